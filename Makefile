@@ -1,0 +1,48 @@
+# Every target sets itself up: it makes $(VENV), installs the package with the pinned versions, and goes on.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+PY := "$(VENV)/bin/python"
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint reproduce
+
+help:  ## explain the targets (the default)
+	@echo "make TARGET [PYTHON=python3] [VENV=.venv]"
+	@echo
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@echo
+	@echo "The first target that needs it creates \$$(VENV) and installs into it: minutes and a few GB, once."
+	@echo "It installs again when pyproject.toml or constraints.txt change."
+
+setup: $(INSTALLED)  ## create the virtual environment and install the package with its test tools
+
+demo: $(INSTALLED)  ## run scripts/demo.py (DEMO_ARGS="--help" lists its options)
+	$(PY) scripts/demo.py $(DEMO_ARGS)
+
+test: $(INSTALLED)  ## run the unit tests, then the slower tests that start processes (PYTEST_ARGS="-x")
+	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+lint: $(INSTALLED)  ## check style, formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+reproduce: $(INSTALLED)  ## train the miniature over 3 seeds and print its table
+	$(PY) scripts/reproduce_miniature.py --seeds 3
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v "$(PYTHON)" >/dev/null || \
+	    { echo "make: no '$(PYTHON)' found; name a Python 3.10 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "make: $$("$(PYTHON)" --version 2>&1) is too old; name a Python 3.10 or later:" \
+	        "make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv "$(VENV)" || \
+	    { echo "make: '$(PYTHON) -m venv $(VENV)' failed; on Debian and Ubuntu the package python3-venv is needed" >&2; \
+	        exit 1; }
+	$(PY) -m pip install -c constraints.txt -e ".[dev]"
+	@touch "$@"
