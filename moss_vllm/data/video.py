@@ -1,0 +1,403 @@
+"""Read one clip, frames and their times, from a video file or from a folder of frames.
+
+A file is read twice: PyAV lists the packets of the file to learn every frame's presentation time, then one
+decoder delivers the frames chosen by those times. Both decoders thus share one choice. decord is only given
+files it is known to count right; everything else (av1, gif, mpeg2, transport streams, edit lists, open GOPs,
+lost packets) is decoded from its start by PyAV.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import av
+import numpy as np
+from PIL import Image
+
+VIDEO_EXTENSIONS = tuple(".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .m2v .ts .flv .wmv .3gp".split())
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MULTIPLE_PX = 28  # a side holds whole 2 x 2 groups of 14-pixel patches
+MAX_ASPECT = 20
+MAX_FRAME_PX = 100_000_000
+MAX_CLIP_BYTES = 2 * 1024**3
+DECODERS = ("auto", "decord", "pyav", "torchcodec")
+
+_ROUNDING_S = (
+    1.5e-3  # mkv and webm round times to 1 ms; half a step more keeps a tie from hanging on float noise
+)
+_SAME_FRAME_S = 1e-5
+# decord 0.6 returns other frames than asked for, without an error, from mpeg2, edit lists, cut ts files and
+# open GOPs (the default of x265), so it gets these codecs in these containers, and closed GOPs only.
+_PLAIN_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
+_PLAIN_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+_REPLACE = "copy or download the file again, or leave it out of the annotation file"
+_CONVERT = "convert it with `ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`"
+_log = logging.getLogger(__name__)
+
+
+class BadVideo(ValueError):
+    """A video cannot be read; says which, why, and what to do about it.
+
+    It survives pickling, and the DataLoader, which rebuilds a worker's error from its printed traceback.
+    """
+
+    def __init__(self, path: str, reason: str = "", remedy: str = "") -> None:
+        super().__init__(path, reason, remedy)
+        if not reason:  # rebuilt by the DataLoader: `path` is a traceback that ends in str(original)
+            found = re.search(r"BadVideo: (.+?): (.+) \(remedy: (.+)\)\s*$", path)
+            path, reason, remedy = found.groups() if found else (path, reason, remedy)
+        self.path, self.reason, self.remedy = path, reason, remedy
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason} (remedy: {self.remedy})"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of one video and when they are shown.
+
+    Shape: frames uint8 (T, H, W, 3), RGB; frame_times_s float64 (T,), strictly increasing, seconds from the
+    first frame of the video or from `start_s`.
+    """
+
+    frames: np.ndarray
+    frame_times_s: np.ndarray
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    is_keyframe: bool
+    is_discard: bool
+    is_corrupt: bool
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Times of all frames shown, in the file's own clock; `damage` says what the file promised but lacks."""
+
+    frame_times_s: np.ndarray
+    damage: str
+    suits_decord: bool
+
+
+def read_clip(
+    path: str | os.PathLike[str],
+    *,
+    sample_fps: float = 2.0,
+    short_side_px: int | None = 224,
+    max_frames: int = 180,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    folder_fps: float = 3.0,
+    decoder: str = "auto",
+) -> Clip:
+    """Read the frames on screen at start_s + k / sample_fps, each frame at most once.
+
+    More than max_frames are thinned evenly, first and last kept. The part read is [start_s, end_s) and may
+    end after the video does. A frame already on screen at start_s has time 0. Frames with a negative time
+    stamp (cut away by an edit list) are not shown and not counted. A folder of images is a video of
+    folder_fps. Sides become multiples of MULTIPLE_PX; short_side_px=None keeps the size but for that.
+
+    Shape: see Clip.
+    Raises: BadVideo for what is wrong with the file, ValueError for an argument out of range, ImportError
+    for a decoder that was named but is not installed. Damaged pictures that a decoder conceals without an
+    error (overwritten bytes inside avi, mkv or webm) cannot be noticed.
+    """
+    path = os.fspath(path)
+    _check_number("sample_fps", sample_fps, 1e-3, 1000)
+    _check_number("folder_fps", folder_fps, 1e-3, 1000)
+    _check_number("max_frames", max_frames, 1, math.inf)
+    _check_number("start_s", start_s, 0, 1e9)
+    if end_s is not None and not end_s > start_s:
+        raise ValueError(f"end_s is {end_s}; it must be above start_s, which is {start_s}")
+    if short_side_px is not None:
+        _check_number("short_side_px", short_side_px, MULTIPLE_PX, 10_000)
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder is {decoder!r}; it must be one of {', '.join(DECODERS)}")
+
+    names: list[str] = []
+    if os.path.isdir(path):
+        names = _image_names(path)
+        index = _Index(np.arange(len(names)) / folder_fps, "", False)
+    else:
+        index = _index_frames(path)
+    times_s = index.frame_times_s - index.frame_times_s[0]
+    last_gap_s = times_s[-1] - times_s[-2] if len(times_s) > 1 else 1 / sample_fps
+    video_end_s = float(times_s[-1] + last_gap_s)
+    if start_s >= video_end_s:
+        reason = f"start_s is {start_s}, the video ends at {video_end_s:.2f} s"
+        raise BadVideo(path, reason, "check the annotation against the file")
+    if index.damage and (end_s is None or end_s > video_end_s):
+        raise BadVideo(path, index.damage, _REPLACE)
+    stop_s = video_end_s if end_s is None else min(end_s, video_end_s)
+    chosen = _choose(times_s, sample_fps, max_frames, start_s, stop_s)
+
+    if names:
+        frames = _stack(path, _read_images(path, [names[i] for i in chosen]), len(chosen), short_side_px)
+    else:
+        frames = _decode(path, index, chosen, short_side_px, decoder)
+    return Clip(frames, np.maximum(times_s[chosen] - start_s, 0.0))
+
+
+def _check_number(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also false for NaN
+        raise ValueError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+
+
+def _choose(times_s: np.ndarray, fps: float, max_frames: int, start_s: float, stop_s: float) -> np.ndarray:
+    """Indices of the frames on screen at start_s + k / fps < stop_s, without a grid in memory."""
+    grid = np.ceil((np.append(times_s, stop_s) - _ROUNDING_S - start_s) * fps)
+    grid = np.clip(grid, 0, max(grid[-1], 1))  # first k at or after each frame; one frame is always left
+    chosen = np.flatnonzero(np.diff(grid) > 0)
+    if len(chosen) > max_frames:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, max_frames).round().astype(int)]
+    return chosen
+
+
+def _index_frames(path: str) -> _Index:
+    """List the presentation times of a file from its packets, or by decoding it where packets do not tell.
+
+    Raises: BadVideo if the file cannot be opened, has no picture stream, or its pictures have no times.
+    """
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise BadVideo(path, "the file is empty (0 bytes)", _REPLACE)
+    except OSError as error:
+        raise BadVideo(path, f"{error.strerror}", "check the path, and that you may read it") from error
+
+    packets: list[_Packet] = []
+    data_end_s, damage = 0.0, ""
+    with _open(path) as container:
+        stream = _picture_stream(path, container)
+        start_s, promised_s = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
+        container_name, time_base = container.format.name, float(stream.time_base or 0)
+        is_known = stream.codec.canonical_name in _PLAIN_CODECS and container_name in _PLAIN_CONTAINERS
+        try:
+            for packet in container.demux():
+                if packet.size and packet.pts is not None:
+                    packet_end_s = (packet.pts + (packet.duration or 0)) * float(packet.time_base)
+                    data_end_s = max(data_end_s, packet_end_s - start_s)
+                if packet.size and packet.stream is stream:
+                    packets.append(_Packet(*(getattr(packet, field) for field in _Packet._fields)))
+        except av.FFmpegError as error:
+            damage = f"its data cannot be read on ({error})"
+    # A cut mkv, webm or avi ends without an error; only its header knows how long it was meant to be.
+    if is_known and data_end_s < promised_s - max(1.0, 0.05 * promised_s):
+        damage = f"cut short: the header promises {promised_s:.2f} s, the data end at {data_end_s:.2f} s"
+    elif any(packet.is_corrupt for packet in packets):
+        damage = damage or "a packet is incomplete or damaged"
+
+    pts = [packet.pts for packet in packets if packet.pts is not None and packet.pts >= 0]
+    is_plain = (
+        is_known
+        and len(set(pts)) == len(packets) > 0
+        and packets[0].is_keyframe
+        and packets[0].pts == min(pts)
+        and not any(packet.is_discard or packet.is_corrupt for packet in packets)
+        and (container_name != "avi" or pts == sorted(pts))  # avi stores no pts, they are guessed
+    )
+    if is_plain:
+        return _Index(np.array(sorted(pts)) * time_base, damage, _has_closed_gops(packets, pts))
+
+    times_s, is_interlaced = [], False
+    try:
+        for frame in _decode_in_order(path):
+            is_interlaced = is_interlaced or frame.interlaced_frame
+            if frame.time is not None and frame.time >= 0:
+                times_s.append(frame.time)
+    except av.FFmpegError as error:
+        damage = f"{len(times_s)} of {len(packets)} frames decode, then: {error}"
+    if not times_s:
+        raise BadVideo(path, f"0 of {len(packets)} frames decode to a picture with a time", _REPLACE)
+    # Some packets hold no picture: vp8's hidden frames, pictures before the first key frame, half pictures.
+    n_shown = sum(not packet.is_discard for packet in packets)
+    if not damage and len(times_s) < n_shown * (0.45 if is_interlaced else 0.9) - 2:
+        damage = f"{len(times_s)} of {n_shown} frames decode"
+    return _Index(np.array(sorted(set(times_s))), damage, False)
+
+
+def _has_closed_gops(packets: list[_Packet], pts: list[int]) -> bool:
+    """Whether no frame stored after a key frame is shown before it: decord miscounts after a seek there."""
+    earliest_later = np.minimum.accumulate(pts[::-1])[::-1]
+    return all(earliest_later[i] == pts[i] for i, packet in enumerate(packets) if packet.is_keyframe)
+
+
+def _open(path: str) -> av.container.InputContainer:
+    try:
+        # "file:" for names with a colon; old avi files carry titles that are not UTF-8.
+        return av.open(f"file:{path}", metadata_errors="ignore")
+    except (av.FFmpegError, ValueError) as error:
+        raise BadVideo(path, f"not a video, or its header is lost ({error})", _REPLACE) from error
+
+
+def _picture_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
+    stream = container.streams.best("video")
+    if not isinstance(stream, av.VideoStream) or stream.disposition & av.stream.Disposition.attached_pic:
+        raise BadVideo(path, "there is no video stream (sound only?)", "check that it is the right file")
+    if stream.width and stream.height:
+        _check_frame_size(path, stream.height, stream.width)  # before a decoder claims memory for it
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _decode_in_order(path: str) -> Iterator[av.VideoFrame]:
+    with _open(path) as container:
+        yield from container.decode(_picture_stream(path, container))
+
+
+def _decode(path: str, index: _Index, chosen: np.ndarray, side_px: int | None, decoder: str) -> np.ndarray:
+    """Deliver the chosen frames of a file, resized, from the decoder asked for."""
+    if decoder == "torchcodec":
+        return _stack(path, _torchcodec_frames(path, index, chosen), len(chosen), side_px)
+    if decoder == "decord" or (decoder == "auto" and index.suits_decord):
+        try:
+            return _stack(path, _decord_frames(path, index, chosen), len(chosen), side_px)
+        except BadVideo:
+            raise
+        except ImportError as error:  # no wheels for mac or arm, where PyAV gives the same frames
+            if decoder == "decord":
+                raise ImportError("decoder='decord' needs `pip install decord` (Linux, x86)") from error
+        except Exception as error:  # decord raises its own kinds, RuntimeError and IndexError alike
+            reason = f"decord failed ({str(error).splitlines()[0][:200]})"
+            if decoder == "decord":
+                raise BadVideo(path, reason, "use decoder='auto', which turns to PyAV") from error
+            _log.warning("%s: %s; reading it with PyAV", path, reason)
+    return _stack(path, _pyav_frames(path, index, chosen), len(chosen), side_px)
+
+
+def _decord_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    import decord
+
+    if not index.suits_decord:
+        raise RuntimeError("it returns wrong frames for this kind of file, so it was not asked")
+    decord.logging.set_level(decord.logging.QUIET)
+    # num_threads=0, decord's default, fails on vp9. The reader dies with this generator: kept ones deadlock.
+    reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
+    times_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
+    shown_s = index.frame_times_s - index.frame_times_s[0]
+    if len(times_s) != len(shown_s) or not np.allclose(times_s - times_s[0], shown_s, atol=5e-3):
+        raise RuntimeError(f"of {len(shown_s)} frames it counts {len(times_s)}, or gives them other times")
+    for i in chosen:
+        with decord.bridge._BridgeScope("native"):  # set_bridge("torch") elsewhere would change what we get
+            frame = reader[int(i)].asnumpy()
+        yield frame
+
+
+def _pyav_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    n_seen, n_found, wanted_s = 0, 0, index.frame_times_s[chosen]
+    reason = "the file ends"
+    try:
+        for frame in _decode_in_order(path):
+            n_seen += 1
+            time_s = -1.0 if frame.time is None else frame.time
+            if time_s < wanted_s[n_found] - _SAME_FRAME_S:
+                continue
+            if time_s > wanted_s[n_found] + _SAME_FRAME_S or frame.is_corrupt:
+                reason = "a frame is lost or damaged"
+                break
+            # PyAV, unlike decord, leaves the turning to us; frame.rotation is counterclockwise.
+            yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+            n_found += 1
+            if n_found == len(wanted_s):
+                return
+    except av.FFmpegError as error:
+        reason = str(error)
+    at_s = wanted_s[n_found] - index.frame_times_s[0]
+    total = len(index.frame_times_s)
+    raise BadVideo(path, f"{n_seen} of {total} frames decode, then at {at_s:.2f} s: {reason}", _REPLACE)
+
+
+def _torchcodec_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, OSError, RuntimeError) as error:
+        text = "decoder='torchcodec' needs `pip install moss_vllm[torchcodec]` and FFmpeg's libraries"
+        raise ImportError(text) from error
+    try:  # approximate mode is wrong for variable frame rates
+        video = VideoDecoder(path, seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=1)
+        for i, time_s in zip(chosen, index.frame_times_s[chosen], strict=True):
+            frame = video.get_frame_at(int(i))  # get_frame_played_at of 0.17 gave other frames
+            if abs(frame.pts_seconds - time_s) > _ROUNDING_S:
+                raise RuntimeError(f"asked for the frame at {time_s:.3f} s, got {frame.pts_seconds:.3f} s")
+            yield frame.data.numpy()
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = f"torchcodec failed ({str(error).splitlines()[0][:200]})"
+        raise BadVideo(path, reason, "use decoder='auto'") from error
+
+
+def _image_names(folder: str) -> list[str]:
+    try:
+        names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGE_EXTENSIONS) and n[0] != "."]
+    except OSError as error:
+        raise BadVideo(folder, f"{error.strerror}", "check that you may read the folder") from error
+    if not names:
+        remedy = f"name a video file, or a folder of {', '.join(IMAGE_EXTENSIONS)} frames"
+        raise BadVideo(folder, "the folder holds no images", remedy)
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts frame_2 before frame_10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read_images(folder: str, names: list[str]) -> Iterator[np.ndarray]:
+    first_size = None
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            with Image.open(path) as image:
+                _check_frame_size(path, image.height, image.width)
+                frame = np.asarray(image.convert("RGB"))
+        except BadVideo:
+            raise
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BadVideo(path, f"the image cannot be read ({error})", _REPLACE) from error
+        first_size = first_size or frame.shape
+        if frame.shape != first_size:
+            sizes = [f"{width}x{height}" for height, width, _ in (frame.shape, first_size)]
+            seen = f"the image is {sizes[0]}, the folder's first frame {sizes[1]}"
+            raise BadVideo(path, seen, "keep one video of one size per folder")
+        yield frame
+
+
+def _check_frame_size(path: str, height: int, width: int) -> None:
+    if height * width > MAX_FRAME_PX:
+        reason = f"frames of {width}x{height} are {height * width} pixels; at most {MAX_FRAME_PX} are read"
+        raise BadVideo(path, reason, "scale the video down with `ffmpeg -i IN -vf scale=1280:-2 OUT.mp4`")
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        reason = f"frames of {width}x{height} are too narrow; the sides may differ {MAX_ASPECT}-fold"
+        raise BadVideo(path, reason, "crop the video, or leave it out of the annotation file")
+
+
+def _target_size(height: int, width: int, short_side_px: int | None) -> tuple[int, int]:
+    scale = 1.0 if short_side_px is None else short_side_px / min(height, width)
+    rows, columns = (max(1, math.floor(side * scale / MULTIPLE_PX + 0.5)) for side in (height, width))
+    return rows * MULTIPLE_PX, columns * MULTIPLE_PX
+
+
+def _stack(path: str, frames: Iterator[np.ndarray], count: int, short_side_px: int | None) -> np.ndarray:
+    """Resize frames as they come, so that one frame of full size is held at a time."""
+    clip: np.ndarray | None = None
+    for i, frame in enumerate(frames):
+        if clip is None:
+            _check_frame_size(path, frame.shape[0], frame.shape[1])
+            size = _target_size(frame.shape[0], frame.shape[1], short_side_px)
+            n_bytes = count * size[0] * size[1] * 3
+            if n_bytes > MAX_CLIP_BYTES:
+                reason = f"{count} frames of {size[1]}x{size[0]} take {n_bytes} bytes, over {MAX_CLIP_BYTES}"
+                raise BadVideo(path, reason, "lower short_side_px or max_frames")
+            clip = np.empty((count, *size, 3), np.uint8)
+        if frame.shape[:2] != size:
+            image = Image.fromarray(np.ascontiguousarray(frame))
+            frame = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+        clip[i] = frame
+    assert clip is not None, f"{path}: no frame was chosen"
+    return clip
