@@ -1,4 +1,4 @@
-"""Owns: MOSS equals the authors' module (eval, train, gradients), starts as zero on request, takes any clip."""
+"""Owns: MOSS equals the authors' module (eval, train, gradients), starts at zero if asked, takes any clip."""
 
 import json
 from pathlib import Path

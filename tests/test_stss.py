@@ -1,4 +1,4 @@
-"""Owns: STSS equals the authors' values and gradients, fast equals plain, and odd inputs give sane numbers."""
+"""Owns: STSS equals the authors' values and gradients, fast equals plain, odd inputs give sane numbers."""
 
 import json
 import sys

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-import moss_vllm.data.video as video
+from moss_vllm.data import frames
 from moss_vllm.data.video import BadVideo, read_clip
 
 HEIGHT, WIDTH = 64, 96
@@ -338,11 +338,11 @@ def test_absurd_sizes(tmp_path, monkeypatch):
     (tmp_path / "thin").mkdir()
     Image.new("L", (630, 30)).save(tmp_path / "thin" / "0.png")
     assert "20-fold" in fails(tmp_path / "thin", "630x30").reason
-    monkeypatch.setattr(video, "MAX_FRAME_PX", 6000)
+    monkeypatch.setattr(frames, "MAX_FRAME_PX", 6000)
     path = write(tmp_path / "large.mp4", n=12)
     assert "at most 6000" in fails(path, "96x64").reason
-    monkeypatch.setattr(video, "MAX_FRAME_PX", 10**8)
-    monkeypatch.setattr(video, "MAX_CLIP_BYTES", 451583)
+    monkeypatch.setattr(frames, "MAX_FRAME_PX", 10**8)
+    monkeypatch.setattr(frames, "MAX_CLIP_BYTES", 451583)
     assert "max_frames" in fails(path, "451583").remedy
 
 

@@ -52,7 +52,7 @@ class STSSEncoder(nn.Module):
     """One order: features -> STSS -> motion features M^(n).
 
     The offsets are concatenated channel-wise, offset-major, and fused by a 3x3 convolution block. The paper's
-    text says "fully connected layer" there; only the convolution gives the parameters and FLOPs of its tables.
+    text says "fully connected layer" there; only the convolution gives its tables' parameters and FLOPs.
 
     Shape:
         (B, T, H, W, d_in) -> (B, T, H, W, d_fuse).

@@ -93,8 +93,8 @@ def _neighbours(
 def _check(x: Tensor, window: Window) -> None:
     if x.dim() != 5 or not x.is_floating_point():
         raise ValueError(
-            f"stss takes floating features of shape (B, T, H, W, C), got {x.dtype} of shape {tuple(x.shape)}; "
-            "add the missing axis or convert the dtype"
+            f"stss takes floating features of shape (B, T, H, W, C), got {x.dtype} of shape "
+            f"{tuple(x.shape)}; add the missing axis or convert the dtype"
         )
     if 0 in x.shape:
         raise ValueError(f"stss takes at least one clip, frame, position and channel, got {tuple(x.shape)}")

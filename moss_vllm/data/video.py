@@ -11,51 +11,34 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import av
 import numpy as np
-from PIL import Image
+
+from moss_vllm.data.frames import (
+    MULTIPLE_PX,
+    REPLACE_FILE,
+    BadVideo,
+    check_frame_size,
+    list_images,
+    read_images,
+    stack_frames,
+)
 
 VIDEO_EXTENSIONS = tuple(".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .m2v .ts .flv .wmv .3gp".split())
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-MULTIPLE_PX = 28  # a side holds whole 2 x 2 groups of 14-pixel patches
-MAX_ASPECT = 20
-MAX_FRAME_PX = 100_000_000
-MAX_CLIP_BYTES = 2 * 1024**3
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
-_ROUNDING_S = (
-    1.5e-3  # mkv and webm round times to 1 ms; half a step more keeps a tie from hanging on float noise
-)
+# mkv and webm round times to 1 ms; half a step more keeps a tie from hanging on float noise.
+_ROUNDING_S = 1.5e-3
 _SAME_FRAME_S = 1e-5
 # decord 0.6 returns other frames than asked for, without an error, from mpeg2, edit lists, cut ts files and
 # open GOPs (the default of x265), so it gets these codecs in these containers, and closed GOPs only.
 _PLAIN_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
 _PLAIN_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
-_REPLACE = "copy or download the file again, or leave it out of the annotation file"
-_CONVERT = "convert it with `ffmpeg -i IN -c:v libx264 -pix_fmt yuv420p OUT.mp4`"
 _log = logging.getLogger(__name__)
-
-
-class BadVideo(ValueError):
-    """A video cannot be read; says which, why, and what to do about it.
-
-    It survives pickling, and the DataLoader, which rebuilds a worker's error from its printed traceback.
-    """
-
-    def __init__(self, path: str, reason: str = "", remedy: str = "") -> None:
-        super().__init__(path, reason, remedy)
-        if not reason:  # rebuilt by the DataLoader: `path` is a traceback that ends in str(original)
-            found = re.search(r"BadVideo: (.+?): (.+) \(remedy: (.+)\)\s*$", path)
-            path, reason, remedy = found.groups() if found else (path, reason, remedy)
-        self.path, self.reason, self.remedy = path, reason, remedy
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason} (remedy: {self.remedy})"
 
 
 @dataclass(frozen=True)
@@ -123,7 +106,7 @@ def read_clip(
 
     names: list[str] = []
     if os.path.isdir(path):
-        names = _image_names(path)
+        names = list_images(path)
         index = _Index(np.arange(len(names)) / folder_fps, "", False)
     else:
         index = _index_frames(path)
@@ -134,12 +117,12 @@ def read_clip(
         reason = f"start_s is {start_s}, the video ends at {video_end_s:.2f} s"
         raise BadVideo(path, reason, "check the annotation against the file")
     if index.damage and (end_s is None or end_s > video_end_s):
-        raise BadVideo(path, index.damage, _REPLACE)
+        raise BadVideo(path, index.damage, REPLACE_FILE)
     stop_s = video_end_s if end_s is None else min(end_s, video_end_s)
     chosen = _choose(times_s, sample_fps, max_frames, start_s, stop_s)
 
     if names:
-        frames = _stack(path, _read_images(path, [names[i] for i in chosen]), len(chosen), short_side_px)
+        frames = stack_frames(path, read_images(path, [names[i] for i in chosen]), len(chosen), short_side_px)
     else:
         frames = _decode(path, index, chosen, short_side_px, decoder)
     return Clip(frames, np.maximum(times_s[chosen] - start_s, 0.0))
@@ -168,7 +151,7 @@ def _index_frames(path: str) -> _Index:
     try:
         with open(path, "rb") as file:
             if not file.read(1):
-                raise BadVideo(path, "the file is empty (0 bytes)", _REPLACE)
+                raise BadVideo(path, "the file is empty (0 bytes)", REPLACE_FILE)
     except OSError as error:
         raise BadVideo(path, f"{error.strerror}", "check the path, and that you may read it") from error
 
@@ -215,7 +198,7 @@ def _index_frames(path: str) -> _Index:
     except av.FFmpegError as error:
         damage = f"{len(times_s)} of {len(packets)} frames decode, then: {error}"
     if not times_s:
-        raise BadVideo(path, f"0 of {len(packets)} frames decode to a picture with a time", _REPLACE)
+        raise BadVideo(path, f"0 of {len(packets)} frames decode to a picture with a time", REPLACE_FILE)
     # Some packets hold no picture: vp8's hidden frames, pictures before the first key frame, half pictures.
     n_shown = sum(not packet.is_discard for packet in packets)
     if not damage and len(times_s) < n_shown * (0.45 if is_interlaced else 0.9) - 2:
@@ -234,7 +217,7 @@ def _open(path: str) -> av.container.InputContainer:
         # "file:" for names with a colon; old avi files carry titles that are not UTF-8.
         return av.open(f"file:{path}", metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
-        raise BadVideo(path, f"not a video, or its header is lost ({error})", _REPLACE) from error
+        raise BadVideo(path, f"not a video, or its header is lost ({error})", REPLACE_FILE) from error
 
 
 def _picture_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
@@ -242,7 +225,7 @@ def _picture_stream(path: str, container: av.container.InputContainer) -> av.Vid
     if not isinstance(stream, av.VideoStream) or stream.disposition & av.stream.Disposition.attached_pic:
         raise BadVideo(path, "there is no video stream (sound only?)", "check that it is the right file")
     if stream.width and stream.height:
-        _check_frame_size(path, stream.height, stream.width)  # before a decoder claims memory for it
+        check_frame_size(path, stream.height, stream.width)  # before a decoder claims memory for it
     stream.codec_context.thread_count = 1
     return stream
 
@@ -255,10 +238,10 @@ def _decode_in_order(path: str) -> Iterator[av.VideoFrame]:
 def _decode(path: str, index: _Index, chosen: np.ndarray, side_px: int | None, decoder: str) -> np.ndarray:
     """Deliver the chosen frames of a file, resized, from the decoder asked for."""
     if decoder == "torchcodec":
-        return _stack(path, _torchcodec_frames(path, index, chosen), len(chosen), side_px)
+        return stack_frames(path, _torchcodec_frames(path, index, chosen), len(chosen), side_px)
     if decoder == "decord" or (decoder == "auto" and index.suits_decord):
         try:
-            return _stack(path, _decord_frames(path, index, chosen), len(chosen), side_px)
+            return stack_frames(path, _decord_frames(path, index, chosen), len(chosen), side_px)
         except BadVideo:
             raise
         except ImportError as error:  # no wheels for mac or arm, where PyAV gives the same frames
@@ -269,7 +252,7 @@ def _decode(path: str, index: _Index, chosen: np.ndarray, side_px: int | None, d
             if decoder == "decord":
                 raise BadVideo(path, reason, "use decoder='auto', which turns to PyAV") from error
             _log.warning("%s: %s; reading it with PyAV", path, reason)
-    return _stack(path, _pyav_frames(path, index, chosen), len(chosen), side_px)
+    return stack_frames(path, _pyav_frames(path, index, chosen), len(chosen), side_px)
 
 
 def _decord_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
@@ -311,7 +294,7 @@ def _pyav_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.nd
         reason = str(error)
     at_s = wanted_s[n_found] - index.frame_times_s[0]
     total = len(index.frame_times_s)
-    raise BadVideo(path, f"{n_seen} of {total} frames decode, then at {at_s:.2f} s: {reason}", _REPLACE)
+    raise BadVideo(path, f"{n_seen} of {total} frames decode, then at {at_s:.2f} s: {reason}", REPLACE_FILE)
 
 
 def _torchcodec_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
@@ -330,74 +313,3 @@ def _torchcodec_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator
     except (RuntimeError, ValueError, IndexError) as error:
         reason = f"torchcodec failed ({str(error).splitlines()[0][:200]})"
         raise BadVideo(path, reason, "use decoder='auto'") from error
-
-
-def _image_names(folder: str) -> list[str]:
-    try:
-        names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGE_EXTENSIONS) and n[0] != "."]
-    except OSError as error:
-        raise BadVideo(folder, f"{error.strerror}", "check that you may read the folder") from error
-    if not names:
-        remedy = f"name a video file, or a folder of {', '.join(IMAGE_EXTENSIONS)} frames"
-        raise BadVideo(folder, "the folder holds no images", remedy)
-    return sorted(names, key=_natural)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts frame_2 before frame_10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _read_images(folder: str, names: list[str]) -> Iterator[np.ndarray]:
-    first_size = None
-    for name in names:
-        path = os.path.join(folder, name)
-        try:
-            with Image.open(path) as image:
-                _check_frame_size(path, image.height, image.width)
-                frame = np.asarray(image.convert("RGB"))
-        except BadVideo:
-            raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadVideo(path, f"the image cannot be read ({error})", _REPLACE) from error
-        first_size = first_size or frame.shape
-        if frame.shape != first_size:
-            sizes = [f"{width}x{height}" for height, width, _ in (frame.shape, first_size)]
-            seen = f"the image is {sizes[0]}, the folder's first frame {sizes[1]}"
-            raise BadVideo(path, seen, "keep one video of one size per folder")
-        yield frame
-
-
-def _check_frame_size(path: str, height: int, width: int) -> None:
-    if height * width > MAX_FRAME_PX:
-        reason = f"frames of {width}x{height} are {height * width} pixels; at most {MAX_FRAME_PX} are read"
-        raise BadVideo(path, reason, "scale the video down with `ffmpeg -i IN -vf scale=1280:-2 OUT.mp4`")
-    if max(height, width) > MAX_ASPECT * min(height, width):
-        reason = f"frames of {width}x{height} are too narrow; the sides may differ {MAX_ASPECT}-fold"
-        raise BadVideo(path, reason, "crop the video, or leave it out of the annotation file")
-
-
-def _target_size(height: int, width: int, short_side_px: int | None) -> tuple[int, int]:
-    scale = 1.0 if short_side_px is None else short_side_px / min(height, width)
-    rows, columns = (max(1, math.floor(side * scale / MULTIPLE_PX + 0.5)) for side in (height, width))
-    return rows * MULTIPLE_PX, columns * MULTIPLE_PX
-
-
-def _stack(path: str, frames: Iterator[np.ndarray], count: int, short_side_px: int | None) -> np.ndarray:
-    """Resize frames as they come, so that one frame of full size is held at a time."""
-    clip: np.ndarray | None = None
-    for i, frame in enumerate(frames):
-        if clip is None:
-            _check_frame_size(path, frame.shape[0], frame.shape[1])
-            size = _target_size(frame.shape[0], frame.shape[1], short_side_px)
-            n_bytes = count * size[0] * size[1] * 3
-            if n_bytes > MAX_CLIP_BYTES:
-                reason = f"{count} frames of {size[1]}x{size[0]} take {n_bytes} bytes, over {MAX_CLIP_BYTES}"
-                raise BadVideo(path, reason, "lower short_side_px or max_frames")
-            clip = np.empty((count, *size, 3), np.uint8)
-        if frame.shape[:2] != size:
-            image = Image.fromarray(np.ascontiguousarray(frame))
-            frame = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
-        clip[i] = frame
-    assert clip is not None, f"{path}: no frame was chosen"
-    return clip

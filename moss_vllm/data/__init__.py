@@ -1,0 +1,1 @@
+"""Reading videos and annotation files, and making the motion world."""

@@ -1,0 +1,106 @@
+"""Which parameter trains at which rate: one ordered table of patterns, first match wins. And the schedule."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One row of the table: parameters whose name matches `pattern` train at `lr`; None freezes them."""
+
+    name: str
+    pattern: str
+    lr: float | None
+    weight_decay: float = 0.0
+
+
+# Sec. 4.5 of the paper. peft keeps a frozen original beside each module it saves: first row.
+VIDEO_LLM_RATES = (
+    Rate("originals", r"\.original_module\.", None),
+    Rate("moss", r"vision_model\.moss\.", 1e-3),
+    Rate("projector", r"\.projector\.", 1e-4),
+    Rate("llm lora", r"language_model\..*\.lora_[AB]\.", 1e-5),
+    Rate("frozen", r"\.(vision_model|language_model|lm_head)\.", None),
+)
+
+
+def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, Any]]:
+    """Optimizer groups by `table`; sets `requires_grad` of every parameter accordingly.
+
+    Each group has `name`, `lr`, `initial_lr` (what the schedule scales) and `weight_decay`, which
+    one-dimensional parameters (biases, norms) do not get.
+
+    Raises:
+        ValueError: a parameter no row covers, or a trained row that covers none; all of them are named.
+    """
+    matched: dict[str, list[tuple[str, nn.Parameter]]] = {row.name: [] for row in table}
+    uncovered = []
+    for name, parameter in model.named_parameters():
+        row = next((row for row in table if re.search(row.pattern, name)), None)
+        if row is None:
+            uncovered.append(name)
+            continue
+        parameter.requires_grad_(row.lr is not None)
+        matched[row.name].append((name, parameter))
+    if uncovered:
+        shown = ", ".join(uncovered[:10]) + (
+            f" and {len(uncovered) - 10} more" if len(uncovered) > 10 else ""
+        )
+        raise ValueError(f"no row of the learning-rate table covers {shown}; add a row (lr=None freezes)")
+    if empty := [row.name for row in table if row.lr is not None and not matched[row.name]]:
+        raise ValueError(
+            f"rows {empty} of the learning-rate table match no parameter; remove them or fix the pattern"
+        )
+    groups = []
+    for row in table:
+        if row.lr is None:
+            continue
+        parameters = [p for _, p in matched[row.name]]
+        for decays in (True, False):
+            members = [p for p in parameters if (p.dim() > 1 or row.weight_decay == 0) == decays]
+            if members:
+                decay = row.weight_decay if decays else 0.0
+                rates = {"lr": row.lr, "initial_lr": row.lr, "weight_decay": decay}
+                groups.append({"name": row.name, "params": members, **rates})
+    return groups
+
+
+def describe(model: nn.Module, table: Sequence[Rate]) -> list[tuple[str, str, int, int, str]]:
+    """What trains, for the start-up report: name, pattern, tensors, parameters and rate of each row."""
+    counts = {row.name: [0, 0] for row in table}
+    for name, parameter in model.named_parameters():
+        row = next(row for row in table if re.search(row.pattern, name))
+        counts[row.name][0] += 1
+        counts[row.name][1] += parameter.numel()
+    rates = {row.name: "frozen" if row.lr is None else f"{row.lr:g}" for row in table}
+    return [
+        (row.name, row.pattern, counts[row.name][0], counts[row.name][1], rates[row.name]) for row in table
+    ]
+
+
+def with_rates(table: Sequence[Rate], rates: Mapping[str, float]) -> tuple[Rate, ...]:
+    """The table with other learning rates, by row name.
+
+    Raises:
+        ValueError: a name that is no trained row of the table.
+    """
+    trained = [row.name for row in table if row.lr is not None]
+    if unknown := set(rates) - set(trained):
+        raise ValueError(f"no learning rate called {sorted(unknown)}; the table has {trained}")
+    return tuple(
+        row if row.lr is None else Rate(row.name, row.pattern, rates.get(row.name, row.lr), row.weight_decay)
+        for row in table
+    )
+
+
+def warmup_cosine(step: int, *, total: int, warmup: int, floor: float = 0.0) -> float:
+    """Factor of the learning rates at `step`: linear from 0 over `warmup` steps, then cosine to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

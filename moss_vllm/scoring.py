@@ -1,0 +1,144 @@
+"""The benchmarks' own rules: what counts as right, and how right answers become the numbers of Table 5."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moss_vllm.data.rows import Question
+
+# Questions per task: FAVOR-Bench as hard-coded in its analyze_qa.py, MotionBench rows whose answer is public.
+OFFICIAL_COUNTS: dict[str, dict[str, int]] = {
+    "FAVOR-Bench": {"AS": 2637, "CM": 1075, "HAC": 1541, "MAD": 1205, "NSM": 64, "SAD": 1662},
+    "MotionBench-Dev": {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400},
+}
+
+# As printed. NSM 53.3 is no multiple of 1/64 (34/64 = 53.1): one answer moves NSM by 1.6 points.
+PAPER_TABLE_5: dict[str, dict[str, dict[str, float]]] = {
+    "FAVOR-Bench": {
+        row: dict(zip(("all", "AS", "CM", "HAC", "MAD", "NSM", "SAD"), values, strict=True))
+        for row, values in {
+            "VideoLLaMA3-2B": (42.2, 43.8, 27.3, 44.4, 48.1, 45.3, 42.8),
+            "+ FAVOR-Train": (45.5, 44.8, 27.8, 54.5, 51.3, 54.7, 45.3),
+            "+ FAVOR-Train + MOSS": (46.6, 46.8, 28.8, 55.0, 52.2, 53.3, 45.7),
+        }.items()
+    },
+    "MotionBench-Dev": {
+        row: dict(zip(("all", "MR", "LM", "CM", "MO", "AO", "RC"), values, strict=True))
+        for row, values in {
+            "VideoLLaMA3-2B": (50.2, 54.9, 54.2, 36.1, 68.3, 37.0, 27.3),
+            "+ FAVOR-Train": (51.4, 55.8, 54.4, 36.4, 68.8, 38.3, 33.0),
+            "+ FAVOR-Train + MOSS": (54.2, 59.7, 55.7, 48.3, 68.1, 38.5, 34.0),
+        }.items()
+    },
+}
+
+
+def judge_favor(output: str, answer: str, options: Sequence[str]) -> bool:
+    """Judge as FAVOR-Bench: the answer's text is in the output, and no longer option that contains it is.
+
+    Case counts when options are compared with the answer and not when they are looked up in the output. An
+    output that lists several options therefore passes if it has the right one.
+
+    Reference: FAVOR-Bench/FAVOR-Bench, inference_qa_qwen.py since 2025-05-16.
+    """
+    said = output.lower()
+    longer = [option for option in options if option != answer and answer in option]
+    return answer.lower() in said and not any(option.lower() in said for option in longer)
+
+
+def parse_letter(output: str, options: Sequence[str]) -> str | None:
+    """Parse as VideoLLaMA3's multiple-choice evaluations: the first option letter, else an option's text.
+
+    A capital inside a word counts ("Both" is B). None where the original stops with an error; except that a
+    comma or a blank inside the bracket around the letter ("A, as", "( A )"), its other error, is dropped.
+
+    Reference: DAMO-NLP-SG/VideoLLaMA3, evaluation/benchmarks/mvbench.py.
+    """
+    if not 1 <= len(options) <= 26:
+        raise ValueError(f"{len(options)} options cannot be lettered; pass 1 to 26")
+    last = chr(ord("A") + len(options) - 1)
+    said = output.replace("answer", "").replace("Answer", "")
+    letter = re.search(f"[A-{last}]", said)
+    if letter:
+        return letter[0]
+    for index, option in enumerate(options):
+        if option.strip().strip(".").lower() in said.lower():
+            return chr(ord("A") + index)
+    return None
+
+
+def polish_motionbench(output: str) -> str:
+    """Reduce an output to one character as MotionBench does; the case stays, so "b" is not "B".
+
+    Reference: MotionBench, motionbench/utils/answer_util.py.
+    """
+    said = output.strip().split(")")[0].strip()
+    if "(" in said:
+        said = said.split("(")[1].strip()
+    return said.split(" ")[0][:1]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One judged question; `answered` is False where nothing could be read from the output."""
+
+    uid: str
+    task: str
+    correct: bool
+    answered: bool
+
+
+@dataclass
+class Score:
+    """Counts and percent per task and for "all" questions; a task without questions has no accuracy."""
+
+    correct: dict[str, int]
+    answered: dict[str, int]
+    total: dict[str, int]
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Percent of right answers among all questions, unrounded; "all" weighs every question the same."""
+        return {task: 100 * self.correct[task] / total for task, total in self.total.items() if total}
+
+
+def score(judged: Iterable[Judged], tasks: Mapping[str, str]) -> Score:
+    """Count judged questions per task, in the order of `tasks`, after "all".
+
+    The denominators are the questions given, answered or not. Leave questions with a withheld answer out:
+    MotionBench's own script divides by them too.
+
+    Raises: ValueError for no questions, an unknown task, a uid twice, or a right answer that was not given.
+    """
+    correct: Counter[str] = Counter()
+    answered: Counter[str] = Counter()
+    total: Counter[str] = Counter()
+    seen: set[str] = set()
+    for one in judged:
+        if one.task not in tasks:
+            raise ValueError(f"question {one.uid!r} has task {one.task!r}; use one of {', '.join(tasks)}")
+        if one.uid in seen:
+            raise ValueError(f"question {one.uid!r} was judged twice; keep one result of it")
+        if one.correct and not one.answered:
+            raise ValueError(f"question {one.uid!r} is correct but not answered; set answered to True")
+        seen.add(one.uid)
+        for key in ("all", one.task):
+            correct[key] += one.correct
+            answered[key] += one.answered
+            total[key] += 1
+    if not seen:
+        raise ValueError("no judged question to score; check that the run produced any")
+    keys = ("all", *tasks)
+    return Score(*({key: counts[key] for key in keys} for counts in (correct, answered, total)))
+
+
+def chance_accuracy(questions: Iterable[Question]) -> dict[str, float]:
+    """Percent right by guessing: the mean of 1 / number of options, per task and for "all" questions."""
+    chances: dict[str, list[float]] = {"all": []}
+    for question in questions:
+        for key in ("all", question.task):
+            chances.setdefault(key, []).append(100 / len(question.options))
+    if not chances["all"]:
+        raise ValueError("no question to guess; check that the reader returned any")
+    return {key: sum(values) / len(values) for key, values in chances.items()}

@@ -1,0 +1,152 @@
+"""The main job in minutes on a laptop: fine-tune the miniature VideoLLaMA3 with and without MOSS; evaluate.
+
+    python scripts/demo.py            # or: make demo
+
+Draws the motion world (once), evaluates the miniature on it, fine-tunes it on captions without MOSS and with
+MOSS on the same clips in the same order, evaluates both on both benchmarks' formats, and ends with one table
+in the shape of the paper's Table 5 and two pictures. Every stage is a command of this repository, printed
+before it runs; what an interrupted demo finished is not done again.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from moss_vllm import report
+from moss_vllm.data.motion_world import DEFAULT_ROOT, WorldSize, ensure_world
+from moss_vllm.training import latest_checkpoint
+
+BENCHMARKS = {
+    "FAVOR-Bench": ("eval/favor_bench.py", "FAVOR"),
+    "MotionBench-Dev": ("eval/motionbench.py", "MotionBench"),
+}
+BASE, TRAINED, WITH_MOSS = "miniature", "+ train", "+ train + MOSS"
+QUICK_WORLD = WorldSize(train_clips=48, motionbench_questions=24, withheld_questions=4, favor_questions=24)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run every stage; returns accuracy in percent by row, benchmark and task."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of checkpoints and results"
+    )
+    parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
+    parser.add_argument("--seed", type=int, default=0, help="of MOSS's weights and the order of clips")
+    parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few clips and steps: shows that it runs, not that it learns"
+    )
+    args = parser.parse_args(argv)
+    started = time.monotonic()
+    if args.quick:
+        ensure_world(args.out / "world", QUICK_WORLD)
+        world, steps = args.out / "world", args.steps or 4
+    else:
+        world, steps = ensure_world(args.world), args.steps
+
+    arms = {BASE: "miniature"}
+    for name, moss in ((TRAINED, "--no-use-moss"), (WITH_MOSS, "--use-moss")):
+        arms[name] = train(
+            args.out / ("moss" if moss == "--use-moss" else "plain"), world, args.seed, steps, moss
+        )
+    results = {
+        name: {benchmark: evaluate(benchmark, ckpt, world, args.out) for benchmark in BENCHMARKS}
+        for name, ckpt in arms.items()
+    }
+    rows: dict[str, Any] = {
+        name: {benchmark: result["accuracy_percent"] for benchmark, result in found.items()}
+        for name, found in results.items()
+    }
+    chance = {benchmark: result["chance_percent"] for benchmark, result in results[BASE].items()}
+    notes = [
+        "the motion world's questions in the benchmarks' formats; not comparable with the paper's numbers"
+    ]
+    table = report.table_5({"chance": chance, **rows}, title="Motion world, accuracy (%)", notes=notes)
+    Console().print(table)
+    (args.out / "table.md").write_text(table.markdown())
+    (args.out / "results.json").write_text(json.dumps({"chance": chance, **rows}, indent=2) + "\n")
+    curves = {name: losses(Path(ckpt).parent) for name, ckpt in arms.items() if name != BASE}
+    report.plot_losses(curves, args.out / "losses.png")
+    for benchmark in BENCHMARKS:
+        shown = {name: found[benchmark] for name, found in rows.items()}
+        report.plot_accuracy(shown, args.out / f"{benchmark.lower()}.png", chance=chance[benchmark])
+    minutes = (time.monotonic() - started) / 60
+    print(f"table.md, losses.png and a chart per benchmark are in {args.out}; {minutes:.1f} min")
+    return rows
+
+
+def train(out: Path, world: Path, seed: int, steps: int | None, moss: str) -> str:
+    """Fine-tune through the recipe, or go on where it was stopped; returns the last checkpoint."""
+    command = [
+        "recipes/favor_lora.py",
+        "--data",
+        str(world / "FAVOR"),
+        "--out",
+        str(out),
+        "--seed",
+        str(seed),
+        moss,
+    ]
+    command += ["--resume", "auto"] + ([] if steps is None else ["--steps", str(steps)])
+    run(["-m", "accelerate.commands.launch", "--num_processes", "1", *command])
+    return last_checkpoint(out)
+
+
+def last_checkpoint(out: Path) -> str:
+    """The newest checkpoint folder of a run."""
+    found = latest_checkpoint(out)
+    if found is None:
+        raise SystemExit(f"{out} has no step-* folder; remove {out} and run again")
+    return str(found)
+
+
+def evaluate(benchmark: str, ckpt: str, world: Path, out: Path, *extra: str) -> dict[str, Any]:
+    """Evaluate through the benchmark's script; returns its result.json."""
+    script, folder = BENCHMARKS[benchmark]
+    name = "base" if ckpt == "miniature" else Path(ckpt).parent.name
+    results = out / "eval" / folder / "-".join([name, *(flag.strip("-") for flag in extra)])
+    run(
+        [
+            script,
+            "--ckpt",
+            ckpt,
+            "--data",
+            str(world / folder),
+            "--out",
+            str(results),
+            "--batch-size",
+            "32",
+            *extra,
+        ]
+    )
+    found: dict[str, Any] = json.loads((results / "result.json").read_text())
+    return found
+
+
+def losses(out: Path) -> list[tuple[int, float]]:
+    """(step, loss) of a run; a step trained again after an interruption counts once."""
+    lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    return sorted({line["step"]: line["loss"] for line in lines}.items())
+
+
+def run(command: list[str]) -> None:
+    """Print and run `python COMMAND` from the repository's root; stop the demo where it fails."""
+    print(f"\n$ python {shlex.join(command)}", flush=True)
+    code = subprocess.run([sys.executable, *command]).returncode
+    if code:
+        raise SystemExit(
+            f"that command ended with status {code}; the message is above. Rerun to go on from here."
+        )
+
+
+if __name__ == "__main__":
+    main()
