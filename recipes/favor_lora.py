@@ -64,10 +64,10 @@ class FavorLora:
     lora_alpha: int = setting(16, "alpha of LoRA")
     lora_dropout: float = setting(0.0, "dropout of LoRA")
 
-    steps: int = setting(300, "optimizer steps")
+    steps: int = setting(360, "optimizer steps")
     batch_size: int = setting(16, "clips a process and micro-batch")
     accumulate: int = setting(1, "micro-batches a step")
-    save_every: int = setting(100, "steps between checkpoints")
+    save_every: int = setting(120, "steps between checkpoints")
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
     seed: int = setting(0, "of weights and data order")
