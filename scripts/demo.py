@@ -10,10 +10,12 @@ before it runs; what an interrupted demo finished is not done again.
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         world, steps = ensure_world(args.world), args.steps
 
-    arms = {BASE: "miniature"}
-    for name, moss in ((TRAINED, "--no-use-moss"), (WITH_MOSS, "--use-moss")):
-        arms[name] = train(
-            args.out / ("moss" if moss == "--use-moss" else "plain"), world, args.seed, steps, moss
-        )
-    results = {
-        name: {benchmark: evaluate(benchmark, ckpt, world, args.out) for benchmark in BENCHMARKS}
-        for name, ckpt in arms.items()
-    }
+    arms = train(args.out, world, args.seed, steps)
+    results = evaluate({BASE: "miniature", **arms}, world, args.out)
     rows: dict[str, Any] = {
         name: {benchmark: result["accuracy_percent"] for benchmark, result in found.items()}
         for name, found in results.items()
@@ -84,21 +79,15 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     return rows
 
 
-def train(out: Path, world: Path, seed: int, steps: int | None, moss: str) -> str:
-    """Fine-tune through the recipe, or go on where it was stopped; returns the last checkpoint."""
-    command = [
-        "recipes/favor_lora.py",
-        "--data",
-        str(world / "FAVOR"),
-        "--out",
-        str(out),
-        "--seed",
-        str(seed),
-        moss,
-    ]
-    command += ["--resume", "auto"] + ([] if steps is None else ["--steps", str(steps)])
-    run(["-m", "accelerate.commands.launch", "--num_processes", "1", *command])
-    return last_checkpoint(out)
+def train(out: Path, world: Path, seed: int, steps: int | None) -> dict[str, str]:
+    """Fine-tune without and with MOSS, or go on where that was stopped; returns the last checkpoints."""
+    commands = {}
+    for folder, moss in (("plain", "--no-use-moss"), ("moss", "--use-moss")):
+        command = ["-m", "accelerate.commands.launch", "--num_processes", "1", "recipes/favor_lora.py"]
+        command += ["--data", str(world / "FAVOR"), "--out", str(out / folder), "--seed", str(seed), moss]
+        commands[folder] = [*command, "--resume", "auto", *([] if steps is None else ["--steps", str(steps)])]
+    run(commands)
+    return {TRAINED: last_checkpoint(out / "plain"), WITH_MOSS: last_checkpoint(out / "moss")}
 
 
 def last_checkpoint(out: Path) -> str:
@@ -109,26 +98,29 @@ def last_checkpoint(out: Path) -> str:
     return str(found)
 
 
-def evaluate(benchmark: str, ckpt: str, world: Path, out: Path, *extra: str) -> dict[str, Any]:
-    """Evaluate through the benchmark's script; returns its result.json."""
-    script, folder = BENCHMARKS[benchmark]
-    name = "base" if ckpt == "miniature" else Path(ckpt).parent.name
-    results = out / "eval" / folder / "-".join([name, *(flag.strip("-") for flag in extra)])
-    run(
-        [
-            script,
-            "--ckpt",
-            ckpt,
-            "--data",
-            str(world / folder),
-            "--out",
-            str(results),
-            "--batch-size",
-            "32",
-            *extra,
-        ]
-    )
-    found: dict[str, Any] = json.loads((results / "result.json").read_text())
+def evaluate(arms: dict[str, str], world: Path, out: Path, *extra: str) -> dict[str, dict[str, Any]]:
+    """Evaluate checkpoints through the benchmarks' scripts; returns result.json by arm and benchmark."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, ckpt in arms.items():
+        arm = "base" if ckpt == "miniature" else Path(ckpt).parent.name
+        folders = {
+            benchmark: out / "eval" / folder / "-".join([arm, *(flag.strip("-") for flag in extra)])
+            for benchmark, (_, folder) in BENCHMARKS.items()
+        }
+        commands = {}
+        for benchmark, (script, folder) in BENCHMARKS.items():
+            command = [
+                script,
+                "--ckpt",
+                ckpt,
+                "--data",
+                str(world / folder),
+                "--out",
+                str(folders[benchmark]),
+            ]
+            commands[benchmark] = [*command, "--batch-size", "32", *extra]
+        run(commands)
+        found[name] = {b: json.loads((path / "result.json").read_text()) for b, path in folders.items()}
     return found
 
 
@@ -138,13 +130,26 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return sorted({line["step"]: line["loss"] for line in lines}.items())
 
 
-def run(command: list[str]) -> None:
-    """Print and run `python COMMAND` from the repository's root; stop the demo where it fails."""
-    print(f"\n$ python {shlex.join(command)}", flush=True)
-    code = subprocess.run([sys.executable, *command]).returncode
-    if code:
+def run(commands: dict[str, list[str]]) -> None:
+    """Run `python COMMAND`s side by side, sharing the cores; stop the demo where one fails."""
+    threads = max(1, (os.cpu_count() or 1) // len(commands))
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    print()
+    for name, command in commands.items():
+        print(f"[{name}] $ python {shlex.join(command)}", flush=True)
+
+    def follow(name: str) -> int:
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+        with subprocess.Popen([sys.executable, *commands[name]], **piped) as process:
+            for line in process.stdout:
+                print(f"[{name}] {line}", end="", flush=True)
+        return process.returncode
+
+    with ThreadPoolExecutor(len(commands)) as pool:
+        codes = dict(zip(commands, pool.map(follow, commands), strict=True))
+    if failed := [name for name, code in codes.items() if code]:
         raise SystemExit(
-            f"that command ended with status {code}; the message is above. Rerun to go on from here."
+            f"{' and '.join(failed)} failed; the message is above. Run again to go on from here."
         )
 
 

@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         out = args.out / f"seed-{seed}"
         flags = ["--out", str(out), "--world", str(args.world), "--seed", str(seed)]
         rows = demo.main([*flags, *([] if args.steps is None else ["--steps", str(args.steps)])])
-        with_moss = demo.last_checkpoint(out / "moss")
-        still = {name: demo.evaluate(name, with_moss, args.world, out, "--still") for name in demo.BENCHMARKS}
+        with_moss = {CONTROL: demo.last_checkpoint(out / "moss")}
+        still = demo.evaluate(with_moss, args.world, out, "--still")[CONTROL]
         control = {name: found["accuracy_percent"] for name, found in still.items()}
         by_seed.append({**rows, CONTROL: control})
     chance = json.loads((args.out / "seed-0" / "results.json").read_text())["chance"]
