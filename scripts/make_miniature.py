@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--see", type=int, default=600, help="steps of 96 pictures")
+    parser.add_argument("--see", type=int, default=900, help="steps of 96 pictures")
     parser.add_argument("--read", type=int, default=600, help="steps of 24 told conversations")
-    parser.add_argument("--talk", type=int, nargs="+", default=[450, 450, 450], help="steps of each round")
+    parser.add_argument("--talk", type=int, nargs="+", default=[450], help="steps of each round")
     parser.add_argument("--measured", type=int, default=200, help="held-out pictures and clips to measure on")
     args = parser.parse_args(argv)
 
