@@ -28,7 +28,6 @@ from moss_vllm.data.frames import (
     stack_frames,
 )
 
-VIDEO_EXTENSIONS = tuple(".mp4 .m4v .mov .mkv .webm .avi .gif .mpg .mpeg .m2v .ts .flv .wmv .3gp".split())
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
 # mkv and webm round times to 1 ms; half a step more keeps a tie from hanging on float noise.
