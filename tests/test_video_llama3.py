@@ -121,7 +121,11 @@ def test_save_auto_load_and_generate_round_trip(attached, batch, tmp_path):
     again = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     assert type(again) is MossVideoLlama3ForConditionalGeneration
     before, after = attached.config.vision_config, again.config.vision_config
-    assert [after.moss_after_layer, after.moss_orders, list(after.moss_window)] == [6, 2, [3, 3, 3]]
+    assert [after.moss_after_layer, list(after.moss_orders), list(after.moss_window)] == [
+        6,
+        [1, 2],
+        [3, 3, 3],
+    ]
     assert before.moss_d_fuse == after.moss_d_fuse == 12
     inputs = batch()
     with torch.no_grad():

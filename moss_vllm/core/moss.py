@@ -1,86 +1,56 @@
-"""g: the STSS encoder (Eq. 4), and MOSS: the sum over orders (Eq. 5)."""
+"""MOSS: the sum over orders of self-similarity (Eq. 5), with every setting of Tables 4 and 10a."""
 
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, cast
 
-import torch.nn.functional as F
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from moss_vllm.core.stss import Window, stss
+from moss_vllm.core.encoder import STSSEncoder
+from moss_vllm.core.stss import Window
+
+FUSIONS = ("none", "addition", "mlp", "conv")
 
 
-class UVProjection(nn.Module):
-    """Each U x V similarity map to D channels: linear (no bias), BatchNorm, GELU.
+class OrderMaps(NamedTuple):
+    """What one order sees and says: `similarity` (B, T, H, W, L, U, V) and `motion` (B, T, H, W, d_fuse)."""
 
-    Shape:
-        (B, T, H, W, L, U, V) -> (B*T*L, D, H, W).
-
-    Reference: Sec. 3.3, "flattening the (U, V) dimensions and applying a fully connected layer".
-    """
-
-    def __init__(self, d_similarity: int, *, rows: int, columns: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(rows * columns, d_similarity, bias=False)
-        self.batch_norm = nn.BatchNorm2d(d_similarity)
-
-    def forward(self, similarity: Tensor) -> Tensor:
-        """Encode the maps; see the class."""
-        encoded = self.linear(similarity.flatten(-2))
-        return F.gelu(self.batch_norm(rearrange(encoded, "b t h w l d -> (b t l) d h w")))
+    order: int
+    similarity: Tensor
+    motion: Tensor
 
 
-class ConvBlock(nn.Module):
-    """3x3 convolution (no bias), BatchNorm, GELU over (H, W).
+class Fusion(nn.Module):
+    """What order n >= 2 reads when it is not M^(n-1) alone.
 
     Shape:
-        (N, d_in, H, W) -> (N, d_out, H, W).
+        features (B, T, H, W, d_in), motion (B, T, H, W, d_motion) -> (B, T, H, W, d_motion).
 
-    Reference: Sec. 3.3, "Conv2d - BatchNorm - GeLU".
+    Reference: Table 4c; it states no sizes. "addition" brings F to the width of M by a linear layer where the
+    two differ.
     """
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    def __init__(self, kind: str, d_in: int, d_motion: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(d_in, d_out, 3, padding=1, bias=False)
-        self.batch_norm = nn.BatchNorm2d(d_out)
+        self.kind = kind
+        both = d_in + d_motion
+        if kind == "addition":
+            self.project: nn.Module = nn.Identity() if d_in == d_motion else nn.Linear(d_in, d_motion)
+        elif kind == "mlp":
+            self.project = nn.Sequential(nn.Linear(both, d_motion), nn.GELU(), nn.Linear(d_motion, d_motion))
+        else:
+            self.project = nn.Conv2d(both, d_motion, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve, normalise, activate."""
-        return F.gelu(self.batch_norm(self.conv(x)))
-
-
-class STSSEncoder(nn.Module):
-    """One order: features -> STSS -> motion features M^(n).
-
-    The offsets are concatenated channel-wise, offset-major, and fused by a 3x3 convolution block. The paper's
-    text says "fully connected layer" there; only the convolution gives its tables' parameters and FLOPs.
-
-    Shape:
-        (B, T, H, W, d_in) -> (B, T, H, W, d_fuse).
-
-    Reference: Sec. 3.3, Eq. 4, Fig. 2b.
-    """
-
-    def __init__(
-        self, d_in: int, d_out: int, *, window: Window, d_hidden: int, d_similarity: int, d_fuse: int
-    ) -> None:
-        super().__init__()
-        self.window = window
-        self.norm = nn.LayerNorm(d_in)
-        self.in_proj = nn.Linear(d_in, d_hidden)
-        self.uv_proj = UVProjection(d_similarity, rows=window[1], columns=window[2])
-        self.block1 = ConvBlock(d_similarity, d_similarity)
-        self.block2 = ConvBlock(d_similarity, d_similarity)
-        self.fuse = ConvBlock(window[0] * d_similarity, d_fuse)
-        self.out_proj = nn.Linear(d_fuse, d_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """M^(n) before its FC of Eq. 5 (`out_proj`), which `MOSS` applies."""
-        batch, length = x.shape[0], self.window[0]
-        # The similarity is float32; the encoder then works in the parameters' own type.
-        similarity = stss(self.in_proj(self.norm(x)), self.window).to(self.uv_proj.linear.weight.dtype)
-        maps = self.block2(self.block1(self.uv_proj(similarity)))
-        fused = self.fuse(rearrange(maps, "(b t l) d h w -> (b t) (l d) h w", b=batch, l=length))
-        return rearrange(fused, "(b t) d h w -> b t h w d", b=batch)
+    def forward(self, features: Tensor, motion: Tensor) -> Tensor:
+        """F + M, or MLP([F, M]), or Conv2d([F, M])."""
+        if self.kind == "addition":
+            return cast(Tensor, self.project(features) + motion)
+        both = torch.cat([features, motion], dim=-1)
+        if self.kind == "mlp":
+            return cast(Tensor, self.project(both))
+        frames = self.project(rearrange(both, "b t h w c -> (b t) c h w"))
+        return rearrange(frames, "(b t) c h w -> b t h w c", b=both.shape[0])
 
 
 class MOSS(nn.Module):
@@ -95,16 +65,19 @@ class MOSS(nn.Module):
     Args:
         d_in: channels of the host's features.
         d_out: channels added back to the host.
-        orders: how many orders to stack and sum (the paper uses 2).
-        window: (L, U, V), odd, in frames and grid cells.
+        orders: the orders whose features are summed; lower ones are computed on the way (Table 4a, 4b).
+        window: (L, U, V), odd, in frames and grid cells; or one such triple for each order (Table 10a).
         d_hidden: channels in which similarity is measured.
         d_similarity: D, the width of one encoded similarity map.
         d_fuse: channels after the temporal offsets are fused; 2 * D if not given, as in the ladder.
+        fusion: what orders above the first read: "none" (M alone, the paper's choice), "addition", "mlp" or
+            "conv" with the input features (Table 4c).
         zero_init: start as the constant 0, so that a host that adds the output starts unchanged.
         input_fc: add the FC(F) of Eq. 5 (the ladder has it outside, as its adapter).
 
     Raises:
-        ValueError: `orders` < 1, or a bad window or input shape (see `stss`).
+        ValueError: `orders` is empty, repeated or below 1, `fusion` is unknown, there is not one window per
+            order, or a bad window or input shape (see `stss`).
 
     Reference: Sec. 3.3, Eq. 5; Table 7 for the sizes.
     """
@@ -114,31 +87,34 @@ class MOSS(nn.Module):
         d_in: int,
         d_out: int,
         *,
-        orders: int = 2,
-        window: Window = (5, 9, 9),
+        orders: Sequence[int] = (1, 2),
+        window: Window | Sequence[Window] = (5, 9, 9),
         d_hidden: int = 128,
         d_similarity: int = 64,
         d_fuse: int | None = None,
+        fusion: str = "none",
         zero_init: bool = False,
         input_fc: bool = False,
     ) -> None:
         super().__init__()
-        if orders < 1:
-            raise ValueError(f"MOSS needs at least one order, got orders={orders}; the paper uses 2")
+        self.orders = _checked_orders(orders)
+        if fusion not in FUSIONS:
+            raise ValueError(f"unknown fusion '{fusion}'; choose one of {', '.join(FUSIONS)}")
         d_fuse = 2 * d_similarity if d_fuse is None else d_fuse
-        self.orders = orders
         self.reads_fc_output = not zero_init
-        for order in range(1, orders + 1):
-            previous = d_out if self.reads_fc_output else d_fuse
+        d_read = d_out if self.reads_fc_output else d_fuse
+        for n, size in enumerate(_window_of_each(window, max(self.orders)), start=1):
             encoder = STSSEncoder(
-                d_in if order == 1 else previous,
-                d_out,
-                window=(window[0], window[1], window[2]),
+                d_in if n == 1 else d_read,
+                d_out if n in self.orders or self.reads_fc_output else None,
+                window=size,
                 d_hidden=d_hidden,
                 d_similarity=d_similarity,
                 d_fuse=d_fuse,
             )
-            self.add_module(f"order{order}", encoder)
+            self.add_module(f"order{n}", encoder)
+            if n > 1 and fusion != "none":
+                self.add_module(f"fusion{n}", Fusion(fusion, d_in, d_read))
         self.input_fc = nn.Linear(d_in, d_out) if input_fc else None
         if zero_init:
             for linear in self.last_linears():
@@ -147,20 +123,50 @@ class MOSS(nn.Module):
 
     def last_linears(self) -> list[nn.Linear]:
         """The FCs of Eq. 5, whose sum is the output."""
-        last = [self._order(n).out_proj for n in range(1, self.orders + 1)]
+        last = [cast(nn.Linear, self._order(n).out_proj) for n in self.orders]
         return last if self.input_fc is None else [*last, self.input_fc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Eq. 5: the sum of each order's FC output, and of FC(F) with `input_fc`."""
-        output = None if self.input_fc is None else self.input_fc(x)
-        features = x
-        for n in range(1, self.orders + 1):
-            encoder = self._order(n)
-            motion = encoder(features)  # M^(n), Eq. 4
-            projected = encoder.out_proj(motion)
-            output = projected if output is None else output + projected
-            features = projected if self.reads_fc_output else motion  # Eq. 3: f o g on the previous order
-        return cast(Tensor, output)
+        terms = [] if self.input_fc is None else [self.input_fc(x)]
+        terms += [projected for n, _, _, projected in self._recursion(x) if n in self.orders]
+        return cast(Tensor, sum(terms[1:], terms[0]))
+
+    @torch.no_grad()
+    def maps(self, x: Tensor) -> list[OrderMaps]:
+        """What each order compares and what it makes of it, for looking at (Fig. 5)."""
+        return [
+            OrderMaps(n, self._order(n).similarity(read), motion) for n, read, motion, _ in self._recursion(x)
+        ]
+
+    def _recursion(self, x: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
+        """Eq. 3-4 order by order: n, what g o f reads, M^(n), and its FC."""
+        read = x
+        for n in range(1, max(self.orders) + 1):
+            encoder, fusion = self._order(n), self._modules.get(f"fusion{n}")
+            read = read if fusion is None else fusion(x, read)
+            motion = encoder(read)
+            projected = None if encoder.out_proj is None else encoder.out_proj(motion)
+            yield n, read, motion, projected
+            read = cast(Tensor, projected) if self.reads_fc_output else motion
 
     def _order(self, n: int) -> STSSEncoder:
         return cast(STSSEncoder, self.get_submodule(f"order{n}"))
+
+
+def _checked_orders(orders: Sequence[int]) -> tuple[int, ...]:
+    chosen = tuple(orders) if isinstance(orders, Sequence) else ()
+    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 1:
+        raise ValueError(f"orders={orders} is not a set of orders from 1 on; the paper uses (1, 2)")
+    return tuple(sorted(chosen))
+
+
+def _window_of_each(window: Window | Sequence[Window], orders: int) -> list[Window]:
+    first = window[0]
+    sizes = [window] * orders if isinstance(first, int) else list(window)
+    if len(sizes) != orders:
+        raise ValueError(
+            f"window={window} names {len(sizes)} windows for {orders} orders; give one (L, U, V) for all, or "
+            "one for each order up to the highest"
+        )
+    return [cast(Window, tuple(cast(Window, size))) for size in sizes]

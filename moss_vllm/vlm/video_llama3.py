@@ -42,7 +42,7 @@ class MossVideoLlama3VisionConfig(VideoLlama3VisionConfig):
     model_type = "moss_video_llama_3_vision"
 
     moss_after_layer: int = 6  # counted from 1, as the paper does
-    moss_orders: int = 2
+    moss_orders: list[int] | tuple[int, ...] = (1, 2)
     moss_window: list[int] | tuple[int, ...] = (7, 11, 11)
     moss_d_hidden: int = 256
     moss_d_similarity: int = 256
