@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from moss_vllm.core import MOSS
+from moss_vllm.core import MOSS, stss_plain
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -101,3 +101,100 @@ def test_zero_features_give_finite_output():
 def test_no_order_is_an_error():
     with pytest.raises(ValueError, match="not a set of orders"):
         MOSS(8, 6, orders=())
+
+
+def small(**settings):
+    torch.manual_seed(0)
+    return MOSS(8, 6, **{"window": (3, 3, 3), "d_hidden": 4, "d_similarity": 4, **settings}).eval()
+
+
+@pytest.mark.parametrize("orders", [(2,), (1, 3), (2, 3), (4,)])
+def test_sums_the_chosen_orders_of_one_chain(orders):
+    x = torch.randn(1, 3, 4, 5, 8)
+    chain = small(orders=(1, 2, 3, 4))
+    alone = {}
+    for n in (1, 2, 3, 4):
+        single = small(orders=(n,))
+        single.load_state_dict({k: v for k, v in chain.state_dict().items() if int(k[5]) <= n})
+        alone[n] = single(x)
+    chosen = small(orders=orders)
+    chosen.load_state_dict({k: v for k, v in chain.state_dict().items() if int(k[5]) <= max(orders)})
+    torch.testing.assert_close(chosen(x), sum(alone[n] for n in orders))
+    torch.testing.assert_close(chain(x), sum(alone.values()))
+
+
+def test_an_order_on_the_way_has_no_unused_weights():
+    for zero_init in (False, True):
+        moss = small(orders=(3,), zero_init=zero_init).train()
+        (moss(torch.randn(2, 3, 4, 4, 8)) * torch.randn(2, 3, 4, 4, 6)).sum().backward()
+        assert [name for name, p in moss.named_parameters() if p.grad is None] == []
+
+
+def test_a_window_for_each_order():
+    moss = small(window=((3, 3, 3), (5, 3, 5)))
+    first, second = moss.maps(torch.randn(1, 4, 5, 6, 8))
+    assert first.similarity.shape[-3:] == (3, 3, 3) and second.similarity.shape[-3:] == (5, 3, 5)
+    assert moss.order2.fuse.conv.in_channels == 5 * 4
+
+
+def test_maps_are_what_the_forward_uses():
+    moss, x = small(orders=(1, 2)), torch.randn(1, 3, 4, 5, 8)
+    first, second = moss.maps(x)
+    assert (first.order, second.order) == (1, 2)
+    torch.testing.assert_close(
+        first.similarity, stss_plain(moss.order1.in_proj(moss.order1.norm(x)), (3, 3, 3))
+    )
+    read = moss.order1.out_proj(first.motion)
+    torch.testing.assert_close(
+        second.similarity, stss_plain(moss.order2.in_proj(moss.order2.norm(read)), (3, 3, 3))
+    )
+    torch.testing.assert_close(read + moss.order2.out_proj(second.motion), moss(x))
+
+
+@pytest.mark.parametrize("zero_init", [True, False])
+@pytest.mark.parametrize("fusion", ["addition", "mlp", "conv"])
+def test_fusions_let_order_two_read_the_features(fusion, zero_init):
+    moss, x = small(fusion=fusion, zero_init=zero_init), torch.randn(1, 3, 4, 5, 8)
+    seen = []
+    moss.order2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    moss.order1.register_forward_hook(lambda _, __, output: torch.zeros_like(output))
+    moss(x)
+    moss(x + torch.randn_like(x))
+    assert not torch.allclose(seen[0], seen[1])  # although it gets nothing from order 1
+    if fusion == "addition":
+        motion = 0 if zero_init else moss.order1.out_proj.bias
+        torch.testing.assert_close(seen[0], moss.fusion2.project(x) + motion)
+
+
+def test_addition_needs_no_weights_between_equal_widths():
+    assert not list(MOSS(8, 8, d_similarity=4, fusion="addition").fusion2.parameters())
+
+
+@pytest.mark.parametrize("zero_init", [True, False])
+@pytest.mark.parametrize("second", ["r2plus1d", "factorised_attention", "difference"])
+def test_another_second_encoder(second, zero_init):
+    moss, x = small(second=second, zero_init=zero_init), torch.randn(1, 3, 4, 5, 8)
+    motion = moss.order1(x)
+    read = motion if zero_init else moss.order1.out_proj(motion)
+    torch.testing.assert_close(moss(x), moss.order1.out_proj(motion) + moss.order2(read))
+    assert not zero_init or moss(x).eq(0).all()
+    assert len(moss.maps(x)) == 1
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"orders": 2}, "orders=2 is not a set"),
+        ({"orders": (1, 1)}, r"\(1, 1\) is not a set"),
+        ({"orders": (0, 1)}, r"\(0, 1\) is not a set"),
+        ({"window": ((3, 3, 3),)}, "1 windows for 2 orders"),
+        ({"window": (3, 4, 3)}, "positive odd"),
+        ({"window": ((3, 3, 3), (3, 3))}, "positive odd"),
+        ({"fusion": "sum"}, "unknown fusion 'sum'; choose one of none, addition"),
+        ({"second": "lstm"}, "unknown second 'lstm'; choose one of stss, r2plus1d"),
+        ({"second": "difference", "orders": (1, 2, 3)}, "stands in for order 2"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        small(**settings)

@@ -1,5 +1,6 @@
 """Owns: STSS equals the authors' values and gradients, fast equals plain, odd inputs give sane numbers."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -31,33 +32,97 @@ def test_golden_values_and_gradients(name, similarity):
     assert_close(features.grad, golden["grad_features"])
 
 
-@pytest.mark.parametrize(
+def loops(x, window):
+    """Eq. 1-2 read aloud, in double precision: one entry of S at a time."""
+    batch, frames, height, width, _ = x.shape
+    reach = [side // 2 for side in window]
+    entries = []
+    for b, t, h, w in itertools.product(*map(range, x.shape[:4])):
+        for dt, u, v in itertools.product(*(range(-r, r + 1) for r in reach)):
+            y = (t + dt, h + u, w + v)
+            if all(0 <= position < size for position, size in zip(y, (frames, height, width), strict=True)):
+                query, key = x[b, t, h, w], x[(b, *y)]
+                entries.append(query @ key / (query.norm() * key.norm()))
+            else:
+                entries.append(x.new_zeros(()))
+    return torch.stack(entries).view(batch, frames, height, width, *window)
+
+
+ODD = pytest.mark.parametrize(
     "shape, window",
     [
-        ((2, 5, 3, 7, 6), (5, 3, 5)),
-        ((1, 1, 4, 4, 3), (7, 11, 11)),
+        ((2, 3, 3, 7, 6), (5, 3, 5)),  # T < L, H != W
+        ((1, 1, 4, 4, 3), (7, 11, 11)),  # T = 1, window over the grid
         ((1, 2, 1, 9, 4), (3, 1, 3)),
-        ((3, 4, 5, 2, 1), (1, 1, 1)),
+        ((2, 4, 5, 2, 1), (1, 1, 1)),
+        ((1, 2, 9, 5, 2), (3, 5, 3)),  # more than two bands of rows
     ],
 )
-def test_fast_equals_plain(shape, window):
+
+
+@BOTH
+@ODD
+def test_equals_four_loops_in_double_precision(shape, window, similarity):
     torch.manual_seed(0)
-    fast, plain = (torch.randn(shape, dtype=torch.float64).requires_grad_() for _ in range(2))
-    with torch.no_grad():
-        plain.copy_(fast)
-    grad = torch.randn(*shape[:4], *window)
-    for features, similarity in ((fast, stss), (plain, stss_plain)):
-        similarity(features, window).backward(grad)
-    assert stss(fast, window).shape == (*shape[:4], *window)
-    torch.testing.assert_close(stss(fast, window), stss_plain(plain, window), atol=2e-6, rtol=0)
-    torch.testing.assert_close(fast.grad, plain.grad, atol=1e-5, rtol=1e-5)
+    exact = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    expected = loops(exact, window)
+    grad = torch.randn_like(expected)
+    expected.backward(grad)
+    single = exact.detach().float().requires_grad_()
+    output = similarity(single, window)
+    output.backward(grad.float())
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output.double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(single.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
+    double = similarity(exact, window)
+    torch.testing.assert_close(double, expected, atol=1e-13, rtol=0)
 
 
-def test_frame_groups_do_not_change_values(monkeypatch):
-    x = torch.randn(2, 7, 3, 4, 5)
-    whole = stss(x, (5, 3, 3))
-    monkeypatch.setattr(sys.modules[stss.__module__], "MAX_CORRELATION_ELEMENTS", 2 * 12**2 * 2)
-    torch.testing.assert_close(stss(x, (5, 3, 3)), whole, atol=1e-6, rtol=0)
+@BOTH
+@ODD
+def test_gradcheck(shape, window, similarity):
+    torch.manual_seed(0)
+    x = torch.randn(1, *shape[1:4], 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: similarity(x, window), (x,), fast_mode=True)
+
+
+def test_operator_is_well_registered():
+    x = torch.randn(1, 3, 3, 4, 2, requires_grad=True)
+    torch.library.opcheck(torch.ops.moss_vllm.stss, (x, [3, 3, 5]))
+
+
+def test_keeps_only_the_unit_features():
+    x = torch.randn(2, 4, 5, 6, 8, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        stss(x, (5, 9, 9))
+    assert sum(t.numel() for t in kept) == x.numel() + x.numel() // 8  # and their 1 / norm
+
+
+@pytest.mark.parametrize("rows, elements", [(1, 1), (2, 700), (100, 2**26)])
+def test_bands_and_frame_groups_do_not_change_values(monkeypatch, rows, elements):
+    module = sys.modules[stss.__module__]
+    monkeypatch.setattr(module, "BAND_ROWS", rows)
+    monkeypatch.setattr(module, "PRODUCT_ELEMENTS", {"cpu": elements})
+    module._grid.cache_clear()
+    x, grad = torch.randn(2, 7, 5, 4, 6, requires_grad=True), torch.randn(2, 7, 5, 4, 5, 3, 3)
+    plain = stss_plain(x, (5, 3, 3))
+    plain.backward(grad)
+    expected, x.grad = x.grad, None
+    fast = stss(x, (5, 3, 3))
+    fast.backward(grad)
+    module._grid.cache_clear()
+    torch.testing.assert_close(fast, plain, atol=2e-6, rtol=0)
+    torch.testing.assert_close(x.grad, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_use_after_inference_mode():
+    with torch.inference_mode():
+        expected = stss(torch.ones(1, 2, 3, 11, 4), (3, 3, 3))
+    x = torch.ones(1, 2, 3, 11, 4, requires_grad=True)
+    output = stss(x, (3, 3, 3))
+    output.sum().backward()
+    assert torch.equal(output, expected) and torch.isfinite(x.grad).all()
 
 
 @BOTH

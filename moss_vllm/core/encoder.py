@@ -1,30 +1,36 @@
 """g: the STSS encoder of one order, from features to motion features (Eq. 4)."""
 
+from typing import cast
+
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from moss_vllm.core.stss import Window, stss
+from moss_vllm.core.lean import norm_gelu_conv, norm_linear
+from moss_vllm.core.stss import Window, stss, stss_maps
 
 
 class UVProjection(nn.Module):
-    """Each U x V similarity map to D channels: linear (no bias), BatchNorm, GELU.
+    """Similarity of features, each U x V map flattened and projected to D channels without bias.
+
+    The BatchNorm and GELU that follow are applied by the next layer: see `STSSEncoder`.
 
     Shape:
-        (B, T, H, W, L, U, V) -> (B*T*L, D, H, W).
+        (B, T, H, W, C) -> (B, T, L, H, W, D).
 
     Reference: Sec. 3.3, "flattening the (U, V) dimensions and applying a fully connected layer".
     """
 
-    def __init__(self, d_similarity: int, *, rows: int, columns: int) -> None:
+    def __init__(self, d_similarity: int, *, window: Window) -> None:
         super().__init__()
-        self.linear = nn.Linear(rows * columns, d_similarity, bias=False)
+        self.window = window
+        self.linear = nn.Linear(window[1] * window[2], d_similarity, bias=False)
         self.batch_norm = nn.BatchNorm2d(d_similarity)
 
-    def forward(self, similarity: Tensor) -> Tensor:
-        """Encode the maps; see the class."""
-        encoded = self.linear(similarity.flatten(-2))
-        return F.gelu(self.batch_norm(rearrange(encoded, "b t h w l d -> (b t l) d h w")))
+    def forward(self, features: Tensor) -> Tensor:
+        """Eq. 1-2, then the fully connected layer over (U, V)."""
+        # The similarity is float32; the encoder then works in the parameters' own type.
+        return cast(Tensor, self.linear(stss_maps(features, self.window).to(self.linear.weight.dtype)))
 
 
 class ConvBlock(nn.Module):
@@ -65,7 +71,7 @@ class STSSEncoder(nn.Module):
         self.window = window
         self.norm = nn.LayerNorm(d_in)
         self.in_proj = nn.Linear(d_in, d_hidden)
-        self.uv_proj = UVProjection(d_similarity, rows=window[1], columns=window[2])
+        self.uv_proj = UVProjection(d_similarity, window=window)
         self.block1 = ConvBlock(d_similarity, d_similarity)
         self.block2 = ConvBlock(d_similarity, d_similarity)
         self.fuse = ConvBlock(window[0] * d_similarity, d_fuse)
@@ -73,13 +79,31 @@ class STSSEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """M^(n) before its FC of Eq. 5 (`out_proj`), which `MOSS` applies."""
-        batch, length = x.shape[0], self.window[0]
-        # The similarity is float32; the encoder then works in the parameters' own type.
-        similarity = self.similarity(x).to(self.uv_proj.linear.weight.dtype)
-        maps = self.block2(self.block1(self.uv_proj(similarity)))
-        fused = self.fuse(rearrange(maps, "(b t l) d h w -> (b t) (l d) h w", b=batch, l=length))
-        return rearrange(fused, "(b t) d h w -> b t h w d", b=batch)
+        maps = self.uv_proj(norm_linear(x, self.norm, self.in_proj))
+        maps = rearrange(maps, "b t l h w d -> (b t l) d h w")
+        # Each line ends one block and begins the next: only what BatchNorm reads is kept for backward.
+        maps = norm_gelu_conv(maps, self.uv_proj.batch_norm, self.block1.conv)
+        maps = norm_gelu_conv(maps, self.block1.batch_norm, self.block2.conv)
+        maps = norm_gelu_conv(maps, self.block2.batch_norm, self.fuse.conv, offsets=self.window[0])
+        maps = norm_gelu_conv(maps, self.fuse.batch_norm, None)
+        return rearrange(maps, "(b t) d h w -> b t h w d", b=x.shape[0])
 
     def similarity(self, x: Tensor) -> Tensor:
         """S^(n), (B, T, H, W, L, U, V): what this order compares (Eq. 3)."""
         return stss(self.in_proj(self.norm(x)), self.window)
+
+
+def last_linear(d_in: int, d_out: int, zero_init: bool) -> nn.Linear:
+    """The linear layer whose output the host adds; with `zero_init` the host starts unchanged."""
+    linear = nn.Linear(d_in, d_out)
+    if zero_init:
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def checked_depth(depth: int) -> int:
+    """`depth`, or a ValueError if no block is left."""
+    if depth < 1:
+        raise ValueError(f"depth={depth} leaves no block that looks across time; give 1 or more")
+    return depth

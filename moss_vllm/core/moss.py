@@ -8,7 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from moss_vllm.core.encoder import STSSEncoder
-from moss_vllm.core.stss import Window
+from moss_vllm.core.stss import Window, check_window
+from moss_vllm.core.temporal import SECOND_ENCODERS
 
 FUSIONS = ("none", "addition", "mlp", "conv")
 
@@ -72,12 +73,14 @@ class MOSS(nn.Module):
         d_fuse: channels after the temporal offsets are fused; 2 * D if not given, as in the ladder.
         fusion: what orders above the first read: "none" (M alone, the paper's choice), "addition", "mlp" or
             "conv" with the input features (Table 4c).
+        second: "stss", or what stands in place of the second and last order: "r2plus1d",
+            "factorised_attention" or "difference" (Table 4d).
         zero_init: start as the constant 0, so that a host that adds the output starts unchanged.
         input_fc: add the FC(F) of Eq. 5 (the ladder has it outside, as its adapter).
 
     Raises:
-        ValueError: `orders` is empty, repeated or below 1, `fusion` is unknown, there is not one window per
-            order, or a bad window or input shape (see `stss`).
+        ValueError: `orders` is empty, repeated or below 1, `fusion` or `second` is unknown, there is not one
+            window per order, `second` with other orders than (1, 2), or a bad window or input (see `stss`).
 
     Reference: Sec. 3.3, Eq. 5; Table 7 for the sizes.
     """
@@ -93,6 +96,7 @@ class MOSS(nn.Module):
         d_similarity: int = 64,
         d_fuse: int | None = None,
         fusion: str = "none",
+        second: str = "stss",
         zero_init: bool = False,
         input_fc: bool = False,
     ) -> None:
@@ -100,18 +104,27 @@ class MOSS(nn.Module):
         self.orders = _checked_orders(orders)
         if fusion not in FUSIONS:
             raise ValueError(f"unknown fusion '{fusion}'; choose one of {', '.join(FUSIONS)}")
+        if second not in ("stss", *SECOND_ENCODERS):
+            raise ValueError(f"unknown second '{second}'; choose one of stss, {', '.join(SECOND_ENCODERS)}")
+        if second != "stss" and self.orders != (1, 2):
+            raise ValueError(
+                f"second='{second}' stands in for order 2 of orders=(1, 2), got orders={self.orders}"
+            )
         d_fuse = 2 * d_similarity if d_fuse is None else d_fuse
         self.reads_fc_output = not zero_init
         d_read = d_out if self.reads_fc_output else d_fuse
         for n, size in enumerate(_window_of_each(window, max(self.orders)), start=1):
-            encoder = STSSEncoder(
-                d_in if n == 1 else d_read,
-                d_out if n in self.orders or self.reads_fc_output else None,
-                window=size,
-                d_hidden=d_hidden,
-                d_similarity=d_similarity,
-                d_fuse=d_fuse,
-            )
+            if n == 2 and second != "stss":
+                encoder = SECOND_ENCODERS[second](d_read, d_out, zero_init=zero_init)
+            else:
+                encoder = STSSEncoder(
+                    d_in if n == 1 else d_read,
+                    d_out if n in self.orders or self.reads_fc_output else None,
+                    window=size,
+                    d_hidden=d_hidden,
+                    d_similarity=d_similarity,
+                    d_fuse=d_fuse,
+                )
             self.add_module(f"order{n}", encoder)
             if n > 1 and fusion != "none":
                 self.add_module(f"fusion{n}", Fusion(fusion, d_in, d_read))
@@ -123,35 +136,39 @@ class MOSS(nn.Module):
 
     def last_linears(self) -> list[nn.Linear]:
         """The FCs of Eq. 5, whose sum is the output."""
-        last = [cast(nn.Linear, self._order(n).out_proj) for n in self.orders]
+        last = [cast(nn.Linear, self.get_submodule(f"order{n}.out_proj")) for n in self.orders]
         return last if self.input_fc is None else [*last, self.input_fc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Eq. 5: the sum of each order's FC output, and of FC(F) with `input_fc`."""
-        terms = [] if self.input_fc is None else [self.input_fc(x)]
-        terms += [projected for n, _, _, projected in self._recursion(x) if n in self.orders]
-        return cast(Tensor, sum(terms[1:], terms[0]))
+        output = None if self.input_fc is None else self.input_fc(x)
+        for n, _, _, projected in self._recursion(x):
+            if n in self.orders:
+                output = projected if output is None else output + projected
+        return cast(Tensor, output)
 
     @torch.no_grad()
     def maps(self, x: Tensor) -> list[OrderMaps]:
-        """What each order compares and what it makes of it, for looking at (Fig. 5)."""
+        """What each order compares and makes of it, to look at (Fig. 5); nothing for a replaced order."""
         return [
-            OrderMaps(n, self._order(n).similarity(read), motion) for n, read, motion, _ in self._recursion(x)
+            OrderMaps(n, cast(STSSEncoder, self.get_submodule(f"order{n}")).similarity(read), motion)
+            for n, read, motion, _ in self._recursion(x)
+            if motion is not None
         ]
 
-    def _recursion(self, x: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor | None]]:
-        """Eq. 3-4 order by order: n, what g o f reads, M^(n), and its FC."""
+    def _recursion(self, x: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
+        """Eq. 3-4 order by order: n, what f reads, M^(n), and its FC output."""
         read = x
         for n in range(1, max(self.orders) + 1):
-            encoder, fusion = self._order(n), self._modules.get(f"fusion{n}")
+            encoder, fusion = self.get_submodule(f"order{n}"), self._modules.get(f"fusion{n}")
             read = read if fusion is None else fusion(x, read)
+            if not isinstance(encoder, STSSEncoder):
+                yield n, read, None, encoder(read)
+                return  # it is the last
             motion = encoder(read)
             projected = None if encoder.out_proj is None else encoder.out_proj(motion)
             yield n, read, motion, projected
             read = cast(Tensor, projected) if self.reads_fc_output else motion
-
-    def _order(self, n: int) -> STSSEncoder:
-        return cast(STSSEncoder, self.get_submodule(f"order{n}"))
 
 
 def _checked_orders(orders: Sequence[int]) -> tuple[int, ...]:
@@ -169,4 +186,4 @@ def _window_of_each(window: Window | Sequence[Window], orders: int) -> list[Wind
             f"window={window} names {len(sizes)} windows for {orders} orders; give one (L, U, V) for all, or "
             "one for each order up to the highest"
         )
-    return [cast(Window, tuple(cast(Window, size))) for size in sizes]
+    return [check_window(cast(Window, tuple(cast(Window, size)))) for size in sizes]

@@ -1,9 +1,15 @@
 """f: features -> space-time self-similarity (STSS), Eq. 1-2.
 
-`stss_plain` is the definition written out, one offset at a time. `stss` gives the same values from one matrix
-product per temporal offset and is what the modules call. Order n >= 2 (Eq. 3) is either of them again, on the
-encoded map of order n-1: see `moss.py`.
+`stss_plain` is the definition written out, one offset at a time. `stss` gives the same values and is what the
+modules call: features are normalised once, each pair of frames is multiplied once for both of its directions,
+in bands of rows, and only the unit features are kept for backward. Order n >= 2 (Eq. 3) is either of them
+again, on the encoded map of order n-1: see `moss.py`.
 """
+
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +20,11 @@ Window = tuple[int, int, int]
 
 # Below this norm a feature has no direction: its similarity to anything is 0, and so is its gradient.
 MIN_NORM = 1e-6
-# Frames are correlated in groups, so that the (H*W) x (H*W) products of one group stay below 256 MB.
-MAX_CORRELATION_ELEMENTS = 2**26
+# Query rows multiplied at a time, with the rows their windows reach: fewer waste less arithmetic, more make
+# larger matrix products. 4 was the fastest or near it for 14x14 to 32x32 grids and 9x9 or 11x11 windows.
+BAND_ROWS = 4
+# Frames are grouped until one product has this many elements. A CPU's should stay in its cache.
+PRODUCT_ELEMENTS = {"cpu": 2**19}
 
 
 def stss_plain(x: Tensor, window: Window) -> Tensor:
@@ -23,18 +32,19 @@ def stss_plain(x: Tensor, window: Window) -> Tensor:
 
     Shape:
         x: (B, T, H, W, C) features, any floating type.
-        returns: (B, T, H, W, L, U, V) float32; entry [..., l, u, v] compares position (t, h, w) with
-            (t + l - L//2, h + u - U//2, w + v - V//2) and is 0 where that lies outside the clip or the frame.
+        returns: (B, T, H, W, L, U, V), float64 for float64 features and float32 for all others; entry
+            [..., l, u, v] compares position (t, h, w) with (t + l - L//2, h + u - U//2, w + v - V//2) and is
+            0 where that lies outside the clip or the frame.
 
     Raises:
         ValueError: `x` is not 5-D and floating, or a side of `window` is not a positive odd number.
 
     Reference: Eq. 1-2.
     """
-    _check(x, window)
+    check(x, window)
     frames, height, width = x.shape[1:4]
     length, rows, columns = window
-    unit = _unit(x)
+    unit, _ = normalise(x)
     padded = F.pad(unit, (0, 0, *[columns // 2] * 2, *[rows // 2] * 2, *[length // 2] * 2))
     similarity = [
         (unit * padded[:, t : t + frames, u : u + height, v : v + width]).sum(-1)
@@ -46,51 +56,19 @@ def stss_plain(x: Tensor, window: Window) -> Tensor:
 
 
 def stss(x: Tensor, window: Window) -> Tensor:
-    """`stss_plain` from one batched matrix product per temporal offset; same arguments, values and errors.
-
-    Features are normalised once per frame and never repeated or unfolded; the window is gathered from the
-    full-frame product, which on grids up to about 450 positions beats computing fewer products one by one.
-    """
-    _check(x, window)
-    length, rows, columns = window
-    batch, frames, height, width = x.shape[:4]
-    # Outside any autocast region: Eq. 2 in bfloat16 loses the small differences that are the motion.
-    with torch.autocast(x.device.type, enabled=False):
-        unit = rearrange(_unit(x), "b t h w c -> b t (h w) c")
-        neighbour, inside = _neighbours(height, width, rows, columns, x.device)
-        similarity = unit.new_zeros(batch, frames, height * width, length, rows * columns)
-        step = max(1, MAX_CORRELATION_ELEMENTS // (batch * (height * width) ** 2))
-        for index, offset in enumerate(range(-(length // 2), length // 2 + 1)):
-            for start in range(max(0, -offset), min(frames, frames - offset), step):
-                stop = min(start + step, frames, frames - offset)
-                query, key = unit[:, start:stop], unit[:, start + offset : stop + offset]
-                product = query @ key.transpose(-1, -2)  # (B, t, H*W, H*W): Eq. 2 for one offset l
-                window_only = product.gather(-1, neighbour.expand(*product.shape[:-1], -1)) * inside
-                similarity[:, start:stop, :, index] = window_only
-    return similarity.view(batch, frames, height, width, length, rows, columns)
+    """`stss_plain`, fast and lean; same arguments, values and errors."""
+    return rearrange(stss_maps(x, window), "b t l h w (u v) -> b t h w l u v", u=window[1])
 
 
-def _unit(x: Tensor) -> Tensor:
-    x = x.float()
-    square = x.square().sum(-1, keepdim=True)
-    scale = square.clamp_min(MIN_NORM**2).rsqrt()
-    return x * torch.where(square > MIN_NORM**2, scale, torch.zeros_like(scale))
+def stss_maps(x: Tensor, window: Window) -> Tensor:
+    """`stss` in the order in which it is computed and encoded: (B, T, L, H, W, U*V), contiguous."""
+    check(x, window)
+    similarity, _, _ = torch.ops.moss_vllm.stss(x, list(window))
+    return similarity.view(*x.shape[:2], window[0], *x.shape[2:4], -1)
 
 
-def _neighbours(
-    height: int, width: int, rows: int, columns: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Flat index of each position's U x V neighbours, and 1 where they are in the frame: both (H*W, U*V)."""
-    u = torch.arange(rows, device=device) - rows // 2
-    v = torch.arange(columns, device=device) - columns // 2
-    y = torch.arange(height, device=device)[:, None, None, None] + u[:, None]
-    x = torch.arange(width, device=device)[:, None, None] + v
-    inside = ((y >= 0) & (y < height)) & ((x >= 0) & (x < width))
-    flat = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
-    return rearrange(flat, "h w u v -> (h w) (u v)"), rearrange(inside, "h w u v -> (h w) (u v)")
-
-
-def _check(x: Tensor, window: Window) -> None:
+def check(x: Tensor, window: Window) -> None:
+    """Refuse what has no self-similarity; raises ValueError, see `stss_plain`."""
     if x.dim() != 5 or not x.is_floating_point():
         raise ValueError(
             f"stss takes floating features of shape (B, T, H, W, C), got {x.dtype} of shape "
@@ -98,8 +76,167 @@ def _check(x: Tensor, window: Window) -> None:
         )
     if 0 in x.shape:
         raise ValueError(f"stss takes at least one clip, frame, position and channel, got {tuple(x.shape)}")
+    check_window(window)
+
+
+def check_window(window: Window) -> Window:
+    """`window`, or a ValueError unless its sides are positive and odd."""
     if len(window) != 3 or any(side < 1 or side % 2 == 0 for side in window):
         raise ValueError(
             f"window (L, U, V) needs three positive odd sizes so that it has a centre, got {tuple(window)}; "
             "the paper uses (5, 9, 9) for action recognition and (7, 11, 11) for the Video-LLM"
         )
+    return window
+
+
+def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit features and 1 / norm (0 below `MIN_NORM`), in float32 or, for float64 features, in float64."""
+    x = x if x.dtype == torch.float64 else x.float()
+    square = x.square().sum(-1, keepdim=True)
+    scale = square.clamp_min(MIN_NORM**2).rsqrt() * (square > MIN_NORM**2)
+    return x * scale, scale
+
+
+def normalise_backward(grad_unit: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
+    """Gradient of `normalise`'s unit features to its input: the part across each feature, over its norm."""
+    return (grad_unit - unit * (unit * grad_unit).sum(-1, keepdim=True)) * scale
+
+
+class _Band(NamedTuple):
+    """Rows of queries, the rows their windows reach, and where each query's neighbours lie among those."""
+
+    rows: slice  # of the H*W queries
+    reach: slice  # of the H*W keys
+    neighbour: Tensor  # (queries, U*V), index into reach; any index for neighbours outside the frame
+    inside: Tensor  # (queries, U*V), False for those
+    target: Tensor  # (queries, U*V), index into reach, one past its end for those
+
+
+class _Grid(NamedTuple):
+    bands: list[_Band]
+    opposite: Tensor  # (H*W * U*V,), see _turn
+
+
+@torch.library.custom_op("moss_vllm::stss", mutates_args=())
+def _stss(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarity (B, T, L, H*W, U*V), unit features (B, T, H*W, C) and 1 / norm (B, T, H*W, 1)."""
+    batch, frames, height, width = x.shape[:4]
+    length, rows, columns = window
+    # Outside any autocast region: Eq. 2 in bfloat16 loses the small differences that are the motion.
+    with torch.autocast(x.device.type, enabled=False):
+        unit, scale = normalise(rearrange(x, "b t h w c -> b t (h w) c"))
+        grid = _grid(height, width, rows, columns, x.device)
+        similarity = unit.new_zeros(batch, frames, length, height * width, rows * columns)
+        for clip, here, there, offset in _frame_pairs(unit, length, grid):
+            query, key, maps = unit[clip, here], unit[clip, there], similarity[clip]
+            ahead = maps[here, length // 2 + offset]
+            for band in grid.bands:
+                scores = query[:, band.rows] @ key[:, band.reach].transpose(-1, -2)  # Eq. 2, one offset l
+                neighbours = scores.gather(-1, band.neighbour.expand(len(scores), -1, -1))
+                torch.mul(neighbours, band.inside, out=ahead[:, band.rows])
+            if offset:
+                maps[there, length // 2 - offset] = _turn(ahead, grid)
+    return similarity, unit, scale
+
+
+@torch.library.custom_op("moss_vllm::stss_backward", mutates_args=())
+def _stss_backward(grad: Tensor, unit: Tensor, scale: Tensor, size: list[int], window: list[int]) -> Tensor:
+    """Gradient to the features (B, T, H*W, C) from that to the similarity; `size` is (H, W)."""
+    length, rows, columns = window
+    with torch.autocast(unit.device.type, enabled=False):
+        grid = _grid(size[0], size[1], rows, columns, unit.device)
+        grad_unit = torch.zeros_like(unit)
+        for clip, here, there, offset in _frame_pairs(unit, length, grid):
+            query, key, maps = unit[clip, here], unit[clip, there], grad[clip]
+            ahead = maps[here, length // 2 + offset]
+            if offset:
+                ahead = ahead + _turn(maps[there, length // 2 - offset], grid)
+            for band in grid.bands:
+                keys = key[:, band.reach]
+                scores = keys.new_zeros(len(keys), len(band.target), keys.shape[1] + 1)
+                scores.scatter_(-1, band.target.expand(len(keys), -1, -1), ahead[:, band.rows])
+                scores = scores[..., :-1]  # gradient of the product of this band
+                grad_unit[clip, here, band.rows] += scores @ keys
+                grad_unit[clip, there, band.reach] += scores.transpose(-1, -2) @ query[:, band.rows]
+        return normalise_backward(grad_unit, unit, scale)
+
+
+def _turn(maps: Tensor, grid: _Grid) -> Tensor:
+    """S[t, p, l, d] -> S[t + l, p, -l, d] for all p, d, because S[t + l, p + d, -l, -d] = S[t, p, l, d].
+
+    Shape:
+        (frames, H*W, U*V) -> the same; it is its own inverse and leaves d outside the frame where they are.
+    """
+    return maps.flatten(1).index_select(1, grid.opposite).view(maps.shape)
+
+
+def _frame_pairs(unit: Tensor, length: int, grid: _Grid) -> Iterator[tuple[int, slice, slice, int]]:
+    """(clip, frames, frames an offset later, offset) for offsets 0 to L//2, in groups that fit the cache."""
+    largest = max(band.neighbour.shape[0] * (band.reach.stop - band.reach.start) for band in grid.bands)
+    step = max(1, PRODUCT_ELEMENTS.get(unit.device.type, 2**26) // largest)
+    clips, frames = unit.shape[:2]
+    for clip, start, offset in product(range(clips), range(0, frames, step), range(length // 2 + 1)):
+        if start < (stop := min(start + step, frames - offset)):
+            yield clip, slice(start, stop), slice(start + offset, stop + offset), offset
+
+
+@lru_cache(maxsize=32)
+def _grid(height: int, width: int, rows: int, columns: int, device: torch.device) -> _Grid:
+    """Which positions a window reaches, for one grid and one window."""
+    y = torch.arange(height, device=device)[:, None, None, None] + _offsets(rows, device)[:, None]
+    x = torch.arange(width, device=device)[:, None, None] + _offsets(columns, device)
+    inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).reshape(height * width, -1)
+    position = (y * width + x).reshape(height * width, -1)
+    bands = []
+    for top in range(0, height, BAND_ROWS):
+        bottom = min(top + BAND_ROWS, height)
+        first, last = max(0, top - rows // 2) * width, min(height, bottom + rows // 2) * width
+        queries = slice(top * width, bottom * width)
+        among, valid = position[queries] - first, inside[queries]
+        bands.append(
+            _Band(
+                queries,
+                slice(first, last),
+                among.where(valid, torch.zeros_like(among)),
+                valid,
+                among.where(valid, torch.full_like(among, last - first)),
+            )
+        )
+    window = torch.arange(rows * columns, device=device)
+    own = torch.arange(height * width, device=device)[:, None] * len(window) + window
+    turned = position * len(window) + window.flip(0)
+    return _Grid(bands, turned.where(inside, own).flatten())
+
+
+def _offsets(side: int, device: torch.device) -> Tensor:
+    return torch.arange(side, device=device) - side // 2
+
+
+@_stss.register_fake
+def _(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    batch, frames, height, width, channels = x.shape
+    unit = x.new_empty(
+        batch, frames, height * width, channels, dtype=x.dtype if x.dtype == torch.float64 else torch.float32
+    )
+    maps = unit.new_empty(batch, frames, window[0], height * width, window[1] * window[2])
+    return maps, unit, unit.new_empty(batch, frames, height * width, 1)
+
+
+@_stss_backward.register_fake
+def _(grad: Tensor, unit: Tensor, scale: Tensor, size: list[int], window: list[int]) -> Tensor:
+    return torch.empty_like(unit)
+
+
+def _save_unit_features(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.dtype, ctx.shape, ctx.window = inputs[0].dtype, inputs[0].shape, inputs[1]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
+    unit, scale = ctx.saved_tensors
+    gradient = _stss_backward(grad, unit, scale, list(ctx.shape[2:4]), ctx.window)
+    return gradient.view(ctx.shape).to(ctx.dtype), None
+
+
+_stss.register_autograd(_differentiate, setup_context=_save_unit_features)

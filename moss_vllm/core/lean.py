@@ -1,0 +1,180 @@
+"""The encoder's layers with less kept for backward: the values and gradients are autograd's.
+
+Between two convolutions autograd keeps what BatchNorm reads, what GELU reads and what the convolution reads.
+Here only the first is kept and the others are computed from it again, as is the LayerNorm before a linear
+layer. No convolution or matrix product is done twice. torch.compile plans this by itself, from plain layers.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
+    """`linear(norm(x))`, keeping only `x`.
+
+    Shape:
+        (..., C) -> (..., D).
+    """
+    if torch.compiler.is_compiling():
+        return cast(Tensor, linear(norm(x)))
+    parameters = (norm.weight, norm.bias, linear.weight, linear.bias)
+    return cast(Tensor, _NormLinear.apply(x, *parameters, norm.eps, _autocast_dtype(x)))  # type: ignore[no-untyped-call]
+
+
+def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offsets: int = 1) -> Tensor:
+    """`conv(gelu(norm(x)))`, keeping only `x`; in training the running statistics move once.
+
+    Args:
+        x: what BatchNorm reads, channels-last in memory.
+        norm: an `nn.BatchNorm2d`; any other (SyncBatchNorm) is called as it is and nothing is saved.
+        conv: a 3x3 convolution without bias; with None, what it would read is returned.
+        offsets: that many neighbours along N become channels side by side, offset-major, before `conv`.
+
+    Shape:
+        (N, D, H, W) -> (N / offsets, D', H, W), channels-last in memory.
+
+    Raises:
+        ValueError: training on a single value per channel, which BatchNorm cannot normalise.
+    """
+    if torch.compiler.is_compiling() or type(norm) is not nn.BatchNorm2d:
+        y = _side_by_side(F.gelu(norm(x)), offsets)
+        return y if conv is None else cast(Tensor, conv(y))
+    training = norm.training or norm.running_mean is None
+    if training and x.numel() == x.shape[1]:
+        raise ValueError(
+            f"BatchNorm cannot train on one value per channel, got {tuple(x.shape)}; give more clips, more "
+            "frames or a larger grid, or call eval()"
+        )
+    momentum = 0.0 if norm.momentum is None else norm.momentum
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            momentum = 1.0 / norm.num_batches_tracked.item()
+    weight = None if conv is None else conv.weight
+    settings = (training, momentum, norm.eps, offsets, _autocast_dtype(x))
+    inputs = (x, norm.weight, norm.bias, weight, norm.running_mean, norm.running_var)
+    return cast(Tensor, _NormGeluConv.apply(*inputs, *settings))  # type: ignore[no-untyped-call]
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        autocast: torch.dtype | None,
+    ) -> Tensor:
+        with _no_autocast(x):
+            read = x if autocast is None else x.float()  # autocast runs LayerNorm in float32
+            normed, mean, rstd = torch.native_layer_norm(read, gamma.shape, gamma, beta, eps)
+            dtype = normed.dtype if autocast is None else autocast
+            ctx.save_for_backward(x, gamma, beta, mean, rstd, weight)
+            ctx.read_dtype, ctx.dtype, ctx.eps = read.dtype, dtype, eps
+            return F.linear(normed.to(dtype), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, mean, rstd, weight = ctx.saved_tensors
+        read, grad = x.to(ctx.read_dtype), grad.to(ctx.dtype)
+        normed = F.layer_norm(read, gamma.shape, gamma, beta, ctx.eps).to(ctx.dtype)
+        grad_weight = grad.flatten(0, -2).t() @ normed.flatten(0, -2)
+        grad_normed = (grad @ weight.to(ctx.dtype)).to(ctx.read_dtype)
+        grad_x, grad_gamma, grad_beta = aten.native_layer_norm_backward(
+            grad_normed, read, gamma.shape, mean, rstd, gamma, beta, [ctx.needs_input_grad[0], True, True]
+        )
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        grad_bias = grad.flatten(0, -2).sum(0).to(weight.dtype)
+        return grad_x, grad_gamma, grad_beta, grad_weight.to(weight.dtype), grad_bias, None, None
+
+
+class _NormGeluConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        gamma: Tensor,
+        beta: Tensor,
+        weight: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        offsets: int,
+        autocast: torch.dtype | None,
+    ) -> Tensor:
+        with _no_autocast(x):
+            normed, mean, rstd = torch.native_batch_norm(
+                x, gamma, beta, running_mean, running_var, training, momentum, eps
+            )
+            dtype = x.dtype if autocast is None else autocast
+            if not training:
+                mean, rstd = cast(Tensor, running_mean), (cast(Tensor, running_var) + eps).rsqrt()
+            ctx.save_for_backward(x, gamma, beta, weight, mean, rstd)
+            ctx.training, ctx.eps, ctx.offsets = training, eps, offsets
+            y = _side_by_side(F.gelu(normed), offsets)
+            return y if weight is None else F.conv2d(y.to(dtype), weight.to(dtype), padding=1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, beta, weight, mean, rstd = ctx.saved_tensors
+        var = (rstd.double().pow(-2) - ctx.eps).clamp_min(0).to(rstd.dtype)
+        normed = F.batch_norm(x, mean, var, gamma, beta, training=False, eps=ctx.eps)
+        grad_weight = None
+        if weight is not None:
+            y = _side_by_side(F.gelu(normed), ctx.offsets).to(grad.dtype)
+            grad, grad_weight, _ = aten.convolution_backward(
+                grad,
+                y,
+                weight.to(grad.dtype),
+                None,
+                [1, 1],
+                [1, 1],
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [True, True, False],
+            )
+            grad_weight = grad_weight.to(weight.dtype)
+        grad_normed = aten.gelu_backward(_one_by_one(grad, ctx.offsets).to(x.dtype), normed)
+        gradients = aten.native_batch_norm_backward(
+            grad_normed, x, gamma, mean, var, mean, rstd, ctx.training, ctx.eps, [True, True, True]
+        )
+        return *gradients, grad_weight, *[None] * 7
+
+
+def _side_by_side(x: Tensor, offsets: int) -> Tensor:
+    """(n*l, D, H, W) -> (n, l*D, H, W), both channels-last in memory."""
+    if offsets == 1:
+        return x
+    return rearrange(rearrange(x, "(n l) d h w -> n h w (l d)", l=offsets), "n h w d -> n d h w")
+
+
+def _one_by_one(x: Tensor, offsets: int) -> Tensor:
+    """The inverse of `_side_by_side`."""
+    if offsets == 1:
+        return x
+    return rearrange(rearrange(x, "n (l d) h w -> (n l) h w d", l=offsets), "n h w d -> n d h w")
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast computes convolutions in; None outside any autocast region."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)  # not for "meta"
+    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if _autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,165 @@
+"""Owns: the lean layers equal the plain ones in value, gradient and running statistics, and keep less."""
+
+import copy
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from moss_vllm.core import MOSS
+from moss_vllm.core.lean import norm_gelu_conv, norm_linear
+
+encoder = sys.modules["moss_vllm.core.encoder"]
+
+
+def plain_norm_linear(x, norm, linear):
+    return linear(norm(x))
+
+
+def plain_norm_gelu_conv(x, norm, conv, *, offsets=1):
+    y = rearrange(F.gelu(norm(x)), "(n l) d h w -> n (l d) h w", l=offsets)
+    return y if conv is None else conv(y)
+
+
+def moss(**settings):
+    torch.manual_seed(0)
+    return MOSS(8, 6, **{"window": (3, 5, 5), "d_hidden": 8, "d_similarity": 4, **settings})
+
+
+def run(module, x, monkeypatch, lean):
+    """Output, gradients and buffers of one step, with the lean layers or the plain ones."""
+    with monkeypatch.context() as patch:
+        if not lean:
+            patch.setattr(encoder, "norm_linear", plain_norm_linear)
+            patch.setattr(encoder, "norm_gelu_conv", plain_norm_gelu_conv)
+        module = copy.deepcopy(module)
+        x = x.clone().requires_grad_()
+        output = module(x)
+        output.backward(torch.linspace(-1, 1, output.numel()).view(output.shape).to(output.dtype))
+    tensors = {"output": output.detach(), "grad_input": x.grad, **dict(module.named_buffers())}
+    return tensors | {f"grad.{name}": p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def assert_equal(actual, expected, relative):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        difference = (actual[name].double() - expected[name].double()).abs().max()
+        assert difference <= relative * expected[name].double().abs().max() + 1e-12, name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"orders": (3,)}, {"zero_init": True, "input_fc": True}])
+def test_equal_to_plain_layers(monkeypatch, training, settings):
+    module = moss(**settings).double().train(training)
+    x = torch.randn(2, 4, 5, 6, 8, dtype=torch.float64)
+    assert_equal(run(module, x, monkeypatch, True), run(module, x, monkeypatch, False), 1e-9)
+
+
+def test_equal_under_autocast_and_in_bfloat16(monkeypatch):
+    # A double precision run tells the error of each: the lean layers may not be worse than the plain ones.
+    module, x = moss(), torch.randn(2, 4, 5, 6, 8)
+    exact = run(module.double(), x.double(), monkeypatch, False)
+    module = module.float()
+
+    def error(lean, half):
+        if half:
+            tensors = run(copy.deepcopy(module).bfloat16(), x.bfloat16(), monkeypatch, lean)
+        else:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                tensors = run(module, x, monkeypatch, lean)
+        assert tensors["grad.order1.in_proj.weight"].dtype == (torch.bfloat16 if half else torch.float32)
+        return sum(
+            ((tensors[k].double() - exact[k].double()).norm() / exact[k].double().norm()).item()
+            for k in exact
+            if k == "output" or k.startswith("grad")
+        )
+
+    for half in (False, True):
+        assert error(True, half) < 1.2 * error(False, half)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_over_several_steps(momentum):
+    norm = nn.BatchNorm2d(4, momentum=momentum)
+    plain = copy.deepcopy(norm)
+    for _ in range(3):
+        x = torch.randn(6, 4, 3, 5) * 2 + 1
+        norm_gelu_conv(x, norm, None)
+        plain(x)
+    torch.testing.assert_close(norm.state_dict(), plain.state_dict())
+
+
+def test_gradcheck():
+    norm, linear, batch_norm = nn.LayerNorm(5).double(), nn.Linear(5, 4).double(), nn.BatchNorm2d(4).double()
+    conv = nn.Conv2d(8, 3, 3, padding=1, bias=False).double()
+    x = torch.randn(4, 3, 2, 5, dtype=torch.float64, requires_grad=True)
+
+    def layers(x):
+        y = rearrange(norm_linear(x, norm, linear), "n h w c -> n c h w")
+        return norm_gelu_conv(y, batch_norm, conv, offsets=2)
+
+    assert torch.autograd.gradcheck(layers, (x,), fast_mode=True)
+    batch_norm.eval()
+    assert torch.autograd.gradcheck(layers, (x,), fast_mode=True)
+
+
+def test_frozen_input_and_frozen_weights():
+    module = moss()
+    module.order1.block1.requires_grad_(False)
+    module(torch.randn(1, 3, 4, 4, 8)).sum().backward()
+    assert module.order1.block1.conv.weight.grad is None
+    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+
+def test_other_norms_are_called():
+    norm = nn.GroupNorm(2, 4)
+    x = torch.randn(2, 4, 3, 3)
+    torch.testing.assert_close(norm_gelu_conv(x, norm, None), F.gelu(norm(x)))
+
+
+def test_one_value_per_channel_is_named():
+    with pytest.raises(ValueError, match=r"one value per channel, got \(1, 4, 1, 1\)"):
+        norm_gelu_conv(torch.randn(1, 4, 1, 1), nn.BatchNorm2d(4), None)
+
+
+def test_keeps_only_what_the_norms_read():
+    module = moss(orders=(1,))
+    x = torch.randn(2, 4, 5, 6, 8)
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()} | {x.untyped_storage().data_ptr()}
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.untyped_storage().data_ptr(), t) is None or t, lambda t: t
+    ):
+        module(x)
+    positions = 2 * 4 * 5 * 6
+    per_position = 8 + 1 + 3 * 25 + 3 * 3 * 4 + 2 * 8  # unit, 1/norm; S; 3 BatchNorm inputs; fuse's and M
+    numbers = sum(t.numel() for pointer, t in kept.items() if pointer not in own)
+    assert (
+        positions * per_position <= numbers <= positions * (per_position + 2) + 200
+    )  # LayerNorm's statistics
+
+
+def test_shapes_without_data():
+    with torch.device("meta"):
+        output = moss()(torch.randn(1, 3, 4, 5, 8))
+        output.sum().backward()
+    assert output.shape == (1, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled_equals_eager(training):
+    module, compiled = moss().train(training), moss().train(training)
+    x = torch.randn(1, 3, 4, 5, 8)
+    results = []
+    for run_it in (module, torch.compile(compiled, fullgraph=True, backend="aot_eager")):
+        features = x.clone().requires_grad_()
+        output = run_it(features)
+        output.square().sum().backward()
+        results.append([output, features.grad])
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(list(compiled.buffers()), list(module.buffers()))
+    for ours, plain in zip(compiled.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, plain.grad, atol=1e-4, rtol=1e-3)
