@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from moss_vllm.core.encoder import checked_depth, last_linear
+from moss_vllm.core.layers import checked_depth, last_linear
 from moss_vllm.core.stss import Window, check_window
 
 

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from moss_vllm.core.attention import FactorisedAttention, LocalAttention
-from moss_vllm.core.encoder import ConvBlock, checked_depth, last_linear
+from moss_vllm.core.layers import ConvBlock, TimeConv3d, checked_depth, last_linear
 from moss_vllm.core.stss import Window, check_window, stss
 
 
@@ -142,7 +142,7 @@ class R2Plus1D(nn.Module):
                 nn.Conv3d(d_hidden, d_middle, (1, 3, 3), padding=(0, 1, 1), bias=False),
                 nn.BatchNorm3d(d_middle),
                 nn.ReLU(),
-                nn.Conv3d(d_middle, d_hidden, (3, 1, 1), padding=(1, 0, 0), bias=False),
+                TimeConv3d(d_middle, d_hidden, bias=False),
                 nn.BatchNorm3d(d_hidden),
             )
             for _ in range(checked_depth(depth))

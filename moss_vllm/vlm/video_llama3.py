@@ -33,6 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids
 
 from moss_vllm.core import MOSS
+from moss_vllm.core.presets import VIDEO_LLM
 
 
 @strict
@@ -41,13 +42,13 @@ class MossVideoLlama3VisionConfig(VideoLlama3VisionConfig):
 
     model_type = "moss_video_llama_3_vision"
 
-    moss_after_layer: int = 6  # counted from 1, as the paper does
-    moss_orders: list[int] | tuple[int, ...] = (1, 2)
-    moss_window: list[int] | tuple[int, ...] = (7, 11, 11)
-    moss_d_hidden: int = 256
-    moss_d_similarity: int = 256
-    moss_d_fuse: int = 256
-    moss_input_fc: bool = True
+    moss_after_layer: int = VIDEO_LLM.after_layer  # counted from 1, as the paper does
+    moss_orders: list[int] | tuple[int, ...] = VIDEO_LLM.orders
+    moss_window: list[int] | tuple[int, ...] = VIDEO_LLM.window
+    moss_d_hidden: int = VIDEO_LLM.d_hidden
+    moss_d_similarity: int = VIDEO_LLM.d_similarity
+    moss_d_fuse: int = VIDEO_LLM.d_fuse
+    moss_input_fc: bool = VIDEO_LLM.input_fc
 
 
 @strict
