@@ -2,12 +2,21 @@
 
 from typing import cast
 
-import torch.nn.functional as F
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from moss_vllm.core.layers import ConvBlock
 from moss_vllm.core.lean import norm_gelu_conv, norm_linear
 from moss_vllm.core.stss import Window, stss, stss_maps
+from moss_vllm.core.stss_triton import available, fused_stss_linear
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def stss_path(device: torch.device, window: Window) -> tuple[str, str]:
+    """How MOSS computes similarities on `device`, "fused" (Triton) or "banded" (torch), and why."""
+    runs, reason = available(device, window)
+    return "fused" if runs else "banded", reason
 
 
 class UVProjection(nn.Module):
@@ -29,27 +38,10 @@ class UVProjection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Eq. 1-2, then the fully connected layer over (U, V)."""
+        if features.dtype != torch.float64 and stss_path(features.device, self.window)[0] == "fused":
+            return fused_stss_linear(features, self.linear.weight, self.window)
         # The similarity is float32; the encoder then works in the parameters' own type.
         return cast(Tensor, self.linear(stss_maps(features, self.window).to(self.linear.weight.dtype)))
-
-
-class ConvBlock(nn.Module):
-    """3x3 convolution (no bias), BatchNorm, GELU over (H, W).
-
-    Shape:
-        (N, d_in, H, W) -> (N, d_out, H, W).
-
-    Reference: Sec. 3.3, "Conv2d - BatchNorm - GeLU".
-    """
-
-    def __init__(self, d_in: int, d_out: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(d_in, d_out, 3, padding=1, bias=False)
-        self.batch_norm = nn.BatchNorm2d(d_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve, normalise, activate."""
-        return F.gelu(self.batch_norm(self.conv(x)))
 
 
 class STSSEncoder(nn.Module):
@@ -91,19 +83,3 @@ class STSSEncoder(nn.Module):
     def similarity(self, x: Tensor) -> Tensor:
         """S^(n), (B, T, H, W, L, U, V): what this order compares (Eq. 3)."""
         return stss(self.in_proj(self.norm(x)), self.window)
-
-
-def last_linear(d_in: int, d_out: int, zero_init: bool) -> nn.Linear:
-    """The linear layer whose output the host adds; with `zero_init` the host starts unchanged."""
-    linear = nn.Linear(d_in, d_out)
-    if zero_init:
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-    return linear
-
-
-def checked_depth(depth: int) -> int:
-    """`depth`, or a ValueError if no block is left."""
-    if depth < 1:
-        raise ValueError(f"depth={depth} leaves no block that looks across time; give 1 or more")
-    return depth
