@@ -1,0 +1,323 @@
+"""What the paper's models cost: parameters, FLOPs and memory beside its Tables 3, 4, 6 and 10.
+
+    python scripts/efficiency.py                          # all tables in half a minute: no weights, no GPU
+    python scripts/efficiency.py --table 4 --json cost.json
+    python scripts/efficiency.py --table 6 --device cuda  # also measures training steps' peak memory
+
+FLOPs are multiply-adds in 1e9 on 8 frames of 224 x 224, image encoder included, counted as the paper counts
+them: matrix products, convolutions, attention, 5 per element of a LayerNorm or BatchNorm, nothing else. The
+correlation counts as whole frames against whole frames at every temporal offset, also past the clip's ends;
+the table "STSS of one order" shows what is multiplied here instead. TP is trainable parameters in millions.
+
+"kept" is what autograd keeps of the trained part from forward for backward, in float32, without parameters
+and inputs: MB a clip, and GB at the paper's batch (32 clips for ViT-B, 16 for ViT-L). The paper's Mem (GB)
+holds more, the encoder's layers and the optimizer's state for two, in a precision that it does not name.
+"peak" (GB) is the same, measured here in float32 and under bfloat16 autocast.
+"""
+
+import argparse
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from paper_tables import TABLES, UNITS, Row
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moss_vllm.core.ladder import Ladder
+from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset, build_ladder, build_video_llm_moss
+from moss_vllm.core.stss import stss
+
+FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
+PRECISIONS = {"peak f32": torch.float32, "bf16": torch.bfloat16}
+COMPUTED = ("FLOPs", "TP", "kept MB/clip", "kept")
+PARTS = {"norm": "norm + in_proj", "in_proj": "norm + in_proj"}
+TOLERANCE = {"FLOPs": 0.5, "TP": 0.1}  # beyond it, and beyond the paper's rounding, a row explains itself
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Compute and print; returns what `--json` writes."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("--table", choices=["3", "4", "6", "10", "video-llm", "all"], default="all")
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument("--device", default="cpu", help='"cuda" adds measured peaks; weights are random')
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; the tables without measured peaks need no --device")
+
+    console = Console(width=130, highlight=False)
+    found: dict[str, Any] = {}
+    for name, rows in TABLES.items():
+        if args.table in ("all", name.rstrip("abcde")):
+            found[name] = [measure(row, device) for row in rows]
+            console.print(cost_table(name, found[name]))
+            for row in found[name]:
+                for line in [f"* {row['note']}"] if row["note"] else unexplained(row):
+                    console.print(f"  {row['name']}: {line}")
+    if args.table in ("6", "all"):
+        found["stss"] = correlation_costs()
+        console.print(correlation_table(found["stss"]))
+    if args.table in ("video-llm", "all"):
+        found["video-llm"] = video_llm_parameters()
+        console.print(video_llm_table(found["video-llm"]), VIDEO_LLM_READINGS)
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(found, indent=1))
+    return found
+
+
+def measure(row: Row, device: torch.device) -> dict[str, Any]:
+    """A row's numbers beside the paper's, in the units of the tables; no cost if it cannot be built."""
+    found: dict[str, Any] = {"name": row.name, "note": row.note}
+    found["paper"] = dict(zip(UNITS, row.paper.split(), strict=True))
+    if row.built:
+        macs, parameters, kept = ladder_cost(row.preset, row.batch, tuple(row.options.items()))
+        found["FLOPs"] = row.views * (encoder_macs(row.preset.backbone) + macs / row.batch) / 1e9
+        found |= {"TP": parameters / 1e6, "kept MB/clip": kept / row.batch / 1e6, "kept": kept / 1e9}
+        if device.type == "cuda":
+            found |= {name: peak_memory(row, device, dtype) for name, dtype in PRECISIONS.items()}
+    return found
+
+
+def unexplained(row: dict[str, Any]) -> list[str]:
+    """What differs from the paper by more than `TOLERANCE` and its rounding, for a row without a note."""
+    missed = []
+    for unit, tolerance in TOLERANCE.items():
+        printed = row["paper"][unit]
+        allowed = max(tolerance, 0.05 if "." in printed else 0.5)
+        if printed != "-" and abs(row[unit] - float(printed)) > allowed:
+            missed.append(f"! {unit} {row[unit]:.2f} instead of {printed}, unexplained")
+    return missed
+
+
+@cache
+def encoder_macs(backbone: str) -> int:
+    """Multiply-adds of the image encoder on the frames of one clip."""
+    with torch.device("meta"):  # timm's models build and run there: shapes, no memory
+        encoder = timm.create_model(backbone, num_classes=0).eval()
+        video = torch.empty(1, FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE)
+        with MacCounter() as counter:
+            tap_layers(encoder, video, range(1, len(encoder.blocks) + 1))
+    return counter.macs
+
+
+@cache
+def ladder_cost(
+    preset: LadderPreset, batch: int, options: tuple[tuple[str, Any], ...]
+) -> tuple[int, int, int]:
+    """Multiply-adds of a batch, parameters, and bytes that the batch keeps from forward for backward."""
+    with FakeTensorMode():  # as "meta", but tensors say "cpu", where the code may ask for autocast
+        ladder = build_ladder(preset, classes=CLASSES, **dict(options))
+        patches = ladder.grid[0] * ladder.grid[1]
+        taps = [torch.empty(batch, FRAMES, 1 + patches, preset.d_in) for _ in preset.layers]
+        video = torch.empty(batch, FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE)
+        with MacCounter() as counter, KeptForBackward(ladder, [*taps, video]) as kept:
+            ladder(taps, video)
+    return counter.macs, sum(p.numel() for p in ladder.parameters()), kept.total_bytes()
+
+
+def tap_layers(encoder: Any, video: Tensor, layers: Iterable[int]) -> list[Tensor]:
+    """What the ladder reads of a timm encoder: (B, T, 1 + H*W, C) of each layer, counted from 1, no graph."""
+    with torch.no_grad():
+        found = encoder.forward_intermediates(
+            video.flatten(0, 1),
+            indices=[layer - 1 for layer in layers],
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+            stop_early=True,
+        )
+    return [torch.cat([prefix, grid], dim=1).unflatten(0, video.shape[:2]) for grid, prefix in found]
+
+
+def peak_memory(row: Row, device: torch.device, dtype: torch.dtype) -> float | None:
+    """Peak GB of a training step, frozen encoder included; None where the GPU is too small."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        with device:
+            encoder = timm.create_model(row.preset.backbone, num_classes=0).eval().requires_grad_(False)
+            ladder = build_ladder(row.preset, classes=CLASSES, **row.options)
+            video = torch.randn(row.batch, FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE)
+            labels = torch.randint(CLASSES, (row.batch,))
+        optimizer = torch.optim.AdamW(ladder.parameters())
+        for _ in range(2):  # in the first, the optimizer has no state yet
+            train_step(encoder, ladder, optimizer, video, labels, dtype)
+    except torch.cuda.OutOfMemoryError:
+        return None
+    return torch.cuda.max_memory_allocated(device) / 1e9
+
+
+def train_step(
+    encoder: Any, ladder: Ladder, optimizer: Optimizer, video: Tensor, labels: Tensor, dtype: torch.dtype
+) -> float:
+    """One step of the ladder on a batch; returns its loss."""
+    with torch.autocast(video.device.type, dtype, enabled=dtype != torch.float32):
+        loss = F.cross_entropy(ladder(tap_layers(encoder, video, ladder.layers), video), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+class MacCounter(TorchDispatchMode):
+    """Counts the multiply-adds of all that runs inside, by the rules of `MACS`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        count = MACS.get(func.overloadpacket)
+        if count is None and func.namespace == "moss_vllm":
+            raise NotImplementedError(f"the cost of operator {func} is unknown; add it to MACS")
+        self.macs += 0 if count is None else count(out, *args)
+        return out
+
+
+def _norm_macs(out: Any, x: Tensor, *_: Any) -> int:
+    return 5 * x.numel()
+
+
+def _attention_macs(out: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
+    return query.numel() * key.shape[-2] + query.shape[:-1].numel() * value.shape[-2:].numel()
+
+
+def _correlation_macs(out: Any, x: Tensor, window: Sequence[int], *_: Any) -> int:
+    batch, frames, height, width, channels = x.shape
+    return batch * window[0] * frames * (height * width) ** 2 * channels
+
+
+aten = torch.ops.aten
+MACS: dict[Any, Callable[..., int]] = {
+    aten.mm: lambda out, a, b: out.numel() * a.shape[-1],
+    aten.bmm: lambda out, a, b: out.numel() * a.shape[-1],
+    aten.addmm: lambda out, bias, a, b: out.numel() * a.shape[-1],
+    aten.convolution: lambda out, x, weight, *_: out.numel() * weight[0].numel(),
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_macs,
+    aten.native_layer_norm: _norm_macs,
+    aten.native_batch_norm: _norm_macs,
+    torch.ops.moss_vllm.stss: _correlation_macs,
+}
+
+
+class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
+    """Adds up what autograd saves inside, each storage once, without parameters, buffers and inputs."""
+
+    def __init__(self, module: nn.Module, inputs: Iterable[Tensor]) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        given = (*module.parameters(), *module.buffers(), *inputs)
+        self._given = {tensor.untyped_storage()._cdata for tensor in given}
+        self._kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address comes twice
+
+    def __enter__(self) -> "KeptForBackward":
+        super().__enter__()
+        return self
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._given:
+            self._kept[storage._cdata] = storage
+        return tensor
+
+    def total_bytes(self) -> int:
+        """All that was kept so far."""
+        return sum(storage.nbytes() for storage in self._kept.values())
+
+
+def correlation_costs() -> list[dict[str, Any]]:
+    """One order's STSS of a clip, multiply-adds in 1e9: the paper's count, ours, the least possible."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports a missing GPU to stderr
+    cases: list[Any] = [(name, p, (IMAGE_SIZE // p.patch_size,) * 2) for name, p in LADDERS.items()]
+    cases.append(("Video-LLM, 16 x 28 patches", VIDEO_LLM, (16, 28)))
+    found = []
+    for name, preset, grid in cases:
+        size = (FRAMES, *grid)
+        x = torch.randn(1, *size, preset.d_hidden)
+        with torch.autograd.profiler.profile(with_flops=True, use_kineto=False) as profile:
+            stss(x, preset.window)
+        flops = sum(e.flops for e in profile.key_averages() if e.key in ("aten::mm", "aten::bmm"))
+        pairs = [
+            sum(max(0, n - abs(d)) for d in range(-(k // 2), k // 2 + 1))
+            for n, k in zip(size, preset.window, strict=True)
+        ]
+        here, least = flops / 2e9, math.prod(pairs) * preset.d_hidden / 1e9
+        paper = _correlation_macs(None, x, preset.window) / 1e9
+        found.append(
+            {"name": name, "as the paper counts": paper, "here, on a CPU": here, "inside windows": least}
+        )
+    return found
+
+
+def video_llm_parameters() -> dict[str, float]:
+    """MOSS for VideoLLaMA3 in millions of parameters, part by part and in all."""
+    with torch.device("meta"):
+        moss = build_video_llm_moss()
+    parts: dict[str, float] = {}
+    for name, parameter in moss.named_parameters():
+        order, module = name.split(".")[:2]
+        part = "FC(F)" if order == "input_fc" else f"{order} {PARTS.get(module, module)}"
+        parts[part] = parts.get(part, 0.0) + parameter.numel() / 1e6
+    return {**parts, "all": sum(parts.values())}
+
+
+def cost_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
+    """One table of the paper, its columns right of ours."""
+    measured = [key for key in PRECISIONS if any(key in row for row in rows)]
+    table = Table("", title=f"Table {name}", title_justify="left")
+    for column in ("FLOPs", "paper", "TP", "paper", "kept MB/clip", "kept", *measured, "Mem, paper"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = {key: "-" if row.get(key) is None else f"{row[key]:.2f}" for key in (*COMPUTED, *measured)}
+        flops, trainable, *memory = cells.values()
+        paper = row["paper"]
+        label = f"{row['name']} *" if row["note"] else row["name"]
+        table.add_row(label, flops, paper["FLOPs"], trainable, paper["TP"], *memory, paper["Mem"])
+    return table
+
+
+def correlation_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """What `correlation_costs` found."""
+    _, *columns = rows[0]
+    table = Table("", title=f"STSS of one order, {FRAMES} frames: multiply-adds (G)", title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row["name"], *(f"{row[column]:.3f}" for column in columns))
+    return table
+
+
+VIDEO_LLM_READINGS = (
+    "  The paper prints D, the window and the orders, but no other width, and no reading tried gives 13.7:\n"
+    "  13.20 if order 2 reads the FC output of order 1 (zero at the first step, so it could not start);\n"
+    "  13.69 if besides a 3x3 convolution stands for the FC over (U, V) of Sec. 3.3; 13.79 if instead the\n"
+    "  similarity has 512 channels; 13.64 with 512, a third 3x3 block and no FC(F)."
+)
+
+
+def video_llm_table(parts: dict[str, float]) -> Table:
+    """What `video_llm_parameters` found."""
+    table = Table("", title="MOSS in VideoLLaMA3-2B", title_justify="left")
+    table.add_column("parameters (M)", justify="right")
+    for part, millions in parts.items():
+        table.add_row(part, f"{millions:.3f}")
+    table.add_row("the paper", f"{VIDEO_LLM.paper_added_m}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
