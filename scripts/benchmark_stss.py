@@ -4,8 +4,9 @@ The textbook way repeats the features L times, unfolds the neighbouring frames, 
 whole frames with whole frames, and cuts each query's window out of the product; then plain layers. Both ways
 run in this process, in turns, on the same weights and data, after their results were compared.
 
-    python scripts/benchmark_stss.py                                # the four shapes on the CPU, some minutes
+    python scripts/benchmark_stss.py                                # four shapes on the CPU, ten minutes
     python scripts/benchmark_stss.py --shapes a --json stss.json
+    python scripts/benchmark_stss.py --shapes efg --parts stss --repeats 1  # long and fine clips: memory
     python scripts/benchmark_stss.py --device cuda --dtype bfloat16
 
 On a CPU, times are CPU time with one thread, which other work on the machine changes little, or wall time
@@ -26,7 +27,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
@@ -42,6 +43,10 @@ SHAPES: dict[str, tuple[tuple[int, ...], Window, int, int, int, int]] = {
     "b": ((1, 16, 16, 16, 256), (5, 9, 9), 96, 1024, 192, 448),  # MOSS-L
     "c": ((1, 16, 16, 28, 256), (7, 11, 11), 256, 1152, 256, 256),  # VideoLLaMA3
     "d": ((1, 32, 32, 32, 256), (5, 9, 9), 96, 1024, 192, 448),  # MOSS-L on a longer, finer clip
+    # For memory: action detection, boundary detection, and the largest window on a fine grid.
+    "e": ((1, 384, 14, 14, 128), (7, 11, 11), 64, 768, 128, 768),
+    "f": ((1, 100, 28, 28, 128), (7, 11, 11), 64, 512, 128, 512),
+    "g": ((1, 32, 32, 32, 256), (7, 11, 11), 96, 1024, 192, 448),
 }
 PARTS = ("stss", "stss+linear", "module")
 # Dense peak in 1e12 FLOP/s by type, and 1e12 bytes/s, from the vendor's data sheets.
@@ -57,11 +62,11 @@ def textbook_stss(x: Tensor, window: Window) -> Tensor:
     """Eq. 1-2 by whole-frame correlation: (B, T, H, W, C) -> (B, T, H, W, L, U, V)."""
     length, rows, columns = window
     height, width = x.shape[2:4]
-    queries = x.flatten(2, 3).unsqueeze(2).repeat(1, 1, length, 1, 1)
+    queries = repeat(x, "b t h w c -> (b t l) (h w) c", l=length)
     neighbours = F.pad(x, (0, 0, 0, 0, 0, 0, length // 2, length // 2)).unfold(1, length, 1)
-    keys = rearrange(neighbours, "b t h w c l -> b t l (h w) c")
+    keys = rearrange(neighbours, "b t h w c l -> (b t l) (h w) c")
     volume = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).transpose(-1, -2)
-    volume = rearrange(volume, "b t l (h w) (i j) -> b t l h w i j", h=height, i=height)
+    volume = volume.view(*x.shape[:2], length, height, width, height, width)
     volume = F.pad(volume, (columns // 2, columns // 2, rows // 2, rows // 2))
     h, w = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
     u, v = torch.arange(rows, device=x.device), torch.arange(columns, device=x.device)
@@ -280,7 +285,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shapes", default="abcd", help="any of a, b, c, d (default: %(default)s)")
+    parser.add_argument("--shapes", default="abcd", help="any of a to g (default: %(default)s)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all three")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -292,10 +297,16 @@ def main(argv: list[str] | None = None) -> None:
     settings = parser.parse_args(argv)
     if unknown := set(settings.shapes) - set(SHAPES):
         parser.error(f"unknown shapes {''.join(sorted(unknown))}; known are {''.join(SHAPES)}")
+    if not settings.shapes or len(set(settings.shapes)) < len(settings.shapes):
+        parser.error(f"--shapes takes different letters, one or more, got '{settings.shapes}'")
     if settings.repeats < 1 or settings.threads < 1:
         parser.error("--repeats and --threads take 1 or more")
     if settings.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is to be seen; leave out --device cuda to measure the CPU")
+    if settings.json and settings.json.is_dir():
+        parser.error(f"--json {settings.json} is a folder; name a file")
+    if settings.json:
+        settings.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
     torch.set_num_threads(settings.threads)
     console = Console()
     path, reason = stss_path(torch.device(settings.device), (5, 9, 9))
@@ -326,7 +337,6 @@ def main(argv: list[str] | None = None) -> None:
             "shapes": {shape: SHAPES[shape] for shape in settings.shapes},
             "results": results,
         }
-        settings.json.parent.mkdir(parents=True, exist_ok=True)
         settings.json.write_text(json.dumps(record, indent=1) + "\n")
         console.print(f"written: {settings.json}")
 

@@ -23,6 +23,13 @@ def test_kept_bytes_are_counted_once():
     assert benchmark.kept_mib(lambda x: x * x, x) == 0
 
 
+def test_keeps_a_twentieth_and_a_module_a_third_of_the_textbook():
+    for part, least in (("stss", 19.99), ("module", 3)):
+        x, (textbook, ours) = benchmark.ways(part, "a", "cpu", torch.float32)
+        x.requires_grad_()
+        assert benchmark.kept_mib(textbook, x) >= least * benchmark.kept_mib(ours, x)
+
+
 def test_peak_memory_sees_what_is_freed_again():
     x = torch.randn(2**20, requires_grad=True)  # 4 MiB
     grad = torch.ones_like(x)
@@ -45,6 +52,9 @@ def test_runs_every_part_and_writes_json(tmp_path, monkeypatch, capsys):
     "arguments, message",
     [
         (["--shapes", "ax"], "unknown shapes x"),
+        (["--shapes", ""], "one or more, got ''"),
+        (["--shapes", "aa"], "different letters"),
+        (["--json", "."], ". is a folder"),
         (["--repeats", "0"], "take 1 or more"),
         (["--device", "cuda"], "no CUDA device"),
     ],

@@ -1,18 +1,18 @@
 """Owns: the lean layers equal the plain ones in value, gradient and running statistics, and keep less."""
 
 import copy
-import sys
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.nn.utils import prune
 
-from moss_vllm.core import MOSS
+from moss_vllm.core import MOSS, encoder, stss
 from moss_vllm.core.lean import norm_gelu_conv, norm_linear
-
-encoder = sys.modules["moss_vllm.core.encoder"]
 
 
 def plain_norm_linear(x, norm, linear):
@@ -70,6 +70,7 @@ def test_equal_under_autocast_and_in_bfloat16(monkeypatch):
         else:
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 tensors = run(module, x, monkeypatch, lean)
+        assert tensors["output"].dtype == torch.bfloat16
         assert tensors["grad.order1.in_proj.weight"].dtype == (torch.bfloat16 if half else torch.float32)
         return sum(
             ((tensors[k].double() - exact[k].double()).norm() / exact[k].double().norm()).item()
@@ -79,6 +80,24 @@ def test_equal_under_autocast_and_in_bfloat16(monkeypatch):
 
     for half in (False, True):
         assert error(True, half) < 1.2 * error(False, half)
+
+
+def test_autocast_computes_and_keeps_what_it_would_for_plain_layers():
+    norm, linear, batch_norm = nn.LayerNorm(8), nn.Linear(8, 4), nn.BatchNorm2d(4)
+    conv = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+    for dtype, expected in ((torch.float32, torch.bfloat16), (torch.float64, torch.float64)):
+        layers = [layer.to(dtype) for layer in (norm, linear, batch_norm, conv)]
+        x = torch.randn(2, 3, 5, 8, dtype=dtype, requires_grad=True)
+        kept = []
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autograd.graph.saved_tensors_hooks(lambda t, to=kept: to.append(t) or t, lambda t: t):
+                y = norm_linear(x, *layers[:2])
+                z = norm_gelu_conv(y.permute(0, 3, 1, 2), *layers[2:])
+            z.sum().backward()  # within the region, where its own products must not be cast again
+            plain = layers[1](layers[0](x))
+        assert y.dtype == z.dtype == plain.dtype == expected
+        torch.testing.assert_close(y, plain)
+        assert x.grad.dtype == dtype and {t.dtype for t in kept} <= {dtype, expected}
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])
@@ -106,12 +125,46 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(layers, (x,), fast_mode=True)
 
 
-def test_frozen_input_and_frozen_weights():
-    module = moss()
-    module.order1.block1.requires_grad_(False)
-    module(torch.randn(1, 3, 4, 4, 8)).sum().backward()
-    assert module.order1.block1.conv.weight.grad is None
-    assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+@pytest.mark.parametrize("frozen", ["block1", "norm", "in_proj"])
+def test_frozen_layers_do_not_change_the_gradients_of_others(frozen):
+    module, whole = moss(), moss()
+    module.order2.get_submodule(frozen).requires_grad_(False)
+    x = torch.randn(1, 3, 4, 4, 8)
+    for each in (module, whole):
+        each(x).square().sum().backward()
+    for (name, ours), other in zip(module.named_parameters(), whole.parameters(), strict=True):
+        assert ours.requires_grad == (ours.grad is not None), name
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, other.grad)
+
+
+def test_a_second_derivative_is_an_error():
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    y = norm_gelu_conv(x, nn.BatchNorm2d(4), None)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_adapters_pruning_and_hooks_work():
+    x = torch.randn(1, 3, 4, 4, 8)
+    for name in ("in_proj", "uv_proj.linear", "block1.conv", "fuse.conv"):
+        module = moss().eval()
+        before = module(x)
+        seen = []
+        layer = module.order1.get_submodule(name)
+        layer.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        torch.testing.assert_close(module(x), before)
+        assert seen, name
+        prune.l1_unstructured(layer, "weight", 0.5)
+        assert (module(x) - before).abs().max() > 1e-4, name
+    adapted = moss().eval()
+    before = adapted(x)
+    targets = ["in_proj", "uv_proj.linear", "block2.conv"]
+    inject_adapter_in_model(LoraConfig(target_modules=targets, init_lora_weights=False), adapted)
+    assert (adapted.eval()(x) - before).abs().max() > 1e-4
+    adapted(x).sum().backward()
+    assert all(p.grad is not None for name, p in adapted.named_parameters() if "lora_" in name)
 
 
 def test_other_norms_are_called():
@@ -163,3 +216,12 @@ def test_compiled_equals_eager(training):
     torch.testing.assert_close(list(compiled.buffers()), list(module.buffers()))
     for ours, plain in zip(compiled.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, plain.grad, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="inductor needs a C++ compiler")
+def test_inductor_equals_eager_also_for_turned_input():
+    module, x = moss().eval(), torch.randn(1, 3, 8, 4, 5).movedim(2, -1)
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(x), module(x), atol=1e-5, rtol=1e-4)
+    compiled = torch.compile(lambda x: stss(x * 2, (3, 3, 3)), fullgraph=True)
+    torch.testing.assert_close(compiled(x), stss(x, (3, 3, 3)), atol=1e-6, rtol=0)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -99,7 +100,7 @@ def test_zero_features_give_finite_output():
 
 
 def test_no_order_is_an_error():
-    with pytest.raises(ValueError, match="not a set of orders"):
+    with pytest.raises(ValueError, match="not different orders"):
         MOSS(8, 6, orders=())
 
 
@@ -184,11 +185,16 @@ def test_another_second_encoder(second, zero_init):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"orders": 2}, "orders=2 is not a set"),
-        ({"orders": (1, 1)}, r"\(1, 1\) is not a set"),
-        ({"orders": (0, 1)}, r"\(0, 1\) is not a set"),
+        ({"orders": 2}, "orders=2 are not different orders"),
+        ({"orders": "12"}, "not different orders"),
+        ({"orders": (1.0, 2)}, "not different orders"),
+        ({"orders": (1, 1)}, r"\(1, 1\) are not different"),
+        ({"orders": (0, 1)}, r"\(0, 1\) are not different"),
         ({"window": ((3, 3, 3),)}, "1 windows for 2 orders"),
         ({"window": (3, 4, 3)}, "positive odd"),
+        ({"window": 3}, "positive odd"),
+        ({"window": (3.0, 3.0, 3.0)}, "positive odd"),
+        ({"window": ()}, "0 windows for 2 orders"),
         ({"window": ((3, 3, 3), (3, 3))}, "positive odd"),
         ({"fusion": "sum"}, "unknown fusion 'sum'; choose one of none, addition"),
         ({"second": "lstm"}, "unknown second 'lstm'; choose one of stss, r2plus1d"),
@@ -198,3 +204,13 @@ def test_another_second_encoder(second, zero_init):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         small(**settings)
+
+
+def test_maps_do_not_change_the_module():
+    with pytest.raises(ValueError, match="call eval"):
+        small().train().maps(torch.randn(1, 3, 4, 5, 8))
+
+
+def test_any_collection_of_integers_makes_orders_and_windows():
+    moss = small(orders={2, np.int64(1)}, window=[np.int64(3)] * 3)
+    assert moss.orders == (1, 2) and moss.order1.window == (3, 3, 3)

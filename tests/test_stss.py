@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -145,15 +146,33 @@ def test_zero_features_give_zero_and_finite_gradients(similarity):
 
 @BOTH
 def test_similarity_is_float32_under_bfloat16_and_autocast(similarity):
-    x = torch.randn(1, 3, 3, 3, 16).bfloat16()
-    expected = stss_plain(x.float(), (3, 3, 3))
+    x = torch.randn(1, 3, 3, 3, 16).bfloat16().requires_grad_()
+    exact = x.detach().float().requires_grad_()
+    expected = stss_plain(exact, (3, 3, 3))
+    expected.square().sum().backward()
     assert similarity(x, (3, 3, 3)).dtype == torch.float32
+    exact_again = exact.detach().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(similarity(x, (3, 3, 3)), expected, atol=1e-6, rtol=0)
+        similarity(exact_again, (3, 3, 3)).square().sum().backward()
+    torch.testing.assert_close(exact_again.grad, exact.grad, atol=1e-5, rtol=1e-5)
+
+
+def test_forward_mode_is_refused_not_zero():
+    x = torch.randn(1, 2, 3, 3, 4)
+    with pytest.raises(NotImplementedError, match="use stss_plain"):
+        torch.func.jvp(lambda x: stss(x, (3, 3, 3)), (x,), (x,))
+    torch.func.jvp(lambda x: stss_plain(x, (3, 3, 3)), (x,), (x,))
 
 
 @BOTH
-@pytest.mark.parametrize("window", [(2, 3, 3), (3, 0, 3), (3, 3), (3, 3, -1)])
+def test_integers_of_any_kind_make_a_window(similarity):
+    x = torch.randn(1, 2, 3, 3, 4)
+    assert similarity(x, [np.int64(3)] * 3).shape == (1, 2, 3, 3, 3, 3, 3)
+
+
+@BOTH
+@pytest.mark.parametrize("window", [(2, 3, 3), (3, 0, 3), (3, 3), (3, 3, -1), (3.0, 3, 3), 3, None, "333"])
 def test_bad_window_is_named(window, similarity):
     with pytest.raises(ValueError, match="positive odd"):
         similarity(torch.randn(1, 2, 3, 3, 4), window)
@@ -166,3 +185,22 @@ def test_bad_window_is_named(window, similarity):
 def test_bad_features_are_named(x, similarity):
     with pytest.raises(ValueError, match="stss takes"):
         similarity(x, (3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    "frames, side, window",
+    [(384, 14, (7, 11, 11)), (100, 28, (7, 11, 11)), (32, 32, (7, 11, 11)), (2, 300, (3, 9, 9))],
+)
+def test_products_stay_small_on_long_and_fine_clips(frames, side, window):
+    module = sys.modules[stss.__module__]
+    grid = module._grid(side, side, *window[1:], torch.device("cpu"))
+    one_frame = max(band.neighbour.shape[0] * (band.reach.stop - band.reach.start) for band in grid.bands)
+    assert one_frame <= module.BAND_ROWS * (module.BAND_ROWS + window[1] - 1) * side**2
+    unit = torch.empty(1, frames, side**2, 1)
+    limit = max(one_frame, module.PRODUCT_ELEMENTS["cpu"])
+    pairs = list(module._frame_pairs(unit, window[0], grid))
+    assert all((here.stop - here.start) * one_frame <= limit for _, here, _, _ in pairs)
+    # Every pair of frames within the window once, as t and t + offset.
+    found = [(t, offset) for _, here, _, offset in pairs for t in range(here.start, here.stop)]
+    expected = [(t, offset) for offset in range(window[0] // 2 + 1) for t in range(frames - offset)]
+    assert sorted(found) == sorted(expected)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from moss_vllm.core.layers import ConvBlock
 from moss_vllm.core.lean import norm_gelu_conv, norm_linear
-from moss_vllm.core.stss import Window, stss, stss_maps
+from moss_vllm.core.stss import Window, stss, stss_by_offset
 from moss_vllm.core.stss_triton import available, fused_stss_linear
 
 
@@ -38,10 +38,14 @@ class UVProjection(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Eq. 1-2, then the fully connected layer over (U, V)."""
-        if features.dtype != torch.float64 and stss_path(features.device, self.window)[0] == "fused":
-            return fused_stss_linear(features, self.linear.weight, self.window)
+        weight = self.linear.weight
+        same_type = features.dtype == weight.dtype or torch.is_autocast_enabled(features.device.type)
+        readable = type(self.linear) is nn.Linear and not self.linear._forward_pre_hooks
+        if readable and same_type and features.dtype != torch.float64:
+            if stss_path(features.device, self.window)[0] == "fused":
+                return fused_stss_linear(features, weight, self.window)
         # The similarity is float32; the encoder then works in the parameters' own type.
-        return cast(Tensor, self.linear(stss_maps(features, self.window).to(self.linear.weight.dtype)))
+        return cast(Tensor, self.linear(stss_by_offset(features, self.window).to(weight.dtype)))
 
 
 class STSSEncoder(nn.Module):
@@ -81,5 +85,9 @@ class STSSEncoder(nn.Module):
         return rearrange(maps, "(b t) d h w -> b t h w d", b=x.shape[0])
 
     def similarity(self, x: Tensor) -> Tensor:
-        """S^(n), (B, T, H, W, L, U, V): what this order compares (Eq. 3)."""
+        """S^(n): what this order compares (Eq. 3).
+
+        Shape:
+            (B, T, H, W, d_in) -> (B, T, H, W, L, U, V).
+        """
         return stss(self.in_proj(self.norm(x)), self.window)

@@ -2,7 +2,8 @@
 
 Between two convolutions autograd keeps what BatchNorm reads, what GELU reads and what the convolution reads.
 Here only the first is kept and the others are computed from it again, as is the LayerNorm before a linear
-layer. No convolution or matrix product is done twice. torch.compile plans this by itself, from plain layers.
+layer. No convolution or matrix product is done twice. Layers that are wrapped (adapters, quantisation) or
+hooked (pruning, sharding) are called as they are; so are all under torch.compile, which plans this itself.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
 
@@ -22,7 +24,8 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     Shape:
         (..., C) -> (..., D).
     """
-    if torch.compiler.is_compiling():
+    own = unwrapped(norm, nn.LayerNorm) and unwrapped(linear, nn.Linear)
+    if not own or norm.bias is None or linear.bias is None:
         return cast(Tensor, linear(norm(x)))
     parameters = (norm.weight, norm.bias, linear.weight, linear.bias)
     return cast(Tensor, _NormLinear.apply(x, *parameters, norm.eps, _autocast_dtype(x)))  # type: ignore[no-untyped-call]
@@ -33,7 +36,7 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
 
     Args:
         x: what BatchNorm reads, channels-last in memory.
-        norm: an `nn.BatchNorm2d`; any other (SyncBatchNorm) is called as it is and nothing is saved.
+        norm: an `nn.BatchNorm2d`; any other (SyncBatchNorm) is called as it is.
         conv: a 3x3 convolution without bias; with None, what it would read is returned.
         offsets: that many neighbours along N become channels side by side, offset-major, before `conv`.
 
@@ -43,9 +46,11 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
     Raises:
         ValueError: training on a single value per channel, which BatchNorm cannot normalise.
     """
-    if torch.compiler.is_compiling() or type(norm) is not nn.BatchNorm2d:
+    own = unwrapped(norm, nn.BatchNorm2d) and (conv is None or unwrapped(conv, nn.Conv2d))
+    if not own or norm.weight is None:
         y = _side_by_side(F.gelu(norm(x)), offsets)
         return y if conv is None else cast(Tensor, conv(y))
+    norm = cast(nn.BatchNorm2d, norm)
     training = norm.training or norm.running_mean is None
     if training and x.numel() == x.shape[1]:
         raise ValueError(
@@ -61,6 +66,12 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
     settings = (training, momentum, norm.eps, offsets, _autocast_dtype(x))
     inputs = (x, norm.weight, norm.bias, weight, norm.running_mean, norm.running_var)
     return cast(Tensor, _NormGeluConv.apply(*inputs, *settings))  # type: ignore[no-untyped-call]
+
+
+def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether reading the layer's weights does what calling it does."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is kind and not hooked and not torch.compiler.is_compiling()
 
 
 class _NormLinear(torch.autograd.Function):
@@ -84,18 +95,24 @@ class _NormLinear(torch.autograd.Function):
             return F.linear(normed.to(dtype), weight.to(dtype), bias.to(dtype))
 
     @staticmethod
+    @once_differentiable  # a second derivative would miss what the statistics depend on
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, mean, rstd, weight = ctx.saved_tensors
         read, grad = x.to(ctx.read_dtype), grad.to(ctx.dtype)
-        normed = F.layer_norm(read, gamma.shape, gamma, beta, ctx.eps).to(ctx.dtype)
-        grad_weight = grad.flatten(0, -2).t() @ normed.flatten(0, -2)
-        grad_normed = (grad @ weight.to(ctx.dtype)).to(ctx.read_dtype)
-        grad_x, grad_gamma, grad_beta = aten.native_layer_norm_backward(
-            grad_normed, read, gamma.shape, mean, rstd, gamma, beta, [ctx.needs_input_grad[0], True, True]
-        )
-        grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        grad_bias = grad.flatten(0, -2).sum(0).to(weight.dtype)
-        return grad_x, grad_gamma, grad_beta, grad_weight.to(weight.dtype), grad_bias, None, None
+        needs_x, needs_norm, _, needs_weight, needs_bias = ctx.needs_input_grad[:5]
+        grad_x = grad_gamma = grad_beta = grad_weight = grad_bias = None
+        if needs_weight:
+            normed = F.layer_norm(read, gamma.shape, gamma, beta, ctx.eps).to(ctx.dtype)
+            grad_weight = (grad.flatten(0, -2).t() @ normed.flatten(0, -2)).to(weight.dtype)
+        if needs_bias:
+            grad_bias = grad.flatten(0, -2).sum(0).to(weight.dtype)
+        if needs_x or needs_norm:
+            grad_normed = (grad @ weight.to(ctx.dtype)).to(ctx.read_dtype)
+            grad_x, grad_gamma, grad_beta = aten.native_layer_norm_backward(
+                grad_normed, read, gamma.shape, mean, rstd, gamma, beta, [needs_x, needs_norm, needs_norm]
+            )
+            grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        return grad_x, grad_gamma, grad_beta, grad_weight, grad_bias, None, None
 
 
 class _NormGeluConv(torch.autograd.Function):
@@ -127,28 +144,22 @@ class _NormGeluConv(torch.autograd.Function):
             return y if weight is None else F.conv2d(y.to(dtype), weight.to(dtype), padding=1)
 
     @staticmethod
+    @once_differentiable  # a second derivative would miss what the statistics depend on
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, weight, mean, rstd = ctx.saved_tensors
-        var = (rstd.double().pow(-2) - ctx.eps).clamp_min(0).to(rstd.dtype)
+        var = rstd.pow(-2) - ctx.eps
         normed = F.batch_norm(x, mean, var, gamma, beta, training=False, eps=ctx.eps)
         grad_weight = None
         if weight is not None:
             y = _side_by_side(F.gelu(normed), ctx.offsets).to(grad.dtype)
+            mask = [True, ctx.needs_input_grad[3], False]
             grad, grad_weight, _ = aten.convolution_backward(
-                grad,
-                y,
-                weight.to(grad.dtype),
-                None,
-                [1, 1],
-                [1, 1],
-                [1, 1],
-                False,
-                [0, 0],
-                1,
-                [True, True, False],
+                grad, y, weight.to(grad.dtype), None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
             )
-            grad_weight = grad_weight.to(weight.dtype)
+            del y
+            grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
         grad_normed = aten.gelu_backward(_one_by_one(grad, ctx.offsets).to(x.dtype), normed)
+        del grad, normed
         gradients = aten.native_batch_norm_backward(
             grad_normed, x, gamma, mean, var, mean, rstd, ctx.training, ctx.eps, [True, True, True]
         )
@@ -170,10 +181,12 @@ def _one_by_one(x: Tensor, offsets: int) -> Tensor:
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes convolutions in; None outside any autocast region."""
+    """What autocast computes convolutions of `x` in; None where it does not."""
     kind = x.device.type
     known = torch.amp.is_autocast_available(kind)  # not for "meta"
-    return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
+    if x.dtype == torch.float64 or not known or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -1,6 +1,7 @@
 """MOSS: the sum over orders of self-similarity (Eq. 5), with every setting of Tables 4 and 10a."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import index
 from typing import NamedTuple, cast
 
 import torch
@@ -90,8 +91,8 @@ class MOSS(nn.Module):
         d_in: int,
         d_out: int,
         *,
-        orders: Sequence[int] = (1, 2),
-        window: Window | Sequence[Window] = (5, 9, 9),
+        orders: Iterable[int] = (1, 2),
+        window: Sequence[int] | Sequence[Sequence[int]] = (5, 9, 9),
         d_hidden: int = 128,
         d_similarity: int = 64,
         d_fuse: int | None = None,
@@ -149,7 +150,13 @@ class MOSS(nn.Module):
 
     @torch.no_grad()
     def maps(self, x: Tensor) -> list[OrderMaps]:
-        """What each order compares and makes of it, to look at (Fig. 5); nothing for a replaced order."""
+        """What each order compares and makes of it, to look at (Fig. 5); nothing for a replaced order.
+
+        Raises:
+            ValueError: in training mode, in which looking would move BatchNorm's statistics.
+        """
+        if self.training:
+            raise ValueError("maps() in training mode would change the module; call eval() first")
         return [
             OrderMaps(n, cast(STSSEncoder, self.get_submodule(f"order{n}")).similarity(read), motion)
             for n, read, motion, _ in self._recursion(x)
@@ -171,19 +178,24 @@ class MOSS(nn.Module):
             read = cast(Tensor, projected) if self.reads_fc_output else motion
 
 
-def _checked_orders(orders: Sequence[int]) -> tuple[int, ...]:
-    chosen = tuple(orders) if isinstance(orders, Sequence) else ()
-    if not chosen or len(set(chosen)) < len(chosen) or min(chosen) < 1:
-        raise ValueError(f"orders={orders} is not a set of orders from 1 on; the paper uses (1, 2)")
-    return tuple(sorted(chosen))
+def _checked_orders(orders: Iterable[int]) -> tuple[int, ...]:
+    try:
+        chosen = sorted(index(n) for n in orders)
+    except TypeError:
+        chosen = []
+    if not chosen or len(set(chosen)) < len(chosen) or chosen[0] < 1:
+        raise ValueError(f"orders={orders} are not different orders from 1 on; the paper uses (1, 2)")
+    return tuple(chosen)
 
 
-def _window_of_each(window: Window | Sequence[Window], orders: int) -> list[Window]:
-    first = window[0]
-    sizes = [window] * orders if isinstance(first, int) else list(window)
+def _window_of_each(window: Sequence[int] | Sequence[Sequence[int]], orders: int) -> list[Window]:
+    try:
+        sizes = [cast(Sequence[int], size) for size in window if len(cast(Sequence[int], size))]
+    except TypeError:  # its entries are the sides of one window
+        return [check_window(cast(Sequence[int], window))] * orders
     if len(sizes) != orders:
         raise ValueError(
             f"window={window} names {len(sizes)} windows for {orders} orders; give one (L, U, V) for all, or "
             "one for each order up to the highest"
         )
-    return [check_window(cast(Window, tuple(cast(Window, size)))) for size in sizes]
+    return [check_window(size) for size in sizes]

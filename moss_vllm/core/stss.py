@@ -6,15 +6,17 @@ in bands of rows, and only the unit features are kept for backward. Order n >= 2
 again, on the encoded map of order n-1: see `moss.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
+from operator import index
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Window = tuple[int, int, int]
 
@@ -39,11 +41,12 @@ def stss_plain(x: Tensor, window: Window) -> Tensor:
     Raises:
         ValueError: `x` is not 5-D and floating, or a side of `window` is not a positive odd number.
 
+    A feature whose norm overflows float32 (1e19) counts as zero, as does one below `MIN_NORM`.
+
     Reference: Eq. 1-2.
     """
-    check(x, window)
+    window = length, rows, columns = check(x, window)
     frames, height, width = x.shape[1:4]
-    length, rows, columns = window
     unit, _ = normalise(x)
     padded = F.pad(unit, (0, 0, *[columns // 2] * 2, *[rows // 2] * 2, *[length // 2] * 2))
     similarity = [
@@ -56,19 +59,26 @@ def stss_plain(x: Tensor, window: Window) -> Tensor:
 
 
 def stss(x: Tensor, window: Window) -> Tensor:
-    """`stss_plain`, fast and lean; same arguments, values and errors."""
-    return rearrange(stss_maps(x, window), "b t l h w (u v) -> b t h w l u v", u=window[1])
+    """`stss_plain`, fast and lean; same arguments, values and errors.
+
+    It has first derivatives in reverse mode only; `stss_plain` has all.
+    """
+    return rearrange(stss_by_offset(x, window), "b t l h w (u v) -> b t h w l u v", u=window[1])
 
 
-def stss_maps(x: Tensor, window: Window) -> Tensor:
+def stss_by_offset(x: Tensor, window: Window) -> Tensor:
     """`stss` in the order in which it is computed and encoded: (B, T, L, H, W, U*V), contiguous."""
-    check(x, window)
+    window = check(x, window)
+    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
+        raise NotImplementedError("stss has no forward-mode derivative; use stss_plain, which has all")
     similarity, _, _ = torch.ops.moss_vllm.stss(x, list(window))
     return similarity.view(*x.shape[:2], window[0], *x.shape[2:4], -1)
 
 
-def check(x: Tensor, window: Window) -> None:
-    """Refuse what has no self-similarity; raises ValueError, see `stss_plain`."""
+def check(x: Tensor, window: Sequence[int]) -> Window:
+    """The window as ints, or a ValueError for what has no self-similarity, see `stss_plain`."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"stss takes a tensor of features, got {type(x).__name__}; see torch.as_tensor")
     if x.dim() != 5 or not x.is_floating_point():
         raise ValueError(
             f"stss takes floating features of shape (B, T, H, W, C), got {x.dtype} of shape "
@@ -76,29 +86,50 @@ def check(x: Tensor, window: Window) -> None:
         )
     if 0 in x.shape:
         raise ValueError(f"stss takes at least one clip, frame, position and channel, got {tuple(x.shape)}")
-    check_window(window)
+    return check_window(window)
 
 
-def check_window(window: Window) -> Window:
-    """`window`, or a ValueError unless its sides are positive and odd."""
-    if len(window) != 3 or any(side < 1 or side % 2 == 0 for side in window):
+def check_window(window: Sequence[int]) -> Window:
+    """`window` as a tuple of ints, or a ValueError unless it has three sides, positive and odd."""
+    try:
+        length, rows, columns = (index(side) for side in window)
+        odd = all(side > 0 and side % 2 == 1 for side in (length, rows, columns))
+    except (TypeError, ValueError):
+        odd = False
+    if not odd:
         raise ValueError(
-            f"window (L, U, V) needs three positive odd sizes so that it has a centre, got {tuple(window)}; "
+            f"window (L, U, V) needs three positive odd sizes so that it has a centre, got {window}; "
             "the paper uses (5, 9, 9) for action recognition and (7, 11, 11) for the Video-LLM"
         )
-    return window
+    return length, rows, columns
+
+
+def inverse_norm(x: Tensor) -> Tensor:
+    """1 / norm, 0 below `MIN_NORM`; float64 for float64 features and float32 for all others.
+
+    Shape:
+        (..., C) -> (..., 1).
+    """
+    square = (x if x.dtype == torch.float64 else x.float()).square().sum(-1, keepdim=True)
+    return square.clamp_min(MIN_NORM**2).rsqrt() * (square > MIN_NORM**2)
 
 
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit features and 1 / norm (0 below `MIN_NORM`), in float32 or, for float64 features, in float64."""
-    x = x if x.dtype == torch.float64 else x.float()
-    square = x.square().sum(-1, keepdim=True)
-    scale = square.clamp_min(MIN_NORM**2).rsqrt() * (square > MIN_NORM**2)
+    """Unit features and `inverse_norm`, both in its type.
+
+    Shape:
+        (..., C) -> (..., C) and (..., 1).
+    """
+    scale = inverse_norm(x)
     return x * scale, scale
 
 
 def normalise_backward(grad_unit: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
-    """Gradient of `normalise`'s unit features to its input: the part across each feature, over its norm."""
+    """Gradient to the features from that to the unit features: the part across each feature, over its norm.
+
+    Shape:
+        (..., C), (..., C) and (..., 1) -> (..., C).
+    """
     return (grad_unit - unit * (unit * grad_unit).sum(-1, keepdim=True)) * scale
 
 
@@ -124,7 +155,7 @@ def _stss(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     length, rows, columns = window
     # Outside any autocast region: Eq. 2 in bfloat16 loses the small differences that are the motion.
     with torch.autocast(x.device.type, enabled=False):
-        unit, scale = normalise(rearrange(x, "b t h w c -> b t (h w) c"))
+        unit, scale = normalise(rearrange(x, "b t h w c -> b t (h w) c").contiguous())
         grid = _grid(height, width, rows, columns, x.device)
         similarity = unit.new_zeros(batch, frames, length, height * width, rows * columns)
         for clip, here, there, offset in _frame_pairs(unit, length, grid):
@@ -175,6 +206,7 @@ def _frame_pairs(unit: Tensor, length: int, grid: _Grid) -> Iterator[tuple[int, 
     largest = max(band.neighbour.shape[0] * (band.reach.stop - band.reach.start) for band in grid.bands)
     step = max(1, PRODUCT_ELEMENTS.get(unit.device.type, 2**26) // largest)
     clips, frames = unit.shape[:2]
+    # Clip by clip, as a group's frames follow each other; GPUs, where this is slow, have the fused kernel.
     for clip, start, offset in product(range(clips), range(0, frames, step), range(length // 2 + 1)):
         if start < (stop := min(start + step, frames - offset)):
             yield clip, slice(start, stop), slice(start + offset, stop + offset), offset

@@ -76,10 +76,14 @@ def _positions(y0, x0, i, WIDTH: tl.constexpr, H, W):
 
 
 @triton.jit
-def _similarity(unit, number, offset, T, H, W, C: tl.constexpr, L: tl.constexpr, U: tl.constexpr,
+def _similarity(x, scale, number, offset, T, H, W, C: tl.constexpr, L: tl.constexpr, U: tl.constexpr,
                 V: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
                 BUV: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """S (Eq. 2) of tile `number` at `offset`, counted from 0 to L - 1: (BY*BX, BUV) float32, 0 in padding."""
+    """S (Eq. 2) of tile `number` at `offset`, counted from 0 to L - 1: (BY*BX, BUV) float32, 0 in padding.
+
+    Products of the features as they are, scaled to cosines afterwards: unit features would be rounded to x's
+    type, by more than what tells a moving position from a resting one.
+    """
     BQ: tl.constexpr = BY * BX
     WIDTH: tl.constexpr = BX + V - 1
     frame, y0, x0 = _locate(number, H, W, BY, BX)
@@ -91,8 +95,8 @@ def _similarity(unit, number, offset, T, H, W, C: tl.constexpr, L: tl.constexpr,
     key, key_inside = _positions(y0 - U // 2, x0 - V // 2, halo, WIDTH=WIDTH, H=H, W=W)
     key_inside = key_inside & (halo < (BY + U - 1) * WIDTH)
     c = tl.arange(0, BC)
-    query_at = unit + frame * H * W * C + query[:, None] * C + c[None, :]
-    key_at = unit + other * H * W * C + key[None, :] * C + c[:, None]
+    query_at = x + frame * H * W * C + query[:, None] * C + c[None, :]
+    key_at = x + other * H * W * C + key[None, :] * C + c[:, None]
     product = tl.zeros((BQ, BH), tl.float32)
     for start in range(0, channels, BC):
         inside = start + c < C
@@ -101,6 +105,9 @@ def _similarity(unit, number, offset, T, H, W, C: tl.constexpr, L: tl.constexpr,
         if UPCAST:
             a, b = a.to(tl.float32), b.to(tl.float32)
         product = tl.dot(a, b, product, input_precision=PRECISION)
+    here = tl.load(scale + frame * H * W + query, mask=query_inside, other=0.0)
+    there = tl.load(scale + other * H * W + key, mask=key_inside & (channels > 0), other=0.0)
+    product = product * here[:, None] * there[None, :]
 
     # S[q, uv] = product[q, where q sees uv in the halo]. A 1-D gather goes through shared memory; a 2-D one
     # shuffles each register past all lanes, which takes longer than the products. All rows of `product` begin
@@ -122,15 +129,15 @@ def _similarity(unit, number, offset, T, H, W, C: tl.constexpr, L: tl.constexpr,
 )
 @_derived
 @triton.jit
-def forward(unit, weight, z, T, H, W, C: tl.constexpr, D: tl.constexpr, L: tl.constexpr, U: tl.constexpr,
+def forward(x, scale, weight, z, T, H, W, C: tl.constexpr, D: tl.constexpr, L: tl.constexpr, U: tl.constexpr,
             V: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, BH: tl.constexpr, BC: tl.constexpr,
             BUV: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Z = S W^T, (frames, L, H, W, D); grid (tiles of all frames, L)."""
     number, offset = tl.program_id(0), tl.program_id(1)
-    similarity = _similarity(unit, number, offset, T, H, W, C, L, U, V,
+    similarity = _similarity(x, scale, number, offset, T, H, W, C, L, U, V,
                              BY, BX, BH, BC, BUV, UPCAST, PRECISION)  # fmt: skip
     if not UPCAST:
-        similarity = similarity.to(unit.dtype.element_ty)
+        similarity = similarity.to(x.dtype.element_ty)
     frame, y0, x0 = _locate(number, H, W, BY, BX)
     query, query_inside = _positions(y0, x0, tl.arange(0, BY * BX), WIDTH=BX, H=H, W=W)
     uv, d = tl.arange(0, BUV), tl.arange(0, BD)
@@ -152,10 +159,10 @@ def forward(unit, weight, z, T, H, W, C: tl.constexpr, D: tl.constexpr, L: tl.co
 )
 @_derived
 @triton.jit
-def backward_weight(unit, grad_z, partial, frames, T, H, W, C: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
-                    U: tl.constexpr, V: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, BH: tl.constexpr,
-                    BC: tl.constexpr, BUV: tl.constexpr, BD: tl.constexpr, UPCAST: tl.constexpr,
-                    PRECISION: tl.constexpr):  # fmt: skip
+def backward_weight(x, scale, grad_z, partial, frames, T, H, W, C: tl.constexpr, D: tl.constexpr,
+                    L: tl.constexpr, U: tl.constexpr, V: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr,
+                    BH: tl.constexpr, BC: tl.constexpr, BUV: tl.constexpr, BD: tl.constexpr,
+                    UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Parts of dW = dZ^T S, (programs, D, U*V) float32; grid (programs, blocks of D).
 
     Each program sums over every so many (tile, offset), with its part of dW in registers throughout.
@@ -165,7 +172,7 @@ def backward_weight(unit, grad_z, partial, frames, T, H, W, C: tl.constexpr, D: 
     items = frames * tl.cdiv(H, BY) * tl.cdiv(W, BX) * L
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         number, offset = item // L, item % L
-        similarity = _similarity(unit, number, offset, T, H, W, C, L, U, V,
+        similarity = _similarity(x, scale, number, offset, T, H, W, C, L, U, V,
                                  BY, BX, BH, BC, BUV, UPCAST, PRECISION)  # fmt: skip
         frame, y0, x0 = _locate(number, H, W, BY, BX)
         query, query_inside = _positions(y0, x0, tl.arange(0, BY * BX), WIDTH=BX, H=H, W=W)
@@ -174,7 +181,7 @@ def backward_weight(unit, grad_z, partial, frames, T, H, W, C: tl.constexpr, D: 
         if UPCAST:
             grad = grad.to(tl.float32)
         else:
-            similarity = similarity.to(unit.dtype.element_ty)
+            similarity = similarity.to(x.dtype.element_ty)
         total = tl.dot(tl.trans(grad), similarity, total, input_precision=PRECISION)
     to = partial + tl.program_id(0).to(tl.int64) * (D * U * V) + d[:, None] * (U * V) + uv[None, :]
     tl.store(to, total, mask=(d < D)[:, None] & (uv < U * V)[None, :])
@@ -188,7 +195,7 @@ def backward_weight(unit, grad_z, partial, frames, T, H, W, C: tl.constexpr, D: 
     (8, 8, {"BK": 64, "BC": 256}, 8, 2),
 )
 @triton.jit
-def backward_unit(unit, grad_s, grad_unit, T, H, W, C: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
+def backward_unit(x, scale, grad_s, grad_unit, T, H, W, C: tl.constexpr, D: tl.constexpr, L: tl.constexpr,
                   U: tl.constexpr, V: tl.constexpr, BY: tl.constexpr, BX: tl.constexpr, BK: tl.constexpr,
                   BC: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gradient to the unit features, float32, from dS (frames, L, H, W, U*V); grid (tiles, blocks of C).
@@ -221,10 +228,12 @@ def backward_unit(unit, grad_s, grad_unit, T, H, W, C: tl.constexpr, D: tl.const
             here, there = frame * L + offset, other * L + L - 1 - offset
             a = tl.load(grad_s + here * H * W * (U * V) + ours, mask=seen, other=0.0).to(tl.float32)
             b = tl.load(grad_s + there * H * W * (U * V) + theirs, mask=seen_back, other=0.0).to(tl.float32)
-            x = tl.load(unit + other * H * W * C + key[:, None] * C + c[None, :],
-                        mask=key_inside[:, None] & (c < C)[None, :], other=0.0)  # fmt: skip
+            keys = tl.load(x + other * H * W * C + key[:, None] * C + c[None, :],
+                           mask=key_inside[:, None] & (c < C)[None, :], other=0.0)  # fmt: skip
+            there_scale = tl.load(scale + other * H * W + key, mask=key_inside, other=0.0)
+            grad = (a + tl.trans(b)) * there_scale[None, :]
             if UPCAST:
-                x = x.to(tl.float32)
-            total = tl.dot((a + tl.trans(b)).to(x.dtype), x, total, input_precision=PRECISION)
+                keys = keys.to(tl.float32)
+            total = tl.dot(grad.to(keys.dtype), keys, total, input_precision=PRECISION)
     to = grad_unit + frame * H * W * C + query[:, None] * C + c[None, :]
     tl.store(to, total, mask=query_inside[:, None] & (c < C)[None, :])

@@ -1,9 +1,9 @@
 """STSS and the Linear over its (U, V) in one GPU kernel: S, larger than the features, is never stored.
 
-`fused_stss_linear` equals `stss` followed by a bias-free Linear and keeps the unit features, 1 / norm and the
-weight. Backward recomputes S tile by tile for the weight's gradient, but writes dS = dZ @ weight, U*V / D of
-dZ's size, while it runs: every entry is read from both of its ends, and recomputing it in each tile that
-looks there would cost four times the arithmetic.
+`fused_stss_linear` equals `stss` followed by a bias-free Linear and keeps its inputs and 1 / norm. Backward
+recomputes S tile by tile for the weight's gradient, but writes dS = dZ @ weight, U*V / D of dZ's size, while
+it runs: every entry is read from both of its ends, and recomputing it in each tile that looks there would
+cost four times the arithmetic.
 """
 
 import os
@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moss_vllm.core.stss import Window, check, normalise, normalise_backward
+from moss_vllm.core.stss import Window, check, inverse_norm, normalise_backward
 
 
 def fused_stss_linear(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """`stss(x, window)`, then `weight` over each U x V map, without storing the maps.
 
-    Sums are float32. Unit features and similarities are rounded to x's type before they are multiplied;
+    Cosines are float32 and rounded to x's type before they meet the weight, as by a Linear under autocast;
     float32 is multiplied in full unless `torch.set_float32_matmul_precision` allows TF32.
 
     Shape:
@@ -44,20 +44,21 @@ def fused_stss_linear(x: Tensor, weight: Tensor, window: Window) -> Tensor:
         raise ValueError(
             f"weight needs the shape (D, U*V) = (D, {window[1] * window[2]}), got {tuple(weight.shape)}"
         )
-    z, _, _ = torch.ops.moss_vllm.stss_linear(x, weight, list(window))
+    z, _ = torch.ops.moss_vllm.stss_linear(x, weight, list(window))
     return z
 
 
 def available(device: torch.device, window: Window) -> tuple[bool, str]:
     """Whether `fused_stss_linear` runs with `window` on `device`, and why or why not in a few words."""
-    try:
-        import triton
-    except ImportError:
-        return False, "triton is not installed"
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreted and (device.type != "cuda" or not torch.cuda.is_available()):
         return False, "no CUDA device"
-    from moss_vllm.core.stss_kernels import fits  # needs triton
+    try:
+        import triton
+
+        from moss_vllm.core.stss_kernels import fits
+    except ImportError:
+        return False, "triton is not installed"
 
     if not fits(window[1], window[2]):
         return False, f"a window of {window[1]} x {window[2]} is too large for it, 17 x 17 is not"
@@ -69,66 +70,65 @@ def available(device: torch.device, window: Window) -> tuple[bool, str]:
 
 
 @torch.library.custom_op("moss_vllm::stss_linear", mutates_args=())
-def _stss_linear(x: Tensor, weight: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Z, the unit features in x's type, and 1 / norm in float32."""
+def _stss_linear(x: Tensor, weight: Tensor, window: list[int]) -> tuple[Tensor, Tensor]:
+    """Z, and 1 / norm in float32."""
     kernels = _kernels(x.device, window)
-    unit, scale = normalise(x)
-    unit = unit.to(x.dtype).contiguous()
+    scale = inverse_norm(x).contiguous()
     z = x.new_empty(*x.shape[:2], window[0], *x.shape[2:4], len(weight))
     with torch.cuda.device_of(x):
-        kernels.forward[lambda a: (_tiles(unit, a), window[0])](
-            unit, weight.contiguous(), z, **_sizes(unit, weight, window), **_arithmetic(kernels)
+        kernels.forward[lambda a: (_tiles(x, a), window[0])](
+            x.contiguous(), scale, weight.contiguous(), z, **_sizes(x, weight, window), **_arithmetic(kernels)
         )
-    return z, unit, scale.contiguous()
+    return z, scale
 
 
 @torch.library.custom_op("moss_vllm::stss_linear_backward", mutates_args=())
 def _stss_linear_backward(
-    grad: Tensor, unit: Tensor, scale: Tensor, weight: Tensor, window: list[int]
+    grad: Tensor, x: Tensor, scale: Tensor, weight: Tensor, window: list[int]
 ) -> tuple[Tensor, Tensor]:
     """Gradients to the features and to the weight from that to Z."""
-    kernels = _kernels(unit.device, window)
-    arguments = {**_sizes(unit, weight, window), **_arithmetic(kernels)}
-    grad = grad.contiguous()
-    with torch.autocast(unit.device.type, enabled=False):
+    kernels = _kernels(x.device, window)
+    arguments = {**_sizes(x, weight, window), **_arithmetic(kernels)}
+    x, grad = x.contiguous(), grad.contiguous()
+    with torch.autocast(x.device.type, enabled=False):
         grad_similarity = grad @ weight
-    grad_unit = torch.empty_like(unit, dtype=torch.float32)
+    grad_unit = torch.empty_like(x, dtype=torch.float32)
     # One program per multiprocessor sums its share of all positions: more would only add partial sums.
-    programs = torch.cuda.get_device_properties(unit.device).multi_processor_count if unit.is_cuda else 2
-    partial = unit.new_empty(programs, *weight.shape, dtype=torch.float32)
-    with torch.cuda.device_of(unit):
-        kernels.backward_unit[lambda a: (_tiles(unit, a), _ceil(unit.shape[-1], a["BC"]))](
-            unit, grad_similarity, grad_unit, **arguments
+    programs = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+    partial = x.new_empty(programs, *weight.shape, dtype=torch.float32)
+    with torch.cuda.device_of(x):
+        kernels.backward_unit[lambda a: (_tiles(x, a), _ceil(x.shape[-1], a["BC"]))](
+            x, scale, grad_similarity, grad_unit, **arguments
         )
         kernels.backward_weight[lambda a: (programs, _ceil(len(weight), a["BD"]))](
-            unit, grad, partial, frames=unit.shape[0] * unit.shape[1], **arguments
+            x, scale, grad, partial, frames=x.shape[0] * x.shape[1], **arguments
         )
-    grad_x = normalise_backward(grad_unit, unit, scale)
-    return grad_x.to(unit.dtype), partial.sum(0).to(weight.dtype)
+    grad_x = normalise_backward(grad_unit, x * scale, scale)
+    return grad_x.to(x.dtype), partial.sum(0).to(weight.dtype)
 
 
 @_stss_linear.register_fake
-def _(x: Tensor, weight: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, weight: Tensor, window: list[int]) -> tuple[Tensor, Tensor]:
     z = x.new_empty(*x.shape[:2], window[0], *x.shape[2:4], weight.shape[0])
-    return z, x.new_empty(x.shape), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
+    return z, x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
 
 
 @_stss_linear_backward.register_fake
-def _(grad: Tensor, unit: Tensor, scale: Tensor, weight: Tensor, window: list[int]) -> tuple[Tensor, Tensor]:
-    return unit.new_empty(unit.shape), weight.new_empty(weight.shape)
+def _(grad: Tensor, x: Tensor, scale: Tensor, weight: Tensor, window: list[int]) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
-def _save_unit_features(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*output[1:], inputs[1])
-    ctx.window = inputs[2]
-    ctx.mark_non_differentiable(*output[1:])
+def _save_features(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, ctx.window = inputs
+    ctx.save_for_backward(x, output[1], weight)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None]:
+def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
     return *_stss_linear_backward(grad, *ctx.saved_tensors, ctx.window), None
 
 
-_stss_linear.register_autograd(_differentiate, setup_context=_save_unit_features)
+_stss_linear.register_autograd(_differentiate, setup_context=_save_features)
 
 
 def _kernels(device: torch.device, window: list[int]) -> Any:
@@ -141,14 +141,14 @@ def _kernels(device: torch.device, window: list[int]) -> Any:
     return stss_kernels
 
 
-def _sizes(unit: Tensor, weight: Tensor, window: list[int]) -> dict[str, int]:
-    _, frames, height, width, channels = unit.shape
+def _sizes(x: Tensor, weight: Tensor, window: list[int]) -> dict[str, int]:
+    _, frames, height, width, channels = x.shape
     features = {"T": frames, "H": height, "W": width, "C": channels, "D": len(weight)}
     return features | dict(zip("LUV", window, strict=True))
 
 
-def _tiles(unit: Tensor, a: dict[str, int]) -> int:
-    batch, frames, height, width, _ = unit.shape
+def _tiles(x: Tensor, a: dict[str, int]) -> int:
+    batch, frames, height, width, _ = x.shape
     return batch * frames * _ceil(height, a["BY"]) * _ceil(width, a["BX"])
 
 
