@@ -463,3 +463,9 @@ def test_nothing_stays_open(clips):
         for path in paths:
             read_clip(path)
     assert len(list(descriptors.iterdir())) <= before
+
+
+def test_one_frame_is_read_at_any_rate(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
+    for fps in (0.001, 2.0, 999.0, 1000.0):
+        assert len(read_clip(str(tmp_path), sample_fps=fps).frames) == 1

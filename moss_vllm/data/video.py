@@ -135,7 +135,8 @@ def _check_number(name: str, value: float, low: float, high: float) -> None:
 def _choose(times_s: np.ndarray, fps: float, max_frames: int, start_s: float, stop_s: float) -> np.ndarray:
     """Indices of the frames on screen at start_s + k / fps < stop_s, without a grid in memory."""
     grid = np.ceil((np.append(times_s, stop_s) - _ROUNDING_S - start_s) * fps)
-    grid = np.clip(grid, 0, max(grid[-1], 1))  # first k at or after each frame; one frame is always left
+    grid[-1] = max(grid[-1], 1)  # one frame is always left, however short it is
+    grid = np.clip(grid, 0, grid[-1])  # first k at or after each frame
     chosen = np.flatnonzero(np.diff(grid) > 0)
     if len(chosen) > max_frames:
         chosen = chosen[np.linspace(0, len(chosen) - 1, max_frames).round().astype(int)]
