@@ -16,14 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from einops import rearrange
-from matplotlib.axes import Axes
-from matplotlib.colors import Normalize
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
 from moss_vllm.core.moss import OrderMaps
-from moss_vllm.core.stss import Window, stss
+from moss_vllm.core.stss import Window, check_window, stss
 from moss_vllm.data.drawing import shape_distance
 from moss_vllm.data.video import Clip
 
@@ -41,8 +38,8 @@ TOY_OBJECTS = (
     ("heart", 9.5, 22.5, 2, 0),
     ("cube", 12.5, 18.5, 2, 0),
 )
+STILL_LEVELS = 1.0  # of 255, root mean square over a cell: less is the video's compression
 TOY_COLOURS = {"circle": (20, 30, 255), "heart": (255, 25, 25), "cube": (0, 200, 0)}
-REGION_COLOUR = "#2ecc40"
 
 
 class Query(NamedTuple):
@@ -144,7 +141,16 @@ def flattened_orders(features: Tensor, window: Window, orders: Iterable[int]) ->
 
     Shape:
         features: (1, T, H, W, C).
+
+    Raises: ValueError for a window that is more than `largest_window`.
     """
+    window = check_window(window)
+    useful = largest_window(features)
+    if any(side > most for side, most in zip(window, useful, strict=True)):
+        raise ValueError(
+            f"window {','.join(map(str, window))} reaches past all of the clip; the largest useful one for "
+            f"{' x '.join(map(str, features.shape[1:4]))} (T x H x W) is {','.join(map(str, useful))}"
+        )
     chosen, frames, length = set(orders), features.shape[1], window[0]
     offsets = torch.arange(frames)[:, None] + torch.arange(length) - length // 2
     inside = ((offsets >= 0) & (offsets < frames)).float().view(frames, 1, 1, length, 1, 1)
@@ -157,6 +163,16 @@ def flattened_orders(features: Tensor, window: Window, orders: Iterable[int]) ->
             change = ((similarity[0] - mean) * inside).square().sum((-3, -2, -1)) / inside.sum((-3, -2, -1))
             views.append(OrderView(order, similarity[0], (change / (window[1] * window[2])).sqrt()))
     return views
+
+
+def largest_window(features: Tensor) -> Window:
+    """From any position of the clip to any other.
+
+    Shape:
+        features: (1, T, H, W, C).
+    """
+    frames, height, width = features.shape[1:4]
+    return 2 * frames - 1, 2 * height - 1, 2 * width - 1
 
 
 def learned_orders(maps: Sequence[OrderMaps], orders: Iterable[int] | None) -> list[OrderView]:
@@ -199,150 +215,20 @@ def pick_query(clip: Clip, grid: tuple[int, int], length: int) -> Query:
     The smaller of the two distances counts: background that something has just left, or is about to cover,
     has one only. Frames whose window of `length` frames leaves the clip are taken only where all do.
 
-    Raises: ValueError for a clip of one frame.
+    Raises: ValueError for a clip of one frame, or one in which nothing moves.
     """
     frames = len(clip.frames)
     if frames < 2:
-        raise ValueError("motion takes two frames or more, one was read; raise --fps or --frames")
+        raise ValueError("motion takes two frames or more, got one; read more of the video, or give a query")
     pixels = torch.from_numpy(clip.frames).float()
     cells = rearrange(pixels, "t (h p) (w q) c -> t (h w) (p q c)", h=grid[0], w=grid[1])
     change = (cells[1:] - cells[:-1]).norm(dim=-1)  # (T-1, H*W)
     least = torch.minimum(torch.cat([change[:1], change]), torch.cat([change, change[-1:]]))
     first = min(length // 2, (frames - 1) // 2)
-    t, cell = divmod(int(least[first : frames - first].argmax()), grid[0] * grid[1])
+    least = least[first : frames - first] / cells.shape[-1] ** 0.5
+    if least.max() < STILL_LEVELS:
+        raise ValueError(
+            f"nothing moves in the {frames} frames read; give --query T,Y,X, or read more of them"
+        )
+    t, cell = divmod(int(least.argmax()), grid[0] * grid[1])
     return Query(first + t, *divmod(cell, grid[1]))
-
-
-class Marked(NamedTuple):
-    """A query with the name and the colour it has in the figure."""
-
-    name: str
-    query: Query
-    colour: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the figure: a map per column on one scale; None where the column is outside the clip."""
-
-    label: str
-    note: str
-    colour: str
-    maps: list[QueryMap | None]
-    scale: tuple[float, float]
-    colour_map: str
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """All that is drawn: a column per frame of the window, and under the frames groups of rows.
-
-    Outside the clip a column has no picture. groups: a row per order for each query and for the strength.
-    """
-
-    title: str
-    titles: list[str]
-    pictures: list[NDArray[np.uint8] | None]
-    grid: tuple[int, int]
-    marked: list[Marked]
-    regions: list[QueryMap]
-    groups: list[list[Row]]
-
-
-def lay_out(
-    clip: Clip,
-    views: Sequence[OrderView],
-    marked: Sequence[Marked],
-    *,
-    title: str,
-    strength: str | None,
-    scale: tuple[float, float] | None = None,
-) -> Sheet:
-    """Choose rows, columns and scales.
-
-    Args:
-        clip: what the views, one or more orders of one window, were computed from.
-        strength: what the views' strength is, in a few words; None leaves its rows and the times out.
-        scale: of the similarities; None: for each order, from what is shown beside the queries' own frame.
-
-    Raises: ValueError for a query outside the grid, or queries of several frames.
-    """
-    frames, height, width, length = views[0].similarity.shape[:4]
-    for name, query, _ in marked:
-        if not all(0 <= at < side for at, side in zip(query, (frames, height, width), strict=True)):
-            raise ValueError(
-                f"{name} {query.t},{query.y},{query.x} is outside this clip's grid: t is 0 to {frames - 1}, "
-                f"y 0 to {height - 1}, x 0 to {width - 1}"
-            )
-    t, *others = dict.fromkeys(query.t for _, query, _ in marked)
-    if others:
-        raise ValueError(f"the queries of a figure share their frame, got t = {[t, *others]}; draw one each")
-    offsets = range(-(length // 2), length // 2 + 1)
-    shown = [t + offset if 0 <= t + offset < frames else None for offset in offsets]
-    groups: list[list[Row]] = [[] for _ in range(len(marked) + bool(strength))]
-    for view in views:
-        label = f"order {view.order}"
-        places = list(zip(shown, offsets, strict=True))
-        maps = [
-            [None if at is None else query_map(view.similarity, query, offset) for at, offset in places]
-            for _, query, _ in marked
-        ]
-        beside = [m for line in maps for m, offset in zip(line, offsets, strict=True) if offset]
-        for one, line, group in zip(marked, maps, groups, strict=False):
-            group.append(Row(label, one.name, one.colour, line, scale or _limits(beside, 0.01), "magma"))
-        if strength:
-            whole = [None if at is None else QueryMap(view.strength[at].float().numpy()) for at in shown]
-            groups[-1].append(Row(label, strength, "black", whole, _limits(whole, 0.0), "viridis"))
-    titles = [f"$l$ = {offset:+d}" if offset else "$l$ = 0" for offset in offsets]
-    if strength:
-        times = ["" if at is None else f"   {clip.frame_times_s[at]:.2f} s" for at in shown]
-        titles = list(map("".join, zip(titles, times, strict=True)))
-    pictures = [None if at is None else clip.frames[at] for at in shown]
-    regions = [query_map(views[0].similarity, query, 0) for _, query, _ in marked]
-    return Sheet(title, titles, pictures, (height, width), list(marked), regions, groups)
-
-
-def _limits(maps: Sequence[QueryMap | None], lowest: float) -> tuple[float, float]:
-    """From the quantile `lowest` to the highest but 0.5 %."""
-    values = [m.values.ravel() for m in maps if m is not None]
-    low, high = np.quantile(np.concatenate(values), (lowest, 0.995)) if values else (0.0, 1.0)
-    return float(low), float(max(high, low + 1e-6))
-
-
-def draw_frame(axes: Axes, sheet: Sheet, column: int) -> None:
-    """The frame of a column, each query's region and, in their own frame, the queries."""
-    if not _on_grid(axes, sheet, column, brightness=1.0):
-        return
-    for number, (one, region) in enumerate(zip(sheet.marked, sheet.regions, strict=True)):
-        rows, columns = region.values.shape
-        how: dict[str, Any] = {"fill": False, "clip_on": False}
-        style = ("-", "--", ":", "-.")[number % 4]
-        place = (region.left, region.top)
-        axes.add_patch(Rectangle(place, columns, rows, color=REGION_COLOUR, lw=1.6, ls=style, **how))
-        if column == len(sheet.titles) // 2:
-            for colour, width in (("white", 2.8), (one.colour, 1.8)):
-                axes.add_patch(Rectangle((one.query.x, one.query.y), 1, 1, color=colour, lw=width, **how))
-
-
-def draw_map(axes: Axes, sheet: Sheet, row: Row, column: int) -> None:
-    """A map at its place over the darkened frame."""
-    found = row.maps[column]
-    if not _on_grid(axes, sheet, column, brightness=0.5) or found is None:
-        return
-    rows, columns = found.values.shape
-    extent = (found.left, found.left + columns, found.top + rows, found.top)
-    axes.imshow(found.values, cmap=row.colour_map, norm=Normalize(*row.scale), extent=extent)
-    axes.set(xlim=(0, sheet.grid[1]), ylim=(sheet.grid[0], 0))
-
-
-def _on_grid(axes: Axes, sheet: Sheet, column: int, *, brightness: float) -> bool:
-    """A panel with the column's frame, grey if darkened; False, and said there, where that is no frame."""
-    picture, (height, width) = sheet.pictures[column], sheet.grid
-    axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), facecolor="#eeeeee")
-    axes.spines[:].set_visible(False)
-    if picture is None:
-        axes.text(width / 2, height / 2, "outside\nthe clip", ha="center", va="center", fontsize=8)
-    else:
-        shown = picture if brightness == 1 else picture.mean(-1) * brightness
-        axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
-    return picture is not None

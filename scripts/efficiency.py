@@ -36,8 +36,9 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moss_vllm.core.ladder import Ladder
-from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset, build_ladder, build_video_llm_moss
+from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset, build_ladder
 from moss_vllm.core.stss import stss
+from moss_vllm.vlm.video_llama3 import MossVideoLlama3VisionConfig, MossVideoLlama3VisionModel
 
 FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
 PRECISIONS = {"peak f32": torch.float32, "bf16": torch.bfloat16}
@@ -52,11 +53,23 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--table", choices=["3", "4", "6", "10", "video-llm", "all"], default="all")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
-    parser.add_argument("--device", default="cpu", help='"cuda" adds measured peaks; weights are random')
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help='"cuda" adds measured peaks; weights are random',
+    )
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; the tables without measured peaks need no --device")
+    if args.json is not None:
+        if args.json.is_dir():
+            parser.error(f"--json takes a file, and {args.json} is a folder")
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--json {args.json}: its folder cannot be made ({error.strerror})")
 
     console = Console(width=130, highlight=False)
     found: dict[str, Any] = {}
@@ -74,8 +87,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         found["video-llm"] = video_llm_parameters()
         console.print(video_llm_table(found["video-llm"]), VIDEO_LLM_READINGS)
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(found, indent=1))
+        part = args.json.with_name(f".{args.json.name}.part")
+        try:
+            part.write_text(json.dumps(found, indent=1))
+            os.replace(part, args.json)
+        finally:
+            part.unlink(missing_ok=True)
     return found
 
 
@@ -264,9 +281,10 @@ def correlation_costs() -> list[dict[str, Any]]:
 
 
 def video_llm_parameters() -> dict[str, float]:
-    """MOSS for VideoLLaMA3 in millions of parameters, part by part and in all."""
+    """The MOSS that VideoLLaMA3's encoder gets, in millions of parameters, part by part and in all."""
     with torch.device("meta"):
-        moss = build_video_llm_moss()
+        config = MossVideoLlama3VisionConfig(hidden_size=VIDEO_LLM.d_in)
+        moss = MossVideoLlama3VisionModel(config).moss
     parts: dict[str, float] = {}
     for name, parameter in moss.named_parameters():
         order, module = name.split(".")[:2]

@@ -17,7 +17,10 @@ position's map over the frames of its window, because its norm is largest where 
 """
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -25,29 +28,20 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from moss_vllm.data.motion_world import write_clip
 from moss_vllm.data.video import Clip, read_clip
+from moss_vllm.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
 from moss_vllm.stss_maps import (
     TOY_CELL_PX,
     TOY_WINDOW,
-    Marked,
     OrderView,
     Query,
-    Row,
-    Sheet,
-    draw_frame,
-    draw_map,
     flattened_orders,
-    lay_out,
+    largest_window,
     learned_orders,
     patch_pixels,
     pick_query,
@@ -58,9 +52,6 @@ from moss_vllm.stss_maps import (
 RAW_PATCH_PX = 14
 QUERY_COLOURS = ("#e41a1c", "#ff8c00", "#d62ad0", "#00a6d6")
 TOY_COLOURS = {"brown": "#a0622d", "yellow": "#e0a800"}
-DOTS_PER_INCH = 150
-WIDTH_IN = 1600 / DOTS_PER_INCH
-LEFT_IN, RIGHT_IN, TOP_IN, GAP_IN, GROUP_IN = 1.1, 0.6, 0.68, 0.05, 0.14
 ANIMATION_FPS, MP4_ROUNDS = 2, 4
 
 
@@ -69,12 +60,12 @@ def main(argv: list[str] | None = None) -> Sheet:
     args = parse(argv)
     try:
         sheet = toy(args.orders) if args.toy else video(args)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(sheet).savefig(args.out, dpi=DOTS_PER_INCH)
+        with whole_file(args.out) as path:
+            draw_sheet(sheet).savefig(path, dpi=DOTS_PER_INCH)
         print(f"wrote {args.out}")
         if args.animate:
-            args.animate.parent.mkdir(parents=True, exist_ok=True)
-            write_animation([draw_column(sheet, i) for i in range(len(sheet.titles))], args.animate)
+            with whole_file(args.animate) as path:
+                write_animation([draw_column(sheet, i) for i in range(len(sheet.titles))], path)
             print(f"wrote {args.animate}")
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"error: {error}") from error
@@ -112,7 +103,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     of_video = given("ckpt", "encoder", "query", "window", "fps", "frames") + of_vit
     if args.toy and of_video:
         parser.error(f"{of_video[0]} goes with --video, not with --toy")
-    if args.ckpt and (clash := given("encoder", "window") + of_vit):
+    if args.ckpt is not None and (clash := given("encoder", "window") + of_vit):
         parser.error(f"{clash[0]} does not go with --ckpt, which has its own")
     if of_vit and args.encoder in (None, "raw"):
         parser.error(f"{of_vit[0]} goes with --encoder and the name of a timm ViT")
@@ -121,6 +112,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, path, kinds in (("--out", args.out, (".png",)), ("--animate", args.animate, (".gif", ".mp4"))):
         if path and path.suffix.lower() not in kinds:
             parser.error(f"{name} takes a name that ends in {' or '.join(kinds)}, got {path}")
+        if path and path.is_dir():
+            parser.error(f"{name} takes a file, and {path} is a folder")
     return args
 
 
@@ -150,26 +143,46 @@ def toy(orders: Sequence[int] | None) -> Sheet:
 
 def video(args: argparse.Namespace) -> Sheet:
     """Figs. 5 and 9-13."""
-    if args.ckpt:
+    if args.ckpt is not None:
         clip, views, source = from_checkpoint(args)
     else:
         clip, features, source = from_encoder(args)
-        views = flattened_orders(features, args.window or (5, 9, 9), args.orders or (1, 2, 3))
-    _, height, width, *window = views[0].similarity.shape
-    queries = args.query or [pick_query(clip, (height, width), window[0])]
+        window = args.window or tuple(map(min, (5, 9, 9), largest_window(features)))
+        views = flattened_orders(features, window, args.orders or (1, 2, 3))
+    for view in views:
+        if not (view.similarity.isfinite().all() and view.strength.isfinite().all()):
+            raise ValueError(f"{source}: order {view.order} is not finite (NaN or inf); check the weights")
+    _, height, width, *sides = views[0].similarity.shape
+    if not args.query and len(clip.frames) < 2:
+        raise ValueError(f"{args.video}: {one_frame(args)}; or give --query")
+    queries = args.query or [pick_query(clip, (height, width), sides[0])]
     if not args.query:
         print(f"query {','.join(map(str, queries[0]))} (t,y,x), where most moves")
     names = ["query"] if len(queries) == 1 else [f"query {i}" for i in range(1, len(queries) + 1)]
     marked = [Marked(*one) for one in zip(names, queries, cycle(QUERY_COLOURS), strict=False)]
-    title = f"{args.video.name}, grid {height} x {width}, window {' x '.join(map(str, window))}\n{source}"
-    return lay_out(clip, views, marked, title=title, strength="norm of M" if args.ckpt else "change over $l$")
+    strength = "change over $l$" if args.ckpt is None else "norm of M"
+    title = f"{args.video.name}, grid {height} x {width}, window {' x '.join(map(str, sides))}\n{source}"
+    return lay_out(clip, views, marked, title=title, strength=strength)
 
 
 def read(args: argparse.Namespace, fps: float, short_side_px: int) -> Clip:
     """The video, at the rate asked for or the one given."""
     fps = fps if args.fps is None else args.fps
     frames = 16 if args.frames is None else args.frames
-    return read_clip(args.video, sample_fps=fps, max_frames=frames, short_side_px=short_side_px)
+    try:
+        return read_clip(args.video, sample_fps=fps, max_frames=frames, short_side_px=short_side_px)
+    except ValueError as error:
+        said = str(error)
+        for name, flag in (("sample_fps is", "--fps is"), ("max_frames is", "--frames is")):
+            said = flag + said.removeprefix(name) if said.startswith(name) else said
+        raise ValueError(said) from error
+
+
+def one_frame(args: argparse.Namespace) -> str:
+    """Why one frame was read of the video, and what helps."""
+    if len(read_clip(args.video, sample_fps=100, max_frames=2).frames) < 2:
+        return "the video has one frame, and motion takes two; take another video"
+    return "one frame was read, and motion takes two; raise --fps or --frames"
 
 
 def from_encoder(args: argparse.Namespace) -> tuple[Clip, Tensor, str]:
@@ -194,23 +207,63 @@ def load_vit(name: str, weights: str | None) -> Any:
 
     if not timm.is_model(name.partition(".")[0]):
         raise ValueError(f"encoder '{name}' is neither 'raw' nor in timm; see timm.list_models('vit*')")
-    source: dict[str, Any] = {"pretrained": weights != "random"}
-    if weights not in (None, "random"):
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"--weights {weights}: no such file")
-        source["pretrained_cfg_overlay"] = {"file": weights}
+    if weights not in (None, "random") and not Path(weights).is_file():
+        raise FileNotFoundError(f"--weights {weights}: no such file")
+    no_vit = f"encoder '{name}' is no plain ViT with a patch grid; take a vit_* model"
+    how = {"num_classes": 0, "dynamic_img_size": True}
     torch.manual_seed(0)  # of random weights
     try:
-        return timm.create_model(name, num_classes=0, dynamic_img_size=True, **source).eval()
+        model = timm.create_model(name, pretrained=False, **how)
     except TypeError as error:
-        raise ValueError(f"encoder '{name}' is no plain ViT with a patch grid; take a vit_* model") from error
+        raise ValueError(no_vit) from error
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"encoder '{name}' cannot be built ({first_line(error)})") from error
+    embedding = getattr(model, "patch_embed", None)
+    if not (hasattr(model, "blocks") and isinstance(embedding, timm.layers.PatchEmbed)):
+        raise ValueError(no_vit)
+    try:
+        if weights is None:
+            model = timm.create_model(name, pretrained=True, **how)
+        elif weights != "random":
+            state = vit_state(model, weights)
     except Exception as error:  # errors of the hub, of files and of state dicts have no class in common
         tried = f"in {weights}" if weights else "in the local cache or on the hub"
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ValueError(
-            f"no weights for encoder '{name}' {tried} ({reason}); download them and give --weights FILE, or "
-            "use --weights random or --encoder raw"
+            f"no weights for encoder '{name}' {tried} ({first_line(error)}); download them and give "
+            "--weights FILE, or use --weights random or --encoder raw"
         ) from error
+    if weights not in (None, "random"):
+        take_weights(model, state, f"--weights {weights}", name)
+    return model.eval()
+
+
+def vit_state(model: Any, file: str) -> dict[str, Tensor]:
+    """The weights in a file by the model's names; timm refuses pickles of anything but weights."""
+    from timm.models import load_state_dict
+
+    state = load_state_dict(file)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    return state if convert is None else convert(state, model)
+
+
+def take_weights(model: Any, state: dict[str, Tensor], source: str, name: str) -> None:
+    """Load all of the model's weights; a head or a text tower may be left over.
+
+    Raises: ValueError if some are missing, of another shape, or of more blocks than the model has.
+    """
+    own = model.state_dict()
+    missing = [key for key, value in own.items() if key not in state or state[key].shape != value.shape]
+    deeper = sorted({key for key in state if key.startswith("blocks.")} - set(own))
+    if missing or deeper:
+        wrong = f"{len(missing)} of {len(own)} weights of this encoder are missing or of another shape"
+        wrong = wrong if missing else f"{len(deeper)} weights of its blocks are none of this encoder's"
+        raise ValueError(f"{source}: {wrong} ({(missing or deeper)[0]}, ...); take a file made for '{name}'")
+    model.load_state_dict(state, strict=False)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, for the middle of a sentence."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
 @torch.inference_mode()
@@ -244,7 +297,7 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
     trained = loaded.run.get("protocol", {})
     clip = read(args, trained.get("sample_fps", 2.0), trained.get("short_side_px", 224))
     if len(clip.frames) < 2:
-        raise ValueError(f"{args.video}: MOSS takes two frames, one was read; raise --fps or --frames")
+        raise ValueError(f"{args.video}: {one_frame(args)}")
     inputs = encode(loaded.processor, clip, [Turn("What moves?")], compress=False)
     ran: list[tuple[MOSS, Tensor]] = []
     for module in tower.modules():  # peft keeps the untrained MOSS beside the trained one; it does not run
@@ -256,79 +309,16 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
     return clip, learned_orders(moss.maps(features), args.orders), said
 
 
-def draw_sheet(sheet: Sheet) -> Figure:
-    """Rows of frames and maps, a column per frame."""
-    columns, lines = len(sheet.titles), 1 + sum(map(len, sheet.groups))
-    wide = min(2.3, (WIDTH_IN - LEFT_IN - RIGHT_IN + GAP_IN) / columns - GAP_IN)
-    high = wide * sheet.grid[0] / sheet.grid[1]
-    figure = Figure((WIDTH_IN, TOP_IN + lines * (high + GAP_IN) + len(sheet.groups) * GROUP_IN + 0.1))
-    add_text(figure, 0.12, 0.3, sheet.title, size=9, weight="bold", parse_math=False)
-    lefts = [LEFT_IN + i * (wide + GAP_IN) for i in range(columns + 1)]
-    for i, title in enumerate(sheet.titles):
-        axes = add_axes(figure, lefts[i], TOP_IN, wide, high)
-        draw_frame(axes, sheet, i)
-        axes.set_title(title, fontsize=8, pad=4)
-    top = TOP_IN
-    for rows in sheet.groups:
-        top += GROUP_IN
-        for row in rows:
-            top += high + GAP_IN
-            label, note = top + high / 2, top + high / 2 + 0.17
-            add_text(figure, LEFT_IN - 0.12, label, row.label, size=9, weight="bold", ha="right")
-            add_text(figure, LEFT_IN - 0.12, note, row.note, size=8, color=row.colour, ha="right")
-            for i in range(columns):
-                draw_map(add_axes(figure, lefts[i], top, wide, high), sheet, row, i)
-            draw_bar(add_axes(figure, lefts[-1], top + 0.1 * high, 0.09, 0.8 * high), row, "vertical")
-    return figure
-
-
-def draw_column(sheet: Sheet, column: int) -> NDArray[np.uint8]:
-    """One column as a picture of its own: a line per query, and one for the strength."""
-    across, wide = 1 + len(sheet.groups[0]), 2.0
-    high = wide * sheet.grid[0] / sheet.grid[1]
-    step = high + 0.42
-    figure = Figure((LEFT_IN + across * (wide + 0.1) + 0.1, TOP_IN + len(sheet.groups) * step), dpi=100)
-    add_text(figure, 0.12, 0.3, sheet.title, size=8, weight="bold", parse_math=False)
-    for line, rows in enumerate(sheet.groups):
-        top = TOP_IN + line * step
-        note, colour = rows[0].note, rows[0].colour
-        add_text(figure, LEFT_IN - 0.12, top + high / 2, note, size=9, color=colour, ha="right")
-        axes = add_axes(figure, LEFT_IN, top, wide, high)
-        draw_frame(axes, sheet, column)
-        axes.set_title(sheet.titles[column], fontsize=9, pad=3)
-        for i, row in enumerate(rows, start=1):
-            left = LEFT_IN + i * (wide + 0.1)
-            axes = add_axes(figure, left, top, wide, high)
-            draw_map(axes, sheet, row, column)
-            axes.set_title(row.label, fontsize=9, pad=3)
-            draw_bar(add_axes(figure, left, top + high + 0.05, wide, 0.06), row, "horizontal")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def draw_bar(axes: Axes, row: Row, orientation: str) -> None:
-    """The scale of a row."""
-    colours = ScalarMappable(Normalize(*row.scale), row.colour_map)
-    how: dict[str, Any] = {"ticks": row.scale, "format": "%.2f", "extend": "max"}
-    bar = axes.figure.colorbar(colours, cax=axes, orientation=orientation, **how)
-    bar.ax.tick_params(labelsize=7, length=2, pad=2)
-    if orientation == "horizontal":  # neighbours' numbers would meet
-        for label, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
-            label.set_horizontalalignment(side)
-    bar.outline.set_linewidth(0.4)
-
-
-def add_axes(figure: Figure, left: float, top: float, wide: float, high: float) -> Axes:
-    """Axes at a place in inches, from the left and the top."""
-    width, height = figure.get_size_inches()
-    return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
-
-
-def add_text(figure: Figure, left: float, top: float, text: str, **how: Any) -> None:
-    """Text at a place in inches, from the left and the top."""
-    width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - top / height, text, **how)
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it takes the place of `path` once all is written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_animation(pictures: Sequence[NDArray[np.uint8]], path: Path) -> None:

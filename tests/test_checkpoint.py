@@ -121,6 +121,15 @@ def test_a_missing_adapter_file_is_refused(copy):
 
 
 @pytest.mark.parametrize("saved", ["moss"], indirect=True)
+@pytest.mark.parametrize("kept_bytes", [0, 5, 2000, -1])
+def test_an_adapter_file_cut_short_is_refused(copy, kept_bytes):
+    file = copy / ADAPTER_FILE
+    file.write_bytes(file.read_bytes()[:kept_bytes])
+    with pytest.raises(ValueError, match=rf"{ADAPTER_FILE}: cannot be read .*; the file is cut short"):
+        checkpoint.load(copy)
+
+
+@pytest.mark.parametrize("saved", ["moss"], indirect=True)
 @pytest.mark.parametrize("lost", ["order1.fuse.conv.weight", "order2.block1.batch_norm.running_mean"])
 def test_a_missing_moss_weight_or_statistic_is_refused(copy, lost):
     name = f"vision_model.moss.{lost}"

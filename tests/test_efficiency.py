@@ -138,6 +138,40 @@ def test_a_training_step_moves_the_ladder_and_not_the_encoder():
     assert all(torch.equal(a, b) for a, b in zip(before, encoder.parameters(), strict=True))
 
 
+def test_video_llm_parameters_are_those_of_the_module_that_is_attached(monkeypatch):
+    class Thinner(efficiency.MossVideoLlama3VisionConfig):
+        moss_d_fuse: int = 8
+
+    whole = efficiency.video_llm_parameters()["all"]
+    monkeypatch.setattr(efficiency, "MossVideoLlama3VisionConfig", Thinner)
+    assert efficiency.video_llm_parameters()["all"] < whole / 2
+
+
+def test_json_is_whole_or_not_there_and_its_place_is_tried_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(efficiency, "video_llm_parameters", lambda: pytest.fail("computed first"))
+    (tmp_path / "file").touch()
+    for place, message in ((tmp_path, "is a folder"), (tmp_path / "file" / "a.json", "cannot be made")):
+        with pytest.raises(SystemExit):
+            efficiency.main(["--table", "video-llm", "--json", str(place)])
+        assert message in capsys.readouterr().err
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(efficiency, "video_llm_parameters", lambda: {"all": 1.0, "no json": object()})
+    monkeypatch.setattr(efficiency, "video_llm_table", lambda parts: "")
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        efficiency.main(["--table", "video-llm", "--json", str(tmp_path / "file")])
+    monkeypatch.setattr(efficiency, "video_llm_parameters", lambda: {"all": 1.0})
+    monkeypatch.setattr(efficiency.os, "replace", lambda part, path: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        efficiency.main(["--table", "video-llm", "--json", str(tmp_path / "file")])
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_a_device_is_cpu_or_cuda(capsys):
+    with pytest.raises(SystemExit):
+        efficiency.main(["--device", "mps"])
+    assert "invalid choice: 'mps'" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_an_error(capsys):
     with pytest.raises(SystemExit):

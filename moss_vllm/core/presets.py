@@ -175,13 +175,21 @@ def build_temporal(name: str, d_in: int, d_out: int, **options: Any) -> nn.Modul
         options: keyword arguments of the module, such as `zero_init=True`.
 
     Raises:
-        ValueError: the name is none of `TEMPORAL_NAMES`.
+        ValueError: the name is none of `TEMPORAL_NAMES`, "none" comes with options, or "stss1" with orders.
     """
     if name == "none":
+        if options:
+            raise ValueError(
+                f"temporal module 'none' has no options, got {', '.join(options)}; leave them out"
+            )
         return None
     if name == "moss":
         return MOSS(d_in, d_out, **options)
     if name == "stss1":
+        if "orders" in options:
+            raise ValueError(
+                f"'stss1' is MOSS of order 1, got orders={options['orders']}; choose 'moss' for them"
+            )
         return MOSS(d_in, d_out, orders=(1,), **options)
     if name not in COMPARED:
         raise ValueError(f"unknown temporal module '{name}'; choose one of {', '.join(TEMPORAL_NAMES)}")
@@ -208,8 +216,11 @@ def build_ladder(
         temporal_options: keyword arguments of the module; for "moss" and "stss1" they replace the preset's.
 
     Raises:
-        ValueError: an unknown `temporal`, or a layer that the ladder does not tap.
+        ValueError: an unknown `temporal`, options it does not have, a layer that the ladder does not tap, or
+            an image smaller than a patch.
     """
+    if image_size < preset.patch_size:
+        raise ValueError(f"image_size={image_size} is less than a patch, which is {preset.patch_size} pixels")
     options = dict(temporal_options)
     if temporal in ("moss", "stss1"):
         sizes = {"window": preset.window, "d_hidden": preset.d_hidden, "d_similarity": preset.d_similarity}
@@ -229,19 +240,4 @@ def build_ladder(
         patch_size=preset.patch_size,
         grid=(side, side),
         temporal=modules,
-    )
-
-
-def build_video_llm_moss(preset: VideoLLMPreset = VIDEO_LLM) -> MOSS:
-    """MOSS for a Video-LLM's image encoder; it starts as the constant 0, so the model starts unchanged."""
-    return MOSS(
-        preset.d_in,
-        preset.d_in,
-        orders=preset.orders,
-        window=preset.window,
-        d_hidden=preset.d_hidden,
-        d_similarity=preset.d_similarity,
-        d_fuse=preset.d_fuse,
-        zero_init=True,
-        input_fc=preset.input_fc,
     )

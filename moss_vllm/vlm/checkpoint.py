@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -203,13 +203,19 @@ def _check_adapter(file: Path, base: nn.Module) -> None:
     }
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; the checkpoint is incomplete, use an earlier one")
-    with safe_open(file, "pt") as adapter:
-        prefix = "base_model.model.model."
-        saved = {
-            name.removeprefix(prefix): adapter.get_slice(name).get_shape()
-            for name in adapter.keys()
-            if ".lora_" not in name
-        }
+    try:
+        with safe_open(file, "pt") as adapter:
+            prefix = "base_model.model.model."
+            saved = {
+                name.removeprefix(prefix): adapter.get_slice(name).get_shape()
+                for name in adapter.keys()
+                if ".lora_" not in name
+            }
+    except SafetensorError as error:  # the header tells the file's length: a cut file is noticed here
+        raise ValueError(
+            f"{file}: cannot be read as safetensors ({error}); the file is cut short or damaged, use an "
+            "earlier checkpoint"
+        ) from error
     wrong = sorted(set(whole) ^ set(saved))
     wrong += sorted(name for name in set(whole) & set(saved) if list(whole[name]) != list(saved[name]))
     if wrong:
