@@ -7,6 +7,7 @@ What the scripts in eval/ have in common is here as well: their options, their d
 
 import argparse
 import json
+import sys
 import threading
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from moss_vllm import report
 from moss_vllm.answer_store import describe_run, open_store
+from moss_vllm.core import MOSS
 from moss_vllm.data.chat import PER_VIDEO, Turn, collate, encode
 from moss_vllm.data.favor import favor_answer_letter, favor_letter_prompt, favor_prompt
 from moss_vllm.data.motionbench import motionbench_prompt
@@ -182,6 +184,9 @@ def evaluate(
     asked = questions[:limit]
     header = describe_run(loaded, questions, settings=protocol.settings, prompt=protocol.prompt)
     answered = open_store(store, header, overwrite=overwrite)
+    for moss in (module for module in loaded.model.modules() if isinstance(module, MOSS)):
+        print(moss.path(), file=sys.stderr)
+        break  # peft keeps an untrained copy beside it
     resumed, started = sum(question.uid in answered for question in asked), time.monotonic()
     left = {question.uid for question in asked} - answered.keys()
     batches = report.show_progress(_batches(loaded, videos, left, protocol, batch_size), len(left))

@@ -29,7 +29,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 from moss_vllm.config import parse, setting
-from moss_vllm.core import stss_path
+from moss_vllm.core import MOSS
 from moss_vllm.data.captions import CaptionDataset
 from moss_vllm.data.favor import read_favor_train
 from moss_vllm.data.motion_world import ensure_world
@@ -187,8 +187,7 @@ def _report(
         f"{settings.batch_size} x {accelerator.num_processes} x {settings.accumulate} clips"
     )
     if settings.use_moss:
-        window = model.get_base_model().config.vision_config.moss_window
-        console.print("self-similarity: {} path ({})".format(*stss_path(accelerator.device, window)))
+        console.print(next(m for m in model.modules() if isinstance(m, MOSS)).path())
     rows = Table("group", "pattern", "tensors", "parameters", "learning rate", title="what trains")
     for name, pattern, tensors, parameters, rate in describe(model, table):
         rows.add_row(name, pattern, str(tensors), f"{parameters:,}", rate)

@@ -214,3 +214,11 @@ def test_maps_do_not_change_the_module():
 def test_any_collection_of_integers_makes_orders_and_windows():
     moss = small(orders={2, np.int64(1)}, window=[np.int64(3)] * 3)
     assert moss.orders == (1, 2) and moss.order1.window == (3, 3, 3)
+
+
+def test_says_how_it_computes(monkeypatch):
+    assert small().path() == "self-similarity: banded path (no CUDA device)"
+    monkeypatch.setattr(
+        "moss_vllm.core.encoder.available", lambda device, window: (True, f"{device}, {window}")
+    )
+    assert small().path() == "self-similarity: fused path (cpu, (3, 3, 3))"

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from moss_vllm.core.encoder import STSSEncoder
+from moss_vllm.core.encoder import STSSEncoder, stss_path
 from moss_vllm.core.stss import Window, check_window
 from moss_vllm.core.temporal import SECOND_ENCODERS
 
@@ -147,6 +147,11 @@ class MOSS(nn.Module):
             if n in self.orders:
                 output = projected if output is None else output + projected
         return cast(Tensor, output)
+
+    def path(self) -> str:
+        """How similarities are computed where the module is now, and why, in a line."""
+        first = cast(STSSEncoder, self.get_submodule("order1"))
+        return "self-similarity: {} path ({})".format(*stss_path(first.in_proj.weight.device, first.window))
 
     @torch.no_grad()
     def maps(self, x: Tensor) -> list[OrderMaps]:
