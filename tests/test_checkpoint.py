@@ -185,6 +185,13 @@ def test_a_broken_run_file_is_named(copy):
         checkpoint.load(copy)
 
 
+@pytest.mark.parametrize("protocol", [None, [2.0], {"sample_fps": "2"}])
+def test_a_protocol_that_is_none_is_named(copy, protocol):
+    change_run(copy, protocol=protocol)
+    with pytest.raises(ValueError, match="run.json: protocol=.* is not names with numbers"):
+        checkpoint.load(copy)
+
+
 def test_a_base_that_is_gone_is_named(copy, tmp_path):
     change_run(copy, base_model=str(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError, match="gone: no config.json there"):

@@ -191,6 +191,9 @@ def _read_run(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: cannot be read as JSON ({error}); use an earlier checkpoint") from error
     if missing:
         raise ValueError(f"{file}: has no {', '.join(missing)}; use an earlier checkpoint")
+    protocol = run.get("protocol", {})
+    if not isinstance(protocol, dict) or any(isinstance(v, str | list | dict) for v in protocol.values()):
+        raise ValueError(f"{file}: protocol={protocol} is not names with numbers; use an earlier checkpoint")
     return run
 
 
