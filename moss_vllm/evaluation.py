@@ -184,9 +184,8 @@ def evaluate(
     asked = questions[:limit]
     header = describe_run(loaded, questions, settings=protocol.settings, prompt=protocol.prompt)
     answered = open_store(store, header, overwrite=overwrite)
-    for moss in (module for module in loaded.model.modules() if isinstance(module, MOSS)):
+    if moss := next((module for module in loaded.model.modules() if isinstance(module, MOSS)), None):
         print(moss.path(), file=sys.stderr)
-        break  # peft keeps an untrained copy beside it
     resumed, started = sum(question.uid in answered for question in asked), time.monotonic()
     left = {question.uid for question in asked} - answered.keys()
     batches = report.show_progress(_batches(loaded, videos, left, protocol, batch_size), len(left))

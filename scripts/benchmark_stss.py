@@ -28,11 +28,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
+from kept_for_backward import KeptForBackward
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
 
+from moss_vllm import report
 from moss_vllm.core import MOSS, stss
 from moss_vllm.core.encoder import UVProjection, stss_path
 from moss_vllm.core.stss import Window
@@ -168,17 +170,9 @@ class Meter:
 
 def kept_mib(way: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """What autograd keeps between forward and backward, without parameters and input."""
-    own = [x, *(way.parameters() if isinstance(way, nn.Module) else ())]
-    known = {t.untyped_storage().data_ptr() for t in own}
-    storages: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storages.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with KeptForBackward(way if isinstance(way, nn.Module) else nn.Module(), [x]) as kept:
         way(x)
-    return sum(t.untyped_storage().nbytes() for at, t in storages.items() if at not in known) / MIB
+    return kept.total_bytes() / MIB
 
 
 def clear(way: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -337,7 +331,8 @@ def main(argv: list[str] | None = None) -> None:
             "shapes": {shape: SHAPES[shape] for shape in settings.shapes},
             "results": results,
         }
-        settings.json.write_text(json.dumps(record, indent=1) + "\n")
+        with report.whole_file(settings.json) as part:
+            part.write_text(json.dumps(record, indent=1) + "\n")
         console.print(f"written: {settings.json}")
 
 

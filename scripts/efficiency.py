@@ -27,14 +27,16 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from kept_for_backward import KeptForBackward
 from paper_tables import TABLES, UNITS, Row
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moss_vllm import report
 from moss_vllm.core.ladder import Ladder
 from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset, build_ladder
 from moss_vllm.core.stss import stss
@@ -87,12 +89,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         found["video-llm"] = video_llm_parameters()
         console.print(video_llm_table(found["video-llm"]), VIDEO_LLM_READINGS)
     if args.json is not None:
-        part = args.json.with_name(f".{args.json.name}.part")
-        try:
+        with report.whole_file(args.json) as part:
             part.write_text(json.dumps(found, indent=1))
-            os.replace(part, args.json)
-        finally:
-            part.unlink(missing_ok=True)
     return found
 
 
@@ -230,30 +228,6 @@ MACS: dict[Any, Callable[..., int]] = {
     aten.native_batch_norm: _norm_macs,
     torch.ops.moss_vllm.stss: _correlation_macs,
 }
-
-
-class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up what autograd saves inside, each storage once, without parameters, buffers and inputs."""
-
-    def __init__(self, module: nn.Module, inputs: Iterable[Tensor]) -> None:
-        super().__init__(self._pack, lambda tensor: tensor)
-        given = (*module.parameters(), *module.buffers(), *inputs)
-        self._given = {tensor.untyped_storage()._cdata for tensor in given}
-        self._kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address comes twice
-
-    def __enter__(self) -> "KeptForBackward":
-        super().__enter__()
-        return self
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._given:
-            self._kept[storage._cdata] = storage
-        return tensor
-
-    def total_bytes(self) -> int:
-        """All that was kept so far."""
-        return sum(storage.nbytes() for storage in self._kept.values())
 
 
 def correlation_costs() -> list[dict[str, Any]]:

@@ -17,10 +17,8 @@ position's map over the frames of its window, because its norm is largest where 
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from torch import Tensor
 
 from moss_vllm.data.motion_world import write_clip
 from moss_vllm.data.video import Clip, read_clip
+from moss_vllm.report import whole_file
 from moss_vllm.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
 from moss_vllm.stss_maps import (
     TOY_CELL_PX,
@@ -307,18 +306,6 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
     moss, features = ran[0]
     said = f"{loaded.name}, MOSS after layer {tower.config.moss_after_layer}"
     return clip, learned_orders(moss.maps(features), args.orders), said
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it takes the place of `path` once all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_animation(pictures: Sequence[NDArray[np.uint8]], path: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(mp4, monkeypatch, t
     )
     monkeypatch.setattr("PIL.Image.Image.save", fail)
     monkeypatch.setattr(visualize_stss, "write_clip", fail)
-    monkeypatch.setattr(visualize_stss.os, "replace", lambda part, path: None)
+    monkeypatch.setattr("os.replace", lambda part, path: None)
     out = tmp_path / name if name == "a.png" else tmp_path / "b.png"
     more = [] if name == "a.png" else ["--animate", str(tmp_path / name)]
     with pytest.raises(SystemExit, match="error: disk full"):

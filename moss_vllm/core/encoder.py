@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from moss_vllm.core.layers import ConvBlock
-from moss_vllm.core.lean import norm_gelu_conv, norm_linear
+from moss_vllm.core.lean import norm_gelu_conv, norm_linear, unwrapped
 from moss_vllm.core.stss import Window, stss, stss_by_offset
 from moss_vllm.core.stss_triton import available, fused_stss_linear
 
@@ -40,8 +40,7 @@ class UVProjection(nn.Module):
         """Eq. 1-2, then the fully connected layer over (U, V)."""
         weight = self.linear.weight
         same_type = features.dtype == weight.dtype or torch.is_autocast_enabled(features.device.type)
-        readable = type(self.linear) is nn.Linear and not self.linear._forward_pre_hooks
-        if readable and same_type and features.dtype != torch.float64:
+        if unwrapped(self.linear, nn.Linear) and same_type and features.dtype != torch.float64:
             if stss_path(features.device, self.window)[0] == "fused":
                 return fused_stss_linear(features, weight, self.window)
         # The similarity is float32; the encoder then works in the parameters' own type.

@@ -25,7 +25,7 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
         (..., C) -> (..., D).
     """
     own = unwrapped(norm, nn.LayerNorm) and unwrapped(linear, nn.Linear)
-    if not own or norm.bias is None or linear.bias is None:
+    if torch.compiler.is_compiling() or not own or norm.bias is None or linear.bias is None:
         return cast(Tensor, linear(norm(x)))
     parameters = (norm.weight, norm.bias, linear.weight, linear.bias)
     return cast(Tensor, _NormLinear.apply(x, *parameters, norm.eps, _autocast_dtype(x)))  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
         ValueError: training on a single value per channel, which BatchNorm cannot normalise.
     """
     own = unwrapped(norm, nn.BatchNorm2d) and (conv is None or unwrapped(conv, nn.Conv2d))
-    if not own or norm.weight is None:
+    if torch.compiler.is_compiling() or not own or norm.weight is None:
         y = _side_by_side(F.gelu(norm(x)), offsets)
         return y if conv is None else cast(Tensor, conv(y))
     norm = cast(nn.BatchNorm2d, norm)
@@ -70,8 +70,7 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
 
 def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether reading the layer's weights does what calling it does."""
-    hooked = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) is kind and not hooked and not torch.compiler.is_compiling()
+    return type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
 class _NormLinear(torch.autograd.Function):

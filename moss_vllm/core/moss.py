@@ -194,10 +194,9 @@ def _checked_orders(orders: Iterable[int]) -> tuple[int, ...]:
 
 
 def _window_of_each(window: Sequence[int] | Sequence[Sequence[int]], orders: int) -> list[Window]:
-    try:
-        sizes = [cast(Sequence[int], size) for size in window if len(cast(Sequence[int], size))]
-    except TypeError:  # its entries are the sides of one window
-        return [check_window(cast(Sequence[int], window))] * orders
+    if not isinstance(window, Iterable) or not all(isinstance(size, Iterable) for size in window):
+        return [check_window(cast(Sequence[int], window))] * orders  # its entries are the sides of one
+    sizes = cast(list[Sequence[int]], list(window))
     if len(sizes) != orders:
         raise ValueError(
             f"window={window} names {len(sizes)} windows for {orders} orders; give one (L, U, V) for all, or "

@@ -1,0 +1,30 @@
+"""How much autograd keeps between forward and backward."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
+    """Adds up what autograd saves inside, each storage once, without parameters, buffers and inputs."""
+
+    def __init__(self, module: nn.Module, inputs: Iterable[Tensor]) -> None:
+        super().__init__(self._pack, lambda tensor: tensor)
+        given = (*module.parameters(), *module.buffers(), *inputs)
+        self._given = {tensor.untyped_storage()._cdata for tensor in given}
+        self._kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address comes twice
+
+    def __enter__(self) -> "KeptForBackward":
+        super().__enter__()
+        return self
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._given:
+            self._kept[storage._cdata] = storage
+        return tensor
+
+    def total_bytes(self) -> int:
+        """All that was kept so far."""
+        return sum(storage.nbytes() for storage in self._kept.values())
