@@ -44,5 +44,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv "$(VENV)" || \
 	    { echo "make: '$(PYTHON) -m venv $(VENV)' failed; on Debian and Ubuntu the package python3-venv is needed" >&2; \
 	        exit 1; }
-	$(PY) -m pip install -c constraints.txt -e ".[dev]"
+	$(PY) -m pip install -c constraints.txt -e ".[dev,deepspeed]"
 	@touch "$@"

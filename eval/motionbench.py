@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from moss_vllm.data.cache import choose_reader
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, SPLITS, read_motionbench
 from moss_vllm.evaluation import (
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> Result:
         batch_size=args.batch_size,
         limit=args.limit,
         overwrite=args.overwrite,
+        read=choose_reader(args.cache),
     )
     if any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
         result.notes.append(

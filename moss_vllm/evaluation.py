@@ -169,8 +169,11 @@ def evaluate(
     batch_size: int = 8,
     limit: int | None = None,
     overwrite: bool = False,
+    read: Callable[..., Clip] = read_clip,
 ) -> Result:
     """Answer the questions that `store` has no answer to, `limit` of the data's questions at most.
+
+    `read` has the arguments and the result of `read_clip`; `FrameCache.read` is another such function.
 
     Raises: ValueError for a number below 1, no question, or a store of another run; BadVideo for a video that
     cannot be read, after the answers to earlier batches were stored.
@@ -188,7 +191,7 @@ def evaluate(
         print(moss.path(), file=sys.stderr)
     resumed, started = sum(question.uid in answered for question in asked), time.monotonic()
     left = {question.uid for question in asked} - answered.keys()
-    batches = report.show_progress(_batches(loaded, videos, left, protocol, batch_size), len(left))
+    batches = report.show_progress(_batches(loaded, videos, left, protocol, batch_size, read), len(left))
     with open(store, "a", encoding="utf-8") as file, closing(batches):
         for batch in batches:
             outputs = _generate(loaded, [example for _, _, example in batch], protocol.max_new_tokens)
@@ -224,13 +227,18 @@ Asked = tuple[BenchmarkVideo, Question, dict[str, Tensor]]
 
 
 def _batches(
-    loaded: Loaded, videos: Sequence[BenchmarkVideo], left: set[str], protocol: Protocol, size: int
+    loaded: Loaded,
+    videos: Sequence[BenchmarkVideo],
+    left: set[str],
+    protocol: Protocol,
+    size: int,
+    read: Callable[..., Clip],
 ) -> Iterator[list[Asked]]:
     """Questions `left` to ask, encoded, in batches that go across videos."""
     encoding = threading.Lock()  # a fast tokenizer must not be set up by two threads at once
 
-    def read(video: BenchmarkVideo) -> list[Asked]:
-        clip = read_clip(
+    def read_video(video: BenchmarkVideo) -> list[Asked]:
+        clip = read(
             video.path,
             sample_fps=protocol.sample_fps,
             short_side_px=protocol.short_side_px,
@@ -248,7 +256,7 @@ def _batches(
         return examples
 
     pending: list[Asked] = []
-    for examples in _read_ahead(read, [v for v in videos if any(q.uid in left for q in v.questions)]):
+    for examples in _read_ahead(read_video, [v for v in videos if any(q.uid in left for q in v.questions)]):
         pending += examples
         while len(pending) >= size:
             yield pending[:size]
@@ -289,7 +297,8 @@ def _generate(loaded: Loaded, examples: list[dict[str, Tensor]], max_new_tokens:
     # A released checkpoint's own settings may sample or penalise repetition; those unused would be warned of.
     unused = {"temperature": None, "top_p": None, "top_k": None}
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **unused}
-    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **greedy)
+    with loaded.autocast():
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **greedy)
     return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -301,6 +310,8 @@ def add_options(parser: argparse.ArgumentParser, protocols: Mapping[str, Protoco
     add("--ckpt", default="miniature", help=ckpt)
     out = "folder of the results (default: runs/eval/SCRIPT/NAME[-STEP][-PROTOCOL][-still])"
     add("--out", type=Path, help=out)
+    cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
+    add("--cache", type=Path, help=cache)
     add("--overwrite", action="store_true", help="drop the answers in --out and start again")
     add("--batch-size", type=int, default=8, help="questions answered at once (default: 8)")
     add("--limit", type=int, help="ask the first N questions only; the table says it is partial")

@@ -2,14 +2,15 @@
 
 A step's gradient is that of the mean loss over all answer tokens of the step, however its clips are split
 over processes and micro-batches. The order of rows depends on (seed, step) alone: resuming costs no decoding.
+SIGTERM, SIGUSR1 (what schedulers send) and the first Ctrl-C end the run after its step, with a checkpoint.
 """
 
 import json
-import re
-import shutil
-import sys
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -19,14 +20,17 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from peft import PeftModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.data import DataLoader, Dataset
 
+from moss_vllm import engines, run_folder
 from moss_vllm.data.chat import IGNORED
+from moss_vllm.data.order import RowOrder, StepBatches
 from moss_vllm.optim import warmup_cosine
+from moss_vllm.run_log import RunLog, peak_memory_gib
+from moss_vllm.vlm.checkpoint import trained_state
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,17 @@ class Loop:
     log_every: int = 10
     workers: int = 2
     seed: int = 0
-    max_rejected_share: float = 0.005
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """What a dataset returns for a row it cannot use."""
-
-    row_id: str
-    reason: str
+    max_bad_share: float = 0.005
 
 
 class RowDataset(Protocol):
-    """Rows by index; batches as dicts of tensors plus `row_ids` and `rejected`."""
+    """Rows by index; batches as dicts of tensors plus `row_ids` and `rejected`.
 
-    def __len__(self) -> int: ...
+    `shares` has the number of rows and the weight of each source, in the order of the rows.
+    """
+
+    shares: Sequence[tuple[int, float]]
+
     def __getitem__(self, index: int) -> Any: ...
     def collate(self, rows: list[Any]) -> dict[str, Any]:
         """A batch of what `__getitem__` returned."""
@@ -67,49 +67,24 @@ class AnswerLoss(nn.Module):
     """Sum of the cross entropy over answer tokens; only their logits are ever computed.
 
     With 150,000 words and 5,000 video tokens a clip, logits of every position would be gigabytes.
+
+    Args:
+        dtype: what to autocast to; None computes in float32.
     """
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Loss of one micro-batch from `data.chat.collate`."""
         base = cast(Any, self.model.get_base_model())  # LoRA layers sit inside it
-        hidden = base.model(**inputs, use_cache=False).last_hidden_state
-        target = labels[:, 1:]
-        spoken = target != IGNORED
-        logits = base.lm_head(hidden[:, :-1][spoken])
+        with torch.autocast(labels.device.type, self.dtype) if self.dtype else nullcontext():
+            hidden = base.model(**inputs, use_cache=False).last_hidden_state
+            target = labels[:, 1:]
+            spoken = target != IGNORED
+            logits = base.lm_head(hidden[:, :-1][spoken])
         return F.cross_entropy(logits.float(), target[spoken], reduction="sum")
-
-
-class StepBatches(Sampler[list[int]]):
-    """Row indices of each micro-batch of one process, from `start` on; every epoch is a new permutation.
-
-    Step s covers rows s*G to (s+1)*G of the endless sequence, G = batch_size * processes * accumulate,
-    whatever the three are.
-    """
-
-    def __init__(self, rows: Sized, loop: Loop, *, rank: int, processes: int, start: int) -> None:
-        if not len(rows):
-            raise ValueError("the training set has no rows; check the annotation file and the rejected list")
-        self.count, self.loop, self.rank, self.processes, self.start = len(rows), loop, rank, processes, start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        size, epoch, order = self.loop.batch_size, -1, np.empty(0, int)
-        for step in range(self.start, self.loop.steps):
-            for micro in range(self.loop.accumulate):
-                first = ((step * self.loop.accumulate + micro) * self.processes + self.rank) * size
-                batch = []
-                for position in range(first, first + size):
-                    if position // self.count != epoch:
-                        epoch = position // self.count
-                        order = np.random.default_rng([self.loop.seed, epoch]).permutation(self.count)
-                    batch.append(int(order[position % self.count]))
-                yield batch
-
-    def __len__(self) -> int:
-        return (self.loop.steps - self.start) * self.loop.accumulate
 
 
 def train(
@@ -120,85 +95,122 @@ def train(
     loop: Loop,
     *,
     out: Path,
-    save: Callable[[Path, PeftModel, int], None],
+    save: Callable[[Path, dict[str, Tensor], int], None],
     restore: Callable[[Path, PeftModel], None],
+    dtype: torch.dtype | None = None,
     resume: Path | None = None,
+    after_save: Callable[[Path], None] | None = None,
+    evaluate: Callable[[int], None] | None = None,
+    evaluate_every: int = 0,
 ) -> list[dict[str, Any]]:
     """Run `loop.steps` optimizer steps; checkpoints go to `out/step-NNNNNN`, logs to `out`.
 
     Args:
-        accelerator: built with `gradient_accumulation_steps=loop.accumulate`.
+        accelerator: from `engines.start`.
         model: with what trains marked (`optim.parameter_groups`).
         groups: optimizer groups with `name` and `initial_lr`.
-        dataset: may return `Rejected` for a row; more than `loop.max_rejected_share` of them stop the run.
+        dataset: may return `Rejected` for a row; more than `loop.max_bad_share` of them stop the run.
         out: written by the main process.
-        save: writes a checkpoint folder that reloads alone.
+        save: writes a folder that reloads alone, from the trained weights; called by the main process.
         restore: loads the weights of such a folder into the model.
+        dtype: what to autocast to.
         resume: a checkpoint of this run to go on from.
+        after_save: called by every process after the first and the last checkpoint, to check them.
+        evaluate: called by every process every `evaluate_every` steps.
 
     Returns: the logged lines.
 
     Raises:
         FileNotFoundError: `resume` is no checkpoint.
-        RuntimeError: too many rejected rows, a loss that is not finite (its rows are named), or a trained
-            parameter that the first backward pass does not reach.
+        FileExistsError: a new run in the folder of another.
+        RuntimeError: too many rejected rows, a loss or gradient that is not finite (its rows are written to
+            `out`), a trained parameter that the first backward pass does not reach, or a full disk.
     """
-    if (found := accelerator.gradient_accumulation_steps) != loop.accumulate:
-        raise ValueError(
-            f"the accelerator accumulates {found} micro-batches and the loop {loop.accumulate}; build it "
-            f"with Accelerator(gradient_accumulation_steps={loop.accumulate})"
-        )
-    if resume and not (re.fullmatch(r"step-\d+", resume.name) and (resume / "state").is_dir()):
-        raise FileNotFoundError(
-            f"{resume}: no step-NNNNNN folder with a state; resume from a checkpoint of this run"
-        )
-    first_step = int(resume.name.removeprefix("step-")) if resume else 0
-    names = [group["name"] for group in groups]
+    if resume is None and (found := run_folder.latest_checkpoint(out)):
+        raise FileExistsError(f"{found} is there already; go on with --resume auto, or name another --out")
+    progress: dict[str, Any] = run_folder.open_checkpoint(resume) if resume else {"step": 0}
+    first_step: int = progress["step"]
+    group_of = {id(p): group["name"] for group in groups for p in group["params"]}
+    trained = {name: group_of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
+    rates = {group["name"]: group["initial_lr"] for group in groups}
     base_rates = [group["initial_lr"] for group in groups]
-    optimizer = torch.optim.AdamW(list(groups), betas=(0.9, 0.999))
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    objective, optimizer = accelerator.prepare(AnswerLoss(model), optimizer)
-    _save_weights_ourselves(accelerator)
     if resume:
         restore(resume, model)
-        accelerator.load_state(str(resume / "state"))
-    batches = StepBatches(
-        dataset, loop, rank=accelerator.process_index, processes=accelerator.num_processes, start=first_step
+    objective, optimizer = engines.prepare(
+        accelerator,
+        AnswerLoss(model, dtype),
+        torch.optim.AdamW(list(groups), betas=(0.9, 0.999)),
+        batch_size=loop.batch_size,
+        accumulate=loop.accumulate,
+        clip_norm=loop.clip_norm,
     )
-    loader = DataLoader(
-        cast(Dataset[Any], dataset),
-        batch_sampler=batches,
-        num_workers=loop.workers,
-        collate_fn=dataset.collate,
-        pin_memory=accelerator.device.type == "cuda",
-        # The loader draws a seed for its workers; its own generator keeps that out of the run's RNG state.
-        generator=torch.Generator().manual_seed(loop.seed),
-    )
-    source = iter(loader)
+    parameters = dict(model.named_parameters())  # FSDP replaces them, under the same names
+    named = {
+        group: [parameters[name] for name, its in trained.items() if its == group]
+        for group in dict.fromkeys(trained.values())
+    }
+    if resume:
+        engines.load_state(accelerator, objective, optimizer, resume / "state")
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        run_folder.tidy(out, first_step)
+    accelerator.wait_for_everyone()
+    source = iter(_loader(accelerator, dataset, loop, first_step))
     lines: list[dict[str, Any]] = []
-    rejected_rows, seen_rows = 0, 0
+    rejected_rows, seen_rows = progress.get("rejected", 0), progress.get("seen", 0)
+    unreached, hooks = _watch({name: parameters[name] for name in trained})
+    log = RunLog(
+        accelerator,
+        out,
+        first=first_step,
+        steps=loop.steps,
+        every=loop.log_every,
+        rejected=progress.get("rejected_ids", ()),
+    )
+
+    def checkpoint(step: int, *, last: bool) -> None:
+        folder = out / f"step-{step:06d}"
+        first = run_folder.latest_checkpoint(out) is None
+        state = engines.full_state(accelerator, model, lambda: trained_state(model))
+        counts = {
+            "step": step,
+            "rejected": rejected_rows,
+            "seen": seen_rows,
+            "rejected_ids": sorted(log.named),
+        }
+        run_folder.write_checkpoint(
+            accelerator,
+            folder,
+            save=lambda part: save(part, state, step),
+            save_state=lambda part: engines.save_state(accelerator, objective, optimizer, part),
+            progress=counts,
+        )
+        if after_save and (first or last):
+            with engines.undisturbed():
+                after_save(folder)
+
     objective.train()
-    with _Reporter(accelerator, loop, out, first_step) as reporter:
+    with log, _stop_asked() as stop:
         for step in range(first_step, loop.steps):
             started = time.monotonic()
             micro_batches = [next(source) for _ in range(loop.accumulate)]
             waited_s = time.monotonic() - started
             row_ids = [row for batch in micro_batches for row in batch.pop("row_ids")]
             refused = [row for batch in micro_batches for row in batch.pop("rejected")]
-            reporter.rejected(refused)
-            tokens = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in micro_batches)
-            counts = torch.tensor(
-                [tokens, len(refused), len(row_ids) + len(refused)], device=accelerator.device
-            )
-            tokens, new_rejected, new_rows = cast(Tensor, accelerator.reduce(counts, "sum")).tolist()
+            log.rejected(refused)
+            answers = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in micro_batches)
+            read = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
+            local = [answers, read, len(refused), len(row_ids) + len(refused), int(stop.is_set())]
+            counts = accelerator.reduce(torch.tensor(local, device=accelerator.device), "sum")
+            answers, read, new_rejected, new_rows, stopping = cast(Tensor, counts).tolist()
             rejected_rows, seen_rows = rejected_rows + new_rejected, seen_rows + new_rows
             # Of the whole set: else one bad row among the first 200 would stop a run that allows 0.5 %.
-            rows = max(seen_rows, len(dataset))
-            if rejected_rows > loop.max_rejected_share * rows:
+            rows = max(seen_rows, sum(rows for rows, _ in dataset.shares))
+            if rejected_rows > loop.max_bad_share * rows:
                 raise RuntimeError(
                     f"{rejected_rows} of {seen_rows} rows so far could not be used, more than "
-                    f"{loop.max_rejected_share:.1%} of {rows}; see {out}/rejected-*.jsonl and mend the rows, "
-                    "or raise max_rejected_share"
+                    f"{loop.max_bad_share:.1%} of {rows}; see {out}/rejected-*.jsonl and mend the rows, "
+                    "or raise max_bad_share"
                 )
             factor = warmup_cosine(
                 step, total=loop.steps, warmup=max(1, round(loop.warmup_share * loop.steps))
@@ -206,143 +218,132 @@ def train(
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             total = torch.zeros((), device=accelerator.device)
-            for batch in micro_batches:
+            for number, batch in enumerate(micro_batches, start=1):
                 batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-                with accelerator.accumulate(objective):
+                with engines.accumulating(accelerator, objective, last=number == loop.accumulate):
                     loss = objective(**batch)
-                    # Gradients are averaged over processes and micro-batches; this makes it one over tokens.
-                    accelerator.backward(
-                        loss * (accelerator.num_processes * loop.accumulate / max(1, tokens))
+                    engines.backward(
+                        accelerator, objective, loss / max(1, answers), last=number == loop.accumulate
                     )
-                    total += loss.detach()
-                    if accelerator.sync_gradients:
-                        if step == first_step:
-                            _check_every_gradient(trained)
-                        norm = accelerator.clip_grad_norm_(objective.parameters(), loop.clip_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-            mean_loss = float(cast(Tensor, accelerator.reduce(total, "sum"))) / max(1, tokens)
-            if not np.isfinite(mean_loss):
-                raise RuntimeError(
-                    f"the loss of step {step + 1} is {mean_loss}; rows of this process's batch: "
-                    f"{', '.join(row_ids)}; look at them, lower the learning rates, or use a checkpoint"
-                )
+                total += loss.detach()
+            if step == first_step:
+                _check_every_gradient(unreached, hooks)
+            mean_loss = float(cast(Tensor, accelerator.reduce(total, "sum"))) / max(1, answers)
+            _check_finite(mean_loss, "loss", step + 1, row_ids, accelerator, out)
+            by_group = (step + 1) % loop.log_every == 0
+            norm, norms = engines.step(
+                accelerator, objective, optimizer, named, loop.clip_norm, by_group=by_group
+            )
+            _check_finite(norm, "gradient", step + 1, row_ids, accelerator, out)
             line = {
                 "step": step + 1,
                 "loss": mean_loss,
-                "grad_norm": float(norm) if norm is not None else None,
-                "lr": {n: r * factor for n, r in zip(names, base_rates, strict=True)},
+                "grad_norm": norm,
+                **({"grad_norms": norms} if by_group else {}),
+                "lr": {name: rate * factor for name, rate in rates.items()},
                 "clips": new_rows - new_rejected,
+                "tokens": read,
+                "memory_gib": peak_memory_gib(),
                 "seconds": time.monotonic() - started,
                 "waited_s": waited_s,
             }
             lines.append(line)
-            reporter.step(line)
-            if (step + 1) % loop.save_every == 0 or step + 1 == loop.steps:
-                _checkpoint(accelerator, model, out / f"step-{step + 1:06d}", save, step + 1)
+            log.step(line)
+            last = step + 1 == loop.steps or bool(stopping)
+            if last or (step + 1) % loop.save_every == 0:
+                checkpoint(step + 1, last=last)
+            if evaluate and evaluate_every and (step + 1) % evaluate_every == 0:
+                with engines.undisturbed():
+                    evaluate(step + 1)
+                objective.train()
+            if stopping and step + 1 < loop.steps:
+                accelerator.print(
+                    f"stopped by a signal after step {step + 1} of {loop.steps}; {out}/step-{step + 1:06d} "
+                    "is whole, the same command with --resume auto goes on from it"
+                )
+                break
+    last_checkpoint = out / f"step-{loop.steps:06d}"
+    if accelerator.is_main_process and last_checkpoint.is_dir():
+        (out / run_folder.FINISHED_FILE).write_text(f"{last_checkpoint.name}\n")
     return lines
 
 
-def latest_checkpoint(out: Path) -> Path | None:
-    """The newest whole `step-NNNNNN` folder of a run; unfinished ones have another name."""
-    found = [path for path in out.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+def _loader(
+    accelerator: Accelerator, dataset: RowDataset, loop: Loop, first_step: int
+) -> DataLoader[dict[str, Any]]:
+    batches = StepBatches(
+        RowOrder(dataset.shares, loop.seed),
+        range(first_step, loop.steps),
+        batch_size=loop.batch_size,
+        accumulate=loop.accumulate,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    return DataLoader(
+        cast(Dataset[Any], dataset),
+        batch_sampler=batches,
+        num_workers=loop.workers,
+        collate_fn=dataset.collate,
+        worker_init_fn=_leave_signals_to_the_run,
+        pin_memory=accelerator.device.type == "cuda",
+        # The loader draws a seed for its workers; its own generator keeps that out of the run's RNG state.
+        generator=torch.Generator().manual_seed(loop.seed),
+    )
 
 
-def _checkpoint(
-    accelerator: Accelerator,
-    model: PeftModel,
-    folder: Path,
-    save: Callable[[Path, PeftModel, int], None],
-    step: int,
-) -> None:
-    """Everything under a temporary name, renamed when whole."""
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished / "state"))
-    if accelerator.is_main_process:
-        save(unfinished, model, step)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(folder, ignore_errors=True)
-        unfinished.rename(folder)
-    accelerator.wait_for_everyone()
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A scheduler signals every process; a worker that died of it would take the last step with it."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _save_weights_ourselves(accelerator: Accelerator) -> None:
-    """Keep accelerate from writing the frozen base model into every checkpoint."""
-    accelerator.register_save_state_pre_hook(lambda models, weights, folder: weights.clear())
-    accelerator.register_load_state_pre_hook(lambda models, folder: models.clear())
+@contextmanager
+def _stop_asked() -> Iterator[threading.Event]:
+    """Set by the first stop signal; a second Ctrl-C interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only it may listen
+        yield asked
+        return
+
+    def note(number: int, frame: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _check_every_gradient(trained: Sequence[tuple[str, nn.Parameter]]) -> None:
-    unreached = [name for name, parameter in trained if parameter.grad is None]
+def _watch(trained: dict[str, nn.Parameter]) -> tuple[set[str], list[Any]]:
+    """Names no backward pass has reached yet; `.grad` does not tell, since engines move gradients."""
+    unreached = set(trained)
+    hooks = [p.register_hook(lambda grad, name=name: unreached.discard(name)) for name, p in trained.items()]
+    return unreached, hooks
+
+
+def _check_every_gradient(unreached: set[str], hooks: Sequence[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
     if unreached:
         raise RuntimeError(
-            f"{len(unreached)} trained parameters get no gradient, e.g. {', '.join(unreached[:5])}; freeze "
-            "them in the learning-rate table or give clips of more than one frame"
+            f"{len(unreached)} trained parameters get no gradient, e.g. {', '.join(sorted(unreached)[:5])}; "
+            "freeze them in the learning-rate table or give clips of more than one frame"
         )
 
 
-class _Reporter:
-    """Progress bar, train.jsonl, TensorBoard, and the list of rejected rows."""
-
-    def __init__(self, accelerator: Accelerator, loop: Loop, out: Path, first_step: int) -> None:
-        self.loop, self.out, self.rank = loop, out, accelerator.process_index
-        self.main = accelerator.is_main_process
-        console = Console(stderr=True, quiet=not self.main)
-        shown = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")]
-        self.progress = Progress(
-            *shown, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
-        )
-        self.task = self.progress.add_task("", total=loop.steps, completed=first_step, now="")
-        self.recent: list[dict[str, Any]] = []
-        self.named: set[str] = set()
-        out.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> "_Reporter":
-        self.progress.start()
-        if self.main:
-            self.log = (self.out / "train.jsonl").open("a")
-            self.board = SummaryWriter(str(self.out / "tensorboard"))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.progress.stop()
-        if self.main:
-            self.log.close()
-            self.board.close()
-
-    def step(self, line: dict[str, Any]) -> None:
-        """Account for one step; print and log every `log_every`."""
-        self.recent = [*self.recent, line][-max(20, self.loop.log_every) :]
-        seconds = sum(one["seconds"] for one in self.recent)
-        clips_per_s = sum(one["clips"] for one in self.recent) / seconds
-        waiting = sum(one["waited_s"] for one in self.recent) / seconds
-        rates = " ".join(f"{name} {rate:.1e}" for name, rate in line["lr"].items())
-        now = f"loss {line['loss']:.3f}  {clips_per_s:.1f} clips/s  waiting {waiting:.0%}  lr {rates}"
-        self.progress.update(self.task, completed=line["step"], now=now)
-        if not self.main:
-            return
-        self.log.write(json.dumps(line) + "\n")
-        self.log.flush()
-        self.board.add_scalar("loss", line["loss"], line["step"])
-        self.board.add_scalar("clips_per_s", clips_per_s, line["step"])
-        for name, rate in line["lr"].items():
-            self.board.add_scalar(f"lr/{name}", rate, line["step"])
-        if line["step"] % self.loop.log_every == 0 and self.progress.disable:
-            left_s = (self.loop.steps - line["step"]) * seconds / len(self.recent)
-            print(f"step {line['step']}/{self.loop.steps}  {now}  {left_s / 60:.1f} min left", flush=True)
-
-    def rejected(self, rows: Sequence[Rejected]) -> None:
-        """Name each row that cannot be used once, on the screen and in rejected-<process>.jsonl."""
-        for row in rows:
-            if row.row_id in self.named:
-                continue
-            self.named.add(row.row_id)
-            print(f"row {row.row_id} not used: {row.reason}", file=sys.stderr, flush=True)
-            with (self.out / f"rejected-{self.rank}.jsonl").open("a") as file:
-                file.write(json.dumps({"row_id": row.row_id, "reason": row.reason}) + "\n")
+def _check_finite(
+    value: float, what: str, step: int, row_ids: Sequence[str], accelerator: Accelerator, out: Path
+) -> None:
+    """Stop before a step that would spoil the weights; every process writes the rows of its batch."""
+    if np.isfinite(value):
+        return
+    file = out / f"not-finite-step-{step:06d}-{accelerator.process_index}.json"
+    file.write_text(json.dumps({"step": step, what: str(value), "row_ids": list(row_ids)}, indent=2) + "\n")
+    raise RuntimeError(
+        f"the {what} of step {step} is {value}; rows of this process's batch: {', '.join(row_ids)} "
+        f"(in {file}); look at them, lower the learning rates, or go on from a checkpoint with --resume"
+    )

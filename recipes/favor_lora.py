@@ -3,19 +3,23 @@
     accelerate launch recipes/favor_lora.py                       # the miniature on the motion world, minutes
     accelerate launch recipes/favor_lora.py --config recipes/configs/favor_videollama3_2b.yaml \
         --data FAVOR --model OWNER/VIDEOLLAMA3_2B                 # the paper's run, 8 GPU-hours
+    accelerate launch --multi_gpu ...                             # DDP
+    accelerate launch --use_deepspeed --deepspeed_config_file recipes/configs/deepspeed_zero2.json ...
+    python recipes/favor_lora.py --dry-run --model shape:2b       # parameters and memory, without weights
 
 Expected (Table 5, VideoLLaMA3-2B): MotionBench-Dev 51.4 -> 54.2 and FAVOR-Bench 45.5 -> 46.6 with MOSS,
 against the same training without (`--no-use-moss`). The miniature's numbers are in the README.
 
 Writes OUT/step-NNNNNN folders that `eval/motionbench.py --ckpt` and `moss_vllm.vlm.checkpoint.load` open,
-train.jsonl and TensorBoard logs. Run it again with `--resume auto` after an interruption.
+settings.json, train.jsonl and the tracker's logs; `scripts/report.py OUT` makes one page of them. Run it
+again with `--resume auto` after an interruption, whatever it was.
 """
 
 import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,31 +27,39 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from peft import PeftModel, set_peft_model_state_dict
-from rich.console import Console
-from rich.table import Table
-from safetensors.torch import load_file
+from peft import PeftModel
 
+from moss_vllm import engines, start_report
+from moss_vllm.checkup import Checkup
 from moss_vllm.config import parse, setting
-from moss_vllm.core import MOSS
-from moss_vllm.data.captions import CaptionDataset
-from moss_vllm.data.favor import read_favor_train
+from moss_vllm.data.cache import choose_reader
+from moss_vllm.data.frames import MULTIPLE_PX
 from moss_vllm.data.motion_world import ensure_world
-from moss_vllm.optim import VIDEO_LLM_RATES, describe, parameter_groups, with_rates
-from moss_vllm.training import Loop, latest_checkpoint, train
+from moss_vllm.data.plan import Plan, plan
+from moss_vllm.data.sources import read_sources
+from moss_vllm.data.training_set import TrainingSet
+from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
+from moss_vllm.run_folder import latest_checkpoint, open_checkpoint
+from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.sizes import describe_shape
+
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class FavorLora:
     """Settings; the defaults are the miniature's. The paper's are in configs/favor_videollama3_2b.yaml."""
 
-    model: str = setting("miniature", "native VideoLLaMA3 folder or hub id, or 'miniature'")
+    model: str = setting(
+        "miniature", "native VideoLLaMA3 folder or hub id, 'miniature', 'shape:2b', 'shape:7b'"
+    )
     revision: str | None = setting(None, "revision of a hub model")
     data: str | None = setting(
-        None, "FAVOR-Train folder, or its json; none: the motion world, made on first use"
+        None, "folder or annotation file, or a .yaml list of them with weights; none: the motion world"
     )
     videos: str | None = setting(None, "folder of the videos, if not found beside the annotation")
+    cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
     out: str = setting("runs/favor_lora", "where checkpoints and logs go")
     use_moss: bool = setting(True, "attach MOSS; without, the '+ FAVOR-Train' row of Table 5")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
@@ -72,29 +84,179 @@ class FavorLora:
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
     seed: int = setting(0, "of weights and data order")
-    precision: str = setting("no", "'no', 'bf16' or 'fp16'")
+    precision: str = setting("no", "'no' (float32) or 'bf16'; what trains is float32 in both")
+    quantize: bool = setting(False, "keep the LLM's frozen weights in 4 bits, with bitsandbytes")
     checkpoint_llm: bool = setting(False, "recompute the LLM's activations to save memory")
-    max_rejected_share: float = setting(0.005, "stop when more rows than this cannot be used")
+    max_rejected_share: float = setting(0.01, "do not start when more rows than this cannot be used")
+    max_bad_share: float = setting(0.005, "stop when more rows than this turn out unusable in the run")
+
+    eval_data: str | None = setting(None, "MotionBench or FAVOR-Bench folder to ask from while training")
+    eval_every: int = setting(100, "steps between evaluations, with --eval-data")
+    eval_questions: int = setting(200, "questions asked each time")
+    tracker: str = setting("tensorboard", "'tensorboard', 'wandb', 'trackio' or 'none'")
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train; returns the logged steps (none for a dry run)."""
     settings, flags = parse(FavorLora, argv, __doc__)
-    accelerator = Accelerator(
-        gradient_accumulation_steps=settings.accumulate,
-        mixed_precision=settings.precision,
-        step_scheduler_with_optimizer=False,
-    )
-    set_seed(settings.seed)
+    check(settings)
+    if settings.model.startswith("shape:"):
+        return show_shape(settings, dry_run=flags.dry_run)
     out = Path(settings.out)
+    resume = (
+        latest_checkpoint(out) if settings.resume == "auto" else settings.resume and Path(settings.resume)
+    )
+    if resume:
+        open_checkpoint(resume)
+    tracker = None if flags.dry_run else start_report.choose_tracker(settings.tracker)
+    accelerator = engines.start(tracker=tracker, folder=settings.out)
+    set_seed(settings.seed)
+    processor = checkpoint.load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
-        data = Path(settings.data) if settings.data else ensure_world() / "FAVOR"
-    dataset_rows = read_favor_train(data, settings.videos or (data if data.is_dir() else data.parent))
-
+        rows = plan_rows(settings, processor, None if flags.dry_run else out)
     # The miniature names its own MOSS sizes; without any, the config's defaults are the paper's.
     moss = checkpoint.base_record(settings.model).get("moss", {}) if settings.use_moss else None
-    base = checkpoint.load_base(settings.model, moss=moss, revision=settings.revision)
-    processor = checkpoint.load_processor(settings.model)
+    model, table = build_model(settings, moss, accelerator.device)
+    groups = parameter_groups(model, table)
+    dataset = TrainingSet(
+        rows.rows,
+        processor,
+        shares=rows.shares,
+        read=choose_reader(settings.cache),
+        sample_fps=settings.sample_fps,
+        short_side_px=settings.short_side_px,
+        max_frames=settings.max_frames,
+        compress=settings.compress_tokens,
+        max_tokens=settings.max_tokens,
+    )
+    command = shlex.join(sys.argv if argv is None else ["recipes/favor_lora.py", *argv])
+    if accelerator.is_main_process:
+        record = start_report.describe_run(settings, accelerator, model, table, rows, command)
+        start_report.show(record)
+    if flags.dry_run:
+        if accelerator.is_main_process:
+            print("\n".join(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()))
+            show_batch(dataset, settings.batch_size)
+        return []
+
+    clip_settings = ("sample_fps", "short_side_px", "max_frames", "compress_tokens")
+    run = {
+        "moss": moss,
+        "protocol": {name: getattr(settings, name) for name in clip_settings},
+        "settings": dataclasses.asdict(settings),
+        "processes": accelerator.num_processes,
+        "engine": engines.name(accelerator),
+        "command": command,
+    }
+
+    def save(folder: Path, state: dict[str, torch.Tensor], step: int) -> None:
+        checkpoint.save(folder, model, processor, {**run, "step": step}, state=state)
+
+    loop = Loop(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        save_every=settings.save_every,
+        log_every=settings.log_every,
+        workers=settings.workers,
+        seed=settings.seed,
+        max_bad_share=settings.max_bad_share,
+    )
+    checkup = None
+    if settings.eval_data:
+        checkup = Checkup(accelerator, model, processor, run["protocol"], Path(settings.eval_data), out)
+        checkup.choose(settings.eval_questions)
+    if accelerator.is_main_process:
+        start_report.write(record, out, new=resume is None)
+    start_report.open_tracker(accelerator, settings, resume)
+    lines = train(
+        accelerator,
+        model,
+        groups,
+        dataset,
+        loop,
+        out=out,
+        save=save,
+        restore=checkpoint.restore,
+        dtype=PRECISIONS[settings.precision],
+        resume=resume,
+        after_save=reload_check(settings, accelerator, model, processor),
+        evaluate=checkup,
+        evaluate_every=settings.eval_every,
+    )
+    if accelerator.is_main_process and lines and lines[-1]["step"] == settings.steps:
+        print(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
+    accelerator.end_training()
+    return lines
+
+
+def check(settings: FavorLora) -> None:
+    """Refuse settings that cannot be meant, all at once."""
+    wrong = [
+        f"{name} is {value}; it must be at least 1"
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "save_every",
+            "log_every",
+            "lora_rank",
+            "eval_every",
+        )
+        if (value := getattr(settings, name)) < 1
+    ]
+    wrong += [
+        f"{name} is {value}; it must be a number from 0 to 1"
+        for name in (
+            "lr_moss",
+            "lr_projector",
+            "lr_llm",
+            "lora_dropout",
+            "max_rejected_share",
+            "max_bad_share",
+        )
+        if not 0 <= (value := getattr(settings, name)) <= 1
+    ]
+    if settings.workers < 0:
+        wrong.append(f"workers is {settings.workers}; 0 decodes in the training process")
+    if settings.precision not in PRECISIONS:
+        wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def plan_rows(settings: FavorLora, processor: Any, out: Path | None) -> Plan:
+    """The rows that can be trained on; refuses to start if too many cannot."""
+    data = Path(settings.data) if settings.data else ensure_world() / "FAVOR"
+    found = plan(
+        read_sources(data, settings.videos),
+        processor,
+        sample_fps=settings.sample_fps,
+        short_side_px=settings.short_side_px,
+        max_frames=settings.max_frames,
+        compress=settings.compress_tokens,
+        max_tokens=settings.max_tokens,
+        cache=out and out / "measured.jsonl",
+        workers=max(2, settings.workers),
+    )
+    if out:
+        found.write(out)
+    found.check(settings.max_rejected_share)
+    return found
+
+
+def build_model(
+    settings: FavorLora, moss: dict[str, Any] | None, device: torch.device
+) -> tuple[PeftModel, list[Rate]]:
+    """The base with MOSS and LoRA, and the table of what trains at which rate."""
+    base = checkpoint.load_base(
+        settings.model,
+        moss=moss,
+        revision=settings.revision,
+        dtype=PRECISIONS[settings.precision],
+        attention=checkpoint.choose_attention(device, PRECISIONS[settings.precision])[0],
+        quantize=settings.quantize,
+    )
     model = checkpoint.attach_lora(
         base, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout
     )
@@ -105,96 +267,61 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
     table = [row for row in VIDEO_LLM_RATES if settings.use_moss or row.name != "moss"]
     rates = {"moss": settings.lr_moss, "projector": settings.lr_projector, "llm lora": settings.lr_llm}
-    table = list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))
-    groups = parameter_groups(model, table)
-    dataset = CaptionDataset(
-        dataset_rows,
-        processor,
-        sample_fps=settings.sample_fps,
-        short_side_px=settings.short_side_px,
-        max_frames=settings.max_frames,
-        compress=settings.compress_tokens,
-        max_tokens=settings.max_tokens,
-    )
-    if accelerator.is_main_process:
-        _report(settings, accelerator, model, table, dataset)
-    if flags.dry_run:
+    return model, list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))
+
+
+def reload_check(
+    settings: FavorLora, accelerator: Accelerator, model: PeftModel, processor: Any
+) -> Callable[[Path], None]:
+    """A function that opens a written checkpoint anew and compares it with the model in training."""
+
+    def compare(folder: Path) -> None:
+        if engines.name(accelerator).startswith("FSDP"):
+            accelerator.print(
+                f"{folder} is not reloaded for comparison: FSDP's model cannot be asked outside a step"
+            )
+            return
+        expected = checkpoint.next_logits(model, processor)  # on every process: ZeRO-3 gathers weights for it
         if accelerator.is_main_process:
-            print("\n".join(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()))
-            _show_batch(dataset, settings.batch_size)
-        return []
+            # The same arithmetic on the same device: what remains is the order of sums.
+            tolerance = 1e-4 if settings.precision == "no" else 1e-2
+            try:
+                checkpoint.verify(
+                    folder,
+                    expected,
+                    device=accelerator.device,
+                    dtype=PRECISIONS[settings.precision],
+                    tolerance=tolerance,
+                    quantize=settings.quantize,
+                )
+            except torch.OutOfMemoryError:
+                print(f"{folder} is not compared: no memory for a second model beside the run")
+        accelerator.wait_for_everyone()
 
-    protocol = {
-        name: getattr(settings, name)
-        for name in ("sample_fps", "short_side_px", "max_frames", "compress_tokens")
-    }
-    run = {
-        "base_model": settings.model,
-        "base_revision": settings.revision or getattr(base.config, "_commit_hash", None),
-        "moss": moss,
-        "protocol": protocol,
-        "settings": dataclasses.asdict(settings),
-        "processes": accelerator.num_processes,
-        "command": shlex.join(sys.argv if argv is None else ["recipes/favor_lora.py", *argv]),
-    }
+    return compare
 
-    def save(folder: Path, model: PeftModel, step: int) -> None:
-        checkpoint.save(folder, model, processor, {**run, "step": step})
 
-    loop = Loop(
-        steps=settings.steps,
+def show_shape(settings: FavorLora, *, dry_run: bool) -> list[dict[str, Any]]:
+    """Parameters and memory of a released size, without its weights."""
+    if not dry_run:
+        raise ValueError(f"{settings.model} has no weights to train; add --dry-run, or name a checkpoint")
+    height_px = max(1, round(settings.short_side_px / MULTIPLE_PX)) * MULTIPLE_PX
+    describe_shape(
+        settings.model.removeprefix("shape:"),
+        moss={} if settings.use_moss else None,
+        frames=sorted({min(20, settings.max_frames), settings.max_frames}),
+        height_px=height_px,
+        width_px=round(height_px * 16 / 9 / MULTIPLE_PX) * MULTIPLE_PX,
+        lora_rank=settings.lora_rank,
         batch_size=settings.batch_size,
-        accumulate=settings.accumulate,
-        save_every=settings.save_every,
-        log_every=settings.log_every,
-        workers=settings.workers,
-        seed=settings.seed,
-        max_rejected_share=settings.max_rejected_share,
+        precision=settings.precision,
+        frozen_dtype=PRECISIONS[settings.precision] or torch.float32,
     )
-    resume = (
-        latest_checkpoint(out) if settings.resume == "auto" else settings.resume and Path(settings.resume)
-    )
-    lines = train(
-        accelerator, model, groups, dataset, loop, out=out, save=save, restore=_restore, resume=resume
-    )
-    if accelerator.is_main_process and lines:
-        print(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
-    accelerator.end_training()
-    return lines
+    return []
 
 
-def _restore(folder: Path, model: PeftModel) -> None:
-    set_peft_model_state_dict(model, load_file(folder / checkpoint.ADAPTER_FILE))
-
-
-def _report(
-    settings: FavorLora,
-    accelerator: Accelerator,
-    model: PeftModel,
-    table: Sequence[Any],
-    dataset: CaptionDataset,
-) -> None:
-    console = Console()
-    if settings.model == "miniature":
-        console.print(
-            "This is the miniature: real classes and files, but a toy world. For the paper's run see --help."
-        )
-    attention = model.get_base_model().config._attn_implementation
-    console.print(
-        f"{accelerator.distributed_type.value} x{accelerator.num_processes} on {accelerator.device.type}, "
-        f"precision {settings.precision}, attention {attention}, {len(dataset)} clips, "
-        f"{settings.steps} steps of "
-        f"{settings.batch_size} x {accelerator.num_processes} x {settings.accumulate} clips"
-    )
-    if settings.use_moss:
-        console.print(next(m for m in model.modules() if isinstance(m, MOSS)).path())
-    rows = Table("group", "pattern", "tensors", "parameters", "learning rate", title="what trains")
-    for name, pattern, tensors, parameters, rate in describe(model, table):
-        rows.add_row(name, pattern, str(tensors), f"{parameters:,}", rate)
-    console.print(rows)
-
-
-def _show_batch(dataset: CaptionDataset, size: int) -> None:
+def show_batch(dataset: TrainingSet, size: int) -> None:
+    """Print the shapes of the first batch and its first conversation."""
     batch = dataset.collate([dataset[index] for index in range(min(size, len(dataset)))])
     for name, value in batch.items():
         print(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")

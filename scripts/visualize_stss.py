@@ -284,10 +284,9 @@ def vit_features(model: Any, clip: Clip, layer: int) -> tuple[Clip, Tensor]:
 @torch.inference_mode()
 def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], str]:
     """Clip, the orders of the checkpoint's MOSS at its own tap, and what they are."""
-    from moss_vllm.core import MOSS
     from moss_vllm.data.chat import Turn, encode
     from moss_vllm.vlm.checkpoint import load
-    from moss_vllm.vlm.video_llama3 import MossVideoLlama3VisionModel
+    from moss_vllm.vlm.video_llama3 import MossVideoLlama3VisionModel, VideoMOSS, blocks_to_grid
 
     loaded = load(args.ckpt)
     tower = next((m for m in loaded.model.modules() if isinstance(m, MossVideoLlama3VisionModel)), None)
@@ -298,10 +297,15 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
     if len(clip.frames) < 2:
         raise ValueError(f"{args.video}: {one_frame(args)}")
     inputs = encode(loaded.processor, clip, [Turn("What moves?")], compress=False)
-    ran: list[tuple[MOSS, Tensor]] = []
+    ran: list[tuple[VideoMOSS, Tensor]] = []
+
+    def note(moss: VideoMOSS, given: tuple[Tensor, list[list[int]], list[int]]) -> None:
+        tokens, grids, merges = given
+        ran.append((moss, blocks_to_grid(tokens, *grids[0], merges[0])[None]))
+
     for module in tower.modules():  # peft keeps the untrained MOSS beside the trained one; it does not run
-        if isinstance(module, MOSS):
-            module.register_forward_pre_hook(lambda moss, given: ran.append((moss, given[0])))
+        if isinstance(module, VideoMOSS):
+            module.register_forward_pre_hook(note)
     tower(inputs["pixel_values_videos"], inputs["video_grid_thw"], inputs["video_merge_sizes"])
     moss, features = ran[0]
     said = f"{loaded.name}, MOSS after layer {tower.config.moss_after_layer}"

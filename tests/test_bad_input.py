@@ -8,10 +8,8 @@ Videos, through the data set: 10 empty file, 11 text renamed mp4, 12 truncated m
 model, 20 missing checkpoint to resume, 21 a folder that is no checkpoint, 22 unknown precision.
 """
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import av
@@ -19,24 +17,11 @@ import numpy as np
 import pytest
 from transformers import Qwen2Config
 
-from moss_vllm.data.captions import CaptionDataset
 from moss_vllm.data.favor import read_favor_train
-from moss_vllm.data.rows import BadRow
-from moss_vllm.training import Rejected
-
-SCRIPT = Path(__file__).parent.parent / "recipes" / "favor_lora.py"
+from moss_vllm.data.rows import BadRow, Rejected
+from moss_vllm.data.training_set import TrainingSet
 
 pytestmark = pytest.mark.usefixtures("one_process")
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("favor_lora_bad", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["favor_lora_bad"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["favor_lora_bad"]
 
 
 @pytest.fixture
@@ -68,7 +53,7 @@ def dataset(favor, processor):
     def make(max_tokens=4096):
         rows = read_favor_train(favor[0], favor[0])
         sampling = {"sample_fps": 2.0, "short_side_px": 84, "max_frames": 180}
-        return CaptionDataset(rows, processor, compress=False, max_tokens=max_tokens, **sampling)
+        return TrainingSet(rows, processor, compress=False, max_tokens=max_tokens, **sampling)
 
     return make
 
@@ -120,9 +105,17 @@ def test_a_bad_row_is_named(start, favor, tmp_path, damage, message):
     folder, rows = favor
     damage(rows)
     (folder / "train.json").write_text(json.dumps(rows))
-    with pytest.raises(BadRow, match=rf"train\.json: {message}"):
+    if not rows:
+        with pytest.raises(BadRow, match=rf"train\.json: {message}"):
+            start()
+        return
+    with pytest.raises(
+        RuntimeError, match=rf"1 of 1\d rows .* cannot be used, more than 1\.0%.*\n.*{message}"
+    ):
         start()
-    assert not (tmp_path / "run").exists()
+    (rejected,) = (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["kind"] == ("missing" if damage is gone else "bad")
+    assert not list((tmp_path / "run").glob("step-*"))
 
 
 @pytest.mark.parametrize(
@@ -146,15 +139,16 @@ def test_a_missing_annotation_is_named(start, tmp_path):
         start(data=tmp_path / "nothing.json")
 
 
-def test_all_bad_rows_come_in_one_error(start, favor):
+def test_all_bad_rows_come_in_one_error(start, favor, tmp_path):
     folder, rows = favor
     gone(rows[1:])
     hostile_path(rows)
     without_caption(rows[4:])
     (folder / "train.json").write_text(json.dumps(rows))
-    with pytest.raises(BadRow, match=r"train\.json: 3 bad rows, 1 of them without a video") as caught:
+    with pytest.raises(RuntimeError, match=r"3 of 12 rows .* cannot be used.*\n  2 bad: .*\n  1 missing: "):
         start()
-    assert [row.row.split()[1] for row in caught.value.rows] == ["3", "4", "7"]
+    rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
+    assert [row["row_id"].split()[1] for row in rejected] == ["3", "4", "7"]
 
 
 # ---- videos
@@ -234,7 +228,7 @@ def test_a_conversation_that_is_too_long_is_rejected_by_name_and_count(dataset, 
     assert not isinstance(exact, Rejected)
     assert isinstance(short, Rejected) and short.row_id == Path(rows[3]["video_name"]).stem
     assert short.reason.startswith(
-        f"{tokens} tokens of 8 frames and the caption, more than max_tokens={tokens - 1}; "
+        f"{tokens} tokens of 8 frames and the text, more than max_tokens={tokens - 1}; "
     )
     assert "raise it, or lower sample_fps, max_frames or short_side_px" in short.reason
 
@@ -280,25 +274,26 @@ def damage_two(favor):
 def test_below_the_limit_bad_rows_are_named_and_all_others_used(start, favor, tmp_path, monkeypatch):
     bad = damage_two(favor)
     used = []
-    collate = CaptionDataset.collate
+    collate = TrainingSet.collate
 
     def record(self, rows):
         batch = collate(self, rows)
         used.extend(batch["row_ids"])
         return batch
 
-    monkeypatch.setattr(CaptionDataset, "collate", record)
-    lines = start(max_rejected_share=0.2)
-    assert sum(line["clips"] for line in lines) == 10  # one epoch of 12 rows
-    assert sorted(used) == sorted({Path(row["video_name"]).stem for row in favor[1]} - bad)
-    rejected = [json.loads(line) for line in (tmp_path / "run" / "rejected-0.jsonl").read_text().splitlines()]
-    assert {row["row_id"] for row in rejected} == bad and len(rejected) == 2
+    monkeypatch.setattr(TrainingSet, "collate", record)
+    lines = start(max_rejected_share=0.1, max_bad_share=0.1)
+    assert sum(line["clips"] for line in lines) == 11  # 12 places, an epoch of the 11 rows kept and one more
+    assert set(used) == {Path(row["video_name"]).stem for row in favor[1]} - bad
+    files = ("rejected.jsonl", "rejected-0.jsonl")  # found before the run, and in it
+    rejected = [json.loads(line)["row_id"] for name in files for line in (tmp_path / "run" / name).open()]
+    assert set(rejected) == bad and len(rejected) == 2
 
 
 def test_above_the_limit_the_run_stops(start, favor, tmp_path):
     damage_two(favor)
     with pytest.raises(
-        RuntimeError, match=r"rows so far could not be used, more than 0\.5% of 12; see .*rejected-"
+        RuntimeError, match=r"rows so far could not be used, more than 0\.5% of 1[12]; see .*rejected-"
     ):
-        start()
+        start(max_rejected_share=0.1)
     assert len((tmp_path / "run" / "rejected-0.jsonl").read_text().splitlines()) >= 1

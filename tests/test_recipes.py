@@ -1,35 +1,12 @@
-"""Owns: the recipe as users start it - its settings, its files, on two processes, and after a kill."""
-
-import importlib.util
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Owns: the recipe as users start it - its settings, its files, and on two processes."""
 
 import pytest
-import torch
+from launching import ROOT, launch, logged
 
 from moss_vllm.config import parse
-from moss_vllm.training import latest_checkpoint
 from moss_vllm.vlm import checkpoint
 
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "recipes" / "favor_lora.py"
-
 pytestmark = pytest.mark.usefixtures("one_process")
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("favor_lora", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["favor_lora"] = module  # the dataclass looks its annotations up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["favor_lora"]
 
 
 @pytest.fixture
@@ -49,10 +26,6 @@ def flags(tiny_base, world, tmp_path):
 
 def weights(folder):
     return checkpoint.trained_state(checkpoint.load(folder).model)
-
-
-def logged(out):
-    return [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
 
 
 # ---- one process
@@ -82,7 +55,7 @@ def test_it_trains_and_writes_a_checkpoint_that_loads(recipe, flags, tmp_path, m
     assert len(moved) == 4 * 7
     shown = capsys.readouterr().out
     assert (
-        "NO x1 on cpu, precision no" in shown
+        "one process x1 on cpu, precision no" in shown
         and f"checkpoint {tmp_path}/run/step-000002" in shown.replace("\n", "")
     )
 
@@ -91,7 +64,8 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, flags, tmp_path, 
     assert recipe.main([*flags("run"), "--dry-run"]) == []
     assert not (tmp_path / "run").exists()
     shown = capsys.readouterr().out
-    for text in ("12 clips", "2 steps of 2 x 1 x 1 clips", "what trains", "llm lora", "0.001", "frozen"):
+    data = ("kept 12 of 12 rows: 0 too long, 0 bad, 0 missing", "tokens a clip: ")
+    for text in (*data, "2 steps of 2 x 1 x 1 clips", "what trains", "llm lora", "0.001", "frozen"):
         assert text in shown
     # The resolved settings, and the first conversation with each frame's tokens shown as one.
     assert "short_side_px" in shown and "84" in shown and "lora_rank" in shown
@@ -160,17 +134,7 @@ def test_the_papers_config_is_valid(recipe):
     assert (settings.lr_moss, settings.lr_projector, settings.lr_llm) == (1e-3, 1e-4, 1e-5)
 
 
-# ---- two processes, and a kill
-
-
-def environment():
-    wanted = {
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "HF_HUB_OFFLINE": "1",
-    }
-    return {**os.environ, **wanted}
+# ---- two processes
 
 
 @pytest.mark.slow
@@ -178,22 +142,9 @@ def environment():
 def test_two_processes_equal_one_at_twice_the_batch(recipe, flags, tmp_path, with_moss):
     arm = "--use-moss" if with_moss else "--no-use-moss"
     alone = recipe.main(flags("alone", arm, steps=4, batch_size=4))
-    launch = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *launch.split(),
-        "--main_process_port",
-        "0",
-    ]
-    command += [str(SCRIPT), *flags("pair", arm, steps=4, batch_size=2)]
-    done = subprocess.run(
-        command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = launch("DDP", flags("pair", arm, steps=4, batch_size=2), tmp_path)
     # Without --multi_gpu, accelerate starts one process in silence: this is what really ran.
-    assert "MULTI_CPU x2 on cpu" in done.stdout
+    assert "DDP x2 on cpu" in printed
     assert checkpoint.load(tmp_path / "pair" / "step-000004").run["processes"] == 2
     pair = logged(tmp_path / "pair")
     assert [line["clips"] for line in pair] == [line["clips"] for line in alone] == [4] * 4
@@ -204,29 +155,3 @@ def test_two_processes_equal_one_at_twice_the_batch(recipe, flags, tmp_path, wit
     tolerance = 2e-2 if with_moss else 1e-4
     for one, two in zip(alone, pair, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=tolerance)
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_weights(recipe, flags, tmp_path):
-    settings = {"steps": 12, "save_every": 2, "lora_dropout": 0.3}
-    straight = recipe.main(flags("straight", **settings))
-    command = [sys.executable, str(SCRIPT), *flags("killed", **settings)]
-    with (tmp_path / "output.txt").open("w") as output:
-        started = subprocess.Popen(command, env=environment(), stdout=output, stderr=output)
-        deadline = time.monotonic() + 200
-        while not (tmp_path / "killed" / "step-000004").is_dir():
-            assert started.poll() is None and time.monotonic() < deadline, (
-                tmp_path / "output.txt"
-            ).read_text()
-            time.sleep(0.02)
-        started.send_signal(signal.SIGKILL)
-        assert started.wait() == -signal.SIGKILL
-    stopped = latest_checkpoint(tmp_path / "killed")
-    assert stopped.name in ("step-000004", "step-000006", "step-000008", "step-000010")
-    resumed = recipe.main(flags("killed", "--resume", "auto", **settings))
-    done = int(stopped.name.removeprefix("step-"))
-    assert [line["loss"] for line in resumed] == [line["loss"] for line in straight][done:]
-    first, second = (weights(tmp_path / name / "step-000012") for name in ("straight", "killed"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    # Asked again, a finished run has nothing to do.
-    assert recipe.main(flags("killed", "--resume", "auto", **settings)) == []

@@ -15,8 +15,22 @@ from moss_vllm.data.favor import (
     read_favor_bench,
     read_favor_train,
 )
-from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, motionbench_prompt, read_motionbench
-from moss_vllm.data.rows import BadRow, BadRows, CaptionRow, MissingVideo, find_video, read_json_rows
+from moss_vllm.data.motionbench import (
+    MOTIONBENCH_TASKS,
+    motionbench_prompt,
+    read_motionbench,
+    read_motionbench_captions,
+)
+from moss_vllm.data.rows import (
+    CAPTION_PROMPT,
+    BadRow,
+    BadRows,
+    ClipRow,
+    MissingVideo,
+    Turn,
+    find_video,
+    read_json_rows,
+)
 
 OPTIONS = ["Pick up the pot", "Turn left", "Turn around", "Put down the pot", "Turn around and walk forward"]
 FAVOR_ITEM = {  # FAVOR-Bench, issue 3
@@ -206,6 +220,7 @@ def test_all_missing_videos_and_bad_rows_come_together(tmp_path):
     [
         (read_favor_bench, "video_perspective.json, question_perspective.json"),
         (read_favor_train, "train.json, sft.json"),
+        (read_motionbench_captions, "train.jsonl, MotionBenchCaption-train/train.jsonl"),
         (read_motionbench, "video_info.meta.jsonl, MotionBench/video_info.meta.jsonl"),
     ],
 )
@@ -318,9 +333,10 @@ def test_favor_train_hosted_clip_is_already_cut(tmp_path):
     put(tmp_path, "videos/FAVOR-Train/abc123_4.mp4", "aB3_-xY9zQ0.mp4")
     write(tmp_path, [TRAIN_ROW], "train.json")
     clip = tmp_path / "videos/FAVOR-Train/abc123_4.mp4"
-    assert read_favor_train(tmp_path, tmp_path) == [
-        CaptionRow("abc123_4", clip, "A man in a grey coat turns left, then walks.", None, None)
-    ]
+    turns = (
+        Turn("Describe what is happening in the video.", "A man in a grey coat turns left, then walks."),
+    )
+    assert read_favor_train(tmp_path, tmp_path) == [ClipRow("abc123_4", clip, turns, None, None)]
 
 
 def test_favor_train_cuts_the_uncut_source(tmp_path):
@@ -338,17 +354,21 @@ def test_favor_train_bad_times(tmp_path, start, end):
     refusal(lambda: read_favor_train(path, tmp_path), "row 0 (video 'abc123_4.mp4')", repr(start), repr(end))
 
 
-def test_favor_train_missing_videos_are_counted_when_asked(tmp_path):
+def test_favor_train_bad_rows_are_collected_when_asked(tmp_path):
     put(tmp_path, "b.mp4")
-    path = write(tmp_path, [TRAIN_ROW, {"video_name": "b", "caption": "Walks.", "subset": None}])
-    refusal(
-        lambda: read_favor_train(path, tmp_path), "row 0", "video 'abc123_4.mp4' is in none of the folders"
-    )
-    missing: list[MissingVideo] = []
-    assert [row.row_id for row in read_favor_train(path, tmp_path, missing=missing)] == ["b"]
-    assert [row.row for row in missing] == ["row 0 (video 'abc123_4.mp4')"]
-    path = write(tmp_path, [TRAIN_ROW])
-    refusal(lambda: read_favor_train(path, tmp_path, missing=[]), f"none of its videos is below {tmp_path}")
+    data = [TRAIN_ROW, {"video_name": "b", "caption": "Walks.", "subset": None}, {"video_name": "b.mp4"}]
+    path = write(tmp_path, data)
+    with pytest.raises(BadRows, match="2 bad rows, 1 of them without a video"):
+        read_favor_train(path, tmp_path)
+    bad: list[BadRow] = []
+    assert [row.row_id for row in read_favor_train(path, tmp_path, bad=bad)] == ["b"]
+    assert [(row.kind, row.row) for row in bad] == [
+        ("missing", "row 0 (video 'abc123_4.mp4')"),
+        ("bad", "row 2 (video 'b.mp4')"),
+    ]
+    # Without one usable row there is nothing to go on with.
+    folders = f"none of the folders ., videos/FAVOR-Train, FAVOR-Train, videos of {tmp_path}"
+    refusal(lambda: read_favor_train(write(tmp_path, [TRAIN_ROW]), tmp_path, bad=[]), folders)
 
 
 @pytest.mark.parametrize(
@@ -360,7 +380,11 @@ def test_favor_train_missing_videos_are_counted_when_asked(tmp_path):
         ({"video_name": "b.mp4", "caption": ["x"]}, "row 1 (video 'b.mp4'): 'caption' is list"),
         (
             {"video_name": "abc123_4", "caption": "x"},
-            "row 1 (video 'abc123_4'): its video was already captioned",
+            "row 1 ('abc123_4'): its video was already captioned",
+        ),
+        (
+            {"video_name": "b.mp4", "caption": "x", "questions": [FAVOR_ITEM]},
+            "row 1 (video 'b.mp4'): is a row of FAVOR-Bench, the test set",
         ),
         (
             {"video_name": "../b.mp4", "caption": "x"},
@@ -492,3 +516,39 @@ def test_motionbench_bad_row(tmp_path, row, reason):
     put(tmp_path, "v.mp4", "w.mp4")
     path = write(tmp_path, [motionbench_row(), row], "m.jsonl")
     refusal(lambda: read_motionbench(path, tmp_path), path, "row 1", reason)
+
+
+# ---- MotionBenchCaption-train
+
+
+@pytest.mark.parametrize("folder", ["videos", "MotionBenchCaption-train/videos", ""])
+def test_motionbench_captions(tmp_path, folder):
+    put(tmp_path / folder, "0a1b.mp4")
+    row = {"video_path": "0a1b.mp4", "motion_caption": "The camera pans left.", "fps": 30}
+    write(tmp_path, [row], "train.jsonl")
+    turns = (Turn(CAPTION_PROMPT, "The camera pans left."),)
+    assert read_motionbench_captions(tmp_path, tmp_path) == [
+        ClipRow("0a1b", tmp_path / folder / "0a1b.mp4", turns, None, None)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"motion_caption": "x"}, "row 1: has no 'video_path'"),
+        ({"video_path": "b.mp4", "caption": "x"}, "row 1 (video 'b.mp4'): has no 'motion_caption'"),
+        ({"video_path": "a.mp4", "motion_caption": "x"}, "row 1 ('a'): its video was already captioned"),
+        (
+            {"video_path": "gone.mp4", "motion_caption": "x"},
+            "'gone.mp4' is in none of the folders ., videos, ",
+        ),
+        ({"video_path": "../b.mp4", "motion_caption": "x"}, "video name '../b.mp4' is not a relative"),
+    ],
+)
+def test_motionbench_captions_bad_row(tmp_path, row, reason):
+    put(tmp_path, "videos/a.mp4", "videos/b.mp4")
+    path = write(tmp_path, [{"video_path": "a.mp4", "motion_caption": "It turns."}, row], "train.jsonl")
+    refusal(lambda: read_motionbench_captions(path, tmp_path), path, reason)
+    bad: list[BadRow] = []
+    assert len(read_motionbench_captions(path, tmp_path, bad=bad)) == 1
+    assert [one.kind for one in bad] == ["missing" if "gone" in reason else "bad"]

@@ -8,16 +8,16 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator
-from peft import set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import nn
 
-from moss_vllm import training
-from moss_vllm.data.captions import CaptionDataset
+from moss_vllm import engines, training
 from moss_vllm.data.chat import CAPTION_PROMPT, Turn, encode
+from moss_vllm.data.order import RowOrder, StepBatches
+from moss_vllm.data.rows import Rejected
+from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.training import Loop, Rejected, StepBatches, latest_checkpoint
+from moss_vllm.run_folder import latest_checkpoint
+from moss_vllm.training import Loop
 from moss_vllm.vlm import checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -31,7 +31,7 @@ CAPTIONS = (
 RATES = {"moss": 3e-3, "projector": 3e-3, "llm lora": 3e-3}
 
 
-class Clips(CaptionDataset):
+class Clips(TrainingSet):
     """Eight encoded clips of unequal length; those of `bad` are rejected."""
 
     def __init__(self, processor, noise_clip, *, bad=(), count=8):
@@ -40,6 +40,10 @@ class Clips(CaptionDataset):
             encode(processor, noise_clip(i, frames=2 + i % 3), [Turn(CAPTION_PROMPT, CAPTIONS[i % 4])])
             for i in range(count)
         ]
+
+    @property
+    def shares(self):
+        return [(len(self.rows), 1.0)]
 
     def __getitem__(self, index):
         self.asked.append(index)
@@ -66,16 +70,14 @@ def run(tiny_base, moss, processor, tmp_path, clips):
         table = with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None})
         record = {"base_model": str(tiny_base), "base_revision": None, "moss": settings}
         lines = training.train(
-            Accelerator(gradient_accumulation_steps=loop.accumulate),
+            engines.start(),
             model,
             parameter_groups(model, table),
             dataset,
             loop,
             out=tmp_path / out,
-            save=lambda folder, model, step: checkpoint.save(folder, model, processor, record),
-            restore=lambda folder, model: set_peft_model_state_dict(
-                model, load_file(folder / checkpoint.ADAPTER_FILE)
-            ),
+            save=lambda folder, state, step: checkpoint.save(folder, model, processor, record, state=state),
+            restore=checkpoint.restore,
             resume=resume,
         )
         return lines, checkpoint.trained_state(model)
@@ -98,11 +100,22 @@ def distance(one, other):
 # ---- the order of rows
 
 
+def batches(rows, settings, *, rank=0, processes=1, start=0):
+    return StepBatches(
+        RowOrder([(rows, 1.0)], settings.seed),
+        range(start, settings.steps),
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        rank=rank,
+        processes=processes,
+    )
+
+
 def order(rows, *, processes, start=0, **settings):
     """Rows of each step, as sets: the processes' and micro-batches' rows together."""
     settings = loop(6, **settings)
     per_process = [
-        list(StepBatches(range(rows), settings, rank=rank, processes=processes, start=start))
+        list(batches(rows, settings, rank=rank, processes=processes, start=start))
         for rank in range(processes)
     ]
     micro = settings.accumulate
@@ -127,21 +140,21 @@ def test_a_step_has_the_same_rows_however_it_is_split():
 
 
 def test_every_epoch_is_a_new_permutation_of_all_rows():
-    rows = [row for batch in StepBatches(range(12), loop(9), rank=0, processes=1, start=0) for row in batch]
+    rows = [row for batch in batches(12, loop(9)) for row in batch]
     epochs = [rows[:12], rows[12:24], rows[24:]]
     assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 3
     assert epochs[0] != epochs[1] != epochs[2]
 
 
 def test_a_batch_may_cross_an_epoch_or_hold_several():
-    rows = [row for batch in StepBatches(range(3), loop(6), rank=0, processes=1, start=0) for row in batch]
+    rows = [row for batch in batches(3, loop(6)) for row in batch]
     assert sorted(rows) == sorted(list(range(3)) * 8)
 
 
 def test_a_later_start_is_the_rest_of_the_sequence():
     assert order(10, processes=1, start=4) == order(10, processes=1)[4:]
-    batches = StepBatches(range(10), loop(6, accumulate=3), rank=0, processes=1, start=4)
-    assert len(batches) == len(list(batches)) == 6
+    rest = batches(10, loop(6, accumulate=3), start=4)
+    assert len(rest) == len(list(rest)) == 6
 
 
 def test_the_seed_decides_the_order():
@@ -149,8 +162,9 @@ def test_the_seed_decides_the_order():
 
 
 def test_no_rows_is_an_error():
-    with pytest.raises(ValueError, match="the training set has no rows; check the annotation file"):
-        StepBatches([], loop(1), rank=0, processes=1, start=0)
+    for shares in ([], [(0, 1.0)], [(3, 1.0), (0, 2.0)]):
+        with pytest.raises(ValueError, match="the training set has a source without rows .*check its annota"):
+            RowOrder(shares, 0)
 
 
 # ---- the gradient
@@ -194,13 +208,6 @@ def test_lines_carry_scheduled_rates(run, tmp_path):
     assert written == lines and [line["step"] for line in lines] == [1, 2, 3, 4]
 
 
-def test_the_accelerator_must_accumulate_as_the_loop_does(clips, tmp_path):
-    with pytest.raises(ValueError, match=r"accumulates 1 micro-batches and the loop 2; build it with"):
-        training.train(
-            Accelerator(), None, [], clips, loop(1, accumulate=2), out=tmp_path, save=None, restore=None
-        )
-
-
 # ---- resuming
 
 
@@ -221,11 +228,11 @@ def test_resuming_equals_the_straight_run_bit_for_bit(run, tmp_path, accumulate)
 def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     _, weights = run(loop(3, save_every=2))
     folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
-    assert folders == ["step-000002", "step-000003", "tensorboard"]  # nothing unfinished is left
+    assert folders == ["step-000002", "step-000003"]  # nothing unfinished is left
     loaded = checkpoint.trained_state(checkpoint.load(tmp_path / "run" / "step-000003").model)
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
     state = tmp_path / "run" / "step-000003" / "state"
-    assert not list(state.glob("*.safetensors")) and (state / "optimizer.bin").is_file()
+    assert (state / "optimizer.safetensors").is_file()
 
 
 def test_latest_checkpoint_ignores_what_is_unfinished(tmp_path):
@@ -241,7 +248,7 @@ def test_latest_checkpoint_ignores_what_is_unfinished(tmp_path):
 
 def test_rejected_rows_are_named_once_and_cost_no_other_row(run, processor, noise_clip, tmp_path, capsys):
     dataset = Clips(processor, noise_clip, bad={3})
-    lines, _ = run(loop(4, max_rejected_share=0.2), dataset=dataset)  # two epochs
+    lines, _ = run(loop(4, max_bad_share=0.2), dataset=dataset)  # two epochs
     assert sorted(dataset.asked) == sorted(list(range(8)) * 2)
     assert sum(line["clips"] for line in lines) == 2 * 7
     assert sorted(line["clips"] for line in lines) == [3, 3, 4, 4]
@@ -253,7 +260,7 @@ def test_rejected_rows_are_named_once_and_cost_no_other_row(run, processor, nois
 def test_a_step_of_rejected_rows_only_changes_nothing(run, processor, noise_clip):
     bad = set(order(8, processes=1)[0])
     dataset = Clips(processor, noise_clip, bad=bad)
-    lines, weights = run(loop(1, max_rejected_share=1.0), dataset=dataset)
+    lines, weights = run(loop(1, max_bad_share=1.0), dataset=dataset)
     assert (lines[0]["loss"], lines[0]["grad_norm"], lines[0]["clips"]) == (0.0, 0.0, 0)
     assert not any(value.any() for name, value in weights.items() if "lora_B" in name)
 
@@ -263,13 +270,13 @@ def test_too_many_rejected_rows_stop_the_run(run, processor, noise_clip):
     with pytest.raises(
         RuntimeError, match=r"2 of \d rows .* more than 20.0% of 8; see .*mend the rows, or raise"
     ):
-        run(loop(4, max_rejected_share=0.2), dataset=dataset)
+        run(loop(4, max_bad_share=0.2), dataset=dataset)
 
 
 def test_one_bad_row_early_does_not_stop_a_run_that_allows_it(run, processor, noise_clip):
     first = order(8, processes=1)[0][0]
     dataset = Clips(processor, noise_clip, bad={first})  # 1 of the first 4, 1 of 8 in all
-    lines, _ = run(loop(1, max_rejected_share=0.125), dataset=dataset, use_moss=False)
+    lines, _ = run(loop(1, max_bad_share=0.125), dataset=dataset, use_moss=False)
     assert lines[0]["clips"] == 3
 
 

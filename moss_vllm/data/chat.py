@@ -7,11 +7,11 @@
     A man turns left.<|im_end|>
 
 Frames arrive sampled and resized (`data.video.read_clip`) and carry their real times; the processor neither
-samples nor resizes again. Labels cover each answer and its <|im_end|>, nothing else.
+samples nor resizes again. Labels cover each answer and its <|im_end|>, nothing else. Without a clip the line
+of times is left out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,39 +20,37 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import VideoLlama3Processor
 from transformers.video_utils import VideoMetadata
 
+from moss_vllm.data.rows import CAPTION_PROMPT as CAPTION_PROMPT
+from moss_vllm.data.rows import Turn as Turn
 from moss_vllm.data.video import Clip
 
 IGNORED = -100
-CAPTION_PROMPT = "Describe what is happening in the video."
 PER_VIDEO = ("pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_compression_mask")
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A question and its answer; None where the model is to answer."""
-
-    question: str
-    answer: str | None = None
-
-
 def encode(
-    processor: VideoLlama3Processor, clip: Clip, turns: Sequence[Turn], *, compress: bool = True
+    processor: VideoLlama3Processor, clip: Clip | None, turns: Sequence[Turn], *, compress: bool = True
 ) -> dict[str, Tensor]:
-    """One conversation about one clip.
+    """One conversation about one clip, or about none.
 
     Args:
         processor: a `VideoLlama3Processor`.
-        clip: frames with sides that are multiples of patch size times merge size.
+        clip: frames with sides that are multiples of patch size times merge size; None for text alone.
         turns: at least one; all answered for training, the last open for generation.
         compress: drop tokens of patches that did not change, as VideoLLaMA3 does by default.
 
     Shape:
         input_ids, labels: (S,); pixel_values_videos: (P, 3 * patch**2); video_grid_thw: (1, 3);
-        video_merge_sizes: (1,); video_compression_mask: (P / merge**2,).
+        video_merge_sizes: (1,); video_compression_mask: (P / merge**2,). Without a clip the first two only.
 
     Raises:
         ValueError: no turn, an open turn before the last, or a text with a token of the layout itself.
     """
+    if clip is None:
+        ids = processor.tokenizer(conversation_text(turns, video_token=None), return_tensors="pt")[
+            "input_ids"
+        ][0]
+        return {"input_ids": ids, "labels": answer_labels(ids, processor.tokenizer)}
     text = conversation_text(turns, video_token=processor.video_token)
     # Times go in as frame numbers of a 1 frame per second video: the prompt then says them unchanged.
     times = VideoMetadata(len(clip.frames), fps=1.0, frames_indices=clip.frame_times_s.tolist())
@@ -72,8 +70,8 @@ def encode(
     }
 
 
-def conversation_text(turns: Sequence[Turn], *, video_token: str) -> str:
-    """The layout above, with one `video_token` where the processor puts times and frames."""
+def conversation_text(turns: Sequence[Turn], *, video_token: str | None) -> str:
+    """The layout above, with one `video_token` where the processor puts times and frames; None: no video."""
     if not turns or any(turn.answer is None for turn in turns[:-1]):
         raise ValueError(f"a conversation needs turns, all but the last answered; got {list(turns)}")
     parts = []
@@ -84,7 +82,7 @@ def conversation_text(turns: Sequence[Turn], *, video_token: str) -> str:
                     f"text contains a special token of the chat layout: {said[:200]!r}; "
                     "remove '<|...|>' from the row"
                 )
-        video = f"{video_token}\n" if index == 0 else ""
+        video = f"{video_token}\n" if index == 0 and video_token else ""
         parts.append(f"<|im_start|>user\n{video}{turn.question.strip()}<|im_end|>\n<|im_start|>assistant\n")
         if turn.answer is not None:
             parts.append(f"{turn.answer.strip()}<|im_end|>\n")
@@ -110,7 +108,7 @@ def answer_labels(ids: Tensor, tokenizer: Any) -> Tensor:
 
 
 def collate(examples: Sequence[dict[str, Tensor]], *, pad_id: int, left: bool = False) -> dict[str, Tensor]:
-    """Pad texts to the longest and concatenate the videos; `left` padding is for generation.
+    """Pad texts to the longest and concatenate the videos there are; `left` padding is for generation.
 
     Shape:
         input_ids, labels, attention_mask: (B, S); the others as in `encode`, one after the other.
@@ -121,10 +119,11 @@ def collate(examples: Sequence[dict[str, Tensor]], *, pad_id: int, left: bool = 
         rows = [example[key] for example in examples]
         return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
 
+    with_video = [example for example in examples if PER_VIDEO[0] in example]
     lengths = [torch.ones_like(example["input_ids"]) for example in examples]
     return {
         "input_ids": padded("input_ids", pad_id),
         "labels": padded("labels", IGNORED),
         "attention_mask": pad_sequence(lengths, batch_first=True, padding_side=side),
-        **{key: torch.cat([example[key] for example in examples]) for key in PER_VIDEO},
+        **{key: torch.cat([example[key] for example in with_video]) for key in PER_VIDEO if with_video},
     }

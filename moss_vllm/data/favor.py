@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.rows import (
+    CAPTION_PROMPT,
     BadRow,
     BenchmarkVideo,
-    CaptionRow,
+    ClipRow,
     MissingVideo,
     Question,
+    Turn,
     collect_videos,
     find_annotation,
     find_video,
-    raise_bad_rows,
+    read_clip_rows,
     read_json_rows,
     text_field,
     video_stem,
@@ -40,40 +42,29 @@ TRAIN_FOLDERS = ("", "videos/FAVOR-Train", "FAVOR-Train", "videos")
 
 
 def read_favor_train(
-    annotation: str | Path, video_root: str | Path, *, missing: list[MissingVideo] | None = None
-) -> list[CaptionRow]:
+    annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
+) -> list[ClipRow]:
     """Read a JSON list of rows with `video_name` and `caption`; other keys are free.
 
     `start` and `end` are seconds in the YouTube video at `url`. The file called `video_name` is that part cut
     out, so they are not applied to it; they are where only the uncut `<YouTube id>.mp4` is there.
 
-    Of the 17,152 rows 3,114 have a hosted file. Missing videos are an error, unless a list is passed as
-    `missing`: then they are added to it and left out of the result.
-
-    Raises: BadRow or BadRows.
+    Of the 17,152 rows 3,114 have a hosted file. `bad` and Raises: as in `rows.read_clip_rows`.
     """
     path = find_annotation(annotation, TRAIN_FILES)
-    file, bad = str(path), list[BadRow]()
-    captions: dict[str, CaptionRow] = {}
-    for index, row in enumerate(read_json_rows(path)):
-        where = f"row {index}"
-        try:
-            name = text_field(row, "video_name", file=file, where=where)
-            where = f"row {index} (video {name!r})"
-            caption = text_field(row, "caption", file=file, where=where)
-            row_id = video_stem(name)
-            if row_id in captions:
-                raise BadRow(file, where, "its video was already captioned", "keep one of the two rows")
-            clip, start_s, end_s = _find_clip(row, name, video_root, file, where)
-            captions[row_id] = CaptionRow(row_id, clip, caption, start_s, end_s)
-        except MissingVideo as error:
-            (bad if missing is None else missing).append(error)
-        except BadRow as error:
-            bad.append(error)
-    raise_bad_rows(bad)
-    if not captions:
-        raise BadRow(file, "file", f"none of its videos is below {video_root}", "pass their folder")
-    return list(captions.values())
+    file = str(path)
+
+    def read_row(row: dict[str, Any], index: int) -> ClipRow:
+        name = text_field(row, "video_name", file=file, where=f"row {index}")
+        where = f"row {index} (video {name!r})"
+        if "questions" in row:  # its rows have captions too
+            reason = "is a row of FAVOR-Bench, the test set"
+            raise BadRow(file, where, reason, "train on FAVOR-Train's own annotation file")
+        caption = text_field(row, "caption", file=file, where=where)
+        clip, start_s, end_s = _find_clip(row, name, video_root, file, where)
+        return ClipRow(video_stem(name), clip, (Turn(CAPTION_PROMPT, caption),), start_s, end_s)
+
+    return read_clip_rows(path, read_row, bad, repeated="its video was already captioned")
 
 
 def _find_clip(

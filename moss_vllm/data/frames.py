@@ -93,7 +93,8 @@ def check_frame_size(path: str, height: int, width: int) -> None:
         raise BadVideo(path, reason, "crop the video, or leave it out of the annotation file")
 
 
-def _target_size(height: int, width: int, short_side_px: int | None) -> tuple[int, int]:
+def target_size(height: int, width: int, short_side_px: int | None) -> tuple[int, int]:
+    """Height and width after resizing: the nearest multiples of MULTIPLE_PX."""
     scale = 1.0 if short_side_px is None else short_side_px / min(height, width)
     rows, columns = (max(1, math.floor(side * scale / MULTIPLE_PX + 0.5)) for side in (height, width))
     return rows * MULTIPLE_PX, columns * MULTIPLE_PX
@@ -112,7 +113,7 @@ def stack_frames(
     for i, frame in enumerate(frames):
         if clip is None:
             check_frame_size(path, frame.shape[0], frame.shape[1])
-            size = _target_size(frame.shape[0], frame.shape[1], short_side_px)
+            size = target_size(frame.shape[0], frame.shape[1], short_side_px)
             n_bytes = count * size[0] * size[1] * 3
             if n_bytes > MAX_CLIP_BYTES:
                 reason = f"{count} frames of {size[1]}x{size[0]} take {n_bytes} bytes, over {MAX_CLIP_BYTES}"

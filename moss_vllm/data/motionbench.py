@@ -1,9 +1,9 @@
-"""MotionBench: multiple choice with the options inside the question string.
+"""MotionBench (multiple choice, options inside the question string) and its captioned training clips.
 
 Layout of the hub's `zai-org/MotionBench`: `MotionBench/{video_info.meta.jsonl, self-collected/,
-public-dataset/}`. No field names the split: a test question's answer is the string "NA" (4,034 of 8,052), the
-other 4,018 are the dev split of the paper's Table 5. `start` and `end` of a question are not applied: the
-hosted file is the clip.
+public-dataset/}`, `MotionBenchCaption-train/{train.jsonl, videos/}`. No field names the split: a test
+question's answer is the string "NA" (4,034 of 8,052), the other 4,018 are the dev split of the paper's
+Table 5. `start` and `end` of a question are not applied: the hosted file is the clip.
 """
 
 import re
@@ -11,14 +11,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moss_vllm.data.rows import (
+    CAPTION_PROMPT,
     BadRow,
     BenchmarkVideo,
+    ClipRow,
     Question,
+    Turn,
     collect_videos,
     find_annotation,
     find_video,
+    read_clip_rows,
     read_json_rows,
     text_field,
+    video_stem,
 )
 
 # The paper's codes in the order of Table 5 -> the files' `question_type`.
@@ -39,6 +44,8 @@ VIDEO_FOLDERS = (
     "MotionBench/self-collected",
     "MotionBench/public-dataset",
 )
+CAPTION_FILES = ("train.jsonl", "MotionBenchCaption-train/train.jsonl")
+CAPTION_FOLDERS = ("", "videos", "MotionBenchCaption-train/videos")
 WITHHELD = "NA"
 SPLITS = ("dev", "test", "all")
 
@@ -80,6 +87,26 @@ def read_motionbench(
         file,
         bad,
     )
+
+
+def read_motionbench_captions(
+    annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
+) -> list[ClipRow]:
+    """Read MotionBenchCaption-train: a line each with `video_path` and `motion_caption`; other keys are free.
+
+    `bad` and Raises: as in `rows.read_clip_rows`.
+    """
+    path = find_annotation(annotation, CAPTION_FILES)
+    file = str(path)
+
+    def read_row(row: dict[str, Any], index: int) -> ClipRow:
+        name = text_field(row, "video_path", file=file, where=f"row {index}")
+        where = f"row {index} (video {name!r})"
+        caption = text_field(row, "motion_caption", file=file, where=where)
+        clip = find_video(video_root, name, CAPTION_FOLDERS, file=file, row=where)
+        return ClipRow(video_stem(name), clip, (Turn(CAPTION_PROMPT, caption),), None, None)
+
+    return read_clip_rows(path, read_row, bad, repeated="its video was already captioned")
 
 
 def _read_question(

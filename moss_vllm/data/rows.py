@@ -1,7 +1,8 @@
 """What the annotation readers share: row types, reading json, finding a row's video, collecting bad rows.
 
 An annotation file is data from outside: every field is checked, and a file with bad rows or missing videos
-gives one error that names them, never a shorter list. In messages rows count from 0, lines from 1.
+gives one error that names them, or a list of them beside the good rows, never just a shorter list. In
+messages rows count from 0, lines from 1.
 """
 
 import json
@@ -14,12 +15,15 @@ from typing import Any
 
 # FAVOR's and MotionBench's own files have a few MB; a far larger one is a wrong path.
 MAX_ANNOTATION_BYTES = 512 * 2**20
+CAPTION_PROMPT = "Describe what is happening in the video."
 OTHER_SUFFIXES = (".mkv", ".webm", ".avi", ".mov", ".mpg", ".gif")
 SHOWN_ROWS = 10
 
 
 class BadRow(ValueError):
     """One row of an annotation file that cannot be used: where, why, and what to do about it."""
+
+    kind = "bad"
 
     def __init__(self, file: str, row: str | int, reason: str, remedy: str) -> None:
         super().__init__(file, row, reason, remedy)  # all four in `args`, so the error pickles
@@ -32,6 +36,8 @@ class BadRow(ValueError):
 
 class MissingVideo(BadRow):
     """A row whose video is not on disk."""
+
+    kind = "missing"
 
 
 class BadRows(BadRow):
@@ -73,14 +79,33 @@ class BenchmarkVideo:
 
 
 @dataclass(frozen=True)
-class CaptionRow:
-    """One captioned clip; `start_s` and `end_s` are None where the file is the clip itself."""
+class Turn:
+    """A question and its answer; None where the model is to answer."""
+
+    question: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One conversation to train on, about the part of a video between two times, or about no video.
+
+    `path` is None for a text-only conversation; `start_s` and `end_s` are None where the file is the clip.
+    """
 
     row_id: str
-    path: Path
-    caption: str
+    path: Path | None
+    turns: tuple[Turn, ...]
     start_s: float | None
     end_s: float | None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What a dataset returns for a row it cannot use."""
+
+    row_id: str
+    reason: str
 
 
 def raise_bad_rows(rows: Sequence[BadRow]) -> None:
@@ -162,6 +187,38 @@ def _parse_json(text: str, file: str, first_line: int) -> Any:
     except (ValueError, RecursionError) as error:
         place = f"line {first_line}" if first_line > 1 else "file"
         raise BadRow(file, place, f"cannot be read: {error}", "replace the value, e.g. by null") from None
+
+
+def read_clip_rows(
+    path: Path,
+    read_row: Callable[[dict[str, Any], int], ClipRow],
+    bad: list[BadRow] | None,
+    *,
+    repeated: str = "its id was already used",
+) -> list[ClipRow]:
+    """Read every row of a file with `read_row(row, index)`; ids are unique, a repeated one is a bad row.
+
+    Bad rows and missing videos are an error, unless a list is passed as `bad`: then they are added to it and
+    left out of the result.
+
+    Raises: BadRow or BadRows; also if no row is left.
+    """
+    rows: dict[str, ClipRow] = {}
+    found: list[BadRow] = []
+    for index, fields in enumerate(read_json_rows(path)):
+        try:
+            row = read_row(fields, index)
+            if row.row_id in rows:
+                where = f"row {index} ({row.row_id!r})"
+                raise BadRow(str(path), where, repeated, "keep one of the two rows")
+            rows[row.row_id] = row
+        except BadRow as error:
+            found.append(error)
+    if bad is None or not rows:
+        raise_bad_rows(found)
+    else:
+        bad += found
+    return list(rows.values())
 
 
 def text_field(row: dict[str, Any], key: str, *, file: str, where: str | int) -> str:

@@ -26,13 +26,14 @@ from moss_vllm.data.frames import (
     list_images,
     read_images,
     stack_frames,
+    target_size,
 )
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
 # mkv and webm round times to 1 ms; half a step more keeps a tie from hanging on float noise.
-_ROUNDING_S = 1.5e-3
-_SAME_FRAME_S = 1e-5
+ROUNDING_S = 1.5e-3
+SAME_FRAME_S = 1e-5
 # decord 0.6 returns other frames than asked for, without an error, from mpeg2, edit lists, cut ts files and
 # open GOPs (the default of x265), so it gets these codecs in these containers, and closed GOPs only.
 _PLAIN_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
@@ -60,7 +61,7 @@ class _Packet(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Index:
+class Index:
     """Times of all frames shown, in the file's own clock; `damage` says what the file promised but lacks."""
 
     frame_times_s: np.ndarray
@@ -92,23 +93,52 @@ def read_clip(
     error (overwritten bytes inside avi, mkv or webm) cannot be noticed.
     """
     path = os.fspath(path)
+    if short_side_px is not None:
+        _check_number("short_side_px", short_side_px, MULTIPLE_PX, 10_000)
+    if decoder not in DECODERS:
+        raise ValueError(f"decoder is {decoder!r}; it must be one of {', '.join(DECODERS)}")
+    index, chosen, times_s, names = choose_frames(
+        path,
+        sample_fps=sample_fps,
+        max_frames=max_frames,
+        start_s=start_s,
+        end_s=end_s,
+        folder_fps=folder_fps,
+    )
+    if names:
+        images = read_images(path, [names[i] for i in chosen])
+        return Clip(stack_frames(path, images, len(chosen), short_side_px), times_s)
+    return Clip(_decode(path, index, chosen, short_side_px, decoder), times_s)
+
+
+def choose_frames(
+    path: str,
+    *,
+    sample_fps: float,
+    max_frames: int,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+    folder_fps: float = 3.0,
+) -> tuple[Index, np.ndarray, np.ndarray, list[str]]:
+    """What `read_clip` will show of a file or folder, without decoding a picture.
+
+    Returns: the index of all frames, which of them are chosen, their times in the clip, and the names of a
+    folder's images.
+
+    Raises: as `read_clip`.
+    """
     _check_number("sample_fps", sample_fps, 1e-3, 1000)
     _check_number("folder_fps", folder_fps, 1e-3, 1000)
     _check_number("max_frames", max_frames, 1, math.inf)
     _check_number("start_s", start_s, 0, 1e9)
     if end_s is not None and not end_s > start_s:
         raise ValueError(f"end_s is {end_s}; it must be above start_s, which is {start_s}")
-    if short_side_px is not None:
-        _check_number("short_side_px", short_side_px, MULTIPLE_PX, 10_000)
-    if decoder not in DECODERS:
-        raise ValueError(f"decoder is {decoder!r}; it must be one of {', '.join(DECODERS)}")
-
     names: list[str] = []
     if os.path.isdir(path):
         names = list_images(path)
-        index = _Index(np.arange(len(names)) / folder_fps, "", False)
+        index = Index(np.arange(len(names)) / folder_fps, "", False)
     else:
-        index = _index_frames(path)
+        index = index_frames(path)
     times_s = index.frame_times_s - index.frame_times_s[0]
     last_gap_s = times_s[-1] - times_s[-2] if len(times_s) > 1 else 1 / sample_fps
     video_end_s = float(times_s[-1] + last_gap_s)
@@ -119,12 +149,21 @@ def read_clip(
         raise BadVideo(path, index.damage, REPLACE_FILE)
     stop_s = video_end_s if end_s is None else min(end_s, video_end_s)
     chosen = _choose(times_s, sample_fps, max_frames, start_s, stop_s)
+    return index, chosen, np.maximum(times_s[chosen] - start_s, 0.0), names
 
-    if names:
-        frames = stack_frames(path, read_images(path, [names[i] for i in chosen]), len(chosen), short_side_px)
-    else:
-        frames = _decode(path, index, chosen, short_side_px, decoder)
-    return Clip(frames, np.maximum(times_s[chosen] - start_s, 0.0))
+
+def frame_size(path: str, short_side_px: int | None) -> tuple[int, int]:
+    """Height and width of `read_clip`'s frames by the file's header; swapped where the video is turned.
+
+    Raises: BadVideo for a header without them, or a size beyond the limits.
+    """
+    with _open(path) as container:
+        stream = _picture_stream(path, container)
+        height, width = stream.height, stream.width
+    if not height or not width:
+        raise BadVideo(path, "its header names no frame size", REPLACE_FILE)
+    check_frame_size(path, height, width)
+    return target_size(height, width, short_side_px)
 
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:
@@ -134,7 +173,7 @@ def _check_number(name: str, value: float, low: float, high: float) -> None:
 
 def _choose(times_s: np.ndarray, fps: float, max_frames: int, start_s: float, stop_s: float) -> np.ndarray:
     """Indices of the frames on screen at start_s + k / fps < stop_s, without a grid in memory."""
-    grid = np.ceil((np.append(times_s, stop_s) - _ROUNDING_S - start_s) * fps)
+    grid = np.ceil((np.append(times_s, stop_s) - ROUNDING_S - start_s) * fps)
     grid[-1] = max(grid[-1], 1)  # one frame is always left, however short it is
     grid = np.clip(grid, 0, grid[-1])  # first k at or after each frame
     chosen = np.flatnonzero(np.diff(grid) > 0)
@@ -143,7 +182,7 @@ def _choose(times_s: np.ndarray, fps: float, max_frames: int, start_s: float, st
     return chosen
 
 
-def _index_frames(path: str) -> _Index:
+def index_frames(path: str) -> Index:
     """List the presentation times of a file from its packets, or by decoding it where packets do not tell.
 
     Raises: BadVideo if the file cannot be opened, has no picture stream, or its pictures have no times.
@@ -187,11 +226,11 @@ def _index_frames(path: str) -> _Index:
         and (container_name != "avi" or pts == sorted(pts))  # avi stores no pts, they are guessed
     )
     if is_plain:
-        return _Index(np.array(sorted(pts)) * time_base, damage, _has_closed_gops(packets, pts))
+        return Index(np.array(sorted(pts)) * time_base, damage, _has_closed_gops(packets, pts))
 
     times_s, is_interlaced = [], False
     try:
-        for frame in _decode_in_order(path):
+        for frame in decode_in_order(path):
             is_interlaced = is_interlaced or frame.interlaced_frame
             if frame.time is not None and frame.time >= 0:
                 times_s.append(frame.time)
@@ -203,7 +242,7 @@ def _index_frames(path: str) -> _Index:
     n_shown = sum(not packet.is_discard for packet in packets)
     if not damage and len(times_s) < n_shown * (0.45 if is_interlaced else 0.9) - 2:
         damage = f"{len(times_s)} of {n_shown} frames decode"
-    return _Index(np.array(sorted(set(times_s))), damage, False)
+    return Index(np.array(sorted(set(times_s))), damage, False)
 
 
 def _has_closed_gops(packets: list[_Packet], pts: list[int]) -> bool:
@@ -230,12 +269,19 @@ def _picture_stream(path: str, container: av.container.InputContainer) -> av.Vid
     return stream
 
 
-def _decode_in_order(path: str) -> Iterator[av.VideoFrame]:
+def decode_in_order(path: str, *, from_s: float | None = None) -> Iterator[av.VideoFrame]:
+    """All frames of a file, or those from a key frame before `from_s` on (in the file's own clock).
+
+    Raises: BadVideo for a file that cannot be opened, av.FFmpegError on the way.
+    """
     with _open(path) as container:
-        yield from container.decode(_picture_stream(path, container))
+        stream = _picture_stream(path, container)
+        if from_s is not None:
+            container.seek(int(from_s * 1e6))
+        yield from container.decode(stream)
 
 
-def _decode(path: str, index: _Index, chosen: np.ndarray, side_px: int | None, decoder: str) -> np.ndarray:
+def _decode(path: str, index: Index, chosen: np.ndarray, side_px: int | None, decoder: str) -> np.ndarray:
     """Deliver the chosen frames of a file, resized, from the decoder asked for."""
     if decoder == "torchcodec":
         return stack_frames(path, _torchcodec_frames(path, index, chosen), len(chosen), side_px)
@@ -255,7 +301,7 @@ def _decode(path: str, index: _Index, chosen: np.ndarray, side_px: int | None, d
     return stack_frames(path, _pyav_frames(path, index, chosen), len(chosen), side_px)
 
 
-def _decord_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
+def _decord_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
     import decord
 
     if not index.suits_decord:
@@ -273,16 +319,16 @@ def _decord_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.
         yield frame
 
 
-def _pyav_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
+def _pyav_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
     n_seen, n_found, wanted_s = 0, 0, index.frame_times_s[chosen]
     reason = "the file ends"
     try:
-        for frame in _decode_in_order(path):
+        for frame in decode_in_order(path):
             n_seen += 1
             time_s = -1.0 if frame.time is None else frame.time
-            if time_s < wanted_s[n_found] - _SAME_FRAME_S:
+            if time_s < wanted_s[n_found] - SAME_FRAME_S:
                 continue
-            if time_s > wanted_s[n_found] + _SAME_FRAME_S or frame.is_corrupt:
+            if time_s > wanted_s[n_found] + SAME_FRAME_S or frame.is_corrupt:
                 reason = "a frame is lost or damaged"
                 break
             # PyAV, unlike decord, leaves the turning to us; frame.rotation is counterclockwise.
@@ -297,7 +343,7 @@ def _pyav_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.nd
     raise BadVideo(path, f"{n_seen} of {total} frames decode, then at {at_s:.2f} s: {reason}", REPLACE_FILE)
 
 
-def _torchcodec_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
+def _torchcodec_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
@@ -307,7 +353,7 @@ def _torchcodec_frames(path: str, index: _Index, chosen: np.ndarray) -> Iterator
         video = VideoDecoder(path, seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=1)
         for i, time_s in zip(chosen, index.frame_times_s[chosen], strict=True):
             frame = video.get_frame_at(int(i))  # get_frame_played_at of 0.17 gave other frames
-            if abs(frame.pts_seconds - time_s) > _ROUNDING_S:
+            if abs(frame.pts_seconds - time_s) > ROUNDING_S:
                 raise RuntimeError(f"asked for the frame at {time_s:.3f} s, got {frame.pts_seconds:.3f} s")
             yield frame.data.numpy()
     except (RuntimeError, ValueError, IndexError) as error:

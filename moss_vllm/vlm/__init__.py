@@ -1,1 +1,6 @@
-"""VideoLLaMA3 with MOSS: the model, its checkpoints and its miniature."""
+"""VideoLLaMA3 with MOSS: the model, its checkpoints and its miniature.
+
+Importing it registers the model with transformers' Auto classes.
+"""
+
+from moss_vllm.vlm import video_llama3 as video_llama3

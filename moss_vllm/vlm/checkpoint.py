@@ -1,37 +1,47 @@
-"""One folder that reloads alone: LoRA, MOSS with its BatchNorm statistics, projector, processor, run.json."""
+"""One folder that reloads alone: LoRA, MOSS with its BatchNorm statistics, projector, processor, run.json.
+
+    adapter_model.safetensors   what was trained, in float32       adapter_config.json   rank, alpha, dropout
+    run.json   base model, its revision and fingerprint; MOSS settings, protocol, versions, command
+    the processor's files
+
+`load` opens it for evaluation and questions, `restore` for going on with a training run.
+"""
 
 import json
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
+from huggingface_hub import snapshot_download
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PretrainedConfig,
-    PreTrainedModel,
-    VideoLlama3Config,
-    VideoLlama3Processor,
-)
-from transformers.utils import logging
+from transformers import AutoProcessor, VideoLlama3Processor
 
+from moss_vllm.data.chat import Turn, collate, encode
+from moss_vllm.data.video import Clip
+from moss_vllm.vlm.adapter import ADAPTER_FILE as ADAPTER_FILE
+from moss_vllm.vlm.adapter import SETTINGS_FILE, check_lora, faults, load_adapter, read_json, read_lora
+from moss_vllm.vlm.adapter import attach_lora as attach_lora
+from moss_vllm.vlm.adapter import trained_state as trained_state
+from moss_vllm.vlm.base import base_fingerprint as base_fingerprint
+from moss_vllm.vlm.base import base_record as base_record
+from moss_vllm.vlm.base import choose_attention as choose_attention
+from moss_vllm.vlm.base import find_file, is_hub_id
+from moss_vllm.vlm.base import load_base as load_base
+from moss_vllm.vlm.base import load_processor as load_processor
+from moss_vllm.vlm.base import resolve as resolve
 from moss_vllm.vlm.miniature import MINIATURE
-from moss_vllm.vlm.video_llama3 import MossVideoLlama3ForConditionalGeneration, moss_config
 
 RUN_FILE = "run.json"
-ADAPTER_FILE = "adapter_model.safetensors"
-# Full paths from the root: leaf names alone ("q_proj") would also match the vision tower.
-LORA_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a checkpoint or a base; none of them is code
 VERSIONED = ("moss_vllm", "torch", "transformers", "peft", "accelerate", "safetensors")
+NEEDED = ("base_model", "base_revision", "base_fingerprint", "moss")
 
 
 @dataclass
@@ -43,123 +53,162 @@ class Loaded:
     name: str
     run: dict[str, Any] = field(default_factory=dict)
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context to run the model in: what was trained is float32, on a half-precision base too."""
+        return _autocast(self.model)
+
 
 def load(
-    source: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    source: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+    quantize: bool = False,
 ) -> Loaded:
-    """Open a checkpoint of this package, a native VideoLLaMA3 folder or hub id, or "miniature".
+    """Open a checkpoint of this package, a native VideoLLaMA3, or "miniature"; folders and hub ids alike.
+
+    Args:
+        source: its folder or hub id.
+        device: where to.
+        dtype: of the base's weights; float32 if not given. Run the model under `Loaded.autocast`.
+        attention: transformers' name of an implementation; None: `choose_attention`.
+        quantize: open the base in 4 bits.
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: not VideoLLaMA3, or a checkpoint with MOSS or projector weights missing or left over.
+        FileNotFoundError: a path that does not exist, a file of the checkpoint or its base missing.
+        ValueError: no such device, not VideoLLaMA3, another base than it was trained on, weights missing or
+            left over, empty or not finite, settings that cannot be read or are not ours, or a pickle.
     """
-    folder = Path(source)
-    if (folder / RUN_FILE).is_file():
-        run = _read_run(folder / RUN_FILE)
-        base = load_base(run["base_model"], moss=run["moss"], revision=run["base_revision"], dtype=dtype)
-        _check_adapter(folder / ADAPTER_FILE, base)
-        model: nn.Module = PeftModel.from_pretrained(base, str(folder))
-        processor = AutoProcessor.from_pretrained(str(folder))
-        name = folder.parent.name if folder.name.startswith("step-") else folder.name
-    else:
-        model = load_base(source, dtype=dtype)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} is not to be had here ({reason}); use 'cpu'") from error
+    attention = attention or choose_attention(device, dtype)[0]
+    how: dict[str, Any] = {"dtype": dtype, "attention": attention, "quantize": quantize}
+    place = source if is_hub_id(source) else Path(source).expanduser()
+    run_file = find_file(place, RUN_FILE)
+    if run_file is None and not is_hub_id(source) and (Path(place) / SETTINGS_FILE).is_file():
+        raise FileNotFoundError(
+            f"{source} has no {RUN_FILE}, which names the base model; the checkpoint is incomplete, use "
+            "another one"
+        )
+    if run_file is None:
+        model: nn.Module = load_base(source, **how)
         processor = load_processor(source)
         run, name = base_record(source), "miniature" if resolve(source) == str(MINIATURE) else str(source)
+    else:
+        if is_hub_id(source):
+            folder, name = Path(snapshot_download(str(source), allow_patterns=FILES)), str(source)
+        else:
+            folder = run_file.parent
+            name = folder.parent.name if folder.name.startswith("step-") else folder.name
+        run = read_run(folder)
+        model = _open_adapter(folder, run, how)
+        processor = AutoProcessor.from_pretrained(str(folder))
     return Loaded(model.to(device).eval(), processor, name, run)
 
 
-def load_base(
-    source: str | Path,
+def save(
+    folder: Path,
+    model: PeftModel,
+    processor: VideoLlama3Processor,
+    run: Mapping[str, Any],
     *,
-    moss: dict[str, Any] | None = None,
-    revision: str | None = None,
-    dtype: torch.dtype | None = None,
-) -> PreTrainedModel:
-    """VideoLLaMA3 as released, or with a new zero-initialised MOSS of the settings given.
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the checkpoint; run.json comes last, so a folder with it is whole.
+
+    Args:
+        folder: written to.
+        model: from `attach_lora` on a base of `load_base`.
+        processor: the model's.
+        run: what is known of the run; `moss` (None without) is needed for `load`.
+        state: `trained_state` in full, where the model's own tensors are in parts (ZeRO-3, FSDP).
 
     Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: another kind of model, or weights other than MOSS's missing from the checkpoint.
+        ValueError: a trained weight is missing, left over, empty or not finite; nothing is written.
     """
-    path = resolve(source)
-    # Read as json first: AutoConfig answers the authors' release with a question about running its code.
-    kind = PretrainedConfig.get_config_dict(path, revision=revision)[0].get("model_type")
-    if kind != VideoLlama3Config.model_type:
+    state = trained_state(model) if state is None else dict(state)
+    if wrong := faults(state, dict.fromkeys(trained_state(model))):
         raise ValueError(
-            f"{source}: model_type '{kind}' is not native VideoLLaMA3 "
-            f"('{VideoLlama3Config.model_type}'); convert the authors' remote-code release first"
+            f"{folder} is not written: of the trained weights {wrong}; with ZeRO-3 or FSDP `state` must be "
+            "gathered from all processes, and weights that are not finite come from a run that diverged"
         )
-    config = AutoConfig.from_pretrained(path, revision=revision)
-    loader: Any = AutoModelForImageTextToText
-    if moss is not None:
-        loader, config = MossVideoLlama3ForConditionalGeneration, moss_config(config, **moss)
-    with _quiet_transformers():  # its report of missing weights lists all of MOSS; ours is below
-        model, info = loader.from_pretrained(
-            path, config=config, revision=revision, dtype=dtype or torch.float32, output_loading_info=True
-        )
-    wrong = sorted(key for key in info["missing_keys"] if ".moss." not in key) + sorted(
-        info["unexpected_keys"]
-    )
-    if wrong:
-        raise ValueError(
-            f"{source}: weights missing or left over: {', '.join(wrong[:10])}; use a complete checkpoint"
-        )
-    return cast(PreTrainedModel, model)
-
-
-def load_processor(source: str | Path) -> VideoLlama3Processor:
-    """The processor of a base model."""
-    return AutoProcessor.from_pretrained(resolve(source))
-
-
-def resolve(source: str | Path) -> str:
-    """The path or hub id behind `source`; "miniature" is the one in this package.
-
-    Raises:
-        FileNotFoundError: it is or looks like a path and no model is there.
-    """
-    if str(source) == "miniature":
-        return str(MINIATURE)
-    looks_local = (
-        isinstance(source, Path) or str(source).startswith((".", "/", "~")) or str(source).count("/") != 1
-    )
-    path = Path(source).expanduser()
-    if (looks_local or path.is_dir()) and not (path / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{source}: no config.json there; give a checkpoint folder, a native VideoLLaMA3 folder, "
-            "a hub id (owner/name) or 'miniature'"
-        )
-    return str(path) if path.is_dir() else str(source)
-
-
-def base_record(source: str | Path) -> dict[str, Any]:
-    """What a base model says of itself: miniature.json of the built-in one, nothing of others."""
-    record = Path(resolve(source)) / "miniature.json"
-    return json.loads(record.read_text()) if record.is_file() else {}
-
-
-def attach_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float) -> PeftModel:
-    """LoRA on the language model's linear layers; projector, and MOSS if there is one, are trained whole."""
-    whole = (
-        ["projector", "moss"] if isinstance(model, MossVideoLlama3ForConditionalGeneration) else ["projector"]
-    )
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=LORA_TARGETS, modules_to_save=whole
-    )
-    return get_peft_model(model, config)  # type: ignore[return-value]
-
-
-def save(folder: Path, model: PeftModel, processor: VideoLlama3Processor, run: dict[str, Any]) -> None:
-    """Write the checkpoint; `run` needs base_model, base_revision and moss (None without) for `load`."""
-    model.save_pretrained(str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without the False, peft asks the hub for the base's config at every save.
+    model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
+    (folder / "README.md").unlink()  # peft's, a form to fill in; scripts/push.py writes a filled one
     processor.save_pretrained(str(folder))
-    (folder / RUN_FILE).write_text(json.dumps({**run, "versions": versions()}, indent=2) + "\n")
+    origin = cast(Any, model.get_base_model()).opened_from
+    text = json.dumps({**run, **origin, "versions": versions()}, indent=2)
+    (folder / RUN_FILE).write_text(text + "\n")
 
 
-def trained_state(model: PeftModel) -> dict[str, Tensor]:
-    """Every weight and statistic that training changes, by its name in the model."""
-    kept = (".lora_", ".modules_to_save.")
-    return {name: value for name, value in model.state_dict().items() if any(part in name for part in kept)}
+def restore(folder: Path, model: PeftModel) -> None:
+    """Load what `save` wrote into a model from `attach_lora` on the same base; all of it, and nothing else.
+
+    Raises:
+        FileNotFoundError: a file of the checkpoint is missing.
+        ValueError: another base, a file that cannot be read, or weights that do not fit.
+    """
+    run, origin = read_run(folder), cast(Any, model.get_base_model()).opened_from
+    if origin["base_fingerprint"] != run["base_fingerprint"]:
+        raise ValueError(
+            f"{origin['base_model']} is not the base that {folder} was trained on (fingerprint "
+            f"{origin['base_fingerprint']}, not {run['base_fingerprint']}); if that one is elsewhere now, "
+            f"write where as base_model into {folder / RUN_FILE}"
+        )
+    load_adapter(folder, model)
+
+
+@torch.no_grad()
+def next_logits(model: nn.Module, processor: VideoLlama3Processor) -> Tensor:
+    """Logits of the first word about a square that moves right: tells two models apart. On the CPU.
+
+    Shape:
+        (words,), float32.
+    """
+    frames = np.zeros((4, 56, 56, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        frame[14:42, 7 * index : 7 * index + 28] = 255
+    clip = Clip(frames, np.arange(4) / 2)
+    example = encode(processor, clip, [Turn("What moves in the video, and where to?")], compress=False)
+    batch = collate([example], pad_id=processor.tokenizer.pad_token_id)
+    device = cast(Any, model).get_input_embeddings().weight.device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with _autocast(model.eval()):
+            logits = cast(Any, model)(**inputs, logits_to_keep=1, use_cache=False).logits
+    finally:
+        for module, training in modes:
+            module.training = training
+    return logits[0, -1].float().cpu()
+
+
+def verify(
+    folder: Path,
+    expected: Tensor,
+    *,
+    device: str | torch.device,
+    dtype: torch.dtype | None,
+    tolerance: float,
+    quantize: bool = False,
+) -> None:
+    """Reload a written checkpoint and compare its `next_logits` with those of the model that was saved.
+
+    Raises:
+        RuntimeError: they differ by more than `tolerance`.
+    """
+    loaded = load(folder, device=device, dtype=dtype, quantize=quantize)
+    difference = float((next_logits(loaded.model, loaded.processor) - expected).abs().max())
+    if not difference <= tolerance:  # also when it is not a number
+        raise RuntimeError(
+            f"{folder} does not reload to the model that was saved: logits differ by {difference:.3g}, "
+            f"allowed are {tolerance:.3g}; do not use it, and report it with its {RUN_FILE}"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -173,56 +222,43 @@ def versions() -> dict[str, str]:
     return found
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
+def read_run(folder: Path) -> dict[str, Any]:
+    """The run.json of a checkpoint.
 
-
-def _read_run(file: Path) -> dict[str, Any]:
-    try:
-        run: dict[str, Any] = json.loads(file.read_text())
-        missing = [name for name in ("base_model", "base_revision", "moss") if name not in run]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error}); use an earlier checkpoint") from error
-    if missing:
+    Raises:
+        ValueError: it is no JSON, or a name that `load` needs is missing or has another kind of value.
+    """
+    file = folder / RUN_FILE
+    run = read_json(file)
+    if missing := [name for name in NEEDED if name not in run]:
         raise ValueError(f"{file}: has no {', '.join(missing)}; use an earlier checkpoint")
+    kinds: dict[str, Any] = {"base_model": str, "base_revision": str | None, "base_fingerprint": str}
+    for name, kind in {**kinds, "moss": dict | None}.items():
+        if not isinstance(run[name], kind):
+            told = "names with values, or null" if name == "moss" else "text"
+            raise ValueError(f"{file}: {name}={run[name]!r} is not {told}; use an earlier checkpoint")
     protocol = run.get("protocol", {})
     if not isinstance(protocol, dict) or any(isinstance(v, str | list | dict) for v in protocol.values()):
         raise ValueError(f"{file}: protocol={protocol} is not names with numbers; use an earlier checkpoint")
     return run
 
 
-def _check_adapter(file: Path, base: nn.Module) -> None:
-    """peft loads an adapter with MOSS into a model without it, and the reverse, in silence."""
-    whole = {
-        name.removeprefix("model."): value.shape
-        for name, value in base.state_dict().items()
-        if ".moss." in name or name.startswith("model.projector.")
-    }
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; the checkpoint is incomplete, use an earlier one")
+def _open_adapter(folder: Path, run: Mapping[str, Any], how: Mapping[str, Any]) -> PeftModel:
+    lora = read_lora(folder / SETTINGS_FILE)
     try:
-        with safe_open(file, "pt") as adapter:
-            prefix = "base_model.model.model."
-            saved = {
-                name.removeprefix(prefix): adapter.get_slice(name).get_shape()
-                for name in adapter.keys()
-                if ".lora_" not in name
-            }
-    except SafetensorError as error:  # the header tells the file's length: a cut file is noticed here
-        raise ValueError(
-            f"{file}: cannot be read as safetensors ({error}); the file is cut short or damaged, use an "
-            "earlier checkpoint"
+        base = load_base(run["base_model"], moss=run["moss"], revision=run["base_revision"], **how)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the base model of {folder} is not there: {error}; if it is elsewhere now, write where as "
+            f"base_model into {folder / RUN_FILE}"
         ) from error
-    wrong = sorted(set(whole) ^ set(saved))
-    wrong += sorted(name for name in set(whole) & set(saved) if list(whole[name]) != list(saved[name]))
-    if wrong:
-        raise ValueError(
-            f"{file}: does not fit the base model, {len(wrong)} weights are missing, left over or of another "
-            f"shape: {', '.join(wrong[:5])}; check base_model and moss in {RUN_FILE}"
-        )
+    check_lora(folder / SETTINGS_FILE, lora, base)
+    model = attach_lora(base, rank=lora["r"], alpha=lora["lora_alpha"], dropout=lora["lora_dropout"])
+    restore(folder, model)
+    return model.requires_grad_(False)
+
+
+def _autocast(model: nn.Module) -> AbstractContextManager[Any]:
+    weight = cast(Any, model).get_input_embeddings().weight  # of the base, never trained, never in 4 bits
+    half = weight.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(weight.device.type, weight.dtype) if half else nullcontext()

@@ -64,6 +64,42 @@ class MossVideoLlama3Config(VideoLlama3Config):
     sub_configs = {**VideoLlama3Config.sub_configs, "vision_config": MossVideoLlama3VisionConfig}
 
 
+class VideoMOSS(MOSS):
+    """MOSS on the tokens of several videos, in one call whatever their sizes.
+
+    Processes that shard weights (ZeRO-3) wait for each other at every call of a module with weights, and
+    their clips differ.
+    """
+
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, grid_thw: list[list[int]], merge_sizes: list[int]
+    ) -> Tensor:
+        """MOSS on each video's own grid, reduced to one vector per merge block; images (t = 1) get zeros.
+
+        Shape:
+            tokens: (P, C) -> (sum of t*h*w / merge**2, C).
+        """
+        clips = tokens.split([t * h * w for t, h, w in grid_thw])
+        alike: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
+        for index, ((t, h, w), merge) in enumerate(zip(grid_thw, merge_sizes, strict=True)):
+            alike[t, h, w, merge].append(index)
+        features: dict[int, Tensor] = {}
+        for (t, h, w, merge), indices in alike.items():
+            if t == 1:
+                features |= {i: clips[i].new_zeros(h * w // merge**2, clips[i].shape[1]) for i in indices}
+                continue
+            # One pass for all clips of equal size: a pass per clip was the largest cost of a step.
+            grid = torch.stack([blocks_to_grid(clips[i], t, h, w, merge) for i in indices])
+            maps = super().forward(grid)
+            features |= dict(zip(indices, (reduce_blocks(m, merge) for m in maps), strict=True))
+        reduced = torch.cat([features[i] for i in range(len(clips))])
+        if torch.is_grad_enabled() and all(t == 1 for t, _, _ in grid_thw):
+            # Nothing went through MOSS, but other processes wait to average its gradients with this one's.
+            unmoved = torch.stack([p.sum() for p in self.parameters()]).sum() + tokens.sum()
+            reduced = reduced + 0.0 * unmoved
+        return reduced
+
+
 class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
     """SigLIP whose output carries MOSS features of an early layer."""
 
@@ -77,7 +113,7 @@ class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
             )
         super().__init__(config)
         length, rows, columns = config.moss_window
-        self.moss = MOSS(
+        self.moss = VideoMOSS(
             config.hidden_size,
             config.hidden_size,
             orders=config.moss_orders,
@@ -132,32 +168,10 @@ class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
                 if number == self.config.moss_after_layer:
                     tapped = hidden
             hidden = self.pixel_unshuffle(self.post_layernorm(hidden), grid_thw, merge_sizes)
-        motion = self.moss_features(tapped, grid_thw.tolist(), merge_sizes.tolist())
+        if torch.is_grad_enabled() and self.moss.training:
+            tapped.requires_grad_()  # else ZeRO-3 never learns that MOSS's backward pass is over
+        motion = self.moss(tapped, grid_thw.tolist(), merge_sizes.tolist())
         return BaseModelOutputWithPooling(last_hidden_state=hidden + motion.to(hidden.dtype))
-
-    def moss_features(self, tapped: Tensor, grid_thw: list[list[int]], merge_sizes: list[int]) -> Tensor:
-        """MOSS on each video's own grid, reduced to one vector per merge block; images (t = 1) get zeros.
-
-        Shape:
-            tapped: (P, C) -> (sum of t*h*w / merge**2, C).
-        """
-        clips = tapped.split([t * h * w for t, h, w in grid_thw])
-        alike: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
-        for index, ((t, h, w), merge) in enumerate(zip(grid_thw, merge_sizes, strict=True)):
-            alike[t, h, w, merge].append(index)
-        features: dict[int, Tensor] = {}
-        for (t, h, w, merge), indices in alike.items():
-            if t == 1:
-                features |= {i: clips[i].new_zeros(h * w // merge**2, clips[i].shape[1]) for i in indices}
-                continue
-            # One call for all clips of equal size: a call per clip was the largest cost of a step.
-            grid = torch.stack([blocks_to_grid(clips[i], t, h, w, merge) for i in indices])
-            features |= dict(zip(indices, (reduce_blocks(m, merge) for m in self.moss(grid)), strict=True))
-        reduced = torch.cat([features[i] for i in range(len(clips))])
-        if torch.is_grad_enabled() and all(t == 1 for t, _, _ in grid_thw):
-            # Nothing went through MOSS, but other processes wait to average its gradients with this one's.
-            reduced = reduced + 0.0 * torch.stack([p.sum() for p in self.moss.parameters()]).sum()
-        return reduced
 
 
 class MossVideoLlama3ForConditionalGeneration(VideoLlama3ForConditionalGeneration):

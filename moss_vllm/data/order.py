@@ -1,0 +1,74 @@
+"""Which rows a step reads: sources mixed by weight, each place known without those before."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class RowOrder:
+    """The endless sequence of rows: sources mixed by weight, each in a new permutation every epoch.
+
+    Every block of 1,024 places holds each source as often as its weight says, in a random order. Any place
+    can be looked up without those before it.
+    """
+
+    block = 1024
+
+    def __init__(self, shares: Sequence[tuple[int, float]], seed: int) -> None:
+        if not shares or not all(rows for rows, _ in shares):
+            raise ValueError(
+                f"the training set has a source without rows (rows, weight: {list(shares)}); check its "
+                "annotation file and the rejected list"
+            )
+        self.rows = [rows for rows, _ in shares]
+        self.first = np.cumsum([0, *self.rows])
+        self.seed = seed
+        exact = self.block * np.array([weight for _, weight in shares]) / sum(w for _, w in shares)
+        self.places = np.maximum(1, np.floor(exact)).astype(int)
+        while self.places.sum() != self.block:
+            difference = self.block - self.places.sum()
+            self.places[np.argmax((exact - self.places) * np.sign(difference))] += np.sign(difference)
+        self._pattern: tuple[int, Any, Any] = (-1, None, None)
+        self._orders: dict[int, tuple[int, Any]] = {}
+
+    def __getitem__(self, place: int) -> int:
+        block, offset = divmod(place, self.block)
+        if self._pattern[0] != block:
+            mix = np.random.default_rng([self.seed, block, len(self.rows)])
+            sources = mix.permutation(np.repeat(np.arange(len(self.rows)), self.places))
+            earlier = np.zeros(self.block, int)
+            for source in range(len(self.rows)):
+                earlier[sources == source] = np.arange(self.places[source])
+            self._pattern = (block, sources, earlier)
+        source = int(self._pattern[1][offset])
+        epoch, index = divmod(
+            block * int(self.places[source]) + int(self._pattern[2][offset]), self.rows[source]
+        )
+        if self._orders.get(source, (-1,))[0] != epoch:
+            order = np.random.default_rng([self.seed, epoch, source]).permutation(self.rows[source])
+            self._orders[source] = (epoch, order)
+        return int(self.first[source] + self._orders[source][1][index])
+
+
+class StepBatches(Sampler[list[int]]):
+    """Row indices of each micro-batch of one process over the steps given.
+
+    Step s covers places s*G to (s+1)*G of `RowOrder`, G = batch_size * processes * accumulate, whatever the
+    three are.
+    """
+
+    def __init__(
+        self, order: RowOrder, steps: range, *, batch_size: int, accumulate: int, rank: int, processes: int
+    ) -> None:
+        self.order, self.batch_size, self.rank, self.processes = order, batch_size, rank, processes
+        self.micro_batches = range(steps.start * accumulate, steps.stop * accumulate)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for micro in self.micro_batches:
+            first = (micro * self.processes + self.rank) * self.batch_size
+            yield [self.order[place] for place in range(first, first + self.batch_size)]
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)

@@ -1,0 +1,179 @@
+"""Find, recognise, read and mix annotation files to train on; docs/data.md shows every format."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from moss_vllm.data.conversations import read_turns, read_videollama3
+from moss_vllm.data.favor import TRAIN_FILES, read_favor_train
+from moss_vllm.data.motionbench import CAPTION_FILES, read_motionbench_captions
+from moss_vllm.data.rows import BadRow, ClipRow, read_json_rows
+
+
+class Format(NamedTuple):
+    """An annotation format: known by keys of its rows, read by a function."""
+
+    keys: tuple[str, ...]
+    read: Callable[..., list[ClipRow]]
+
+
+# The first whose keys a row has is its format.
+FORMATS = {
+    "turns": Format(("turns",), read_turns),
+    "VideoLLaMA3": Format(("conversations",), read_videollama3),
+    "MotionBenchCaption": Format(("video_path", "motion_caption"), read_motionbench_captions),
+    "FAVOR-Train": Format(("video_name", "caption"), read_favor_train),
+}
+FIRST_ROWS = 20
+MIX_SUFFIXES = (".yaml", ".yml")
+MIX_KEYS = ("path", "weight", "videos", "name")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One annotation file: the rows kept, the rows rejected, and its share of the clips drawn.
+
+    `bad` holds BadRow and MissingVideo, whose `kind` is "bad" or "missing". Without a `weight` a source's
+    share is its number of rows.
+    """
+
+    name: str
+    format: str
+    rows: tuple[ClipRow, ...]
+    bad: tuple[BadRow, ...]
+    weight: float | None = None
+
+    def line(self) -> str:
+        """What was found, in one line."""
+        text_only = sum(row.path is None for row in self.rows)
+        counts = f"{len(self.rows):,} rows ({text_only:,} without a video), {len(self.bad):,} rejected"
+        share = "" if self.weight is None else f", weight {self.weight:g}"
+        return f"{self.name}: {self.format}, {counts}{share}"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Everything to train on; row ids are unique over all sources."""
+
+    sources: tuple[Source, ...]
+
+    @property
+    def rows(self) -> list[ClipRow]:
+        """The rows of all sources, in order."""
+        return [row for source in self.sources for row in source.rows]
+
+
+def read_sources(data: str | Path, videos: str | Path | None = None) -> Sources:
+    """Read a folder or an annotation file of a known format, or a .yaml list of weighted ones.
+
+    Args:
+        data: the folder, file or list.
+        videos: folder of the videos, if not the folder of the annotation; a .yaml names its own.
+
+    Raises: BadRow for an unreadable file, an unknown format, or a source without one usable row; ValueError
+    for a bad .yaml.
+    """
+    path = Path(data)
+    if path.suffix.lower() not in MIX_SUFFIXES:
+        return Sources((read_source(path, videos, name=path.name),))
+    if videos is not None:
+        raise ValueError(
+            f"{path}: videos={str(videos)!r} is for one source; name `videos` in the list's rows"
+        )
+    sources = []
+    for entry in _read_mix(path):
+        folder = entry.get("videos")
+        source = read_source(path.parent / entry["path"], folder and path.parent / folder, name=entry["name"])
+        sources.append(replace(source, weight=entry.get("weight")))
+    return Sources(tuple(sources if len(sources) == 1 else map(_with_long_ids, sources)))
+
+
+def _with_long_ids(source: Source) -> Source:
+    rows = (replace(row, row_id=f"{source.name}/{row.row_id}") for row in source.rows)
+    return replace(source, rows=tuple(rows))
+
+
+def read_source(path: Path, videos: str | Path | None = None, *, name: str) -> Source:
+    """Read one folder or annotation file; its format is recognised by the keys of its first rows."""
+    annotation = find_training_file(path)
+    kind = recognise(read_json_rows(annotation), str(annotation))
+    folder = videos or (path if path.is_dir() else path.parent)
+    bad: list[BadRow] = []
+    rows = FORMATS[kind].read(annotation, folder, bad=bad)
+    return Source(name, kind, tuple(rows), tuple(bad))
+
+
+def find_training_file(path: Path) -> Path:
+    """Return `path`, or the annotation file in the folder `path`: one of a known name, else the only one."""
+    if not path.is_dir():
+        return path
+    known = [path / name for name in (*TRAIN_FILES, *CAPTION_FILES) if (path / name).is_file()]
+    found = known or sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(str(one.relative_to(path)) for one in found[:10])
+    seen = f"holds {len(found)} annotation files ({names})" if found else "holds no .json or .jsonl file"
+    raise BadRow(str(path), "folder", seen, "pass the annotation file itself")
+
+
+def recognise(rows: Sequence[dict[str, Any]], file: str) -> str:
+    """Name the format of the first rows.
+
+    Raises: BadRow if none is known, or if two rows have two formats.
+    """
+    kinds = []
+    for row in rows[:FIRST_ROWS]:
+        found = [kind for kind, known in FORMATS.items() if all(key in row for key in known.keys)]
+        if row.get("stream"):  # has no `conversations`; the reader refuses it by name
+            found = ["VideoLLaMA3"]
+        kinds += found[:1]
+    if len(set(kinds)) == 1:
+        return kinds[0]
+    known = "; ".join(f"{kind} ({', '.join(known.keys)})" for kind, known in FORMATS.items())
+    if kinds:
+        reason = f"mixes the formats {', '.join(dict.fromkeys(kinds))}"
+        raise BadRow(file, "file", reason, "write one file per format and list them in a .yaml")
+    reason = f"the first rows have the keys {', '.join(map(repr, rows[0]))}, which is no known format"
+    raise BadRow(file, "file", reason, f"use one of {known}; see docs/data.md")
+
+
+def _read_mix(path: Path) -> list[dict[str, Any]]:
+    """Check a .yaml list of sources; each entry gets a name, by default its path as written."""
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: expected a list of '- {{path: ..., weight: ...}}', got {entries!r:.200}")
+    for number, entry in enumerate(entries):
+        _check_entry(entry, f"{path}: source {number}")
+        entry.setdefault("name", entry["path"])
+    weighted = [entry["name"] for entry in entries if "weight" in entry]
+    if 0 < len(weighted) < len(entries):
+        unweighted = [entry["name"] for entry in entries if "weight" not in entry]
+        raise ValueError(f"{path}: {', '.join(unweighted)} have no weight; give every source one, or none")
+    names = [entry["name"] for entry in entries]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: more than one source is called {', '.join(repeated)}; give each a `name`")
+    return entries
+
+
+def _check_entry(entry: Any, where: str) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is {entry!r:.200}; write it as '{{path: ..., weight: ...}}'")
+    if unknown := [key for key in entry if key not in MIX_KEYS]:
+        raise ValueError(f"{where} has the keys {unknown}; known are {', '.join(MIX_KEYS)}")
+    if "path" not in entry:
+        raise ValueError(f"{where} has no path; name its folder or annotation file")
+    for key in set(entry) - {"weight"}:
+        if not isinstance(entry[key], str) or not entry[key].strip():
+            raise ValueError(f"{where}: {key} is {entry[key]!r}, a text is needed")
+    if Path(entry["path"]).suffix.lower() in MIX_SUFFIXES:
+        raise ValueError(f"{where}: {entry['path']} is a list of its own; name folders or annotation files")
+    weight = entry.get("weight", 1)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+        raise ValueError(f"{where}: weight is {weight!r}; it must be a number above 0, such as 2 or 0.5")

@@ -1,0 +1,300 @@
+"""What differs between engines: one process, DDP, DeepSpeed ZeRO, FSDP2. The loop calls these.
+
+Numbers are the same under each: trained weights are float32, the objective itself autocasts, gradients are
+averaged over processes. So an engine is a matter of memory, not of results.
+"""
+
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers.integrations import unset_hf_deepspeed_config
+
+from moss_vllm.vlm.video_llama3 import VideoMOSS
+
+ZERO_FOLDER = "zero"
+OPTIMIZER_FILE = "optimizer.safetensors"
+FULL = StateDictOptions(full_state_dict=True)
+
+
+def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerator:
+    """The accelerator `accelerate launch` or the environment asks for.
+
+    Raises:
+        RuntimeError: DeepSpeed or FSDP was asked for and another engine would run; accelerate is silent then.
+    """
+    wanted = {"ACCELERATE_USE_DEEPSPEED": "DEEPSPEED", "ACCELERATE_USE_FSDP": "FSDP"}
+    asked = {key: engine for key, engine in wanted.items() if os.environ.get(key, "").lower() == "true"}
+    handlers = []
+    if "WORLD_SIZE" in os.environ:  # a launcher's
+        # Without the backend's name, DeepSpeed on the CPU counts one process. Evaluation lets others wait.
+        backend = None if torch.cuda.is_available() else "gloo"
+        handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))]
+    # Precision is the objective's own matter, whatever `accelerate config` says of it.
+    accelerator = Accelerator(
+        mixed_precision="no", kwargs_handlers=handlers, log_with=tracker, project_dir=folder
+    )
+    found = accelerator.distributed_type.value
+    for variable, engine in asked.items():
+        if found != engine:
+            raise RuntimeError(
+                f"{engine} was asked for ({variable}=true) and {found} would run; unset ACCELERATE_USE_CPU "
+                "(for DeepSpeed on the CPU set DS_ACCELERATOR=cpu; FSDP needs GPUs)"
+            )
+    # Else transformers opens a bfloat16 base through ZeRO-3's constructor, which makes it float32.
+    unset_hf_deepspeed_config()
+    return accelerator
+
+
+def name(accelerator: Accelerator) -> str:
+    """What really runs: "one process", "DDP", "DeepSpeed ZeRO-3", "FSDP2"."""
+    kind = accelerator.distributed_type
+    if kind == DistributedType.DEEPSPEED:
+        return f"DeepSpeed ZeRO-{cast(Any, accelerator.state.deepspeed_plugin).zero_stage}"
+    if kind == DistributedType.FSDP:
+        return "FSDP2" if accelerator.is_fsdp2 else "FSDP1"
+    return "one process" if kind == DistributedType.NO else "DDP"
+
+
+def prepare(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    batch_size: int,
+    accumulate: int,
+    clip_norm: float,
+) -> tuple[nn.Module, Any]:
+    """Wrap both for the engine.
+
+    Raises:
+        ValueError: a DeepSpeed configuration that would round the trained weights.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import set_z3_leaf_modules
+
+        plugin: Any = accelerator.state.deepspeed_plugin
+        rounding = [kind for kind in ("bf16", "fp16") if _enabled(plugin.deepspeed_config.get(kind))]
+        if rounding:
+            raise ValueError(
+                f"the DeepSpeed configuration enables {rounding[0]}, which would round the trained weights; "
+                f"remove it there and say --precision bf16, which keeps them in float32"
+            )
+        plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": accumulate,
+            "gradient_clipping": clip_norm,
+        }
+        accelerator.gradient_accumulation_steps = accumulate
+        # MOSS runs once for each clip size of a batch. ZeRO-3 would gather its layers' weights as often, and
+        # processes with other clips would wait for ever: MOSS is gathered whole, once.
+        if plugin.zero_stage == 3 and any(isinstance(module, VideoMOSS) for module in objective.modules()):
+            set_z3_leaf_modules(objective, [VideoMOSS])
+    return cast(tuple[nn.Module, Any], accelerator.prepare(objective, optimizer))
+
+
+def _enabled(section: Any) -> bool:
+    return isinstance(section, dict) and section.get("enabled") is True
+
+
+def backward(accelerator: Accelerator, objective: nn.Module, loss: Tensor, *, last: bool) -> None:
+    """Add the gradient of `loss`; at the `last` micro-batch the processes' gradients are summed."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        engine = cast(Any, objective)
+        engine.set_gradient_accumulation_boundary(is_boundary=last)
+        engine.backward(loss * accelerator.num_processes, scale_wrt_gas=False)
+    else:
+        (loss * accelerator.num_processes).backward()
+
+
+def accumulating(accelerator: Accelerator, objective: nn.Module, *, last: bool) -> Any:
+    """The context of a micro-batch: processes exchange gradients in the last one of a step only."""
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return nullcontext() if last or deepspeed else accelerator.no_sync(objective)
+
+
+def step(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    clip_norm: float,
+    *,
+    by_group: bool,
+) -> tuple[float, dict[str, float]]:
+    """Clip the gradient and update the weights; a gradient that is not finite changes nothing but ZeRO's.
+
+    Returns: the L2 norm of the gradient before clipping, and `by_group` that of each group.
+    """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.utils import safe_get_full_grad
+
+        engine = cast(Any, objective)
+        norms = _norms(groups, safe_get_full_grad) if by_group else {}
+        engine.step()
+        return float(engine.get_global_grad_norm() or 0.0), norms
+    norms = _norms(groups, lambda parameter: parameter.grad)
+    total = sum(norm**2 for norm in norms.values()) ** 0.5
+    if math.isfinite(total):
+        if (factor := clip_norm / (total + 1e-6)) < 1:
+            for parameter in (p for members in groups.values() for p in members if p.grad is not None):
+                cast(Tensor, parameter.grad).mul_(factor)
+        optimizer.step()
+    optimizer.zero_grad()
+    return total, norms if by_group else {}
+
+
+def _norms(
+    groups: Mapping[str, Sequence[nn.Parameter]], gradient: Callable[[nn.Parameter], Tensor | None]
+) -> dict[str, float]:
+    """L2 norm of each group's gradient; every process must call it."""
+    squares = {
+        name: [g.float().square().sum() for p in members if (g := gradient(p)) is not None]
+        for name, members in groups.items()
+    }
+    return {
+        name: float(whole(torch.stack(found).sum()).sqrt()) if found else 0.0
+        for name, found in squares.items()
+    }
+
+
+def whole(value: Tensor) -> Tensor:
+    """The tensor with every process's part of it (FSDP shards it); every process must call it."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def full_state(
+    accelerator: Accelerator, model: nn.Module, state: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `state` returns, with every process's part, in the CPU's memory; every process must call it."""
+    gathered: Any = nullcontext()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed import zero
+
+        gathered = zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
+    with gathered:
+        return {name: whole(value.detach()).cpu().clone() for name, value in state().items()}
+
+
+def save_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, folder: Path) -> None:
+    """Optimizer and random state, safetensors but for ZeRO's own files; every process must call it."""
+    rank = accelerator.process_index
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_random_state(), folder / f"random-{rank}.safetensors")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        cast(Any, objective).save_checkpoint(str(folder), ZERO_FOLDER, exclude_frozen_parameters=True)
+        return
+    offload = StateDictOptions(full_state_dict=True, cpu_offload=True)  # to the main process only
+    state: Any = get_optimizer_state_dict(objective, optimizer.optimizer, options=offload)
+    if rank == 0:
+        named: dict[str, dict[str, Tensor]] = state["state"]
+        flat = {f"{name}/{key}": t.contiguous() for name, one in named.items() for key, t in one.items()}
+        save_file(flat, folder / OPTIMIZER_FILE)
+
+
+def load_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, folder: Path) -> None:
+    """What `save_state` wrote, by the same number of processes and the same kind of engine.
+
+    Raises:
+        ValueError: it was written by others, or cannot be read.
+    """
+    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    found = len(list(folder.glob("random-*.safetensors")))
+    if found != accelerator.num_processes:
+        raise ValueError(
+            f"{folder} was written by {found} processes and this run has {accelerator.num_processes}; "
+            f"resume with {found}"
+        )
+    if deepspeed != (folder / ZERO_FOLDER).is_dir():
+        raise ValueError(
+            f"{folder} was written {'without' if deepspeed else 'by'} DeepSpeed and this run is "
+            f"{name(accelerator)}; resume with the engine that wrote it"
+        )
+    try:
+        if deepspeed:
+            with _only_plain_pickles():
+                cast(Any, objective).load_checkpoint(str(folder), ZERO_FOLDER, load_module_strict=False)
+        else:
+            _load_optimizer(objective, optimizer.optimizer, load_file(folder / OPTIMIZER_FILE))
+        _restore_random_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{folder}: cannot be read ({error}); resume from an earlier checkpoint") from error
+
+
+def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    state: Any = get_optimizer_state_dict(objective, optimizer, options=FULL)  # all zero, with its names
+    expected = {f"{name}/{key}" for name, one in state["state"].items() for key in one}
+    if wrong := expected ^ saved.keys():
+        shown = ", ".join(sorted(wrong)[:5])
+        raise RuntimeError(f"optimizer states of {len(wrong)} tensors are missing or left over, e.g. {shown}")
+    for name, one in state["state"].items():
+        one.update({key: saved[f"{name}/{key}"] for key in one})
+    set_optimizer_state_dict(objective, optimizer, state, options=FULL)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What runs within it leaves the run's random state as it was."""
+    state = _random_state()
+    try:
+        yield
+    finally:
+        _restore_random_state(state)
+
+
+def _random_state() -> dict[str, Tensor]:
+    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state())
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(random.getstate()[1]),
+        "numpy": torch.tensor(keys.astype(np.int64)),
+        "numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+    }
+    return {**state, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+
+
+def _restore_random_state(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate((3, tuple(state["python"].tolist()), None))
+    position, has_gauss, gauss = state["numpy_rest"].tolist()
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def _only_plain_pickles() -> Iterator[None]:
+    """DeepSpeed opens its files with a loader that runs what they say; torch can forbid it to."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before

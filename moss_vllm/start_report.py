@@ -1,0 +1,175 @@
+"""What a training run says of itself before its first step, and keeps as settings.json."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from peft import PeftModel
+from rich.console import Console
+from rich.table import Table
+
+from moss_vllm import engines
+from moss_vllm.core import MOSS
+from moss_vllm.data.plan import Plan
+from moss_vllm.data.probe import Probe, probe_clip
+from moss_vllm.memory import GIB, estimate_training_memory
+from moss_vllm.optim import Rate, describe
+from moss_vllm.report import whole_file
+from moss_vllm.run_folder import step_of
+from moss_vllm.vlm import checkpoint
+
+SETTINGS_FILE = "settings.json"
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def describe_run(
+    settings: Any,
+    accelerator: Accelerator,
+    model: PeftModel,
+    table: Sequence[Rate],
+    rows: Plan,
+    command: str,
+) -> dict[str, Any]:
+    """Everything the start-up report shows, as json.
+
+    Args:
+        settings: the recipe's dataclass.
+        table: of learning rates, as given to `optim.parameter_groups`.
+        rows: what is trained on.
+    """
+    base: Any = model.get_base_model()
+    device, dtype = accelerator.device, next(base.model.language_model.parameters()).dtype
+    moss = next((module for module in model.modules() if isinstance(module, MOSS)), None)
+    chosen, reason = checkpoint.choose_attention(device, dtype)
+    shortest, median, longest = rows.spread()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "settings": dataclasses.asdict(settings),
+        "engine": engines.name(accelerator),
+        "processes": accelerator.num_processes,
+        "device": name,
+        "attention": f"{base.config._attn_implementation} ({reason})",
+        "stss": moss.path() if moss else "no MOSS",
+        "parameters": describe(model, table),
+        "plan": rows.line(),
+        "sources": [[n, count, weight] for n, (count, weight) in zip(rows.names, rows.shares, strict=True)],
+        "tokens": {"min": shortest, "median": median, "max": longest},
+        "memory": _estimate(settings, accelerator, model, rows),
+        "versions": checkpoint.versions(),
+        "command": command,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: Plan) -> dict[str, int] | None:
+    """Bytes of each part, for a batch of the longest clip; None where the estimate does not reach."""
+    longest = rows.rows[max(range(len(rows.rows)), key=rows.tokens.__getitem__)]
+    if longest.path is None or settings.quantize:
+        return None
+    sampling = {key: getattr(settings, key) for key in ("sample_fps", "short_side_px", "max_frames")}
+    probe: Probe = probe_clip(longest.path, start_s=longest.start_s or 0.0, end_s=longest.end_s, **sampling)
+    base: Any = model.get_base_model()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    deepspeed = accelerator.state.deepspeed_plugin
+    memory = estimate_training_memory(
+        base.config,
+        lora_rank=settings.lora_rank,
+        frames=len(probe.frame_times_s),
+        height_px=probe.height,
+        width_px=probe.width,
+        text_tokens=sum(len(t.question) + len(t.answer or "") for t in longest.turns) // 3,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        checkpoint_llm=settings.checkpoint_llm,
+        trained_parameters=trained,
+        frozen_parameters=sum(p.numel() for p in model.parameters()) - trained,
+        attention=base.config._attn_implementation,
+        frozen_dtype=next(base.model.language_model.parameters()).dtype,
+        processes=accelerator.num_processes,
+        zero_stage=deepspeed.zero_stage if deepspeed else 0,
+        fused_stss=accelerator.device.type == "cuda",
+    )
+    return {**dataclasses.asdict(memory), "total": memory.total}
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the report."""
+    console, settings, tokens = Console(), record["settings"], record["tokens"]
+    if settings["model"] == "miniature":
+        console.print(
+            "This is the miniature: real classes and files, but a toy world. For the paper's run see --help."
+        )
+    console.print(
+        f"{record['engine']} x{record['processes']} on {record['device']}, precision "
+        f"{settings['precision']}, {settings['steps']} steps of {settings['batch_size']} x "
+        f"{record['processes']} x {settings['accumulate']} clips"
+    )
+    console.print(f"attention: {record['attention']}")
+    console.print(record["stss"])
+    console.print(record["plan"])
+    if len(record["sources"]) > 1:
+        for name, count, weight in record["sources"]:
+            console.print(f"  {name}: {count:,} rows, weight {weight:g}")
+    console.print(f"tokens a clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
+    if record["memory"]:
+        peak_gib = record["memory"]["total"] / GIB
+        console.print(
+            f"estimated peak of weights, optimizer and activations: {peak_gib:.1f} GiB a process, for "
+            "batches of the longest clip"
+        )
+    rows = Table("group", "pattern", "tensors", "parameters", "learning rate", title="what trains")
+    for name, pattern, tensors, parameters, rate in record["parameters"]:
+        rows.add_row(name, pattern, str(tensors), f"{parameters:,}", rate)
+    console.print(rows)
+
+
+def write(record: dict[str, Any], out: Path, *, new: bool) -> None:
+    """Write settings.json; a resumed run keeps the time of its first start."""
+    file = out / SETTINGS_FILE
+    if not new and file.is_file():
+        record = {**record, "started": json.loads(file.read_text()).get("started", record["started"])}
+    with whole_file(file) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def choose_tracker(name: str) -> str | None:
+    """The tracker's name for accelerate, which leaves out one that is not installed in silence.
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: its package is missing.
+    """
+    if name == "none":
+        return None
+    if name not in TRACKERS:
+        raise ValueError(f"tracker is {name!r}; it must be one of {', '.join(TRACKERS)} or none")
+    if importlib.util.find_spec(name) is None:
+        raise ImportError(f"tracker {name!r} is not installed: pip install moss_vllm[tracking]")
+    return name
+
+
+def open_tracker(accelerator: Accelerator, settings: Any, resume: Path | None) -> None:
+    """Start the tracker; a resumed run goes on in the same one."""
+    if settings.tracker == "none":
+        return
+    out = Path(settings.out).resolve()
+    run_id = re.sub(r"\W", "-", out.name) + "-" + hashlib.sha256(str(out).encode()).hexdigest()[:8]
+    step = step_of(resume) if resume else None
+    options = {
+        "tensorboard": {"purge_step": step},
+        "wandb": {"id": run_id, "name": out.name, "dir": str(out), "resume": "allow"},
+        "trackio": {"name": run_id, "resume": "allow"},
+    }
+    project = "tensorboard" if settings.tracker == "tensorboard" else "moss_vllm"
+    values = {key: value for key, value in dataclasses.asdict(settings).items() if value is not None}
+    accelerator.init_trackers(
+        project, config=values, init_kwargs={settings.tracker: options[settings.tracker]}
+    )

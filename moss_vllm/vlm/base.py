@@ -1,0 +1,296 @@
+"""Opening base models: VideoLLaMA3 as released, or with MOSS, in full or in 4 bits, and knowing them again.
+
+A base is a native VideoLLaMA3 folder or hub id, a folder that `scripts/merge.py` wrote, or "miniature".
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    VideoLlama3Config,
+    VideoLlama3Processor,
+)
+from transformers.utils import logging
+from transformers.utils.hub import extract_commit_hash
+
+from moss_vllm.vlm.miniature import MINIATURE
+from moss_vllm.vlm.video_llama3 import (
+    MossVideoLlama3Config,
+    MossVideoLlama3ForConditionalGeneration,
+    MossVideoLlama3VisionConfig,
+    moss_config,
+)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTHORS_MODEL_TYPE = "videollama3_qwen2"
+# What a base says of itself beside its config: the miniature's record, and that of `scripts/merge.py`.
+MERGED_FILE = "merged.json"
+RECORDS = ("miniature.json", MERGED_FILE)
+IN_FULL = ["model.vision_model", "model.projector", "lm_head"]  # of a base in 4 bits
+
+
+def load_base(
+    source: str | Path,
+    *,
+    moss: dict[str, Any] | None = None,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+    quantize: bool = False,
+) -> PreTrainedModel:
+    """VideoLLaMA3 as released, or with a new zero-initialised MOSS of the settings given.
+
+    MOSS is float32 whatever the rest is: run it under autocast. The model gets an attribute `opened_from`:
+    base_model, base_revision and base_fingerprint.
+
+    Args:
+        source: as for `resolve`.
+        moss: settings of a new MOSS; for a base that has one already, they must be the same.
+        revision: of a hub id.
+        dtype: of the weights but MOSS's; float32 if not given.
+        attention: transformers' name of an implementation; None: `choose_attention`.
+        quantize: keep the language model's linear layers in 4 bits (NF4), computed in bfloat16.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ImportError: `quantize` without bitsandbytes.
+        ValueError: another kind of model, wrong MOSS settings, or weights other than a new MOSS's missing.
+    """
+    path, dtype = resolve(source), dtype or torch.float32
+    _check_kind(source, revision)
+    config = AutoConfig.from_pretrained(path, revision=revision)
+    trained_moss = isinstance(config, MossVideoLlama3Config)
+    if moss is not None:
+        config = _with_moss(source, config, moss)
+    loader: Any = AutoModelForImageTextToText
+    if isinstance(config, MossVideoLlama3Config):
+        loader = MossVideoLlama3ForConditionalGeneration
+    if attention is None:
+        attention, _ = choose_attention("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    with _quiet_transformers():  # its report of missing weights lists all of MOSS; ours is below
+        model, info = loader.from_pretrained(
+            path,
+            config=config,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"quantization_config": _four_bits()} if quantize else {}),
+        )
+    missing = [key for key in info["missing_keys"] if trained_moss or ".moss." not in key]
+    if wrong := sorted(missing) + sorted(info["unexpected_keys"]):
+        raise ValueError(
+            f"{source}: weights missing or left over: {', '.join(wrong[:10])}; use a complete checkpoint"
+        )
+    if config.tie_word_embeddings:
+        _check_tied(source, model)
+    if isinstance(model, MossVideoLlama3ForConditionalGeneration):
+        model.model.vision_model.moss.float()  # with its BatchNorm statistics
+    model.opened_from = _origin(path, revision)
+    return cast(PreTrainedModel, model)
+
+
+def load_processor(source: str | Path, revision: str | None = None) -> VideoLlama3Processor:
+    """The processor of a base model.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ValueError: another kind of model.
+    """
+    _check_kind(source, revision)
+    return AutoProcessor.from_pretrained(resolve(source), revision=revision)
+
+
+def choose_attention(device: str | torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
+    """The fastest attention that runs there, by transformers' name, and why it is this one."""
+    kind = torch.device(device).type
+    if kind != "cuda":
+        return "sdpa", f"flash-attn needs a CUDA device, this is {kind}"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return "sdpa", f"flash-attn needs a bf16 or fp16 base, this one is {dtype or torch.float32}"
+    try:
+        import flash_attn
+    except ModuleNotFoundError as error:
+        if error.name == "flash_attn":
+            return "sdpa", "flash-attn is not installed: pip install flash-attn --no-build-isolation"
+        return "sdpa", f"flash-attn is installed but does not load: {error}"
+    except (ImportError, OSError) as error:  # built for another torch: undefined symbols
+        return "sdpa", f"flash-attn is installed but does not load: {error}"
+    return "flash_attention_2", f"flash-attn {flash_attn.__version__}"
+
+
+def resolve(source: str | Path) -> str:
+    """The path or hub id behind `source`; "miniature" is the one in this package.
+
+    Raises:
+        FileNotFoundError: it is or looks like a path and no model is there.
+    """
+    if str(source) == "miniature":
+        return str(MINIATURE)
+    path = Path(source).expanduser()
+    if (not is_hub_id(source) or path.is_dir()) and not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{source}: no config.json there; give a checkpoint folder, a native VideoLLaMA3 folder, "
+            "a hub id (owner/name) or 'miniature'"
+        )
+    return str(path) if path.is_dir() else str(source)
+
+
+def is_hub_id(source: str | Path) -> bool:
+    """Does it look like owner/name, and is no folder of that name here?"""
+    text = str(source)
+    looks_local = isinstance(source, Path) or text.startswith((".", "/", "~")) or text.count("/") != 1
+    return not looks_local and not Path(text).is_dir()
+
+
+def find_file(source: str | Path, name: str, revision: str | None = None) -> Path | None:
+    """A file of a folder or hub repository (fetched if need be); None where it has none of the name."""
+    if not is_hub_id(source):
+        file = Path(source) / name
+        return file if file.is_file() else None
+    try:
+        return Path(hf_hub_download(str(source), name, revision=revision))
+    except EntryNotFoundError:  # also what an offline cache without it says
+        return None
+
+
+def base_record(source: str | Path) -> dict[str, Any]:
+    """What a base model says of itself: how it was made and is used; nothing for others' bases."""
+    path = resolve(source)
+    for name in RECORDS:
+        if file := find_file(path, name):
+            record: dict[str, Any] = json.loads(file.read_text())
+            return record
+    return {}
+
+
+def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
+    """A digest of the name and shape of every weight in the base's files, and of its first row.
+
+    Values are rounded to bfloat16: a copy saved in bfloat16 has the fingerprint of its float32 original.
+
+    Raises:
+        ValueError: there are no safetensors files, or one cannot be read.
+    """
+    path = resolve(source)
+    files = [find_file(path, "model.safetensors", revision)]
+    if files == [None] and (index := find_file(path, "model.safetensors.index.json", revision)):
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [find_file(path, name, revision) for name in shards]
+    weights: dict[str, bytes] = {}
+    for file in files:
+        if file is None:
+            raise ValueError(
+                f"{source}: has no model.safetensors, or not all its shards; use a complete checkpoint"
+            )
+        try:
+            with safe_open(file, "pt") as opened:
+                for name in opened.keys():
+                    part = opened.get_slice(name)
+                    row = part[:1] if part.get_shape() else opened.get_tensor(name)
+                    values = row.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+                    weights[name] = f"{name} {list(part.get_shape())}".encode() + values
+        except SafetensorError as error:
+            raise ValueError(f"{file}: cannot be read as safetensors ({error}); fetch it again") from error
+    return hashlib.sha256(b"".join(weights[name] for name in sorted(weights))).hexdigest()[:16]
+
+
+def _check_kind(source: str | Path, revision: str | None) -> None:
+    # Read as json first: AutoConfig answers the authors' release with a question about running its code.
+    kind = PretrainedConfig.get_config_dict(resolve(source), revision=revision)[0].get("model_type")
+    if kind not in (VideoLlama3Config.model_type, MossVideoLlama3Config.model_type):
+        remedy = "give a native VideoLLaMA3 folder or hub id"
+        if kind == AUTHORS_MODEL_TYPE:
+            remedy = (
+                "convert the authors' release first: python scripts/convert_videollama3.py SOURCE OUT, "
+                "where SOURCE is its folder and OUT what to give here"
+            )
+        raise ValueError(
+            f"{source}: model_type '{kind}' is not native VideoLLaMA3 "
+            f"('{VideoLlama3Config.model_type}'); {remedy}"
+        )
+
+
+def _origin(path: str, revision: str | None) -> dict[str, Any]:
+    """What finds this base again: of the hub by its commit, of a folder by its absolute path."""
+    known = {"base_fingerprint": base_fingerprint(path, revision)}
+    if is_hub_id(path):
+        commit = extract_commit_hash(str(find_file(path, "config.json", revision)), None)
+        return {"base_model": path, "base_revision": commit or revision, **known}
+    place = "miniature" if path == str(MINIATURE) else str(Path(path).absolute())
+    return {"base_model": place, "base_revision": None, **known}
+
+
+def _with_moss(source: str | Path, config: PretrainedConfig, moss: dict[str, Any]) -> MossVideoLlama3Config:
+    try:
+        if not isinstance(config, MossVideoLlama3Config):
+            return moss_config(config, **moss)
+        wanted = vars(MossVideoLlama3VisionConfig(**moss))
+    except StrictDataclassError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"MOSS settings {moss} are wrong: {reason}; correct them") from error
+    found = vars(config.vision_config)
+    other = [
+        name
+        for name, value in wanted.items()
+        if name.startswith("moss_") and _plain(value) != _plain(found[name])
+    ]
+    if other:
+        told = ", ".join(
+            f"{name}={_plain(found[name])} (asked for: {_plain(wanted[name])})" for name in other
+        )
+        raise ValueError(f"{source} has a MOSS already, with {told}; ask for the same, or for none")
+    return config
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"a base in 4 bits needs bitsandbytes ({error}): pip install moss_vllm[quantize]"
+        ) from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=IN_FULL,  # its name says int8, and it is read for 4 bits too
+    )
+
+
+def _check_tied(source: str | Path, model: Any) -> None:
+    """A loader that shrugs at a missing head leaves a random one (huggingface/transformers#45040)."""
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        raise ValueError(
+            f"{source}: its config ties the head to the embedding and the loaded head is another tensor; "
+            "install a version of transformers named in the README"
+        )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

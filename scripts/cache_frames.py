@@ -1,0 +1,125 @@
+"""Decode every clip once, in parallel, into a folder that training and evaluation then read frames from.
+
+    python scripts/cache_frames.py --data FAVOR/kept.json --cache /fast/disk/frames --workers 8
+    python recipes/favor_lora.py   --data FAVOR/kept.json --cache /fast/disk/frames ...
+
+A clip is stored as resized uint8 frames: with the paper's sampling (2 fps, short side 224) about 0.5 MB per
+second of wide video. The size of the whole is told, and checked against the free disk space, once the first
+clips are done. What is there is skipped, so the same command goes on after a stop. Training with other
+values of the three sampling flags reads other entries. Writes CACHE/bad.jsonl (as check_videos.py). Exit
+status: 0 if all is good, 1 if some clips are bad, 2 if the disk is too small.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from check_videos import Part, add_options, as_failure, describe, list_parts, tell_bad, write_bad
+
+from moss_vllm.data.cache import FrameCache
+from moss_vllm.data.isolated import Failure, run_isolated, show_progress
+from moss_vllm.data.video import BadVideo
+
+MEASURED = 32  # clips, drawn at random, before the size of the whole is told
+GIB = 2**30
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fill the cache, print the summary; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cache", type=Path, required=True, help="folder to fill")
+    limit = "stop at this size; what is not in the cache is decoded in training (default: no limit)"
+    parser.add_argument("--max-gib", type=float, help=limit)
+    add_options(parser)
+    args = parser.parse_args(argv)
+    try:
+        parts, bad = list_parts(args.data, args.videos)
+        cache = FrameCache(args.cache, args.max_gib)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+    sampling = {name: getattr(args, name) for name in ("sample_fps", "short_side_px", "max_frames")}
+    keys = {part: describe(part, sampling) for part in parts}
+    todo = [part for part, key in keys.items() if key is None or not cache.entry(key).exists()]
+    random.Random(0).shuffle(todo)  # so that the first clips stand for all
+    n_stored, n_bytes, n_rows, is_full = 0, 0, len(bad), False
+    outcomes = run_isolated(
+        partial(cache_part, cache, sampling), todo, workers=args.workers, limit_s=args.limit_s
+    )
+    try:
+        told = show_progress(outcomes, len(todo), "clips", add=lambda: f"{n_bytes / GIB:.2f} GiB")
+        for part, outcome in told:
+            if outcome is None:
+                is_full = True
+                break
+            if isinstance(outcome, Failure):
+                bad.append(tell_bad(part, parts[part], outcome))
+                continue
+            n_stored, n_bytes = n_stored + 1, n_bytes + outcome
+            if n_stored == min(MEASURED, len(todo)):
+                check_space(cache, n_stored, n_bytes, len(todo) - n_stored - (len(bad) - n_rows))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    finally:
+        outcomes.close()
+    write_bad(args.cache / "bad.jsonl", bad)
+    n_bad, n_there = len(bad) - n_rows, len(parts) - len(todo)
+    print(
+        f"{n_there + n_stored:,} of {len(parts):,} clips are in {args.cache}: {n_there:,} were there, "
+        f"{n_stored:,} added ({n_bytes / GIB:.2f} GiB); {n_bad:,} bad, {n_rows:,} rows without a "
+        f"usable video{f', see {args.cache}/bad.jsonl' if bad else ''}"
+    )
+    if is_full:
+        print("the cache took no more (the reason is above): the rest is decoded each time it is read")
+        if args.max_gib is None:
+            return 2
+    return 1 if bad else 0
+
+
+def cache_part(cache: FrameCache, sampling: dict[str, Any], part: Part) -> int | Failure | None:
+    """Store one part; returns its bytes on disk, what is wrong with it, or None when nothing can be added."""
+    key = describe(part, sampling)
+    try:
+        cache.read(part.path, start_s=part.start_s, end_s=part.end_s, **sampling)
+    except BadVideo as error:
+        return as_failure(part, error)
+    if key is not None and cache.entry(key).exists():
+        return cache.entry(key).stat().st_size
+    if cache.is_closed:
+        return None
+    return Failure("the file changed while it was read", "run again when nothing writes to it any more")
+
+
+def check_space(cache: FrameCache, n_done: int, n_bytes: int, n_left: int) -> None:
+    """Tell the size to expect from the clips stored so far.
+
+    Raises: SystemExit if the disk has no room for it.
+    """
+    left = n_bytes / n_done * n_left
+    print(
+        f"expected: {(n_bytes + left) / GIB:.2f} GiB for {n_done + n_left:,} clips "
+        f"({n_bytes / n_done / 2**20:.2f} MiB each, from {n_done} drawn at random)",
+        file=sys.stderr,
+    )
+    if cache.max_gib is not None:
+        left = min(left, max(0.0, cache.max_gib * GIB - cache.used_bytes()))
+    free = shutil.disk_usage(cache.folder).free
+    if left > free:
+        print(
+            f"error: {cache.folder} has {free / GIB:.2f} GiB free, {left / GIB:.2f} more are needed; free "
+            "space, name another --cache, sample less (--short-side-px, --sample-fps, --max-frames), or "
+            f"cache a part with --max-gib {(cache.measure() + 0.9 * free) / GIB:.1f}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Decode every clip as training would, before training: which files are corrupt, hang or crash a decoder?
+
+    python scripts/check_videos.py --data FAVOR/kept.json --workers 8     # what `recipes/*.py --data` takes
+    python scripts/check_videos.py --data MotionBench/self-collected      # every video file below a folder
+
+Each clip is decoded in a child process with a time limit, so a decoder that never returns or dies costs one
+clip. Writes to `--out`: `checked.jsonl`, one line per clip that decodes; an unchanged file in it is not
+decoded again, so a run that was stopped goes on with the same command. `bad.jsonl`: path, rows, reason and
+remedy of this run's bad clips, and the rows that name no usable video. Exit status: 0 if all is good, 1 if
+not.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moss_vllm.data.cache import describe_clip
+from moss_vllm.data.frames import MULTIPLE_PX
+from moss_vllm.data.isolated import Failure, run_isolated, show_progress
+from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
+from moss_vllm.data.sources import read_sources
+from moss_vllm.data.video import BadVideo, read_clip
+from moss_vllm.report import whole_file
+
+VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
+
+
+class Part(NamedTuple):
+    """The part of a file that one or more rows are about; the whole file if it has no times."""
+
+    path: str
+    start_s: float = 0.0
+    end_s: float | None = None
+
+
+def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = None) -> int:
+    """Check, write, print the summary; returns the exit status. `decode` takes the place of `decode_part`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    out = "folder of checked.jsonl and bad.jsonl (default: runs/check_videos)"
+    parser.add_argument("--out", type=Path, default=Path("runs/check_videos"), help=out)
+    args = parser.parse_args(argv)
+    try:
+        parts, bad = list_parts(args.data, args.videos)
+        done = read_checked(args.out / "checked.jsonl")
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+    sampling = {name: getattr(args, name) for name in ("sample_fps", "short_side_px", "max_frames")}
+    todo = [part for part in parts if describe(part, sampling) not in done]
+    args.out.mkdir(parents=True, exist_ok=True)
+    work = partial(decode or decode_part, sampling)
+    n_rows = len(bad)
+    try:
+        with open(args.out / "checked.jsonl", "a", encoding="utf-8") as file:
+            outcomes = run_isolated(work, todo, workers=args.workers, limit_s=args.limit_s)
+            for part, outcome in show_progress(
+                outcomes, len(todo), "clips", add=lambda: f"{len(bad) - n_rows} bad"
+            ):
+                if isinstance(outcome, Failure):
+                    bad.append(tell_bad(part, parts[part], outcome))
+                else:
+                    file.write(json.dumps(outcome) + "\n")
+                    file.flush()
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    write_bad(args.out / "bad.jsonl", bad)
+    n_bad = len(bad) - n_rows
+    good = f"{len(parts) - n_bad:,} good ({len(parts) - len(todo):,} of them known from an earlier run)"
+    print(
+        f"checked {len(parts):,} clips: {good}, {n_bad:,} bad; {n_rows:,} rows without a usable "
+        f"video; see {args.out / 'bad.jsonl'}"
+    )
+    return 1 if bad else 0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What to read and how, and in how many processes."""
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="annotation, its folder, or a folder of videos without one")
+    add("--videos", type=Path, help="folder of the videos, if not the annotation's")
+    cores = os.cpu_count() or 1
+    add("--workers", type=at_least(1, int), default=cores, help=f"processes that decode (here: {cores})")
+    add("--limit-s", type=at_least(0.1, float), default=60.0, help="seconds a clip may take (default: 60)")
+    group = parser.add_argument_group("sampling, as in training", "the defaults are the paper's")
+    add = group.add_argument
+    add("--sample-fps", type=at_least(1e-3, float), default=2.0, help="frames per second (default: 2)")
+    add("--short-side-px", type=at_least(MULTIPLE_PX, int), default=224, help="pixels (default: 224)")
+    add(
+        "--max-frames",
+        type=at_least(1, int),
+        default=180,
+        help="thin longer clips evenly to as many (default: 180)",
+    )
+
+
+def at_least(low: float, kind: type) -> Callable[[str], Any]:
+    """A type for argparse: a wrong flag must not make every clip look bad."""
+
+    def parse(text: str) -> Any:
+        if not (value := kind(text)) >= low:
+            raise argparse.ArgumentTypeError(f"{text} is below {low:g}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse says "invalid int value"
+    return parse
+
+
+def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], list[dict[str, Any]]]:
+    """Every part to read with the ids of its rows, and what `write_bad` takes of rows that name no video.
+
+    Raises: ValueError for an unreadable annotation, or a folder without videos.
+    """
+    parts: dict[Part, list[str]] = defaultdict(list)
+    if data.is_dir() and not any(data.glob("*.json*")):
+        files = sorted(path for path in data.rglob("*") if path.is_file())
+        for path in files:
+            if path.suffix.lower() in VIDEO_SUFFIXES:
+                parts[Part(str(path.absolute()))] = []
+        if not parts:
+            raise ValueError(f"no file below {data} ends in one of {', '.join(VIDEO_SUFFIXES)}")
+        if others := len(files) - len(parts):
+            print(f"{others:,} files below {data} are no videos by their names and not looked at")
+        return parts, []
+    bad: list[dict[str, Any]] = []
+    for source in read_sources(data, videos).sources:
+        for row in source.rows:
+            if row.path is not None:
+                parts[Part(str(row.path.absolute()), row.start_s or 0.0, row.end_s)].append(row.row_id)
+        bad += [_describe_row(row) for row in source.bad]
+    return parts, bad
+
+
+def _describe_row(row: BadRow) -> dict[str, Any]:
+    return {"path": None, "rows": [f"{row.file}: {row.row}"], "reason": row.reason, "remedy": row.remedy}
+
+
+def describe(part: Part, sampling: dict[str, Any]) -> str | None:
+    """`describe_clip`, or None where even that fails; decoding then tells why."""
+    try:
+        return describe_clip(part.path, start_s=part.start_s, end_s=part.end_s, **sampling)
+    except (OSError, ValueError):
+        return None
+
+
+def read_checked(path: Path) -> set[str]:
+    """What `describe` gave for all that was checked; cuts off the line a killed run left unfinished.
+
+    Raises: ValueError for a whole line that is something else.
+    """
+    data = path.read_bytes() if path.exists() else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    try:
+        return {json.dumps(json.loads(line)["clip"]) for line in whole.splitlines()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not written by this script ({error!r}); pass another --out") from None
+
+
+def decode_part(sampling: dict[str, Any], part: Part) -> dict[str, Any] | Failure:
+    """Read a part as training does; returns its line of checked.jsonl, or what is wrong."""
+    key = describe(part, sampling)
+    try:
+        clip = read_clip(part.path, start_s=part.start_s, end_s=part.end_s, **sampling)
+    except BadVideo as error:
+        return as_failure(part, error)
+    return {"clip": json.loads(key or "null"), "frames": len(clip.frames)}
+
+
+def as_failure(part: Part, error: BadVideo) -> Failure:
+    """The error without the path that it is about, unless that is one image of a folder."""
+    inside = "" if error.path == part.path else f"{os.path.basename(error.path)}: "
+    return Failure(inside + error.reason, error.remedy)
+
+
+def tell_bad(part: Part, rows: list[str], failure: Failure) -> dict[str, Any]:
+    """Print what is wrong with a part; returns its line of bad.jsonl."""
+    print(f"bad: {part.path}: {failure.reason}", file=sys.stderr)
+    times = {} if part.end_s is None else {"start_s": part.start_s, "end_s": part.end_s}
+    return {"path": part.path, **times, "rows": rows, "reason": failure.reason, "remedy": failure.remedy}
+
+
+def write_bad(path: Path, bad: Iterable[dict[str, Any]]) -> None:
+    """One line of json each."""
+    with whole_file(path) as part:
+        part.write_text("".join(json.dumps(line) + "\n" for line in bad), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Convert the authors' release of VideoLLaMA3 (remote code) to transformers' own format, which is used here.
+
+    hf download DAMO-NLP-SG/VideoLLaMA3-2B --local-dir VideoLLaMA3-2B
+    python scripts/convert_videollama3.py VideoLLaMA3-2B VideoLLaMA3-2B-native
+
+Reads json and safetensors; no Python file of the release is run. Every weight must find a place and every
+place a weight: otherwise all of them are named and nothing is written. Weights keep the type they are stored
+in. The chat template written is this project's: the authors' layout without their optional system prompt.
+Writes a folder that `--model`, `moss_vllm.vlm.checkpoint.load` and transformers' Auto classes open.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from moss_vllm.vlm.convert import Conversion, convert
+
+
+def main(argv: list[str] | None = None) -> Conversion:
+    """Convert, and say what was written; a wrong folder or file ends it with one line."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("source", type=Path, help="folder of the downloaded release")
+    parser.add_argument("out", type=Path, help="folder to write: a new or an empty one")
+    args = parser.parse_args(argv)
+    try:
+        with show_progress() as tell:
+            done = convert(args.source.expanduser(), args.out.expanduser(), tell=tell)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; nothing was written") from None
+    show(done, args.out)
+    return done
+
+
+def show(done: Conversion, out: Path) -> None:
+    """The table, what was added or left out, and the next command."""
+    table = Table("part", "tensors", "parameters", box=None, pad_edge=False)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for part, tensors in done.tensors.items():
+        table.add_row(part, f"{tensors:,}", f"{done.parameters[part]:,}")
+    table.add_row("all", f"{sum(done.tensors.values()):,}", f"{sum(done.parameters.values()):,}")
+    Console().print(table)
+    print("stored as", ", ".join(f"{dtype} ({count:,})" for dtype, count in done.dtypes.items()))
+    print("head:", "tied to the embedding" if done.tied else "weights of its own")
+    if done.added_tokens:
+        print(f"tokenizer: added {' and '.join(done.added_tokens)}; embedding: {done.new_rows} new rows")
+    if done.not_carried:
+        count, names = len(done.not_carried), ", ".join(done.not_carried)
+        print(f"settings without a place in the native format ({count}): {names}")
+    config = "recipes/configs/favor_videollama3_2b.yaml"
+    print(f"next: accelerate launch recipes/favor_lora.py --config {config} --data FAVOR --model {out}")
+
+
+@contextmanager
+def show_progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar of bytes on stderr; where no terminal is, a line for each file written."""
+    console = Console(stderr=True)
+    started = time.monotonic()
+    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("writing", total=None)
+
+        def tell(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+            if not console.is_terminal:
+                left = (time.monotonic() - started) / done * (total - done)
+                console.print(
+                    f"{done / 1e9:.1f} of {total / 1e9:.1f} GB, about {left:.0f} s left", highlight=False
+                )
+
+        yield tell
+
+
+if __name__ == "__main__":
+    main()

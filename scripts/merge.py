@@ -1,0 +1,102 @@
+"""Merge a checkpoint into one full model: LoRA added to the weights, trained projector and MOSS in place.
+
+    python scripts/merge.py runs/favor_lora/step-000360 runs/merged
+    python scripts/merge.py CKPT OUT --dtype fp32
+
+Writes a folder: safetensors (shards of 4 GB), processor, generation config and the run's record, merged.json.
+`AutoModelForImageTextToText.from_pretrained(OUT)` opens it: with MOSS after `import moss_vllm.vlm`, without
+MOSS in plain transformers. The evaluations and `scripts/ask.py` take it as `--ckpt`, the recipe as `--model`.
+
+The folder is reloaded and its logits are compared with the checkpoint's before it gets its name. Runs on the
+CPU in float32: 4 bytes a parameter of memory. A checkpoint trained on a 4-bit base is merged into the base in
+full, as is usual; its answers then differ a little from those in training.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from moss_vllm.evaluation import errors_in_one_line
+from moss_vllm.vlm.base import DTYPES, MERGED_FILE, base_record
+from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
+
+SHARD = "4GB"
+# Largest difference of a logit, as a share of the largest logit: what rounding the weights explains.
+ALLOWED = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1}
+
+
+@errors_in_one_line()
+def main(argv: list[str] | None = None) -> float:
+    """Merge, compare, rename; returns the largest difference of a logit."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a step-NNNNNN folder of a run")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write: a new or an empty one")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the weights written (bf16)")
+    args = parser.parse_args(argv)
+    folder, out = args.checkpoint.expanduser(), args.out.expanduser()
+    if not (folder / RUN_FILE).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {RUN_FILE}, so there is nothing to merge; give a step-NNNNNN folder of a run"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is there and not empty; name a new folder")
+
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        expected = write_merged(folder, part, args.dtype)
+        with showing("comparing it with the checkpoint"):
+            reloaded = load(part)
+            difference = float((next_logits(reloaded.model, reloaded.processor) - expected).abs().max())
+        largest = float(expected.abs().max())
+        print(f"logits differ by at most {difference:.2g}; the largest is {largest:.3g}")
+        if not difference <= ALLOWED[args.dtype] * largest:
+            raise ValueError(
+                f"{folder} merged in {args.dtype} answers otherwise than the checkpoint: allowed is a "
+                f"difference of {ALLOWED[args.dtype] * largest:.2g}; nothing is written, try --dtype fp32"
+            )
+        if out.exists():
+            out.rmdir()
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    print(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}")
+    return difference
+
+
+def write_merged(folder: Path, part: Path, dtype: str) -> Any:
+    """Write the merged model of the checkpoint `folder`; returns the checkpoint's own `next_logits`."""
+    with showing("opening the checkpoint"):
+        loaded = load(folder)
+        expected = next_logits(loaded.model, loaded.processor)
+    with showing("merging and writing"):
+        peft_model: Any = loaded.model
+        model = peft_model.merge_and_unload().to(DTYPES[dtype])
+        model.save_pretrained(part, max_shard_size=SHARD)
+        loaded.processor.save_pretrained(part)
+        known = {name: value for name, value in loaded.run.items() if value is not None}
+        record = {**known, "merged_from": loaded.name}
+        if "moss" not in record and (sizes := base_record(loaded.run["base_model"]).get("moss")):
+            record["moss"] = sizes  # none is attached; what the base names for training with MOSS
+        (part / MERGED_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    return expected
+
+
+def showing(what: str) -> AbstractContextManager[Any]:
+    """Say on stderr what goes on."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(what, file=sys.stderr)
+    return console.status(what)
+
+
+if __name__ == "__main__":
+    main()

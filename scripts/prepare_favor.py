@@ -1,0 +1,254 @@
+"""Make FAVOR-Train ready to train on: cut the clips out of uncut YouTube videos, list what is missing or bad.
+
+    python scripts/prepare_favor.py --data FAVOR                    # finds train.json and the hosted videos
+    python scripts/prepare_favor.py --data sft.json --videos DIR --out DIR
+
+Of its 17,152 clips 3,114 are hosted; of the others the annotation has the YouTube link, start and end. This
+script downloads nothing. Run it once, fetch what it lists with a downloader of your choice into the folder of
+the videos, one file `<YouTube id>.mp4` (or .mkv, .webm) each, and run it again; for example
+
+    yt-dlp -a OUT/missing_urls.txt -S vcodec:h264,res:480 -o "VIDEOS/%(id)s.%(ext)s"
+
+Writes to `--out`: `kept.json`, the rows with a clip, to train on with `--data OUT/kept.json`;
+`videos/FAVOR-Train/`, the clips cut (encoded again, without sound, every frame decoded to check) and links
+to those that are elsewhere; `missing.jsonl` and `missing_urls.txt`; `rejected.jsonl` with the reasons.
+What is cut is not cut again, so a run that was stopped goes on with the same command.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import av
+from check_videos import at_least
+
+from moss_vllm.data.cutting import cut_clip
+from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS
+from moss_vllm.data.isolated import Failure, run_isolated, show_progress
+from moss_vllm.data.rows import (
+    OTHER_SUFFIXES,
+    BadRow,
+    MissingVideo,
+    find_annotation,
+    find_video,
+    read_json_rows,
+    text_field,
+    video_stem,
+)
+from moss_vllm.data.video import BadVideo, index_frames
+from moss_vllm.report import whole_file
+
+ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs
+
+
+class Cut(NamedTuple):
+    """A part of a source video and the clip it becomes."""
+
+    target: str
+    start_s: float
+    end_s: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Sort, cut, write, print the summary; returns 0 if rows were kept, else 1."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="folder with train.json, or the annotation file")
+    add("--videos", type=Path, help="folder of hosted clips and uncut videos (default: the annotation's)")
+    add("--out", type=Path, help="folder to write (default: `prepared` beside the annotation)")
+    cores = os.cpu_count() or 1
+    add("--workers", type=at_least(1, int), default=cores, help=f"processes that cut (here: {cores})")
+    limit = "seconds that all the clips of one uncut video may take (default: 1800)"
+    add("--limit-s", type=at_least(0.1, float), default=1800.0, help=limit)
+    args = parser.parse_args(argv)
+    try:
+        annotation = find_annotation(args.data, TRAIN_FILES)
+        rows = read_json_rows(annotation)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    videos, out = args.videos or annotation.parent, args.out or annotation.parent / "prepared"
+    if not videos.is_dir():
+        parser.error(f"--videos {videos} is not a folder")
+    out.mkdir(parents=True, exist_ok=True)
+
+    places: dict[str, int] = {}  # clip -> row
+    missing: list[dict[str, Any]] = []
+    rejected: dict[int, str] = {}
+    todo: dict[str, list[Cut]] = defaultdict(list)  # source -> its parts
+    for index, row in enumerate(rows):
+        try:
+            target, source = place_row(row, index, annotation, videos, out)
+            if (first := places.setdefault(str(target), index)) != index:
+                raise BadRow(str(annotation), index, f"its video is that of row {first}", "keep one of them")
+            if source is not None:
+                todo[str(source)].append(Cut(str(target), *cut_times(row, index, annotation)))
+        except MissingVideo:
+            missing.append(describe_missing(row, index))
+        except BadRow as error:
+            rejected[index] = error.reason
+        except OSError as error:
+            rejected[index] = f"its clip cannot be put in place: {error.strerror}"
+
+    n_cut = 0
+    try:
+        for cut, reason in cut_all(todo, out, args.workers, args.limit_s):
+            if not reason:
+                n_cut += 1
+                continue
+            if (free := shutil.disk_usage(out).free) < ROOM_BYTES:
+                parser.error(f"{out} has {free / 2**20:.0f} MiB free; free space and run this again")
+            rejected[places[cut.target]] = reason
+            print(f"bad: {Path(cut.target).name}: {reason}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    gone = rejected.keys() | {item["row"] for item in missing}
+    kept = [row for index, row in enumerate(rows) if index not in gone]
+    write_lists(out, rows, kept, rejected, missing)
+    print(
+        f"kept {len(kept):,} of {len(rows):,} rows: {n_cut:,} cut now, {len(rejected):,} bad, "
+        f"{len(missing):,} missing"
+    )
+    if missing:
+        print(f"missing videos go into {videos}; urls: {out / 'missing_urls.txt'}; then run this again")
+    print(f"next: python scripts/check_videos.py --data {out / 'kept.json'}")
+    return 0 if kept else 1
+
+
+def place_row(
+    row: dict[str, Any], index: int, annotation: Path, videos: Path, out: Path
+) -> tuple[Path, Path | None]:
+    """Where the row's clip is or will be below `out`, and the uncut video if it is still to be cut.
+
+    A clip that is elsewhere is linked to.
+
+    Raises: MissingVideo, BadRow for a row that cannot be used, OSError if `out` cannot hold it.
+    """
+    file = str(annotation)
+    name = text_field(row, "video_name", file=file, where=index)
+    text_field(row, "caption", file=file, where=index)
+    if "questions" in row:
+        raise BadRow(file, index, "is a row of FAVOR-Bench, the test set", "take FAVOR-Train's annotation")
+    try:
+        return find_video(out, name, TRAIN_FOLDERS, file=file, row=index).absolute(), None
+    except MissingVideo:
+        pass  # BadRow passes: no name beyond here leads out of the folder
+    stem = name if name.lower().endswith(OTHER_SUFFIXES) else f"{video_stem(name)}.mp4"
+    folder = (out / "videos" / "FAVOR-Train").absolute()
+    target = folder / stem
+    try:
+        clip, source = find_video(videos, name, TRAIN_FOLDERS, file=file, row=index), None
+    except MissingVideo:
+        clip, source = None, youtube_id(row)
+        if source is None:
+            raise
+        source = find_video(videos, source, TRAIN_FOLDERS, file=file, row=index)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.parent.resolve().is_relative_to(folder.resolve()):
+        raise BadRow(file, index, f"video name {name!r} follows a link out of {folder}", "remove the link")
+    if clip is None:
+        return target, source
+    if not clip.stat().st_size:
+        raise BadRow(file, index, f"{clip} is empty (0 bytes)", "download it again")
+    link = target.with_name(f".{uuid.uuid4().hex}.link")
+    link.symlink_to(os.path.relpath(clip.resolve(), target.parent.resolve()))
+    os.replace(link, target)
+    return target, None
+
+
+def youtube_id(row: dict[str, Any]) -> str | None:
+    """The id in the row's `url`."""
+    found = re.search(r"(?:v=|youtu\.be/|shorts/|embed/)([\w-]{11})(?![\w-])", str(row.get("url")), re.ASCII)
+    return found[1] if found else None
+
+
+def cut_times(row: dict[str, Any], index: int, annotation: Path) -> tuple[float, float]:
+    """The row's `start` and `end` in seconds, which may be written as text."""
+    try:
+        start_s, end_s = float(row["start"]), float(row["end"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        start_s = end_s = math.nan
+    if not 0 <= start_s < end_s < math.inf:
+        seen = f"start {row.get('start')!r} and end {row.get('end')!r}"
+        reason = f"{seen} are not seconds with 0 <= start < end"
+        raise BadRow(str(annotation), index, reason, "write both as seconds in the YouTube video")
+    return start_s, end_s
+
+
+def describe_missing(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """A line of missing.jsonl."""
+    told = {key: row.get(key) for key in ("video_name", "url", "start", "end")}
+    return {"row": index, "video_id": youtube_id(row), **told}
+
+
+def cut_all(todo: dict[str, list[Cut]], out: Path, workers: int, limit_s: float) -> Iterator[tuple[Cut, str]]:
+    """Cut every part of every source; yield each with "" or the reason why it failed."""
+
+    def outcomes(parts_folder: str) -> Iterator[tuple[Cut, str]]:
+        work = partial(cut_source, parts_folder)
+        for (_, cuts), reasons in run_isolated(work, todo.items(), workers=workers, limit_s=limit_s):
+            if isinstance(reasons, Failure):  # what was done before it is whole, for it has its name
+                lost = reasons.reason
+                reasons = ["" if os.path.exists(cut.target) else lost for cut in cuts]
+            yield from zip(cuts, reasons, strict=True)
+
+    with TemporaryDirectory(prefix=".cutting-", dir=out) as folder:
+        yield from show_progress(outcomes(folder), sum(map(len, todo.values())), "clips")
+
+
+def cut_source(parts_folder: str, job: tuple[str, list[Cut]]) -> list[str]:
+    """Cut all parts of one source; returns "" or the reason of failure for each."""
+    source, cuts = job
+    try:
+        index = index_frames(source)
+    except BadVideo as error:
+        return [str(error)] * len(cuts)
+    reasons = []
+    for cut in cuts:
+        part = os.path.join(parts_folder, f"{uuid.uuid4().hex}.mp4")
+        try:
+            cut_clip(source, part, cut.start_s, cut.end_s, index=index)
+            os.replace(part, cut.target)
+            reasons.append("")
+        except (BadVideo, av.FFmpegError, OSError) as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def write_lists(
+    out: Path, rows: list[dict[str, Any]], kept: list[Any], rejected: dict[int, str], missing: list[Any]
+) -> None:
+    """Everything but the clips."""
+    with whole_file(out / "kept.json") as part:
+        part.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    bad = (
+        {"row": i, "video_name": rows[i].get("video_name"), "reason": rejected[i]} for i in sorted(rejected)
+    )
+    _write_lines(out / "rejected.jsonl", map(json.dumps, bad))
+    _write_lines(out / "missing.jsonl", map(json.dumps, missing))
+    ids = dict.fromkeys(item["video_id"] for item in missing if item["video_id"])
+    _write_lines(
+        out / "missing_urls.txt", (f"https://www.youtube.com/watch?v={video_id}" for video_id in ids)
+    )
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with whole_file(path) as part:
+        part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
