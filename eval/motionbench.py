@@ -19,12 +19,12 @@ from rich.console import Console
 from moss_vllm.data.cache import choose_reader
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, SPLITS, read_motionbench
+from moss_vllm.errors import errors_in_one_line
 from moss_vllm.evaluation import (
     MOTIONBENCH_PROTOCOLS,
     Result,
     add_options,
     choose_folder,
-    errors_in_one_line,
     evaluate,
 )
 from moss_vllm.vlm.checkpoint import load

@@ -13,10 +13,13 @@ from transformers import VideoLlama3Processor
 from moss_vllm import engines
 from moss_vllm.data.favor import BENCH_FILES, FAVOR_TASKS, read_favor_bench
 from moss_vllm.data.motionbench import META_FILES, MOTIONBENCH_TASKS, read_motionbench
+from moss_vllm.data.probe import ClipPart, probe_all
 from moss_vllm.data.rows import BadRow, BenchmarkVideo
+from moss_vllm.data.video import BadVideo
 from moss_vllm.evaluation import FAVOR_PROTOCOLS, MOTIONBENCH_PROTOCOLS, Protocol, evaluate
 from moss_vllm.vlm.checkpoint import Loaded
 
+SAMPLING = ("sample_fps", "short_side_px", "max_frames")
 SAMPLES = 8  # answers kept in evals.jsonl each time; all are in evals/
 
 
@@ -54,17 +57,23 @@ class Checkup:
         self.protocol = usual.adapt(protocol)
 
     def choose(self, count: int) -> None:
-        """Keep `count` of the questions, evenly over the file."""
+        """Keep `count` of the questions, evenly over the file.
+
+        Raises: ValueError naming every video of theirs that cannot be read: now, not between two steps.
+        """
         asked = [(video, question) for video in self.videos for question in video.questions]
         kept = {asked[number * len(asked) // count][1].uid for number in range(min(count, len(asked)))}
-        if count >= len(asked):
-            return
         chosen = [tuple(q for q in video.questions if q.uid in kept) for video in self.videos]
         self.videos = [
             dataclasses.replace(video, questions=questions)
             for video, questions in zip(self.videos, chosen, strict=True)
             if questions
         ]
+        clips: list[ClipPart] = [(video.path, None, None) for video in self.videos]
+        sampling = {name: getattr(self.protocol, name) for name in SAMPLING}
+        found = probe_all(clips, sampling, cache=None, workers=8)
+        if bad := [str(error) for error in found.values() if isinstance(error, BadVideo)]:
+            raise ValueError(f"{'; '.join(bad)} ({len(bad)} of the {len(clips)} videos to ask about)")
 
     def __call__(self, step: int) -> None:
         """Ask, print, log, and add a line to evals.jsonl."""

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 T = TypeVar("T")
+WHOLE_E = re.compile(r"[-+]?\d+e[-+]?\d+").fullmatch
 
 
 def setting(default: Any, explanation: str) -> Any:
@@ -51,11 +53,16 @@ def parse(
 
 def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        values = yaml.safe_load(text)
+        tree: Any = yaml.compose(text)
+        keys = [key.value for key, _ in tree.value] if isinstance(values, dict) else []
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected 'name: value' lines, got {type(values).__name__}")
+    if twice := sorted({name for name in keys if keys.count(name) > 1}):
+        raise ValueError(f"{path}: {', '.join(twice)} is there twice; remove one")
     if unknown := sorted(set(map(str, values)) - set(kinds)):
         raise ValueError(f"{path}: unknown settings {unknown}; known are {sorted(kinds)}")
     for name, value in values.items():
@@ -64,8 +71,9 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
             value = values[name] = float(value)
         optional = type(None) in typing.get_args(kinds[name])
         if type(value) is not kind and not (optional and value is None):
-            # YAML 1.1 reads 1e-3 as text: numbers in that form need a dot, 1.0e-3.
-            raise ValueError(f"{path}: {name} is {value!r}, expected {kind.__name__}")
+            text = str(value)  # YAML 1.1 reads 1e-3 as text
+            hint = "; in YAML such a number needs a dot: " + text.replace("e", ".0e") if WHOLE_E(text) else ""
+            raise ValueError(f"{path}: {name} is {value!r}, expected {kind.__name__}{hint}")
     return values
 
 

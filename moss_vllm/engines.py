@@ -28,11 +28,14 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers.integrations import unset_hf_deepspeed_config
 
+from moss_vllm.vlm.adapter import faults
 from moss_vllm.vlm.video_llama3 import VideoMOSS
 
 ZERO_FOLDER = "zero"
 OPTIMIZER_FILE = "optimizer.safetensors"
 FULL = StateDictOptions(full_state_dict=True)
+# What torch, numpy, random, safetensors and pickle say of a state that is damaged or of another shape.
+UNREADABLE = (OSError, SafetensorError, UnpicklingError, RuntimeError, LookupError, ValueError, TypeError)
 
 
 def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerator:
@@ -235,16 +238,15 @@ def load_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, f
         else:
             _load_optimizer(objective, optimizer.optimizer, load_file(folder / OPTIMIZER_FILE))
         _restore_random_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, KeyError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{folder}: cannot be read ({error}); resume from an earlier checkpoint") from error
 
 
 def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
     state: Any = get_optimizer_state_dict(objective, optimizer, options=FULL)  # all zero, with its names
-    expected = {f"{name}/{key}" for name, one in state["state"].items() for key in one}
-    if wrong := expected ^ saved.keys():
-        shown = ", ".join(sorted(wrong)[:5])
-        raise RuntimeError(f"optimizer states of {len(wrong)} tensors are missing or left over, e.g. {shown}")
+    shapes = {f"{name}/{key}": t.shape for name, one in state["state"].items() for key, t in one.items()}
+    if wrong := faults(saved, shapes):
+        raise RuntimeError(f"of the optimizer's states {wrong}")
     for name, one in state["state"].items():
         one.update({key: saved[f"{name}/{key}"] for key in one})
     set_optimizer_state_dict(objective, optimizer, state, options=FULL)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -339,14 +339,3 @@ def choose_folder(
     parts += [args.protocol] if args.protocol != next(iter(protocols)) else []
     parts += ["still"] if args.still else []
     return Path("runs/eval", script, "-".join(parts))
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """End the script with one line and status 1 at a wrong argument or file, or Ctrl-C."""
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; the same command goes on from here") from None

@@ -1,11 +1,9 @@
 """What a run shows: tables in the shape of the paper's Table 5, pictures of losses and accuracy, progress."""
 
 import math
-import os
 import statistics
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from moss_vllm.files import whole_file as whole_file
 from moss_vllm.scoring import OFFICIAL_COUNTS, PAPER_TABLE_5, Score
 
 # A percentage, its mean and spread over seeds, or a number of questions.
@@ -260,15 +259,3 @@ def show_progress(batches: Iterable[Batch], total: int) -> Generator[Batch, None
             if not console.is_terminal and now - told >= TELL_EVERY_S:
                 told, minutes = now, (now - started) / done * (total - done) / 60
                 console.print(f"{done} of {total} questions, about {minutes:.1f} min left", highlight=False)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it takes the place of `path` once all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from moss_vllm.report import whole_file
+from moss_vllm.errors import RunStopped
+from moss_vllm.files import whole_file
 
 PROGRESS_FILE = "progress.json"
 FINISHED_FILE = "finished"  # names the last checkpoint once all steps are done
@@ -26,6 +27,12 @@ def latest_checkpoint(out: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """How many steps the run had done when it wrote `step-NNNNNN`."""
     return int(checkpoint.name.removeprefix("step-"))
+
+
+def refuse_second_run(out: Path) -> None:
+    """FileExistsError for a folder with another run's checkpoints."""
+    if found := latest_checkpoint(out):
+        raise FileExistsError(f"{found} is there already; go on with --resume auto, or name another --out")
 
 
 def open_checkpoint(folder: Path) -> dict[str, Any]:
@@ -83,7 +90,7 @@ def write_checkpoint(
         progress: the run's counts; `step` is among them.
 
     Raises:
-        RuntimeError: the disk is full or fails; what was written is removed, earlier checkpoints stay.
+        RunStopped: the disk is full or fails; what was written is removed, earlier checkpoints stay.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     if accelerator.is_main_process:
@@ -108,7 +115,7 @@ def write_checkpoint(
         free_gib = shutil.disk_usage(folder.parent).free / 2**30
         last = latest_checkpoint(folder.parent)
         kept = f"the last whole checkpoint is {last}" if last else "there is no earlier checkpoint"
-        raise RuntimeError(
+        raise RunStopped(
             f"{folder} could not be written: {error} ({free_gib:.1f} GiB are free there). Nothing "
             f"half-written is left and {kept}; mend the cause (a full disk: make room) and run again with "
             "--resume auto"

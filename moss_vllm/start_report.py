@@ -19,10 +19,11 @@ from rich.table import Table
 from moss_vllm import engines
 from moss_vllm.core import MOSS
 from moss_vllm.data.plan import Plan
-from moss_vllm.data.probe import Probe, probe_clip
+from moss_vllm.data.probe import probe_clip
+from moss_vllm.data.video import BadVideo
+from moss_vllm.files import read_json, whole_file
 from moss_vllm.memory import GIB, estimate_training_memory
 from moss_vllm.optim import Rate, describe
-from moss_vllm.report import whole_file
 from moss_vllm.run_folder import step_of
 from moss_vllm.vlm import checkpoint
 
@@ -70,12 +71,15 @@ def describe_run(
 
 
 def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: Plan) -> dict[str, int] | None:
-    """Bytes of each part, for a batch of the longest clip; None where the estimate does not reach."""
+    """Bytes of each part, for a batch of the longest clip; None where that is unknown, or gone meanwhile."""
     longest = rows.rows[max(range(len(rows.rows)), key=rows.tokens.__getitem__)]
     if longest.path is None or settings.quantize:
         return None
     sampling = {key: getattr(settings, key) for key in ("sample_fps", "short_side_px", "max_frames")}
-    probe: Probe = probe_clip(longest.path, start_s=longest.start_s or 0.0, end_s=longest.end_s, **sampling)
+    try:
+        probe = probe_clip(longest.path, start_s=longest.start_s or 0.0, end_s=longest.end_s, **sampling)
+    except BadVideo:  # training counts and names it
+        return None
     base: Any = model.get_base_model()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     deepspeed = accelerator.state.deepspeed_plugin
@@ -135,7 +139,7 @@ def write(record: dict[str, Any], out: Path, *, new: bool) -> None:
     """Write settings.json; a resumed run keeps the time of its first start."""
     file = out / SETTINGS_FILE
     if not new and file.is_file():
-        record = {**record, "started": json.loads(file.read_text()).get("started", record["started"])}
+        record = {**record, "started": read_json(file, "remove it").get("started", record["started"])}
     with whole_file(file) as part:
         part.write_text(json.dumps(record, indent=2) + "\n")
 

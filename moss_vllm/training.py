@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from moss_vllm import engines, run_folder
 from moss_vllm.data.chat import IGNORED
 from moss_vllm.data.order import RowOrder, StepBatches
+from moss_vllm.errors import RunStopped
 from moss_vllm.optim import warmup_cosine
 from moss_vllm.run_log import RunLog, peak_memory_gib
 from moss_vllm.vlm.checkpoint import trained_state
@@ -99,6 +100,7 @@ def train(
     restore: Callable[[Path, PeftModel], None],
     dtype: torch.dtype | None = None,
     resume: Path | None = None,
+    announce: Callable[[], None] | None = None,
     after_save: Callable[[Path], None] | None = None,
     evaluate: Callable[[int], None] | None = None,
     evaluate_every: int = 0,
@@ -115,6 +117,7 @@ def train(
         restore: loads the weights of such a folder into the model.
         dtype: what to autocast to.
         resume: a checkpoint of this run to go on from.
+        announce: called by every process once nothing refuses the run any more.
         after_save: called by every process after the first and the last checkpoint, to check them.
         evaluate: called by every process every `evaluate_every` steps.
 
@@ -123,11 +126,11 @@ def train(
     Raises:
         FileNotFoundError: `resume` is no checkpoint.
         FileExistsError: a new run in the folder of another.
-        RuntimeError: too many rejected rows, a loss or gradient that is not finite (its rows are written to
+        RunStopped: too many rejected rows, a loss or gradient that is not finite (its rows are written to
             `out`), a trained parameter that the first backward pass does not reach, or a full disk.
     """
-    if resume is None and (found := run_folder.latest_checkpoint(out)):
-        raise FileExistsError(f"{found} is there already; go on with --resume auto, or name another --out")
+    if resume is None:
+        run_folder.refuse_second_run(out)
     progress: dict[str, Any] = run_folder.open_checkpoint(resume) if resume else {"step": 0}
     first_step: int = progress["step"]
     group_of = {id(p): group["name"] for group in groups for p in group["params"]}
@@ -151,6 +154,8 @@ def train(
     }
     if resume:
         engines.load_state(accelerator, objective, optimizer, resume / "state")
+    if announce:
+        announce()
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         run_folder.tidy(out, first_step)
@@ -207,7 +212,7 @@ def train(
             # Of the whole set: else one bad row among the first 200 would stop a run that allows 0.5 %.
             rows = max(seen_rows, sum(rows for rows, _ in dataset.shares))
             if rejected_rows > loop.max_bad_share * rows:
-                raise RuntimeError(
+                raise RunStopped(
                     f"{rejected_rows} of {seen_rows} rows so far could not be used, more than "
                     f"{loop.max_bad_share:.1%} of {rows}; see {out}/rejected-*.jsonl and mend the rows, "
                     "or raise max_bad_share"
@@ -329,7 +334,7 @@ def _check_every_gradient(unreached: set[str], hooks: Sequence[Any]) -> None:
     for hook in hooks:
         hook.remove()
     if unreached:
-        raise RuntimeError(
+        raise RunStopped(
             f"{len(unreached)} trained parameters get no gradient, e.g. {', '.join(sorted(unreached)[:5])}; "
             "freeze them in the learning-rate table or give clips of more than one frame"
         )
@@ -343,7 +348,7 @@ def _check_finite(
         return
     file = out / f"not-finite-step-{step:06d}-{accelerator.process_index}.json"
     file.write_text(json.dumps({"step": step, what: str(value), "row_ids": list(row_ids)}, indent=2) + "\n")
-    raise RuntimeError(
+    raise RunStopped(
         f"the {what} of step {step} is {value}; rows of this process's batch: {', '.join(row_ids)} "
         f"(in {file}); look at them, lower the learning rates, or go on from a checkpoint with --resume"
     )

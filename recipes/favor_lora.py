@@ -38,8 +38,10 @@ from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.plan import Plan, plan
 from moss_vllm.data.sources import read_sources
 from moss_vllm.data.training_set import TrainingSet
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.files import refuse_unwritable
 from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.run_folder import latest_checkpoint, open_checkpoint
+from moss_vllm.run_folder import latest_checkpoint, open_checkpoint, refuse_second_run
 from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.sizes import describe_shape
@@ -108,8 +110,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     )
     if resume:
         open_checkpoint(resume)
-    tracker = None if flags.dry_run else start_report.choose_tracker(settings.tracker)
-    accelerator = engines.start(tracker=tracker, folder=settings.out)
+    elif not flags.dry_run:
+        refuse_second_run(out)
+    tracker = start_report.choose_tracker(settings.tracker)
+    accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
     set_seed(settings.seed)
     processor = checkpoint.load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
@@ -166,9 +170,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if settings.eval_data:
         checkup = Checkup(accelerator, model, processor, run["protocol"], Path(settings.eval_data), out)
         checkup.choose(settings.eval_questions)
-    if accelerator.is_main_process:
-        start_report.write(record, out, new=resume is None)
-    start_report.open_tracker(accelerator, settings, resume)
+
+    def announce() -> None:
+        if accelerator.is_main_process:
+            start_report.write(record, out, new=resume is None)
+        start_report.open_tracker(accelerator, settings, resume)
+
     lines = train(
         accelerator,
         model,
@@ -180,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         restore=checkpoint.restore,
         dtype=PRECISIONS[settings.precision],
         resume=resume,
+        announce=announce,
         after_save=reload_check(settings, accelerator, model, processor),
         evaluate=checkup,
         evaluate_every=settings.eval_every,
@@ -201,7 +209,9 @@ def check(settings: FavorLora) -> None:
             "save_every",
             "log_every",
             "lora_rank",
+            "lora_alpha",
             "eval_every",
+            "eval_questions",
         )
         if (value := getattr(settings, name)) < 1
     ]
@@ -217,12 +227,24 @@ def check(settings: FavorLora) -> None:
         )
         if not 0 <= (value := getattr(settings, name)) <= 1
     ]
+    if settings.lora_dropout == 1:
+        wrong.append("lora_dropout is 1.0; it must be below 1")
     if settings.workers < 0:
         wrong.append(f"workers is {settings.workers}; 0 decodes in the training process")
+    if settings.seed < 0:
+        wrong.append(f"seed is {settings.seed}; it must be at least 0")
+    wrong += [
+        f"{name} is empty; name a folder or a file"
+        for name in ("model", "data", "videos", "cache", "out", "resume", "eval_data")
+        if getattr(settings, name) == ""
+    ]
     if settings.precision not in PRECISIONS:
         wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if wrong:
         raise ValueError("; ".join(wrong))
+    refuse_unwritable(Path(settings.out), "out")
+    if settings.cache:
+        refuse_unwritable(Path(settings.cache), "cache")
 
 
 def plan_rows(settings: FavorLora, processor: Any, out: Path | None) -> Plan:
@@ -336,4 +358,5 @@ def show_batch(dataset: TrainingSet, size: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line("the same command with --resume auto goes on from the last checkpoint"):
+        main()

@@ -22,7 +22,7 @@ from transformers import TextStreamer
 
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import read_clip
-from moss_vllm.evaluation import errors_in_one_line
+from moss_vllm.errors import errors_in_one_line
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
 

@@ -23,6 +23,7 @@ from check_videos import Part, add_options, as_failure, describe, list_parts, te
 from moss_vllm.data.cache import FrameCache
 from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.video import BadVideo
+from moss_vllm.files import refuse_unwritable
 
 MEASURED = 32  # clips, drawn at random, before the size of the whole is told
 GIB = 2**30
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     add_options(parser)
     args = parser.parse_args(argv)
     try:
+        refuse_unwritable(args.cache, "--cache")
         parts, bad = list_parts(args.data, args.videos)
         cache = FrameCache(args.cache, args.max_gib)
     except (ValueError, OSError) as error:

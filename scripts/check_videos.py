@@ -26,7 +26,7 @@ from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
 from moss_vllm.data.sources import read_sources
 from moss_vllm.data.video import BadVideo, read_clip
-from moss_vllm.report import whole_file
+from moss_vllm.files import refuse_unwritable, whole_file
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
     parser.add_argument("--out", type=Path, default=Path("runs/check_videos"), help=out)
     args = parser.parse_args(argv)
     try:
+        refuse_unwritable(args.out, "--out")
         parts, bad = list_parts(args.data, args.videos)
         done = read_checked(args.out / "checked.jsonl")
     except (ValueError, OSError) as error:

@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
-from moss_vllm.evaluation import errors_in_one_line
+from moss_vllm.errors import errors_in_one_line
 from moss_vllm.vlm.base import DTYPES, MERGED_FILE, base_record
 from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
 

@@ -47,7 +47,7 @@ from moss_vllm.data.rows import (
     video_stem,
 )
 from moss_vllm.data.video import BadVideo, index_frames
-from moss_vllm.report import whole_file
+from moss_vllm.files import refuse_unwritable, whole_file
 
 ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs
 
@@ -80,6 +80,10 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     videos, out = args.videos or annotation.parent, args.out or annotation.parent / "prepared"
+    try:
+        refuse_unwritable(out, "--out")
+    except ValueError as error:
+        parser.error(str(error))
     if not videos.is_dir():
         parser.error(f"--videos {videos} is not a folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.constants import is_offline_mode
 
-from moss_vllm.evaluation import errors_in_one_line
+from moss_vllm.errors import errors_in_one_line
 from moss_vllm.vlm.adapter import PICKLE_FILE, read_json
 from moss_vllm.vlm.base import MERGED_FILE
 from moss_vllm.vlm.card import model_card, read_result

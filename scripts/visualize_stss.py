@@ -32,7 +32,7 @@ from torch import Tensor
 
 from moss_vllm.data.motion_world import write_clip
 from moss_vllm.data.video import Clip, read_clip
-from moss_vllm.report import whole_file
+from moss_vllm.files import whole_file
 from moss_vllm.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
 from moss_vllm.stss_maps import (
     TOY_CELL_PX,

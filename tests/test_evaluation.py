@@ -21,12 +21,12 @@ from moss_vllm.data.favor import FAVOR_TASKS
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, read_motionbench
 from moss_vllm.data.rows import Question
 from moss_vllm.data.video import BadVideo, Clip, read_clip
+from moss_vllm.errors import errors_in_one_line
 from moss_vllm.evaluation import (
     FAVOR_PROTOCOLS,
     MOTIONBENCH_PROTOCOLS,
     add_options,
     choose_folder,
-    errors_in_one_line,
     evaluate,
     hold_middle_frame,
 )

@@ -52,10 +52,9 @@ def run_isolated(
             patience_s = max(0.0, min(child.deadline_s for child in pool) - time.monotonic())
             wait([child.pipe for child in pool], timeout=min(patience_s, 3600))
             for place, child in enumerate(pool):
-                outcome = child.poll()
-                if child.is_busy and outcome is not None:
+                if outcomes := child.poll():
                     child.is_busy = False
-                    yield child.job, outcome
+                    yield child.job, outcomes[0]
                 if child.is_lost and waiting:
                     pool[place] = child = _Child(work, limit_s)
                 if waiting and child.is_idle:
@@ -91,31 +90,29 @@ class _Child:
         except OSError:  # it died while idle; `poll` tells how
             pass
 
-    def poll(self) -> Any:
-        """The outcome of its job once there is one, else None."""
+    def poll(self) -> tuple[Any, ...]:
+        """The outcome of its job once there is one, else nothing."""
         try:
             if self.pipe.poll():
                 outcome = self.pipe.recv()
                 self.deadline_s = float("inf")
-                if self.is_ready:
-                    return outcome
-                self.is_ready = True
-                return None
+                was_ready, self.is_ready = self.is_ready, True
+                return (outcome,) if was_ready else ()
         except (EOFError, OSError):
             self.process.join(5)
             code = self.process.exitcode
             return self._lose(f"{_name_exit(code)} while at work on it", "decode it alone to see more")
         if time.monotonic() < self.deadline_s:
-            return None
+            return ()
         remedy = "raise --limit-s if the file is long or the disk slow, else replace the file"
         return self._lose(f"not done after {self.limit_s:g} s, so it was stopped", remedy)
 
-    def _lose(self, reason: str, remedy: str) -> Failure:
+    def _lose(self, reason: str, remedy: str) -> tuple[Any, ...]:
         self.is_lost = True
         self.kill()
         if not self.is_ready:
             raise RuntimeError(f"a child process did not start ({reason}); its own message is above")
-        return Failure(reason, remedy)
+        return (Failure(reason, remedy),) if self.is_busy else ()
 
     def kill(self) -> None:
         self.process.kill()

@@ -20,7 +20,8 @@ from moss_vllm.data.probe import ClipPart, Probe, probe_all
 from moss_vllm.data.rows import ClipRow
 from moss_vllm.data.sources import Sources
 from moss_vllm.data.video import BadVideo
-from moss_vllm.report import whole_file
+from moss_vllm.errors import RunStopped
+from moss_vllm.files import whole_file
 
 KINDS = ("too long", "bad", "missing")
 REMEDIES = {
@@ -89,7 +90,7 @@ class Plan:
             if rows := [row for row in self.rejected if row.kind == kind]:
                 first = f"the first is {rows[0].row_id} of {rows[0].source}: {rows[0].reason}"
                 lines.append(f"  {len(rows):,} {kind}: {REMEDIES[kind]}; {first}")
-        raise RuntimeError("\n".join([*lines, f"  or {last}"]))
+        raise RunStopped("\n".join([*lines, f"  or {last}"]))
 
 
 def plan(

@@ -73,7 +73,7 @@ def probe_all(
             clip, probe = futures[future], future.result()
             probes[clip] = probe
             if log and isinstance(probe, Probe):
-                log.write(json.dumps({"key": keys[clip], **asdict(probe)}).encode() + b"\n")
+                _append(log, {"key": keys[clip], **asdict(probe)})
     finally:
         pool.shutdown(cancel_futures=True)
         if log:
@@ -118,6 +118,13 @@ def _open_cache(path: Path) -> BinaryIO:
     if path.read_bytes()[-1:] not in (b"", b"\n"):
         log.write(b"\n")
     return log
+
+
+def _append(log: BinaryIO, entry: dict[str, Any]) -> None:
+    try:
+        log.write(json.dumps(entry).encode() + b"\n")
+    except OSError as error:
+        raise OSError(f"{log.name} cannot be written ({error.strerror}); make room there") from error
 
 
 def _with_progress(futures: Mapping[Future, ClipPart]) -> Iterator[Future]:

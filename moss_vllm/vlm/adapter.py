@@ -4,7 +4,6 @@ peft's own loader is not used: it takes an adapter with MOSS for one without in 
 folder as they come. Here nothing in a folder can name code or another base.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moss_vllm.files import read_json
 from moss_vllm.vlm.video_llama3 import MossVideoLlama3ForConditionalGeneration
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -134,17 +134,6 @@ def faults(weights: Mapping[str, Tensor], expected: Mapping[str, Any]) -> str:
             more = f" and {len(some) - 5} more" if len(some) > 5 else ""
             told.append(f"{len(some)} {fault} ({', '.join(some[:5])}{more})")
     return ", ".join(told)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; ValueError names the file that holds none."""
-    try:
-        found = json.loads(file.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}, not names with values")
-    except ValueError as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error}); use an earlier checkpoint") from error
-    return found
 
 
 def _lora_config(model: PreTrainedModel, rank: int, alpha: int, dropout: float) -> LoraConfig:

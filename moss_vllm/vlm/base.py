@@ -4,7 +4,6 @@ A base is a native VideoLLaMA3 folder or hub id, a folder that `scripts/merge.py
 """
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
+from moss_vllm.files import read_json
 from moss_vllm.vlm.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3 import (
     MossVideoLlama3Config,
@@ -72,6 +72,7 @@ def load_base(
     """
     path, dtype = resolve(source), dtype or torch.float32
     _check_kind(source, revision)
+    origin = _origin(path, revision)  # which reads every file's header, and names one that is damaged
     config = AutoConfig.from_pretrained(path, revision=revision)
     trained_moss = isinstance(config, MossVideoLlama3Config)
     if moss is not None:
@@ -101,7 +102,7 @@ def load_base(
         _check_tied(source, model)
     if isinstance(model, MossVideoLlama3ForConditionalGeneration):
         model.model.vision_model.moss.float()  # with its BatchNorm statistics
-    model.opened_from = _origin(path, revision)
+    model.opened_from = origin
     return cast(PreTrainedModel, model)
 
 
@@ -113,7 +114,19 @@ def load_processor(source: str | Path, revision: str | None = None) -> VideoLlam
         ValueError: another kind of model.
     """
     _check_kind(source, revision)
-    return AutoProcessor.from_pretrained(resolve(source), revision=revision)
+    return open_processor(resolve(source), revision)
+
+
+def open_processor(folder: str | Path, revision: str | None = None) -> VideoLlama3Processor:
+    """The processor of a folder or hub id; one that names code is refused, without a question."""
+    how: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    try:
+        return AutoProcessor.from_pretrained(str(folder), **how)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder}: its processor cannot be read ({reason}); use a complete checkpoint"
+        ) from error
 
 
 def choose_attention(device: str | torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
@@ -144,6 +157,15 @@ def resolve(source: str | Path) -> str:
         return str(MINIATURE)
     path = Path(source).expanduser()
     if (not is_hub_id(source) or path.is_dir()) and not (path / "config.json").is_file():
+        if (path / "run.json").is_file():
+            raise FileNotFoundError(
+                f"{source} is a checkpoint; go on with it by --resume, or merge it first: python "
+                f"scripts/merge.py {source} OUT, and give OUT"
+            )
+        if steps := sorted(path.glob("step-*")):
+            raise FileNotFoundError(
+                f"{source} is the folder of a run; give one of its checkpoints, such as {steps[-1]}"
+            )
         raise FileNotFoundError(
             f"{source}: no config.json there; give a checkpoint folder, a native VideoLLaMA3 folder, "
             "a hub id (owner/name) or 'miniature'"
@@ -174,8 +196,7 @@ def base_record(source: str | Path) -> dict[str, Any]:
     path = resolve(source)
     for name in RECORDS:
         if file := find_file(path, name):
-            record: dict[str, Any] = json.loads(file.read_text())
-            return record
+            return read_json(file, "fetch it again")
     return {}
 
 
@@ -190,7 +211,7 @@ def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
     path = resolve(source)
     files = [find_file(path, "model.safetensors", revision)]
     if files == [None] and (index := find_file(path, "model.safetensors.index.json", revision)):
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = sorted(set(read_json(index, "fetch it again")["weight_map"].values()))
         files = [find_file(path, name, revision) for name in shards]
     weights: dict[str, bytes] = {}
     for file in files:
@@ -202,6 +223,8 @@ def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():
                     part = opened.get_slice(name)
+                    if 0 in part.get_shape():
+                        raise ValueError(f"{file}: its weight {name} is empty; fetch it again")
                     row = part[:1] if part.get_shape() else opened.get_tensor(name)
                     values = row.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
                     weights[name] = f"{name} {list(part.get_shape())}".encode() + values
@@ -212,7 +235,10 @@ def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
 
 def _check_kind(source: str | Path, revision: str | None) -> None:
     # Read as json first: AutoConfig answers the authors' release with a question about running its code.
-    kind = PretrainedConfig.get_config_dict(resolve(source), revision=revision)[0].get("model_type")
+    file = find_file(resolve(source), "config.json", revision)
+    if file is None:
+        raise FileNotFoundError(f"{source}: has no config.json that can be fetched; check the name")
+    kind = read_json(file, "fetch it again").get("model_type")
     if kind not in (VideoLlama3Config.model_type, MossVideoLlama3Config.model_type):
         remedy = "give a native VideoLLaMA3 folder or hub id"
         if kind == AUTHORS_MODEL_TYPE:

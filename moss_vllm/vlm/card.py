@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.files import read_json
 from moss_vllm.report import format_cell
 from moss_vllm.vlm.base import is_hub_id
 
@@ -77,15 +78,14 @@ def read_result(file: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """A result.json of the model whose record is `run`.
 
     Raises:
+        FileNotFoundError: it is not there.
         ValueError: it cannot be read, or is of another model.
     """
-    try:
-        result: dict[str, Any] = json.loads(file.read_text())
-        needed = ("benchmark", "protocol", "run", "asked", "questions", "accuracy_percent", "chance_percent")
-        missing = [name for name in needed if name not in result]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error}); evaluate again") from error
-    if missing:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: is not a file; give the result.json of an evaluation")
+    result = read_json(file, "evaluate again")
+    needed = ("benchmark", "protocol", "run", "asked", "questions", "accuracy_percent", "chance_percent")
+    if missing := [name for name in needed if name not in result]:
         raise ValueError(f"{file}: has no {', '.join(missing)}; give a result.json of eval/*.py")
     if result["run"] != run:
         raise ValueError(f"{file}: is of another model than this one; evaluate this one, or leave it out")

@@ -21,18 +21,19 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoProcessor, VideoLlama3Processor
+from transformers import VideoLlama3Processor
 
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import Clip
+from moss_vllm.files import read_json
 from moss_vllm.vlm.adapter import ADAPTER_FILE as ADAPTER_FILE
-from moss_vllm.vlm.adapter import SETTINGS_FILE, check_lora, faults, load_adapter, read_json, read_lora
+from moss_vllm.vlm.adapter import SETTINGS_FILE, check_lora, faults, load_adapter, read_lora
 from moss_vllm.vlm.adapter import attach_lora as attach_lora
 from moss_vllm.vlm.adapter import trained_state as trained_state
 from moss_vllm.vlm.base import base_fingerprint as base_fingerprint
 from moss_vllm.vlm.base import base_record as base_record
 from moss_vllm.vlm.base import choose_attention as choose_attention
-from moss_vllm.vlm.base import find_file, is_hub_id
+from moss_vllm.vlm.base import find_file, is_hub_id, open_processor
 from moss_vllm.vlm.base import load_base as load_base
 from moss_vllm.vlm.base import load_processor as load_processor
 from moss_vllm.vlm.base import resolve as resolve
@@ -106,7 +107,7 @@ def load(
             name = folder.parent.name if folder.name.startswith("step-") else folder.name
         run = read_run(folder)
         model = _open_adapter(folder, run, how)
-        processor = AutoProcessor.from_pretrained(str(folder))
+        processor = open_processor(folder)
     return Loaded(model.to(device).eval(), processor, name, run)
 
 

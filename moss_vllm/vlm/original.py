@@ -4,7 +4,6 @@ Reference: inference/transformers_api/ and videollama3/model/ of DAMO-NLP-SG/Vid
 a release are never read.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from moss_vllm import files
 from moss_vllm.vlm.miniature import CHAT_TEMPLATE
 
 MODEL_TYPE, VISION_TYPE, PROJECTOR_TYPE = "videollama3_qwen2", "videollama3_vision_encoder", "mlp2x_gelu"
@@ -210,10 +210,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there; the release is incomplete, download it again")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error}); download it again") from error
+    return files.read_json(file, "download it again")
 
 
 def _read_optional(file: Path) -> dict[str, Any]:
