@@ -62,7 +62,8 @@ class Checkup:
         Raises: ValueError naming every video of theirs that cannot be read: now, not between two steps.
         """
         asked = [(video, question) for video in self.videos for question in video.questions]
-        kept = {asked[number * len(asked) // count][1].uid for number in range(min(count, len(asked)))}
+        count = min(count, len(asked))
+        kept = {asked[number * len(asked) // count][1].uid for number in range(count)}
         chosen = [tuple(q for q in video.questions if q.uid in kept) for video in self.videos]
         self.videos = [
             dataclasses.replace(video, questions=questions)

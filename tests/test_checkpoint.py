@@ -497,7 +497,8 @@ def test_a_path_that_does_not_exist_is_named(source):
 def test_the_folder_of_a_run_is_not_taken_for_a_hub_id(saved, monkeypatch):
     runs = saved[1].parent.parent
     monkeypatch.chdir(runs.parent)
-    with pytest.raises(FileNotFoundError, match="no config.json there; give a checkpoint folder"):
+    message = f"is the folder of a run; give one of its checkpoints, such as {runs.name}/a_run/step-"
+    with pytest.raises(FileNotFoundError, match=message):
         checkpoint.load(f"{runs.name}/a_run")
 
 
