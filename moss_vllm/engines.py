@@ -28,21 +28,22 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers.integrations import unset_hf_deepspeed_config
 
+from moss_vllm.errors import RunStopped
 from moss_vllm.vlm.adapter import faults
 from moss_vllm.vlm.video_llama3 import VideoMOSS
 
 ZERO_FOLDER = "zero"
 OPTIMIZER_FILE = "optimizer.safetensors"
 FULL = StateDictOptions(full_state_dict=True)
-# What torch, numpy, random, safetensors and pickle say of a state that is damaged or of another shape.
-UNREADABLE = (OSError, SafetensorError, UnpicklingError, RuntimeError, LookupError, ValueError, TypeError)
+# What torch, numpy, random and safetensors say of a state that is damaged or of another shape.
+UNREADABLE = (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError)
 
 
 def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerator:
     """The accelerator `accelerate launch` or the environment asks for.
 
     Raises:
-        RuntimeError: DeepSpeed or FSDP was asked for and another engine would run; accelerate is silent then.
+        RunStopped: DeepSpeed or FSDP was asked for and another engine would run; accelerate is silent then.
     """
     wanted = {"ACCELERATE_USE_DEEPSPEED": "DEEPSPEED", "ACCELERATE_USE_FSDP": "FSDP"}
     asked = {key: engine for key, engine in wanted.items() if os.environ.get(key, "").lower() == "true"}
@@ -58,13 +59,20 @@ def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerat
     found = accelerator.distributed_type.value
     for variable, engine in asked.items():
         if found != engine:
-            raise RuntimeError(
+            raise RunStopped(
                 f"{engine} was asked for ({variable}=true) and {found} would run; unset ACCELERATE_USE_CPU "
                 "(for DeepSpeed on the CPU set DS_ACCELERATOR=cpu; FSDP needs GPUs)"
             )
     # Else transformers opens a bfloat16 base through ZeRO-3's constructor, which makes it float32.
     unset_hf_deepspeed_config()
     return accelerator
+
+
+def refuse_quantized(accelerator: Accelerator, quantize: bool) -> None:
+    """ValueError for a base in 4 bits under an engine that shards the weights of a model."""
+    engine = name(accelerator)
+    if quantize and (engine.startswith("FSDP") or engine.endswith("ZeRO-3")):
+        raise ValueError(f"--quantize does not go with {engine}; use DDP, ZeRO-2 or one process")
 
 
 def name(accelerator: Accelerator) -> str:
@@ -238,6 +246,11 @@ def load_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, f
         else:
             _load_optimizer(objective, optimizer.optimizer, load_file(folder / OPTIMIZER_FILE))
         _restore_random_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
+    except UnpicklingError as error:  # torch's own message advises to load it all the same
+        raise ValueError(
+            f"{folder}: cannot be read (a file has more than plain tensors in it, which could run code); "
+            "resume from an earlier checkpoint"
+        ) from error
     except UNREADABLE as error:
         raise ValueError(f"{folder}: cannot be read ({error}); resume from an earlier checkpoint") from error
 

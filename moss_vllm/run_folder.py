@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ LOGS = ("train.jsonl", "evals.jsonl")
 
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest whole `step-NNNNNN` folder of a run; unfinished ones have another name."""
-    found = [path for path in out.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
-    return max(found, key=step_of, default=None)
+    return max(_checkpoints(out), key=step_of, default=None)
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return [path for path in out.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -29,9 +33,10 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def refuse_second_run(out: Path) -> None:
-    """FileExistsError for a folder with another run's checkpoints."""
-    if found := latest_checkpoint(out):
+def refuse_second_run(out: Path, resume: Path | None) -> None:
+    """FileExistsError for a folder with the checkpoints of another run than the one that goes on."""
+    own = resume is not None and resume.resolve().parent == out.resolve()
+    if (found := latest_checkpoint(out)) and not own:
         raise FileExistsError(f"{found} is there already; go on with --resume auto, or name another --out")
 
 
@@ -56,11 +61,38 @@ def open_checkpoint(folder: Path) -> dict[str, Any]:
     return progress
 
 
+def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resume: Path | None) -> None:
+    """ValueError where a run would go on in another order of rows; where only the data changed it is said."""
+    for name in ("seed", "clips_a_step"):
+        if was[name] != now[name]:
+            raise ValueError(
+                f"{resume} was trained with {name}={was[name]}, this run has {now[name]}: rows would be "
+                "skipped or repeated; set it as it was (clips_a_step is batch_size x accumulate x processes)"
+            )
+    if first_step > now["steps"]:
+        raise ValueError(
+            f"{resume} is beyond the last step, {now['steps']}; raise --steps, or name another --out"
+        )
+    if was["steps"] != now["steps"]:
+        print(f"steps was {was['steps']}, is {now['steps']}: the learning rate follows the new schedule now")
+    if was["sources"] != now["sources"]:
+        told = f"the training set was {was['sources']} (rows, weight), is {now['sources']}"
+        print(f"{told}: the order of rows is another one from here")
+
+
 def tidy(out: Path, step: int) -> None:
-    """Drop what a killed run left: unfinished checkpoints, and log lines after `step`."""
+    """Drop what a killed run left half-written, and log lines after `step`; later checkpoints move aside."""
     (out / FINISHED_FILE).unlink(missing_ok=True)
     for left in out.glob(".step-*.unfinished"):
         shutil.rmtree(left)
+    for left in out.glob(".*.part*"):
+        left.unlink()
+    for later in _checkpoints(out):
+        if step_of(later) > step:  # of a branch this run left: --resume auto must not go on with it
+            aside = out / "abandoned" / f"{later.name}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            later.rename(aside)
+            print(f"{later} was written after step {step}, where this run goes on; it is {aside} now")
     for file in (out / name for name in LOGS if (out / name).is_file()):
         kept = [line for line in file.read_text().splitlines(keepends=True) if _is_before(line, step)]
         with whole_file(file) as part:

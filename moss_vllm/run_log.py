@@ -21,7 +21,6 @@ class RunLog:
     """Progress bar (a line every `every` steps where no terminal is), train.jsonl, tracker, rejected rows.
 
     Args:
-        rejected: row ids an interrupted run has named already.
     """
 
     def __init__(
@@ -32,10 +31,11 @@ class RunLog:
         first: int,
         steps: int,
         every: int,
-        rejected: Sequence[str],
     ) -> None:
         self.accelerator, self.out, self.steps, self.every = accelerator, out, steps, every
-        self.main, self.named = accelerator.is_main_process, set(rejected)
+        self.main = accelerator.is_main_process
+        self.refusals = out / f"rejected-{accelerator.process_index}.jsonl"
+        self.named = _named(self.refusals)
         self.recent: list[dict[str, Any]] = []
         shown = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")]
         console = Console(stderr=True, quiet=not self.main)
@@ -105,8 +105,14 @@ class RunLog:
                 continue
             self.named.add(row.row_id)
             print(f"row {row.row_id} not used: {row.reason}", file=sys.stderr, flush=True)
-            with (self.out / f"rejected-{self.accelerator.process_index}.jsonl").open("a") as file:
+            with self.refusals.open("a") as file:
                 file.write(json.dumps({"row_id": row.row_id, "reason": row.reason}) + "\n")
+
+
+def _named(file: Path) -> set[str]:
+    """Rows that an interrupted run has named already."""
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return {json.loads(line)["row_id"] for line in lines if line.endswith("}\n")}
 
 
 def peak_memory_gib() -> float:

@@ -20,6 +20,7 @@ from moss_vllm import engines
 from moss_vllm.core import MOSS
 from moss_vllm.data.plan import Plan
 from moss_vllm.data.probe import probe_clip
+from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.data.video import BadVideo
 from moss_vllm.files import read_json, whole_file
 from moss_vllm.memory import GIB, estimate_training_memory
@@ -123,7 +124,9 @@ def show(record: dict[str, Any]) -> None:
         for name, count, weight in record["sources"]:
             console.print(f"  {name}: {count:,} rows, weight {weight:g}")
     console.print(f"tokens a clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
-    if record["memory"]:
+    if not record["memory"]:
+        console.print("no estimate of memory: the base is in 4 bits, or the longest row's video is not there")
+    else:
         peak_gib = record["memory"]["total"] / GIB
         console.print(
             f"estimated peak of weights, optimizer and activations: {peak_gib:.1f} GiB a process, for "
@@ -177,3 +180,18 @@ def open_tracker(accelerator: Accelerator, settings: Any, resume: Path | None) -
     accelerator.init_trackers(
         project, config=values, init_kwargs={settings.tracker: options[settings.tracker]}
     )
+
+
+def show_batch(dataset: TrainingSet, size: int) -> None:
+    """Print the shapes of the first batch and its first conversation."""
+    batch = dataset.collate([dataset[index] for index in range(min(size, len(dataset)))])
+    for name, value in batch.items():
+        print(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
+    text = dataset.processor.tokenizer.decode(batch["input_ids"][0])
+    video_token = dataset.processor.video_token
+    print(f"first conversation, each run of {video_token} shown once:")
+    while video_token * 2 in text:
+        text = text.replace(video_token * 2, video_token)
+    print(text)
+    lengths = batch["attention_mask"].sum(-1).tolist()
+    print(json.dumps({"tokens_per_clip": {"min": min(lengths), "max": max(lengths)}}))

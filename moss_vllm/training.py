@@ -1,16 +1,15 @@
 """One training loop on Accelerate: exact across processes and accumulation, resumable, plain-spoken.
 
 A step's gradient is that of the mean loss over all answer tokens of the step, however its clips are split
-over processes and micro-batches. The order of rows depends on (seed, step) alone: resuming costs no decoding.
-SIGTERM, SIGUSR1 (what schedulers send) and the first Ctrl-C end the run after its step, with a checkpoint.
+over processes and micro-batches; MOSS's BatchNorm alone sees a micro-batch's clips of one size at a time. The
+order of rows depends on (seed, step) alone: resuming costs no decoding. SIGTERM, SIGUSR1 (what schedulers
+send) and the first Ctrl-C end the run after its step, with a checkpoint.
 """
 
 import json
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -29,9 +28,10 @@ from moss_vllm.data.order import RowOrder, StepBatches
 from moss_vllm.errors import RunStopped
 from moss_vllm.optim import warmup_cosine
 from moss_vllm.run_log import RunLog, peak_memory_gib
+from moss_vllm.stopping import leave_signals_to_the_run, stop_asked
 from moss_vllm.vlm.checkpoint import trained_state
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+READ_LIMIT_S = 900  # a batch that takes longer hangs: in a broken file, or on a dead network disk
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,21 @@ def train(
 
     Raises:
         FileNotFoundError: `resume` is no checkpoint.
-        FileExistsError: a new run in the folder of another.
+        FileExistsError: a run in the folder of another.
+        ValueError: a checkpoint of another seed or number of clips a step.
         RunStopped: too many rejected rows, a loss or gradient that is not finite (its rows are written to
             `out`), a trained parameter that the first backward pass does not reach, or a full disk.
     """
-    if resume is None:
-        run_folder.refuse_second_run(out)
+    run_folder.refuse_second_run(out, resume)
     progress: dict[str, Any] = run_folder.open_checkpoint(resume) if resume else {"step": 0}
     first_step: int = progress["step"]
+    place = {
+        "seed": loop.seed,
+        "clips_a_step": loop.batch_size * loop.accumulate * accelerator.num_processes,
+        "steps": loop.steps,
+        "sources": [list(share) for share in dataset.shares],
+    }
+    run_folder.check_place(progress.get("place", place), place, first_step, resume)
     group_of = {id(p): group["name"] for group in groups for p in group["params"]}
     trained = {name: group_of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
     rates = {group["name"]: group["initial_lr"] for group in groups}
@@ -163,14 +170,13 @@ def train(
     source = iter(_loader(accelerator, dataset, loop, first_step))
     lines: list[dict[str, Any]] = []
     rejected_rows, seen_rows = progress.get("rejected", 0), progress.get("seen", 0)
-    unreached, hooks = _watch({name: parameters[name] for name in trained})
+    unreached, hooks = watch({name: parameters[name] for name in trained})
     log = RunLog(
         accelerator,
         out,
         first=first_step,
         steps=loop.steps,
         every=loop.log_every,
-        rejected=progress.get("rejected_ids", ()),
     )
 
     def checkpoint(step: int, *, last: bool) -> None:
@@ -181,7 +187,7 @@ def train(
             "step": step,
             "rejected": rejected_rows,
             "seen": seen_rows,
-            "rejected_ids": sorted(log.named),
+            "place": place,
         }
         run_folder.write_checkpoint(
             accelerator,
@@ -195,10 +201,11 @@ def train(
                 after_save(folder)
 
     objective.train()
-    with log, _stop_asked() as stop:
+    done = first_step
+    with log, stop_asked() as stop:
         for step in range(first_step, loop.steps):
             started = time.monotonic()
-            micro_batches = [next(source) for _ in range(loop.accumulate)]
+            micro_batches = _read(source, loop.accumulate, step + 1)
             waited_s = time.monotonic() - started
             row_ids = [row for batch in micro_batches for row in batch.pop("row_ids")]
             refused = [row for batch in micro_batches for row in batch.pop("rejected")]
@@ -232,7 +239,7 @@ def train(
                     )
                 total += loss.detach()
             if step == first_step:
-                _check_every_gradient(unreached, hooks)
+                check_every_gradient(unreached, hooks)
             mean_loss = float(cast(Tensor, accelerator.reduce(total, "sum"))) / max(1, answers)
             _check_finite(mean_loss, "loss", step + 1, row_ids, accelerator, out)
             by_group = (step + 1) % loop.log_every == 0
@@ -254,13 +261,15 @@ def train(
             }
             lines.append(line)
             log.step(line)
-            last = step + 1 == loop.steps or bool(stopping)
-            if last or (step + 1) % loop.save_every == 0:
-                checkpoint(step + 1, last=last)
-            if evaluate and evaluate_every and (step + 1) % evaluate_every == 0:
+            done = step + 1
+            # Before the checkpoint, or a run killed in between would never ask; not with a scheduler waiting.
+            if evaluate and evaluate_every and done % evaluate_every == 0 and not stopping:
                 with engines.undisturbed():
-                    evaluate(step + 1)
+                    evaluate(done)
                 objective.train()
+            last = done == loop.steps or bool(stopping)
+            if last or done % loop.save_every == 0:
+                checkpoint(done, last=last)
             if stopping and step + 1 < loop.steps:
                 accelerator.print(
                     f"stopped by a signal after step {step + 1} of {loop.steps}; {out}/step-{step + 1:06d} "
@@ -268,7 +277,7 @@ def train(
                 )
                 break
     last_checkpoint = out / f"step-{loop.steps:06d}"
-    if accelerator.is_main_process and last_checkpoint.is_dir():
+    if accelerator.is_main_process and done == loop.steps:
         (out / run_folder.FINISHED_FILE).write_text(f"{last_checkpoint.name}\n")
     return lines
 
@@ -288,49 +297,38 @@ def _loader(
         cast(Dataset[Any], dataset),
         batch_sampler=batches,
         num_workers=loop.workers,
+        timeout=READ_LIMIT_S if loop.workers else 0,
         collate_fn=dataset.collate,
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=leave_signals_to_the_run,
         pin_memory=accelerator.device.type == "cuda",
         # The loader draws a seed for its workers; its own generator keeps that out of the run's RNG state.
         generator=torch.Generator().manual_seed(loop.seed),
     )
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """A scheduler signals every process; a worker that died of it would take the last step with it."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def _stop_asked() -> Iterator[threading.Event]:
-    """Set by the first stop signal; a second Ctrl-C interrupts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only it may listen
-        yield asked
-        return
-
-    def note(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+def _read(source: Iterator[dict[str, Any]], count: int, step: int) -> list[dict[str, Any]]:
+    """The micro-batches of a step; a worker that died or hangs ends the run with a remedy."""
     try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return [next(source) for _ in range(count)]
+    except RuntimeError as error:
+        raise RunStopped(
+            f"the rows of step {step} could not be read: {error}. scripts/check_videos.py finds a file that "
+            "hangs or kills its decoder; then go on with --resume auto"
+        ) from error
 
 
-def _watch(trained: dict[str, nn.Parameter]) -> tuple[set[str], list[Any]]:
+def watch(trained: dict[str, nn.Parameter]) -> tuple[set[str], list[Any]]:
     """Names no backward pass has reached yet; `.grad` does not tell, since engines move gradients."""
     unreached = set(trained)
-    hooks = [p.register_hook(lambda grad, name=name: unreached.discard(name)) for name, p in trained.items()]
+    hooks = [  # not `register_hook`: FSDP's backward pass goes through other tensors
+        p.register_post_accumulate_grad_hook(lambda _, name=name: unreached.discard(name))
+        for name, p in trained.items()
+    ]
     return unreached, hooks
 
 
-def _check_every_gradient(unreached: set[str], hooks: Sequence[Any]) -> None:
+def check_every_gradient(unreached: set[str], hooks: Sequence[Any]) -> None:
+    """RunStopped if the first backward pass left out a trained parameter."""
     for hook in hooks:
         hook.remove()
     if unreached:

@@ -1,8 +1,8 @@
 """Fine-tune VideoLLaMA3 with MOSS on FAVOR-Train captions: LLM by LoRA, MOSS and projector whole (Sec. 4.5).
 
     accelerate launch recipes/favor_lora.py                       # the miniature on the motion world, minutes
-    accelerate launch recipes/favor_lora.py --config recipes/configs/favor_videollama3_2b.yaml \
-        --data FAVOR --model OWNER/VIDEOLLAMA3_2B                 # the paper's run, 8 GPU-hours
+    accelerate launch recipes/favor_lora.py --config recipes/configs/favor_videollama3_2b.yaml \\
+        --data FAVOR/prepared/kept.json --model OWNER/VIDEOLLAMA3_2B   # the paper's run, 8 GPU-hours
     accelerate launch --multi_gpu ...                             # DDP
     accelerate launch --use_deepspeed --deepspeed_config_file recipes/configs/deepspeed_zero2.json ...
     python recipes/favor_lora.py --dry-run --model shape:2b       # parameters and memory, without weights
@@ -16,7 +16,6 @@ again with `--resume auto` after an interruption, whatever it was.
 """
 
 import dataclasses
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -46,6 +45,9 @@ from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.sizes import describe_shape
 
+COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
+COUNTS += ["eval_every", "eval_questions"]
+SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 
 
@@ -62,6 +64,7 @@ class FavorLora:
     )
     videos: str | None = setting(None, "folder of the videos, if not found beside the annotation")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
+    cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
     out: str = setting("runs/favor_lora", "where checkpoints and logs go")
     use_moss: bool = setting(True, "attach MOSS; without, the '+ FAVOR-Train' row of Table 5")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
@@ -82,6 +85,9 @@ class FavorLora:
     steps: int = setting(360, "optimizer steps")
     batch_size: int = setting(16, "clips a process and micro-batch")
     accumulate: int = setting(1, "micro-batches a step")
+    clips_a_step: int | None = setting(
+        None, "clips a step over all processes; sets accumulate to what comes nearest"
+    )
     save_every: int = setting(120, "steps between checkpoints")
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
@@ -110,23 +116,30 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     )
     if resume:
         open_checkpoint(resume)
-    elif not flags.dry_run:
-        refuse_second_run(out)
+    if not flags.dry_run:
+        refuse_second_run(out, resume)
     tracker = start_report.choose_tracker(settings.tracker)
     accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
+    if settings.clips_a_step:
+        settings = with_clips_a_step(settings, accelerator)
+    engines.refuse_quantized(accelerator, settings.quantize)
     set_seed(settings.seed)
     processor = checkpoint.load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
-        rows = plan_rows(settings, processor, None if flags.dry_run else out)
+        rows = plan_rows(
+            settings, processor, None if flags.dry_run else out, write=accelerator.is_main_process
+        )
     # The miniature names its own MOSS sizes; without any, the config's defaults are the paper's.
     moss = checkpoint.base_record(settings.model).get("moss", {}) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
+    set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
+    read = choose_reader(settings.cache, settings.cache_gib)
     dataset = TrainingSet(
         rows.rows,
         processor,
         shares=rows.shares,
-        read=choose_reader(settings.cache),
+        read=read,
         sample_fps=settings.sample_fps,
         short_side_px=settings.short_side_px,
         max_frames=settings.max_frames,
@@ -140,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if flags.dry_run:
         if accelerator.is_main_process:
             print("\n".join(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()))
-            show_batch(dataset, settings.batch_size)
+            start_report.show_batch(dataset, settings.batch_size)
         return []
 
     clip_settings = ("sample_fps", "short_side_px", "max_frames", "compress_tokens")
@@ -168,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     )
     checkup = None
     if settings.eval_data:
-        checkup = Checkup(accelerator, model, processor, run["protocol"], Path(settings.eval_data), out)
+        data = Path(settings.eval_data)
+        checkup = Checkup(accelerator, model, processor, run["protocol"], data, out, read=read)
         checkup.choose(settings.eval_questions)
 
     def announce() -> None:
@@ -202,29 +216,12 @@ def check(settings: FavorLora) -> None:
     """Refuse settings that cannot be meant, all at once."""
     wrong = [
         f"{name} is {value}; it must be at least 1"
-        for name in (
-            "steps",
-            "batch_size",
-            "accumulate",
-            "save_every",
-            "log_every",
-            "lora_rank",
-            "lora_alpha",
-            "eval_every",
-            "eval_questions",
-        )
-        if (value := getattr(settings, name)) < 1
+        for name in COUNTS
+        if (value := getattr(settings, name)) is not None and value < 1
     ]
     wrong += [
         f"{name} is {value}; it must be a number from 0 to 1"
-        for name in (
-            "lr_moss",
-            "lr_projector",
-            "lr_llm",
-            "lora_dropout",
-            "max_rejected_share",
-            "max_bad_share",
-        )
+        for name in SHARES
         if not 0 <= (value := getattr(settings, name)) <= 1
     ]
     if settings.lora_dropout == 1:
@@ -247,7 +244,16 @@ def check(settings: FavorLora) -> None:
         refuse_unwritable(Path(settings.cache), "cache")
 
 
-def plan_rows(settings: FavorLora, processor: Any, out: Path | None) -> Plan:
+def with_clips_a_step(settings: FavorLora, accelerator: Accelerator) -> FavorLora:
+    """`accumulate` for the number of processes there is."""
+    at_once, wanted = settings.batch_size * accelerator.num_processes, settings.clips_a_step or 0
+    accumulate = max(1, round(wanted / at_once))
+    if accumulate * at_once != wanted:
+        accelerator.print(f"{accumulate * at_once} clips a step: {wanted} are no multiple of {at_once}")
+    return dataclasses.replace(settings, accumulate=accumulate)
+
+
+def plan_rows(settings: FavorLora, processor: Any, out: Path | None, *, write: bool) -> Plan:
     """The rows that can be trained on; refuses to start if too many cannot."""
     data = Path(settings.data) if settings.data else ensure_world() / "FAVOR"
     found = plan(
@@ -261,7 +267,7 @@ def plan_rows(settings: FavorLora, processor: Any, out: Path | None) -> Plan:
         cache=out and out / "measured.jsonl",
         workers=max(2, settings.workers),
     )
-    if out:
+    if out and write:
         found.write(out)
     found.check(settings.max_rejected_share)
     return found
@@ -316,7 +322,9 @@ def reload_check(
                     tolerance=tolerance,
                     quantize=settings.quantize,
                 )
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if "allocate" not in str(error):  # the GPU's error has a class of its own, the CPU's has not
+                    raise
                 print(f"{folder} is not compared: no memory for a second model beside the run")
         accelerator.wait_for_everyone()
 
@@ -340,21 +348,6 @@ def show_shape(settings: FavorLora, *, dry_run: bool) -> list[dict[str, Any]]:
         frozen_dtype=PRECISIONS[settings.precision] or torch.float32,
     )
     return []
-
-
-def show_batch(dataset: TrainingSet, size: int) -> None:
-    """Print the shapes of the first batch and its first conversation."""
-    batch = dataset.collate([dataset[index] for index in range(min(size, len(dataset)))])
-    for name, value in batch.items():
-        print(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
-    text = dataset.processor.tokenizer.decode(batch["input_ids"][0])
-    video_token = dataset.processor.video_token
-    print(f"first conversation, each run of {video_token} shown once:")
-    while video_token * 2 in text:
-        text = text.replace(video_token * 2, video_token)
-    print(text)
-    lengths = batch["attention_mask"].sum(-1).tolist()
-    print(json.dumps({"tokens_per_clip": {"min": min(lengths), "max": max(lengths)}}))
 
 
 if __name__ == "__main__":

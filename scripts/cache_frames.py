@@ -1,7 +1,7 @@
 """Decode every clip once, in parallel, into a folder that training and evaluation then read frames from.
 
-    python scripts/cache_frames.py --data FAVOR/kept.json --cache /fast/disk/frames --workers 8
-    python recipes/favor_lora.py   --data FAVOR/kept.json --cache /fast/disk/frames ...
+    python scripts/cache_frames.py --data FAVOR/prepared/kept.json --cache /fast/disk/frames --workers 8
+    python recipes/favor_lora.py   --data FAVOR/prepared/kept.json --cache /fast/disk/frames ...
 
 A clip is stored as resized uint8 frames: with the paper's sampling (2 fps, short side 224) about 0.5 MB per
 second of wide video. The size of the whole is told, and checked against the free disk space, once the first

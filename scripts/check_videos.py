@@ -1,7 +1,7 @@
 """Decode every clip as training would, before training: which files are corrupt, hang or crash a decoder?
 
-    python scripts/check_videos.py --data FAVOR/kept.json --workers 8     # what `recipes/*.py --data` takes
-    python scripts/check_videos.py --data MotionBench/self-collected      # every video file below a folder
+    python scripts/check_videos.py --data FAVOR/prepared/kept.json --workers 8   # as for a recipe
+    python scripts/check_videos.py --data MotionBench/self-collected             # every file below a folder
 
 Each clip is decoded in a child process with a time limit, so a decoder that never returns or dies costs one
 clip. Writes to `--out`: `checked.jsonl`, one line per clip that decodes; an unchanged file in it is not

@@ -56,7 +56,8 @@ def show(done: Conversion, out: Path) -> None:
         count, names = len(done.not_carried), ", ".join(done.not_carried)
         print(f"settings without a place in the native format ({count}): {names}")
     config = "recipes/configs/favor_videollama3_2b.yaml"
-    print(f"next: accelerate launch recipes/favor_lora.py --config {config} --data FAVOR --model {out}")
+    data = "FAVOR/prepared/kept.json"
+    print(f"next: accelerate launch recipes/favor_lora.py --config {config} --data {data} --model {out}")
 
 
 @contextmanager

@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--videos {videos} is not a folder")
     out.mkdir(parents=True, exist_ok=True)
 
+    for left in out.glob(".cutting-*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     places: dict[str, int] = {}  # clip -> row
     missing: list[dict[str, Any]] = []
     rejected: dict[int, str] = {}

@@ -21,7 +21,7 @@ from moss_vllm import engines
 from moss_vllm.data.chat import CAPTION_PROMPT, IGNORED, Turn, collate, encode
 from moss_vllm.data.video import Clip
 from moss_vllm.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.training import AnswerLoss
+from moss_vllm.training import AnswerLoss, check_every_gradient, watch
 from moss_vllm.vlm import checkpoint
 
 WRAPPED = ("Qwen2DecoderLayer", "VideoLlama3VisionEncoderLayer")  # as recipes/configs/accelerate_fsdp2.yaml
@@ -63,6 +63,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
     if resume:
         engines.load_state(accelerator, objective, optimizer, resume / "state")
     losses, norms = list(first), {}
+    unreached, hooks = watch({f"{group} {i}": p for group, its in named.items() for i, p in enumerate(its)})
     for step in range(len(first), steps):
         # Clips of other sizes on each process: MOSS runs a different number of times.
         batch = clips(processor, step * 2 + rank, sizes=1 + rank)
@@ -70,6 +71,8 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         dist.all_reduce(answers)
         loss = objective(**batch)
         engines.backward(accelerator, objective, loss / answers, last=True)
+        if step == len(first):
+            check_every_gradient(unreached, hooks)
         norm, norms = engines.step(
             accelerator, objective, optimizer.optimizer, named, clip_norm=1.0, by_group=True
         )

@@ -36,9 +36,9 @@ def environment(engine="DDP"):
     return {**kept, **wanted}
 
 
-def launch(engine, argv, cwd):
-    """Run the recipe on two processes under an engine; returns what it printed."""
-    command = [sys.executable, *LAUNCH[:2], *ENGINES[engine], *LAUNCH[2:], str(SCRIPT), *argv]
+def launch(engine, argv, cwd, script=SCRIPT):
+    """Run a script on two processes under an engine; returns what it printed."""
+    command = [sys.executable, *LAUNCH[:2], *ENGINES[engine], *LAUNCH[2:], str(script), *argv]
     done = subprocess.run(
         command, env=environment(engine), cwd=cwd, capture_output=True, text=True, timeout=300
     )
@@ -46,8 +46,8 @@ def launch(engine, argv, cwd):
     return done.stdout
 
 
-def start(argv, cwd, *, rank=0, processes=1, port=0, **more):
-    """Start one process of the recipe without waiting for it; several ranks make a run without a launcher."""
+def start(argv, cwd, *, rank=0, processes=1, port=0, script=SCRIPT, **more):
+    """Start one process of a script without waiting for it; several ranks make a run without a launcher."""
     variables = environment()
     if processes > 1:
         variables |= {
@@ -59,7 +59,7 @@ def start(argv, cwd, *, rank=0, processes=1, port=0, **more):
         }
     output = (cwd / f"output-{rank}.txt").open("a")
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *argv], env=variables, cwd=cwd, stdout=output, stderr=output, **more
+        [sys.executable, str(script), *argv], env=variables, cwd=cwd, stdout=output, stderr=output, **more
     )
 
 

@@ -425,7 +425,7 @@ def test_the_script_says_what_it_did(release, capsys):
     assert "stored as bfloat16 (83)\nhead: weights of its own\n" in said
     assert "added <|image_pad|> and <|video_pad|>; embedding: 2 new rows" in said
     assert "settings without a place in the native format (1): vision_encoder_lr\n" in said
-    assert said.endswith(f" --data FAVOR --model {out}\n")
+    assert said.endswith(f" --data FAVOR/prepared/kept.json --model {out}\n")
     assert "0.0 of 0.0 GB, about 0 s left" in progress
 
 

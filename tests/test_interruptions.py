@@ -6,14 +6,16 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, environment, free_port, launch, logged, start
+from launching import ROOT, SCRIPT, environment, free_port, launch, logged, start
 from safetensors.torch import load_file
 
-from moss_vllm.run_folder import latest_checkpoint, tidy
+from moss_vllm.run_folder import latest_checkpoint, step_of, tidy
 from moss_vllm.vlm import checkpoint
 
 KILLS = 20
@@ -175,6 +177,71 @@ def test_the_slurm_file_starts_every_task_and_queues_an_unfinished_run_again(arg
     assert done.returncode == 0, done.stderr[-3000:]
     assert "DDP x2 on cpu" in done.stdout and not (tmp_path / "requeued").exists()
     assert (tmp_path / "run" / "finished").read_text() == "step-000004\n"
+
+
+@pytest.mark.slow
+def test_the_run_saves_and_ends_when_its_launcher_is_ended(argv, tmp_path):
+    out, output = tmp_path / "run", (tmp_path / "output.txt").open("w")
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(SCRIPT), *argv("run", steps=10_000)]
+    launcher = subprocess.Popen(command, env=environment(), cwd=tmp_path, stdout=output, stderr=output)
+    wait_for(lambda: (out / "train.jsonl").is_file() and len(logged(out)) > 3)
+    launcher.terminate()  # as a scheduler does that knows no other process
+    launcher.wait(timeout=60)
+    wait_for(lambda: "stopped by a signal after step" in (tmp_path / "output.txt").read_text())
+    last = latest_checkpoint(out)
+    wait_for(lambda: logged(out)[-1]["step"] == step_of(last))
+    checkpoint.load(last)
+
+
+def wait_for(condition, seconds=90):
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_machines_train_save_at_a_signal_and_finish(argv, tmp_path):
+    flags = [flag for flag in argv("run", steps=60) if not flag.startswith("--resume")]
+    script = str(ROOT / "scripts" / "launch" / "nodes.sh")
+
+    def start_both():
+        port, machines = free_port(), []
+        for number in range(2):
+            place = {
+                "MACHINES": "2",
+                "MACHINE": str(number),
+                "MAIN": "127.0.0.1",
+                "GPUS": "1",
+                "PORT": str(port),
+            }
+            bin_first = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+            output = (tmp_path / f"machine-{number}.txt").open("a")
+            variables = {**environment(), **place, "MAIN": "127.0.0.1", "PATH": bin_first}
+            machines.append(
+                subprocess.Popen([script, *flags], env=variables, cwd=ROOT, stdout=output, stderr=output)
+            )
+        return machines
+
+    machines = start_both()
+    wait_for(lambda: (tmp_path / "run" / "train.jsonl").is_file() and len(logged(tmp_path / "run")) > 3)
+    machines[1].terminate()
+    for machine in machines:
+        assert machine.wait(timeout=90) == 0, (tmp_path / "machine-0.txt").read_text()[-3000:]
+    assert 3 < step_of(latest_checkpoint(tmp_path / "run")) < 60
+    for machine in start_both():
+        assert machine.wait(timeout=200) == 0, (tmp_path / "machine-0.txt").read_text()[-3000:]
+    assert (tmp_path / "run" / "finished").is_file() and len(logged(tmp_path / "run")) == 60
+    assert "DDP x2 on cpu" in (tmp_path / "machine-0.txt").read_text()
 
 
 def test_tidying_drops_unfinished_checkpoints_and_later_or_torn_lines(tmp_path):

@@ -35,10 +35,18 @@ def test_any_place_is_known_without_those_before_it():
         assert RowOrder(shares, seed=3)[place] == sequence[place]
 
 
-def test_places_add_up_and_a_tiny_weight_keeps_one():
-    order = RowOrder([(5, 1e-9), (5, 1.0), (5, 1.0)], seed=0)
+def test_places_add_up_and_a_weight_too_small_for_one_is_refused():
+    order = RowOrder([(5, 2.1), (5, 1000.0), (5, 1000.0)], seed=0)
     assert order.places.tolist() in ([1, 511, 512], [1, 512, 511])
     assert Counter(order[place] // 5 for place in range(1024))[0] == 1
+    with pytest.raises(ValueError, match="one has less than 1/1024 of the weight; raise its weight or leave"):
+        RowOrder([(5, 1e-9), (5, 1.0), (5, 1.0)], seed=0)
+
+
+def test_sources_without_weights_are_read_as_one():
+    order = RowOrder([(3000, 3000.0), (2, 2.0), (1, 1.0)], seed=0)  # two of them below a place in 1,024
+    assert sorted(order[place] for place in range(3003)) == list(range(3003))
+    assert [order[place] for place in range(3003, 6006)] != [order[place] for place in range(3003)]
 
 
 def test_weights_of_equal_proportion_are_the_same_order():

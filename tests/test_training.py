@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from launching import logged
 from torch import nn
 
 from moss_vllm import engines, training
@@ -241,6 +242,50 @@ def test_latest_checkpoint_ignores_what_is_unfinished(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "step-003000").write_text("a file")
     assert latest_checkpoint(tmp_path).name == "step-001000"
+
+
+def test_going_back_moves_later_checkpoints_aside(run, tmp_path, capsys):
+    run(loop(4, save_every=1))
+    out = tmp_path / "run"
+    run(loop(4, save_every=10), resume=out / "step-000001")
+    assert latest_checkpoint(out).name == "step-000004" and len(logged(out)) == 4
+    aside = sorted(path.name.rsplit("-", 1)[0] for path in (out / "abandoned").iterdir())
+    assert aside == ["step-000002", "step-000003", "step-000004"]
+    assert "was written after step 1, where this run goes on" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_folder_does_not_touch_the_run_there(run, tmp_path):
+    for name in ("one", "other"):
+        run(loop(2, save_every=1), out=name)
+    before = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="other/step-000002 is there already; .*name another --out"):
+        run(loop(2), out="other", resume=tmp_path / "one" / "step-000001")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_going_on_in_another_order_of_rows_is_refused(run, tmp_path, clips, capsys):
+    run(loop(2, save_every=1))
+    half = tmp_path / "run" / "step-000001"
+    for changed in ({"seed": 5}, {"batch_size": 3}, {"accumulate": 2}):
+        name = "seed" if "seed" in changed else "clips_a_step"
+        with pytest.raises(
+            ValueError, match=f"was trained with {name}=.*: rows would be skipped or repeated"
+        ):
+            run(loop(2, **changed), resume=half)
+    with pytest.raises(ValueError, match="step-000002 is beyond the last step, 1; raise --steps"):
+        run(loop(1), resume=tmp_path / "run" / "step-000002")
+    lines, _ = run(loop(3), resume=half)
+    assert [line["step"] for line in lines] == [2, 3]
+    assert "steps was 2, is 3: the learning rate follows the new schedule now" in capsys.readouterr().out
+
+
+def test_a_step_without_a_clip_leaves_the_statistics_of_moss(run, processor, noise_clip):
+    first, second = ([*order(8, processes=1)[step]] for step in (0, 1))
+    _, one = run(loop(1), dataset=Clips(processor, noise_clip))
+    _, two = run(loop(2, max_bad_share=1.0), out="two", dataset=Clips(processor, noise_clip, bad=set(second)))
+    statistics = [name for name in one if "running_" in name]
+    assert first != second and len(statistics) == 16
+    assert all(torch.equal(one[name], two[name]) for name in statistics)
 
 
 # ---- what goes wrong

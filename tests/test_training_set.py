@@ -132,7 +132,7 @@ def test_a_batch_without_a_video_gets_a_silent_one(make, processor, texts):
     assert batch["row_ids"] == ["text"] * texts and len(batch["rejected"]) == 1
     assert batch["input_ids"].shape[0] == texts + 1
     assert (batch["labels"][-1] == IGNORED).all()
-    assert batch["video_grid_thw"].tolist() == [[2, 4, 4]]
+    assert batch["video_grid_thw"].tolist() == [[1, 4, 4]]
     assert set(PER_VIDEO) <= set(batch)
     pixels = batch["pixel_values_videos"]
     assert torch.equal(pixels, torch.full_like(pixels, -1.0))  # black

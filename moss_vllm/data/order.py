@@ -10,8 +10,8 @@ from torch.utils.data import Sampler
 class RowOrder:
     """The endless sequence of rows: sources mixed by weight, each in a new permutation every epoch.
 
-    Every block of 1,024 places holds each source as often as its weight says, in a random order. Any place
-    can be looked up without those before it.
+    Every block of 1,024 places holds each source as often as its weight says, in a random order; sources
+    whose weights are their numbers of rows are one. Any place can be looked up without those before it.
     """
 
     block = 1024
@@ -22,14 +22,20 @@ class RowOrder:
                 f"the training set has a source without rows (rows, weight: {list(shares)}); check its "
                 "annotation file and the rejected list"
             )
+        if all(weight == rows for rows, weight in shares):  # every row equally often: one permutation of all
+            shares = [(sum(rows for rows, _ in shares), 1.0)]
         self.rows = [rows for rows, _ in shares]
         self.first = np.cumsum([0, *self.rows])
         self.seed = seed
         exact = self.block * np.array([weight for _, weight in shares]) / sum(w for _, w in shares)
-        self.places = np.maximum(1, np.floor(exact)).astype(int)
-        while self.places.sum() != self.block:
-            difference = self.block - self.places.sum()
-            self.places[np.argmax((exact - self.places) * np.sign(difference))] += np.sign(difference)
+        if exact.min() < 1:
+            raise ValueError(
+                f"of sources with (rows, weight) {list(shares)} one has less than 1/{self.block} of the "
+                "weight; raise its weight or leave it out"
+            )
+        self.places = np.floor(exact).astype(int)
+        while self.places.sum() < self.block:
+            self.places[np.argmax(exact - self.places)] += 1
         self._pattern: tuple[int, Any, Any] = (-1, None, None)
         self._orders: dict[int, tuple[int, Any]] = {}
 

@@ -81,7 +81,7 @@ class TrainingSet:
         return {**batch, "row_ids": [row_id for row_id, _ in used], "rejected": rejected}
 
     def _silent_example(self) -> dict[str, Tensor]:
-        """A black clip about which nothing is learned."""
-        black = Clip(np.zeros((2, 56, 56, 3), np.uint8), np.array([0.0, 0.5]))
+        """A black picture about which nothing is learned; one frame leaves MOSS's statistics as they are."""
+        black = Clip(np.zeros((1, 56, 56, 3), np.uint8), np.array([0.0]))
         example = encode(self.processor, black, [Turn(CAPTION_PROMPT, "Nothing.")], compress=False)
         return {**example, "labels": example["labels"].fill_(IGNORED)}

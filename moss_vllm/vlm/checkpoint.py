@@ -25,6 +25,7 @@ from transformers import VideoLlama3Processor
 
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import Clip
+from moss_vllm.errors import RunStopped
 from moss_vllm.files import read_json
 from moss_vllm.vlm.adapter import ADAPTER_FILE as ADAPTER_FILE
 from moss_vllm.vlm.adapter import SETTINGS_FILE, check_lora, faults, load_adapter, read_lora
@@ -201,12 +202,12 @@ def verify(
     """Reload a written checkpoint and compare its `next_logits` with those of the model that was saved.
 
     Raises:
-        RuntimeError: they differ by more than `tolerance`.
+        RunStopped: they differ by more than `tolerance`.
     """
     loaded = load(folder, device=device, dtype=dtype, quantize=quantize)
     difference = float((next_logits(loaded.model, loaded.processor) - expected).abs().max())
     if not difference <= tolerance:  # also when it is not a number
-        raise RuntimeError(
+        raise RunStopped(
             f"{folder} does not reload to the model that was saved: logits differ by {difference:.3g}, "
             f"allowed are {tolerance:.3g}; do not use it, and report it with its {RUN_FILE}"
         )

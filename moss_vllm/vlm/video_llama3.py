@@ -95,9 +95,18 @@ class VideoMOSS(MOSS):
         reduced = torch.cat([features[i] for i in range(len(clips))])
         if torch.is_grad_enabled() and all(t == 1 for t, _, _ in grid_thw):
             # Nothing went through MOSS, but other processes wait to average its gradients with this one's.
-            unmoved = torch.stack([p.sum() for p in self.parameters()]).sum() + tokens.sum()
-            reduced = reduced + 0.0 * unmoved
+            reduced = reduced + 0.0 * self._pass_over_nothing(tokens)
         return reduced
+
+    def _pass_over_nothing(self, tokens: Tensor) -> Tensor:
+        """A whole pass, as ZeRO-2 adds gradients up in the order they come; statistics stay as they are."""
+        kept = [(module, *named) for module in self.modules() for named in module._buffers.items()]
+        for module, name, buffer in kept:
+            module._buffers[name] = None if buffer is None else buffer.clone()
+        passed = super().forward(0.0 * tokens.mean(0).expand(1, 2, 2, 2, -1)).sum()
+        for module, name, buffer in kept:
+            module._buffers[name] = buffer
+        return passed
 
 
 class MossVideoLlama3VisionModel(VideoLlama3VisionModel):

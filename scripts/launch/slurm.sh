@@ -1,7 +1,7 @@
 #!/bin/bash
 # Slurm, any number of nodes; submit from the repository's root with the environment active:
 #
-#   OUT=runs/favor sbatch scripts/launch/slurm.sh --config recipes/configs/favor_videollama3_2b.yaml --data FAVOR --model ID
+#   OUT=runs/favor sbatch scripts/launch/slurm.sh --config recipes/configs/favor_videollama3_2b.yaml --data FAVOR/prepared/kept.json --model ID
 #
 # ENGINE=zero2 or ENGINE=zero3 runs DeepSpeed, nothing runs DDP. Flags go to recipes/favor_lora.py. Five minutes before the
 # time limit every process is told; the run saves, ends with status 0, and is queued again until it is finished.
