@@ -318,7 +318,7 @@ def main(argv: list[str] | None = None) -> None:
             bar.advance(task)
     print_table(console, results)
     if settings.json:
-        device = torch.cuda.get_device_name() if settings.device == "cuda" else _cpu_name()
+        device = torch.cuda.get_device_name() if settings.device == "cuda" else cpu_name()
         record = {
             "command": " ".join(
                 ["python scripts/benchmark_stss.py", *(sys.argv[1:] if argv is None else argv)]
@@ -336,17 +336,18 @@ def main(argv: list[str] | None = None) -> None:
         console.print(f"written: {settings.json}")
 
 
-def _resident_mib(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """What the system calls its processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.machine()
+
+
+def _resident_mib(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
 
 
 if __name__ == "__main__":

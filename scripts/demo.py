@@ -23,12 +23,13 @@ from rich.console import Console
 
 from moss_vllm import report
 from moss_vllm.data.motion_world import DEFAULT_ROOT, WorldSize, ensure_world
-from moss_vllm.training import latest_checkpoint
+from moss_vllm.run_folder import latest_checkpoint
 
 BENCHMARKS = {
     "FAVOR-Bench": ("eval/favor_bench.py", "FAVOR"),
     "MotionBench-Dev": ("eval/motionbench.py", "MotionBench"),
 }
+RECIPE = "recipes/favor_lora.py"
 BASE, TRAINED, WITH_MOSS = "miniature", "+ train", "+ train + MOSS"
 QUICK_WORLD = WorldSize(train_clips=48, motionbench_questions=24, withheld_questions=4, favor_questions=24)
 
@@ -81,13 +82,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def train(out: Path, world: Path, seed: int, steps: int | None) -> dict[str, str]:
     """Fine-tune without and with MOSS, or go on where that was stopped; returns the last checkpoints."""
-    commands = {}
-    for folder, moss in (("plain", "--no-use-moss"), ("moss", "--use-moss")):
-        command = ["-m", "accelerate.commands.launch", "--num_processes", "1", "recipes/favor_lora.py"]
-        command += ["--data", str(world / "FAVOR"), "--out", str(out / folder), "--seed", str(seed), moss]
-        commands[folder] = [*command, "--resume", "auto", *([] if steps is None else ["--steps", str(steps)])]
-    run(commands)
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "1", RECIPE]
+    arms = training_flags(out, world, seed, steps, cache=out / "frames")  # half of each run reads clips again
+    run({folder: [*launch, *flags] for folder, flags in arms.items()})
     return {TRAINED: last_checkpoint(out / "plain"), WITH_MOSS: last_checkpoint(out / "moss")}
+
+
+def training_flags(
+    out: Path, world: Path, seed: int, steps: int | None, *, cache: Path | None
+) -> dict[str, list[str]]:
+    """The recipe's flags without and with MOSS, by the run's folder in `out`."""
+    flags = ["--data", str(world / "FAVOR"), "--seed", str(seed), "--resume", "auto"]
+    flags += [] if steps is None else ["--steps", str(steps)]
+    flags += [] if cache is None else ["--cache", str(cache)]
+    arms = {"plain": "--no-use-moss", "moss": "--use-moss"}
+    return {folder: [*flags, "--out", str(out / folder), moss] for folder, moss in arms.items()}
 
 
 def last_checkpoint(out: Path) -> str:
