@@ -2,34 +2,25 @@
 
     python eval/motionbench.py                                       # the miniature on the motion world
     python eval/motionbench.py --data ~/data/MotionBench --ckpt runs/favor_lora/step-001000
+    accelerate launch --multi_gpu eval/motionbench.py --data ...     # videos shared out over processes
 
 Expected with VideoLLaMA3-2B on the 4,018 dev questions (paper): 50.2 as released, 51.4 fine-tuned on
-FAVOR-Train, 54.2 with MOSS. Prints the table and writes to `--out`: `answers.jsonl` (every prompt and
-output), `result.json`, `table.md`, and for the splits test and all `submission.json` (uid -> letter of the
-questions whose answer is withheld). A run that was stopped goes on with the same command.
+FAVOR-Train, 54.2 with MOSS. Prints the table and writes to `--out`: `answers/` (every prompt and output),
+`result.json`, `table.md`, `table.tex`, and for the splits test and all `submission.json` (uid -> letter of
+the questions whose answer is withheld). A run that was stopped goes on with the same command.
 """
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from rich.console import Console
-
-from moss_vllm.data.cache import choose_reader
+from moss_vllm import eval_script
 from moss_vllm.data.motion_world import ensure_world
-from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, SPLITS, read_motionbench
+from moss_vllm.data.motionbench import SPLITS, read_motionbench
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.evaluation import (
-    MOTIONBENCH_PROTOCOLS,
-    Result,
-    add_options,
-    choose_folder,
-    evaluate,
-)
-from moss_vllm.vlm.checkpoint import load
-
-BENCHMARK = "MotionBench-Dev"
+from moss_vllm.evaluation import Result
+from moss_vllm.files import whole_file
+from moss_vllm.protocols import MOTIONBENCH
 
 
 @errors_in_one_line()
@@ -41,39 +32,21 @@ def main(argv: list[str] | None = None) -> Result:
     parser.add_argument("--data", type=Path, help=source)
     split = "dev has public answers, test has none (default: dev)"
     parser.add_argument("--split", choices=SPLITS, default="dev", help=split)
-    add_options(parser, MOTIONBENCH_PROTOCOLS)
+    eval_script.add_options(parser, MOTIONBENCH)
     args = parser.parse_args(argv)
 
     data = args.data or ensure_world()
-    videos = read_motionbench(args.annotation or data, data, split=args.split)
-    loaded = load(args.ckpt, device=args.device)
-    protocol = MOTIONBENCH_PROTOCOLS[args.protocol].adapt(loaded.run.get("protocol", {}), vars(args))
-    out = choose_folder(args, "motionbench", loaded.name, MOTIONBENCH_PROTOCOLS)
-    result = evaluate(
-        loaded,
-        videos,
-        MOTIONBENCH_TASKS,
-        protocol,
-        store=out / "answers.jsonl",
-        batch_size=args.batch_size,
-        limit=args.limit,
-        overwrite=args.overwrite,
-        read=choose_reader(args.cache),
-    )
-    if any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
-        result.notes.append(
-            "the paper's rows are of MotionBench; these data are the motion world, not comparable"
-        )
-    if args.split != "dev":
-        withheld = [record for record in result.records if record["answer"] is None]
+    videos = read_motionbench(args.annotation or data, data, split=args.split, allow_missing=True)
+    result, out = eval_script.run(args, "motionbench", data, videos, MOTIONBENCH)
+    withheld = [record for record in result.records if record["answer"] is None]
+    if withheld and not result.pending:
         letters = {record["uid"]: record["parsed"] or "" for record in withheld}
-        (out / "submission.json").write_text(json.dumps(letters, indent=2) + "\n", encoding="utf-8")
+        with whole_file(out / "submission.json") as part:
+            part.write_text(json.dumps(letters, indent=2) + "\n", encoding="utf-8")
         unread = sum(not letter for letter in letters.values())
         told = f"submission.json has {len(letters):,} withheld questions, {unread:,} without a letter"
         result.notes.append(told)
-    result.save(out, BENCHMARK)
-    Console().print(result.table(BENCHMARK))
-    print(f"written to {out}", file=sys.stderr)
+    eval_script.finish(result, out)
     return result
 
 

@@ -1,15 +1,19 @@
-"""Every answer of an evaluation on disk, so that a run that was stopped asks no question twice.
+"""Every answer of an evaluation on disk, so that a run that was killed asks no question twice.
 
-A store is a jsonl file: a header that says what was run, then one line per question. A run that was killed
-goes on behind the last whole line; a run of anything else refuses the file.
+    OUT/answers/00-of-02.jsonl     of process 0 of 2: a header that says what was run, then a line per video
+
+A process adds to its own file alone and waits for no other; `read_answers` puts a folder's files together,
+however many processes wrote them. What a killed run left of a last line is dropped.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from torch import nn
 
@@ -17,43 +21,121 @@ from moss_vllm.data.rows import Question
 from moss_vllm.vlm.checkpoint import Loaded, versions
 
 RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
+REMEDY = "pass --overwrite to start again, or another --out"
 
 
-def open_store(path: Path, header: dict[str, Any], *, overwrite: bool) -> dict[str, dict[str, Any]]:
-    """Answers by uid; writes the header of a new store and cuts off the line a killed run left unfinished.
+@dataclass(frozen=True)
+class Shard:
+    """Which of how many processes this is; the n-th video belongs to process n modulo their number."""
 
-    Raises: ValueError for a file with another header, or with a whole line that is no answer; it is kept.
+    rank: int = 0
+    processes: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "Shard":
+        """As the launcher (accelerate, torchrun, Slurm's through scripts/launch) says."""
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+
+
+@dataclass
+class Stored:
+    """What a folder holds: the run's header, answers by uid, and why videos failed that have none."""
+
+    header: dict[str, Any] | None = None
+    answers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    videos: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def read_answers(folder: Path, header: Mapping[str, Any] | None = None) -> Stored:
+    """All answers of a folder; with `header`, those of that run and of no other.
+
+    Each answer gets its `video_id`; `videos` has the other fields of each video's lines.
+
+    Raises: ValueError for a file of another run, a line that is no answer, or a question answered twice.
     """
-    remedy = "pass --overwrite to start again, or another --out"
-    head = (json.dumps({"header": header}) + "\n").encode()
-    data = b"" if overwrite or not path.exists() else path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if not whole and head.startswith(data):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(head)
-        return {}
-    answered: dict[str, dict[str, Any]] = {}
-    old: Any = None
-    for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            if number == 1:
-                old = row["header"]
-            elif row["uid"] in answered:
-                raise ValueError(f"uid {row['uid']!r} was answered before")
-            else:
-                answered[row["uid"]] = row
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{path}: line {number} is no line of an answer store ({error}); {remedy}"
-            ) from None
-    was, now = _flat(old), _flat(json.loads(head)["header"])
-    changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
-    if changed:
+    stored = Stored(dict(header) if header else None)
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                row = json.loads(line)
+                if number > 1:
+                    _add(stored, row)
+                    continue
+                head = row["header"]
+            except (ValueError, KeyError, TypeError) as error:
+                reason = f"line {number} is no line of an answer store ({error}); {REMEDY}"
+                raise ValueError(f"{file}: {reason}") from None
+            stored.header = stored.header or head
+            _refuse_another_run(file, head, stored.header)
+    return stored
+
+
+def _add(stored: Stored, row: dict[str, Any]) -> None:
+    video_id, answers = row["video_id"], row.pop("answers")
+    if row.get("failed"):
+        stored.failed[video_id] = row["failed"]
+        return
+    stored.failed.pop(video_id, None)
+    stored.videos[video_id] = row
+    for answer in answers:
+        if answer["uid"] in stored.answers:
+            raise ValueError(f"uid {answer['uid']!r} was answered before")
+        stored.answers[answer["uid"]] = {"video_id": video_id, **answer}
+
+
+def _refuse_another_run(file: Path, found: Any, wanted: Mapping[str, Any]) -> None:
+    was, now = _flat(found), _flat(wanted)
+    if changed := [key for key in {**now, **was} if was.get(key) != now.get(key)]:
         told = ", ".join(f"{key} was {was.get(key)}, is {now.get(key)}" for key in changed)
-        raise ValueError(f"{path} holds answers of another run ({told or 'no header'}); {remedy}")
-    os.truncate(path, len(whole))
-    return answered
+        raise ValueError(f"{file} holds answers of another run ({told}); {REMEDY}")
+
+
+class AnswerFile:
+    """The file this process adds to; nobody else may while it is open.
+
+    Raises: BlockingIOError where another run has it open.
+    """
+
+    def __init__(
+        self, folder: Path, header: Mapping[str, Any], shard: Shard, *, overwrite: bool = False
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{shard.rank:02d}-of-{shard.processes:02d}.jsonl"
+        self.file: IO[bytes] = self.path.open("ab", buffering=0)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{self.path}: another run writes to it; wait for it to end, or give another --out"
+            ) from error
+        if overwrite:
+            self.file.truncate(0)
+            if shard.rank == 0:
+                for other in folder.glob("*.jsonl"):
+                    if not other.name.endswith(f"-of-{shard.processes:02d}.jsonl"):
+                        other.unlink()
+        data = self.path.read_bytes()
+        self.file.truncate(data.rfind(b"\n") + 1)
+        if b"\n" not in data:
+            self._write({"header": header})
+
+    def add(self, row: dict[str, Any]) -> None:
+        """One line: `video_id`, `answers`, or `failed` with a reason, and whatever else is known."""
+        self._write(row)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        try:
+            self.file.write(json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            remedy = "make room there; the same command goes on from here"
+            raise OSError(f"{self.path} cannot be written ({error.strerror}); {remedy}") from error
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
 
 
 def describe_run(

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from peft import PeftModel
 from transformers import VideoLlama3Processor
 
 from moss_vllm import engines
-from moss_vllm.data.favor import BENCH_FILES, FAVOR_TASKS, read_favor_bench
-from moss_vllm.data.motionbench import META_FILES, MOTIONBENCH_TASKS, read_motionbench
+from moss_vllm.data.favor import BENCH_FILES, read_favor_bench
+from moss_vllm.data.motionbench import META_FILES, read_motionbench
 from moss_vllm.data.probe import ClipPart, probe_all
 from moss_vllm.data.rows import BadRow, BenchmarkVideo
-from moss_vllm.data.video import BadVideo
-from moss_vllm.evaluation import FAVOR_PROTOCOLS, MOTIONBENCH_PROTOCOLS, Protocol, evaluate
+from moss_vllm.data.video import BadVideo, Clip, read_clip
+from moss_vllm.evaluation import evaluate
+from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark
 from moss_vllm.vlm.checkpoint import Loaded
 
 SAMPLING = ("sample_fps", "short_side_px", "max_frames")
@@ -31,6 +33,7 @@ class Checkup:
         protocol: clip settings of the run.
         data: a MotionBench or FAVOR-Bench folder.
         out: the run's folder.
+        read: as of `evaluate`.
 
     Raises:
         ValueError: an engine that shards the model, which the first process cannot ask alone.
@@ -45,6 +48,8 @@ class Checkup:
         protocol: Mapping[str, Any],
         data: Path,
         out: Path,
+        *,
+        read: Callable[..., Clip] = read_clip,
     ) -> None:
         engine = engines.name(accelerator)
         if engine.startswith("FSDP") or engine.endswith("ZeRO-3"):
@@ -53,8 +58,9 @@ class Checkup:
                 "evaluate the checkpoints with eval/motionbench.py, or use DDP or ZeRO-2"
             )
         self.accelerator, self.model, self.processor, self.out = accelerator, model, processor, out
-        self.benchmark, self.videos, self.tasks, usual = open_benchmark(data)
-        self.protocol = usual.adapt(protocol)
+        self.read = read
+        self.benchmark, self.videos = open_benchmark(data)
+        self.protocol = next(iter(self.benchmark.protocols.values())).adapt(protocol)
 
     def choose(self, count: int) -> None:
         """Keep `count` of the questions, evenly over the file.
@@ -70,7 +76,7 @@ class Checkup:
             for video, questions in zip(self.videos, chosen, strict=True)
             if questions
         ]
-        clips: list[ClipPart] = [(video.path, None, None) for video in self.videos]
+        clips: list[ClipPart] = [(video.path, None, None) for video in self.videos if video.path]
         sampling = {name: getattr(self.protocol, name) for name in SAMPLING}
         found = probe_all(clips, sampling, cache=None, workers=8)
         if bad := [str(error) for error in found.values() if isinstance(error, BadVideo)]:
@@ -80,23 +86,29 @@ class Checkup:
         """Ask, print, log, and add a line to evals.jsonl."""
         if self.accelerator.is_main_process:
             loaded = Loaded(self.model.eval(), self.processor, "in training", {})
-            store = self.out / "evals" / f"step-{step:06d}.jsonl"
-            result = evaluate(loaded, self.videos, self.tasks, self.protocol, store=store, overwrite=True)
+            out = self.out / "evals" / f"step-{step:06d}"
+            how: dict[str, Any] = {"out": out, "overwrite": True, "allow_missing": True, "read": self.read}
+            result = evaluate(loaded, self.videos, self.benchmark, self.protocol, **how)
+            for video_id, reason in result.failed.items():  # a run is not stopped for it
+                print(f"step {step}: {video_id} counts as wrong: {reason}", file=sys.stderr)
             found = result.score
             assert found is not None  # both readers give questions with public answers here
             line = {
                 "step": step,
-                "benchmark": self.benchmark,
+                "benchmark": self.benchmark.name,
                 "protocol": self.protocol.name,
                 "accuracy": found.accuracy,
                 "chance": result.chance,
+                "failed": result.failed,
                 "counts": {key: getattr(found, key) for key in ("correct", "answered", "total")},
                 "samples": self._samples(result.records),
             }
             with (self.out / "evals.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             right, count, chance = found.accuracy["all"], found.total["all"], result.chance["all"]
-            print(f"step {step}: {self.benchmark} {right:.1f} % of {count} questions (chance {chance:.1f})")
+            print(
+                f"step {step}: {self.benchmark.name} {right:.1f} % of {count} questions (chance {chance:.1f})"
+            )
             self.accelerator.log({f"eval/{task}": value for task, value in found.accuracy.items()}, step=step)
         self.accelerator.wait_for_everyone()
 
@@ -114,13 +126,11 @@ class Checkup:
         ]
 
 
-def open_benchmark(data: Path) -> tuple[str, list[BenchmarkVideo], Mapping[str, str], Protocol]:
-    """Name, questions, tasks and usual protocol of the benchmark in a folder."""
+def open_benchmark(data: Path) -> tuple[Benchmark, list[BenchmarkVideo]]:
+    """The benchmark in a folder and its questions."""
     if any((data / name).is_file() for name in META_FILES):
-        usual = next(iter(MOTIONBENCH_PROTOCOLS.values()))
-        return "MotionBench-Dev", read_motionbench(data, data), MOTIONBENCH_TASKS, usual
+        return MOTIONBENCH, read_motionbench(data, data)
     if any((data / name).is_file() for name in BENCH_FILES):
-        usual = next(iter(FAVOR_PROTOCOLS.values()))
-        return "FAVOR-Bench", read_favor_bench(data, data), FAVOR_TASKS, usual
+        return FAVOR_BENCH, read_favor_bench(data, data)
     known = ", ".join((*META_FILES, *BENCH_FILES))
     raise BadRow(str(data), "folder", f"holds none of {known}", "pass a MotionBench or FAVOR-Bench folder")

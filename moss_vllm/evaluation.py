@@ -1,116 +1,58 @@
-"""Ask a model a benchmark's multiple-choice questions, judge its answers, and keep every answer on disk.
+"""Ask a model a benchmark's questions, a video at a time, judge its answers, keep every one on disk.
 
-    videos -> read ahead (threads) -> batches of questions, left-padded -> generate, greedy -> store -> Result
+    videos of this process -> read ahead (threads) -> answering.answer, all questions of a video -> store
+    stores of all processes -> collect -> Result
 
-What the scripts in eval/ have in common is here as well: their options, their default folder, how they fail.
+Processes do not talk to each other: each asks about its own videos, and whoever ends last finds all answers.
 """
 
-import argparse
 import json
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from moss_vllm import report
-from moss_vllm.answer_store import describe_run, open_store
+from moss_vllm.answer_store import AnswerFile, Shard, Stored, describe_run, read_answers
+from moss_vllm.answering import Answers, Prompts, answer, choose, prepare
 from moss_vllm.core import MOSS
-from moss_vllm.data.chat import PER_VIDEO, Turn, collate, encode
-from moss_vllm.data.favor import favor_answer_letter, favor_letter_prompt, favor_prompt
-from moss_vllm.data.motionbench import motionbench_prompt
+from moss_vllm.data.frames import short_side_within
+from moss_vllm.data.probe import probe_all
 from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.data.video import Clip, read_clip
-from moss_vllm.scoring import Judged, Score, chance_accuracy, judge_favor, parse_letter, score
+from moss_vllm.data.video import BadVideo, Clip, native_size, read_clip
+from moss_vllm.errors import RunStopped
+from moss_vllm.files import whole_file
+from moss_vllm.protocols import LETTERS, Benchmark, Protocol
+from moss_vllm.scoring import Judged, Score, chance_accuracy, score
 from moss_vllm.vlm.checkpoint import Loaded
 
 READERS = 2  # threads; each holds one decoded video, and as many wait decoded
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How questions are put to a model and its answers judged; `name` stands for the two functions.
-
-    `judge` returns whether the output is right and what was read from it. `still` is the one-frame control:
-    the middle frame in place of every frame, at the same times.
-    """
-
-    name: str
-    prompt: Callable[[Question], str]
-    judge: Callable[[str, Question], tuple[bool, str | None]]
-    max_new_tokens: int
-    sample_fps: float = 2.0
-    short_side_px: int | None = 224
-    max_frames: int = 180
-    compress_tokens: bool = True
-    still: bool = False
-
-    def adapt(self, *preferences: Mapping[str, Any]) -> "Protocol":
-        """The protocol with the clip settings of `preferences`; later ones win, None stands for not set."""
-        clip = ("sample_fps", "short_side_px", "max_frames", "compress_tokens", "still")
-        wanted = {key: one[key] for one in preferences for key in clip if one.get(key) is not None}
-        return replace(self, **wanted)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Every field but the functions."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("prompt", "judge")}
-
-    def __str__(self) -> str:
-        size = f"short side {self.short_side_px} px" if self.short_side_px else "full size"
-        kept = "token compression" if self.compress_tokens else "no token compression"
-        still = "; one-frame control: every frame is the middle one" if self.still else ""
-        return f"{self.name}: {self.sample_fps:g} fps, {size}, up to {self.max_frames} frames, {kept}{still}"
-
-
-def judge_motionbench(output: str, question: Question) -> tuple[bool, str | None]:
-    """Right is the answer's letter."""
-    letter = parse_letter(output, question.options)
-    return letter is not None and letter == question.answer, letter
-
-
-def judge_favor_letter(output: str, question: Question) -> tuple[bool, str | None]:
-    """Right is the letter of the answer's text."""
-    letter = parse_letter(output, question.options)
-    return letter == favor_answer_letter(question), letter
-
-
-def judge_favor_text(output: str, question: Question) -> tuple[bool, str | None]:
-    """Right as FAVOR-Bench's own script judges; read are the options named, without those inside others."""
-    named = [option.strip() for option in question.options if option.strip().lower() in output.lower()]
-    whole = [option for option in named if not any(option != other and option in other for other in named)]
-    correct = question.answer is not None and judge_favor(output, question.answer, question.options)
-    return correct, "; ".join(whole) or None
-
-
-MOTIONBENCH_PROTOCOLS = {"letter": Protocol("letter", motionbench_prompt, judge_motionbench, 16)}
-FAVOR_PROTOCOLS = {
-    "favor_official": Protocol("favor_official", favor_prompt, judge_favor_text, 256),
-    "letter": Protocol("letter", favor_letter_prompt, judge_favor_letter, 16),
-}
+STORE = "answers"
+RESULTS = ("result.json", "table.md", "table.tex", "submission.json", "captions.json")
 
 
 @dataclass
 class Result:
-    """What a run found; `records` are the store's lines of the questions asked, in the order of the data."""
+    """What a run found; `records` are answers in the order of the data, without those still to come."""
 
     header: dict[str, Any]
-    run: dict[str, Any]
+    benchmark: Benchmark
     protocol: Protocol
-    tasks: Mapping[str, str]
     records: list[dict[str, Any]]
     chance: dict[str, float]
-    seconds: float
-    resumed: int
+    pending: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    resumed: int = 0
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -122,7 +64,7 @@ class Result:
     @property
     def score(self) -> Score | None:
         """Counts and percent; None where no question asked has a public answer."""
-        return score(self.judged, self.tasks) if self.judged else None
+        return score(self.judged, self.benchmark.tasks) if self.judged else None
 
     @property
     def partial(self) -> str:
@@ -130,153 +72,267 @@ class Result:
         asked, total = len(self.records), self.header["questions"]
         return f"partial: {asked} of {total} questions" if asked < total else ""
 
-    def table(self, benchmark: str) -> report.Table:
+    def table(self) -> report.Table:
         """The benchmark's part of Table 5: the paper's rows, chance, this model, number of questions."""
         notes = [f"protocol {self.protocol}", *self.notes]
+        if self.failed:
+            unseen = sum(record["output"] is None for record in self.records)
+            notes.append(
+                f"{len(self.failed)} videos missing or unreadable: their {unseen} questions count as wrong"
+            )
+        name, found = self.header["checkpoint"], self.score
         return report.benchmark_table(
-            benchmark, self.header["checkpoint"], self.score, self.chance, partial=self.partial, notes=notes
+            self.benchmark.name, name, found, self.chance, partial=self.partial, notes=notes
         )
 
-    def save(self, out: Path, benchmark: str) -> None:
-        """Write `result.json` (unrounded) and `table.md`."""
-        found = self.score
+    def save(self, out: Path) -> None:
+        """Write `result.json` (unrounded), `table.md` and `table.tex`, each whole."""
+        found, table = self.score, self.table()
         counts = {} if found is None else {k: getattr(found, k) for k in ("correct", "answered", "total")}
         told = {
-            "benchmark": benchmark,
             **self.header,
             "asked": len(self.records),
             "partial": self.partial or None,
             "accuracy_percent": {} if found is None else found.accuracy,
+            "interval_95_percent": {} if found is None else found.intervals,
             "counts": counts,
             "chance_percent": self.chance,
+            "failed": self.failed,
             "seconds": self.seconds,
             "answered_by_earlier_runs": self.resumed,
-            "notes": self.notes,
-            "run": self.run,
+            "notes": [*self.notes],
         }
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "result.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-        (out / "table.md").write_text(self.table(benchmark).markdown(), encoding="utf-8")
+        texts = {"result.json": json.dumps(told, indent=2) + "\n", "table.md": table.markdown()}
+        for name, text in {**texts, "table.tex": table.latex()}.items():
+            with whole_file(out / name) as part:
+                part.write_text(text, encoding="utf-8")
 
 
 def evaluate(
     loaded: Loaded,
     videos: Sequence[BenchmarkVideo],
-    tasks: Mapping[str, str],
+    benchmark: Benchmark,
     protocol: Protocol,
     *,
-    store: Path,
-    batch_size: int = 8,
+    out: Path,
+    batch_size: int = 16,
     limit: int | None = None,
     overwrite: bool = False,
+    allow_missing: bool = False,
+    shard: Shard | None = None,
     read: Callable[..., Clip] = read_clip,
 ) -> Result:
-    """Answer the questions that `store` has no answer to, `limit` of the data's questions at most.
+    """Answer the questions that `out` has no answer to, `limit` of the data's questions at most.
 
-    `read` has the arguments and the result of `read_clip`; `FrameCache.read` is another such function.
+    Args:
+        out: answers go to its folder `answers`.
+        batch_size: questions of one video answered at once.
+        allow_missing: count questions about videos that are missing or cannot be read as wrong.
+        shard: which videos are this process's; None: all.
+        read: has the arguments and the result of `read_clip`, as `FrameCache.read` has.
 
-    Raises: ValueError for a number below 1, no question, or a store of another run; BadVideo for a video that
-    cannot be read, after the answers to earlier batches were stored.
+    Raises: ValueError for a number below 1, no question, a store of another run, or naming every video that
+    is missing or unreadable before anything is asked; BadVideo for one that turns out so later.
     """
     for name, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    shard = shard or Shard()
     questions = [question for video in videos for question in video.questions]
     if not questions:
         raise ValueError("no question to ask; check that the reader returned any")
-    asked = questions[:limit]
-    header = describe_run(loaded, questions, settings=protocol.settings, prompt=protocol.prompt)
-    answered = open_store(store, header, overwrite=overwrite)
+    known = describe_run(loaded, questions, settings=protocol.settings, prompt=protocol.prompt)
+    header = json.loads(json.dumps({"benchmark": benchmark.name, **known, "run": loaded.run}))
+    earlier = Stored(header) if overwrite else read_answers(out / STORE, header)
+    left = {question.uid for question in questions[:limit]} - earlier.answers.keys()
+    mine = [v for v in videos[shard.rank :: shard.processes] if any(q.uid in left for q in v.questions)]
+    failed = find_unreadable(mine, protocol)
+    if failed and not allow_missing:
+        raise ValueError(tell_unreadable(failed))
     if moss := next((module for module in loaded.model.modules() if isinstance(module, MOSS)), None):
         print(moss.path(), file=sys.stderr)
-    resumed, started = sum(question.uid in answered for question in asked), time.monotonic()
-    left = {question.uid for question in asked} - answered.keys()
-    batches = report.show_progress(_batches(loaded, videos, left, protocol, batch_size, read), len(left))
-    with open(store, "a", encoding="utf-8") as file, closing(batches):
-        for batch in batches:
-            outputs = _generate(loaded, [example for _, _, example in batch], protocol.max_new_tokens)
-            for (video, question, _), output in zip(batch, outputs, strict=True):
-                correct, parsed = protocol.judge(output, question)
-                answered[question.uid] = {
-                    "uid": question.uid,
-                    "video_id": video.video_id,
-                    "task": question.task,
-                    "prompt": protocol.prompt(question),
-                    "output": output,
-                    "parsed": parsed,
-                    "answer": question.answer,
-                    "correct": None if question.answer is None else correct,
-                    "protocol": protocol.name,
-                }
-                file.write(json.dumps(answered[question.uid]) + "\n")
-            file.flush()
-    scored = [question for question in asked if question.answer is not None]
-    return Result(
-        header=header,
-        run=loaded.run,
-        protocol=protocol,
-        tasks=tasks,
-        records=[answered[question.uid] for question in asked],
-        chance=chance_accuracy(scored) if scored else {},
-        seconds=time.monotonic() - started,
-        resumed=resumed,
+    started = time.monotonic()
+    with AnswerFile(out / STORE, header, shard, overwrite=overwrite) as file:
+        if overwrite and shard.rank == 0:
+            for name in RESULTS:
+                (out / name).unlink(missing_ok=True)
+        for video_id, reason in failed.items():
+            file.add({"video_id": video_id, "failed": reason, "answers": []})
+        readable = [video for video in mine if video.video_id not in failed]
+        rows = _ask(loaded, readable, left, protocol, batch_size, read, allow_missing)
+        total = sum(q.uid in left for video in readable for q in video.questions)
+        with closing(report.show_progress(rows, total, size=lambda row: len(row["answers"]))) as shown:
+            for row in shown:
+                file.add(row)
+    result = collect(
+        read_answers(out / STORE, header), videos, benchmark, protocol, limit, allow_missing=allow_missing
     )
+    result.seconds, result.resumed = time.monotonic() - started, len(questions[:limit]) - len(left)
+    return result
 
 
-Asked = tuple[BenchmarkVideo, Question, dict[str, Tensor]]
+def collect(
+    stored: Stored,
+    videos: Sequence[BenchmarkVideo],
+    benchmark: Benchmark,
+    protocol: Protocol,
+    limit: int | None = None,
+    *,
+    allow_missing: bool = False,
+) -> Result:
+    """Put answers in the order of the data; what other processes have not answered yet is `pending`."""
+    places = [(video, question) for video in videos for question in video.questions][:limit]
+    records, failed, pending = [], dict[str, str](), 0
+    for video, question in places:
+        if question.uid in stored.answers:
+            records.append(stored.answers[question.uid])
+        elif allow_missing and video.video_id in stored.failed:
+            failed[video.video_id] = stored.failed[video.video_id]
+            records.append(
+                {"video_id": video.video_id, **_record(question, protocol, None, (False, None), None)}
+            )
+        else:
+            pending += 1
+    scored = [question for _, question in places if question.answer is not None]
+    chance = chance_accuracy(scored) if scored else {}
+    return Result(stored.header or {}, benchmark, protocol, records, chance, pending, failed)
 
 
-def _batches(
+def _record(
+    question: Question,
+    protocol: Protocol,
+    output: str | None,
+    judged: tuple[bool, str | None],
+    scores: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    return {
+        "uid": question.uid,
+        "task": question.task,
+        "question": question.text,
+        "options": list(question.options),
+        "prompt": protocol.prompt(question),
+        "output": output,
+        "parsed": judged[1],
+        "answer": question.answer,
+        "correct": None if question.answer is None else judged[0],
+        **({"log_likelihood": dict(scores)} if scores else {}),
+    }
+
+
+def find_unreadable(videos: Sequence[BenchmarkVideo], protocol: Protocol) -> dict[str, str]:
+    """Why videos cannot be read, by what their headers and packets say; nothing is decoded."""
+    clips = [(video.path, None, None) for video in videos if video.path is not None]
+    sampling = {key: getattr(protocol, key) for key in ("sample_fps", "short_side_px", "max_frames")}
+    found = probe_all(clips, sampling, cache=None, workers=8)
+    missing = {video.video_id: video.missing for video in videos if video.path is None}
+    bad = {
+        video.video_id: str(error)
+        for video in videos
+        if video.path is not None and isinstance(error := found[video.path, None, None], BadVideo)
+    }
+    return {**missing, **bad}
+
+
+def tell_unreadable(failed: Mapping[str, str]) -> str:
+    """One message for all of them."""
+    lines = "\n".join(f"  {video_id}: {reason}" for video_id, reason in failed.items())
+    remedy = "mend them, or pass --allow-missing, which goes on without them and says so"
+    return f"videos missing or unreadable: {len(failed)}\n{lines}\n{remedy}"
+
+
+def _ask(
     loaded: Loaded,
     videos: Sequence[BenchmarkVideo],
     left: set[str],
     protocol: Protocol,
-    size: int,
+    batch_size: int,
     read: Callable[..., Clip],
-) -> Iterator[list[Asked]]:
-    """Questions `left` to ask, encoded, in batches that go across videos."""
+    allow_missing: bool,
+) -> Iterator[dict[str, Any]]:
+    """A line of the store for each video."""
     encoding = threading.Lock()  # a fast tokenizer must not be set up by two threads at once
 
-    def read_video(video: BenchmarkVideo) -> list[Asked]:
-        clip = read(
-            video.path,
-            sample_fps=protocol.sample_fps,
-            short_side_px=protocol.short_side_px,
-            max_frames=protocol.max_frames,
-        )
-        clip = hold_middle_frame(clip) if protocol.still else clip
-        examples: list[Asked] = []
-        for question in (question for question in video.questions if question.uid in left):
-            with encoding:
-                turns = [Turn(protocol.prompt(question))]
-                example = encode(loaded.processor, clip, turns, compress=protocol.compress_tokens)
-            if examples:  # the same pictures: hold them once
-                example |= {key: examples[0][2][key] for key in PER_VIDEO}
-            examples.append((video, question, example))
-        return examples
+    def read_video(video: BenchmarkVideo) -> tuple[Prompts, int, float] | BadVideo:
+        started = time.perf_counter()
+        try:
+            clip = read_as(protocol, str(video.path), read)
+        except BadVideo as error:
+            if allow_missing:
+                return error
+            raise
+        texts = [protocol.prompt(question) for question in video.questions if question.uid in left]
+        with encoding:
+            prompts = prepare(loaded.processor, clip, texts, compress=protocol.compress_tokens)
+        return prompts, len(clip.frames), time.perf_counter() - started
 
-    pending: list[Asked] = []
-    for examples in _read_ahead(read_video, [v for v in videos if any(q.uid in left for q in v.questions)]):
-        pending += examples
-        while len(pending) >= size:
-            yield pending[:size]
-            pending = pending[size:]
-    if pending:
-        yield pending
+    for video, found in _read_ahead(read_video, videos):
+        if isinstance(found, BadVideo):
+            yield {"video_id": video.video_id, "failed": str(found), "answers": []}
+            continue
+        prompts, frames, decode_s = found
+        asked = [question for question in video.questions if question.uid in left]
+        said = _answer(loaded, video, asked, prompts, protocol, batch_size)
+        answers = []
+        for number, (question, output) in enumerate(zip(asked, said.texts, strict=True)):
+            scores = said.scores[number] if said.scores else None
+            answers.append(_record(question, protocol, output, protocol.judge(output, question), scores))
+        yield {
+            "video_id": video.video_id,
+            "path": str(video.path),
+            "frames": frames,
+            "shared_tokens": prompts.shared,
+            "seconds": {"decode": decode_s, **said.seconds},
+            "answers": answers,
+        }
+
+
+def _answer(
+    loaded: Loaded,
+    video: BenchmarkVideo,
+    asked: Sequence[Question],
+    prompts: Prompts,
+    protocol: Protocol,
+    batch_size: int,
+) -> Answers:
+    try:
+        if protocol.max_new_tokens is None:
+            letters = [LETTERS[: len(question.options)] for question in asked]
+            return choose(loaded, prompts, letters, batch_size=batch_size)
+        return answer(loaded, prompts, max_new_tokens=protocol.max_new_tokens, batch_size=batch_size)
+    except torch.OutOfMemoryError as error:
+        raise RunStopped(
+            f"video {video.video_id}: no memory for {len(prompts.ids)} questions of {len(prompts.ids[0])} "
+            "tokens; lower --batch-size, --max-frames or --short-side. Answers so far are kept, the same "
+            "command goes on"
+        ) from error
+
+
+def read_as(protocol: Protocol, path: str, read: Callable[..., Clip] = read_clip) -> Clip:
+    """A clip with the protocol's sampling and size."""
+    short_side_px = protocol.short_side_px
+    if protocol.max_pixels:
+        short_side_px = short_side_within(*native_size(path), protocol.max_pixels)
+    clip = read(
+        path, sample_fps=protocol.sample_fps, short_side_px=short_side_px, max_frames=protocol.max_frames
+    )
+    return hold_middle_frame(clip) if protocol.still else clip
 
 
 def _read_ahead(
-    read: Callable[[BenchmarkVideo], list[Asked]], videos: Iterable[BenchmarkVideo]
-) -> Iterator[list[Asked]]:
-    """`read` each video in threads while the caller generates; order is kept, an error comes at its place."""
-    pool, waiting = ThreadPoolExecutor(READERS, "read"), deque[Future[list[Asked]]]()
+    read: Callable[[BenchmarkVideo], Any], videos: Sequence[BenchmarkVideo]
+) -> Iterator[tuple[BenchmarkVideo, Any]]:
+    """`read` each video in threads while the caller answers; order is kept, an error comes at its place."""
+    pool = ThreadPoolExecutor(READERS, "read")
+    waiting: deque[tuple[BenchmarkVideo, Future[Any]]] = deque()
     try:
         for video in videos:
-            waiting.append(pool.submit(read, video))
+            waiting.append((video, pool.submit(read, video)))
             if len(waiting) > 2 * READERS:
-                yield waiting.popleft().result()
+                video, future = waiting.popleft()
+                yield video, future.result()
         while waiting:
-            yield waiting.popleft().result()
+            video, future = waiting.popleft()
+            yield video, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -285,57 +341,3 @@ def hold_middle_frame(clip: Clip) -> Clip:
     """The clip with its middle frame in place of every frame."""
     middle = clip.frames[len(clip.frames) // 2]
     return Clip(np.repeat(middle[None], len(clip.frames), axis=0), clip.frame_times_s)
-
-
-@torch.inference_mode()
-def _generate(loaded: Loaded, examples: list[dict[str, Tensor]], max_new_tokens: int) -> list[str]:
-    model: Any = loaded.model
-    tokenizer = loaded.processor.tokenizer
-    batch = collate(examples, pad_id=tokenizer.pad_token_id, left=True)
-    device = next(loaded.model.parameters()).device
-    inputs = {key: value.to(device) for key, value in batch.items() if key != "labels"}
-    # A released checkpoint's own settings may sample or penalise repetition; those unused would be warned of.
-    unused = {"temperature": None, "top_p": None, "top_k": None}
-    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **unused}
-    with loaded.autocast():
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, **greedy)
-    return tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-def add_options(parser: argparse.ArgumentParser, protocols: Mapping[str, Protocol]) -> None:
-    """Options every benchmark's script has beside `--data`; the first of `protocols` is the default."""
-    add, usual = parser.add_argument, next(iter(protocols))
-    add("--annotation", type=Path, help="another annotation file (default: the one found in --data)")
-    ckpt = "checkpoint folder, base model folder, hub id, or miniature (the default)"
-    add("--ckpt", default="miniature", help=ckpt)
-    out = "folder of the results (default: runs/eval/SCRIPT/NAME[-STEP][-PROTOCOL][-still])"
-    add("--out", type=Path, help=out)
-    cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
-    add("--cache", type=Path, help=cache)
-    add("--overwrite", action="store_true", help="drop the answers in --out and start again")
-    add("--batch-size", type=int, default=8, help="questions answered at once (default: 8)")
-    add("--limit", type=int, help="ask the first N questions only; the table says it is partial")
-    protocol = f"prompt and rule of judging (default: {usual})"
-    add("--protocol", choices=protocols, default=usual, help=protocol)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help=f"as torch names it (here: {device})")
-    group = parser.add_argument_group("clips", "default: as the checkpoint was trained, else as in the paper")
-    add, yes_no = group.add_argument, argparse.BooleanOptionalAction
-    add("--sample-fps", type=float, help="frames per second (paper: 2)")
-    add("--short-side", type=int, dest="short_side_px", help="pixels (paper: 224)")
-    add("--max-frames", type=int, help="thin longer clips evenly to as many (180)")
-    add("--compress", action=yes_no, dest="compress_tokens", help="drop unchanged patches (yes)")
-    add("--still", action="store_true", help="one-frame control: every frame is the middle one")
-
-
-def choose_folder(
-    args: argparse.Namespace, script: str, name: str, protocols: Mapping[str, Protocol]
-) -> Path:
-    """`--out`, or runs/eval/SCRIPT/NAME[-step-NNNNNN][-PROTOCOL][-still]; PROTOCOL if not the default."""
-    if args.out:
-        return args.out
-    parts, ckpt = [Path(name).name], Path(args.ckpt).resolve().name
-    parts += [ckpt] if ckpt.startswith("step-") else []  # a run's checkpoints all have the run's name
-    parts += [args.protocol] if args.protocol != next(iter(protocols)) else []
-    parts += ["still"] if args.still else []
-    return Path("runs/eval", script, "-".join(parts))

@@ -1,9 +1,10 @@
 """What a run shows: tables in the shape of the paper's Table 5, pictures of losses and accuracy, progress."""
 
 import math
+import re
 import statistics
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -23,11 +24,12 @@ from moss_vllm.scoring import OFFICIAL_COUNTS, PAPER_TABLE_5, Score
 
 # A percentage, its mean and spread over seeds, or a number of questions.
 Cell = float | tuple[float, float] | int
-Batch = TypeVar("Batch", bound=Sequence)
+Batch = TypeVar("Batch")
 
 # Okabe and Ito's palette, which readers with any colour vision tell apart; the most distinct first.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 TELL_EVERY_S = 10.0
+LATEX = re.compile(r"([&%$#_{}])")
 DOTS_PER_INCH = 150
 
 
@@ -50,6 +52,15 @@ class Table:
             cells = [row.replace("|", "\\|"), *(format_cell(self._cell(row, *place)) for place in places)]
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+
+    def latex(self) -> str:
+        """Rows for a tabular, each under a comment with the columns; percentages with one decimal."""
+        places = [(name, column) for name, columns in self.columns.items() for column in columns]
+        lines = [f"% {self.title}", f"% method & {' & '.join(column for _, column in places)}"]
+        for row in self.rows:
+            cells = [row, *(format_cell(self._cell(row, *place)) for place in places)]
+            lines.append(" & ".join(LATEX.sub(r"\\\1", cell) for cell in cells) + r" \\")
+        return "\n".join(lines) + "\n"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """One table where it fits the width, else one per benchmark below each other."""
@@ -138,6 +149,9 @@ def benchmark_table(
         counts = {task: count for task, count in score.total.items() if count}
         rows["chance (this data)"] = {benchmark: chance}
         rows[name] = {benchmark: score.accuracy}
+        spans = [f"{task} {low:.1f}-{high:.1f}" for task, (low, high) in score.intervals.items()]
+        notes.append(f"95 % intervals: {', '.join(spans)}")
+        rows["answered"] = {benchmark: {task: score.answered[task] for task in counts}}
         rows["number of questions"] = {benchmark: counts}
         official = OFFICIAL_COUNTS[benchmark]
         published = sum(official.values())
@@ -244,7 +258,9 @@ def _save(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=DOTS_PER_INCH, format="png")
 
 
-def show_progress(batches: Iterable[Batch], total: int) -> Generator[Batch, None, None]:
+def show_progress(
+    batches: Iterable[Batch], total: int, *, size: Callable[[Batch], int]
+) -> Generator[Batch, None, None]:
     """Pass batches on under a progress bar on stderr; where no terminal is, a line every ten seconds."""
     console = Console(stderr=True)
     started = told = time.monotonic()
@@ -253,9 +269,9 @@ def show_progress(batches: Iterable[Batch], total: int) -> Generator[Batch, None
         bar, done = progress.add_task("questions", total=total), 0
         for batch in batches:
             yield batch
-            done += len(batch)
+            done += size(batch)
             progress.update(bar, completed=done)
             now = time.monotonic()
             if not console.is_terminal and now - told >= TELL_EVERY_S:
-                told, minutes = now, (now - started) / done * (total - done) / 60
+                told, minutes = now, (now - started) / max(1, done) * (total - done) / 60
                 console.print(f"{done} of {total} questions, about {minutes:.1f} min left", highlight=False)

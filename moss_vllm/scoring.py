@@ -1,5 +1,6 @@
 """The benchmarks' own rules: what counts as right, and how right answers become the numbers of Table 5."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,6 +102,22 @@ class Score:
     def accuracy(self) -> dict[str, float]:
         """Percent of right answers among all questions, unrounded; "all" weighs every question the same."""
         return {task: 100 * self.correct[task] / total for task, total in self.total.items() if total}
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % interval of each accuracy in percent.
+
+        Reference: Wilson (1927), the score interval; it is never empty and never leaves 0 to 100.
+        """
+        return {t: wilson_interval(self.correct[t], total) for t, total in self.total.items() if total}
+
+
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, in percent."""
+    share, z2 = correct / total, 1.959964**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = math.sqrt(z2 * (share * (1 - share) / total + z2 / (4 * total**2))) / (1 + z2 / total)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
 def score(judged: Iterable[Judged], tasks: Mapping[str, str]) -> Score:

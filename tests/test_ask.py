@@ -7,9 +7,9 @@ import ask
 import pytest
 import torch
 
+from moss_vllm.answering import answer, prepare
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import read_clip
-from moss_vllm.evaluation import _generate
 from moss_vllm.vlm import checkpoint
 
 
@@ -43,8 +43,8 @@ def clips(monkeypatch):
 
 def expected(folder, clip, question, tokens, compress=False):
     loaded = checkpoint.load(folder)
-    example = encode(loaded.processor, clip, [Turn(question)], compress=compress)
-    return _generate(loaded, [example], tokens)[0]
+    prompts = prepare(loaded.processor, clip, [question], compress=compress)
+    return answer(loaded, prompts, max_new_tokens=tokens, batch_size=1).texts[0]
 
 
 def test_it_answers_as_an_evaluation_does(video, trained, clips, capsys):

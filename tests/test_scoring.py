@@ -1,4 +1,4 @@
-"""Invariant: an output is right exactly when the benchmark's own script says so; Table 5 is reproduced."""
+"""Invariant: judged answers become the numbers of Table 5; tests/test_protocols.py owns the judging."""
 
 import itertools
 import math
@@ -13,90 +13,9 @@ from moss_vllm.scoring import (
     PAPER_TABLE_5,
     Judged,
     chance_accuracy,
-    judge_favor,
-    parse_letter,
-    polish_motionbench,
     score,
+    wilson_interval,
 )
-
-OPTIONS = ("Pick up the pot", "Turn left", "Turn around", "Put down the pot", "Turn around and walk forward")
-
-
-@pytest.mark.parametrize(
-    ("output", "right"),
-    [
-        ("Turn around", True),
-        ("she TURNED? No: turn AROUND.", True),
-        ("['Turn left', 'Turn around']", True),  # a list passes when it holds the answer and no longer option
-        ("Turn around and walk forward", False),  # the exception of issue 3
-        ("Turn around, not: turn around AND walk forward", False),
-        ("turn\naround", False),
-        ("C", False),  # letters are never answers here
-        ("Turn left", False),
-        ("", False),
-    ],
-)
-def test_favor_substring_rule(output, right):
-    assert judge_favor(output, "Turn around", OPTIONS) is right
-
-
-def test_favor_exception_compares_options_with_case_and_outputs_without():
-    assert judge_favor("he turns around slowly", "turns", ("turns", "Turns around")) is True
-    assert judge_favor("he turns around slowly", "turns", ("turns", "it turns Around")) is True
-    assert judge_favor("it turns around slowly", "turns", ("turns", "it turns Around")) is False
-    assert judge_favor("it turns", "turns", ("turns", "turns")) is True  # an equal option is no longer one
-
-
-@pytest.mark.parametrize(
-    ("output", "letter"),
-    [
-        ("B", "B"),
-        ("(C) Turn around", "C"),
-        ("Answer: D", "D"),  # "Answer" goes, else its A would be the letter
-        ("The answer is E.", "E"),
-        ("Based on the video, C", "B"),  # the first capital counts, inside a word too
-        ("F", None),  # past the last option
-        ("b", None),
-        ("turn LEFT", "E"),
-        ("she will turn left then turn around", "B"),  # no capital: the first option named, in their order
-        ("I think it is turn around.", "C"),
-        ("", None),
-        ("A, since", "A"),
-        ("( A )", "A"),
-    ],
-)
-def test_letter_parser(output, letter):
-    assert parse_letter(output, OPTIONS) == letter
-
-
-def test_letter_parser_strips_the_options_last_stop_and_follows_their_number():
-    assert parse_letter("it is the second one", ("the first.", " The second. ", "x")) == "B"
-    assert parse_letter("D", OPTIONS[:3]) is None
-    assert parse_letter("D", OPTIONS[:4]) == "D"
-    assert parse_letter("F", [*OPTIONS, "six"]) == "F"
-    with pytest.raises(ValueError, match="0 options cannot be lettered"):
-        parse_letter("A", ())
-
-
-@pytest.mark.parametrize(
-    ("output", "letter"),
-    [
-        (" A\n", "A"),
-        ("B. Jump", "B"),
-        ("B) Jump", "B"),
-        ("The answer is (C) because", "C"),
-        ("( D ) x", "D"),
-        ("The answer is C", "T"),
-        ("c", "c"),
-        ("(A and (B)", "A"),
-        (")", ""),
-        ("(", ""),
-        ("", ""),
-        ("  ", ""),
-    ],
-)
-def test_motionbench_polishing(output, letter):
-    assert polish_motionbench(output) == letter
 
 
 @pytest.mark.parametrize(("benchmark", "questions"), [("FAVOR-Bench", 8184), ("MotionBench-Dev", 4018)])
@@ -170,6 +89,31 @@ def test_score_counts_unanswered_as_wrong_and_divides_by_the_questions_given():
 def test_score_refuses(judged, message):
     with pytest.raises(ValueError, match=message):
         score(judged, MOTIONBENCH_TASKS)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+        (20, 20, 0.8389, 1.0000),  # what 0 of 20 leaves
+    ],
+)
+def test_intervals_are_those_of_newcombe_1998_table_1(correct, total, low, high):
+    """Statistics in Medicine 17, 857-872, method 3: the score interval without continuity correction."""
+    assert wilson_interval(correct, total) == pytest.approx((100 * low, 100 * high), abs=0.005)
+
+
+def test_a_score_has_an_interval_wherever_it_has_an_accuracy():
+    judged = [Judged(str(n), "MR" if n < 20 else "RC", n >= 20, True) for n in range(21)]
+    result = score(judged, MOTIONBENCH_TASKS)
+    assert result.intervals.keys() == result.accuracy.keys() == {"all", "MR", "RC"}
+    assert result.intervals["MR"] == wilson_interval(0, 20)
+    assert result.intervals["all"] == wilson_interval(1, 21)
+    low, high = result.intervals["RC"]  # z^2 = 3.8415: 1 of 1 is 1 / (1 + z^2) to 1
+    assert (low, high) == pytest.approx((100 / 4.8415, 100), abs=0.001)
 
 
 def test_chance_follows_each_questions_number_of_options():

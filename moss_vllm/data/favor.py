@@ -91,10 +91,13 @@ def _find_clip(
     return path, start_s, end_s
 
 
-def read_favor_bench(annotation: str | Path, video_root: str | Path) -> list[BenchmarkVideo]:
+def read_favor_bench(
+    annotation: str | Path, video_root: str | Path, *, allow_missing: bool = False
+) -> list[BenchmarkVideo]:
     """Read `video_perspective.json` or the flat `question_perspective.json`.
 
-    A uid is the file's `question_key`, else `<video>_<n>` with n counted from 1 per video.
+    A uid is the file's `question_key`, else `<video>_<n>` with n counted from 1 per video. With
+    `allow_missing`, a video that is not there has no path.
 
     Raises: BadRow or BadRows.
     """
@@ -129,6 +132,7 @@ def read_favor_bench(annotation: str | Path, video_root: str | Path) -> list[Ben
         lambda name, where: find_video(video_root, name, BENCH_FOLDERS, file=file, row=where),
         file,
         bad,
+        allow_missing=allow_missing,
     )
 
 

@@ -100,6 +100,14 @@ def target_size(height: int, width: int, short_side_px: int | None) -> tuple[int
     return rows * MULTIPLE_PX, columns * MULTIPLE_PX
 
 
+def short_side_within(height: int, width: int, max_pixels: int) -> int:
+    """The largest short side, the video's own at most, of frames with `max_pixels` or fewer."""
+    for short_side_px in range(min(height, width) // MULTIPLE_PX * MULTIPLE_PX, MULTIPLE_PX, -MULTIPLE_PX):
+        if math.prod(target_size(height, width, short_side_px)) <= max_pixels:
+            return short_side_px
+    return MULTIPLE_PX
+
+
 def stack_frames(
     path: str, frames: Iterator[np.ndarray], count: int, short_side_px: int | None
 ) -> np.ndarray:

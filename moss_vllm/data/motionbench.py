@@ -51,9 +51,15 @@ SPLITS = ("dev", "test", "all")
 
 
 def read_motionbench(
-    meta: str | Path, video_root: str | Path, *, split: Literal["dev", "test", "all"] = "dev"
+    meta: str | Path,
+    video_root: str | Path,
+    *,
+    split: Literal["dev", "test", "all"] = "dev",
+    allow_missing: bool = False,
 ) -> list[BenchmarkVideo]:
     """Read the questions of one split; only their videos have to be there.
+
+    With `allow_missing`, one that is not has no path.
 
     Raises: BadRow or BadRows.
     """
@@ -86,6 +92,7 @@ def read_motionbench(
         lambda name, where: find_video(video_root, name, VIDEO_FOLDERS, file=file, row=where),
         file,
         bad,
+        allow_missing=allow_missing,
     )
 
 

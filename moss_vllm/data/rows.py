@@ -71,11 +71,12 @@ class Question:
 
 @dataclass(frozen=True)
 class BenchmarkVideo:
-    """One video and every question asked about it."""
+    """One video and every question asked about it; without a path, `missing` says where it was looked for."""
 
     video_id: str
-    path: Path
+    path: Path | None
     questions: tuple[Question, ...]
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -275,14 +276,20 @@ def find_video(root: str | Path, name: str, subfolders: Sequence[str], *, file: 
 
 
 def collect_videos(
-    asked: Iterable[tuple[str, str, Question]], find: Callable[[str, str], Path], file: str, bad: list[BadRow]
+    asked: Iterable[tuple[str, str, Question]],
+    find: Callable[[str, str], Path],
+    file: str,
+    bad: list[BadRow],
+    *,
+    allow_missing: bool = False,
 ) -> list[BenchmarkVideo]:
     """Group (video name, where, question) by video in file order; raise `bad` and what is found here.
 
-    A benchmark repeats a video over its rows; a missing one is reported once.
+    A benchmark repeats a video over its rows; a missing one is reported once, or left without a path.
     """
     seen: dict[str, str] = {}
     paths: dict[str, Path | None] = {}
+    missing: dict[str, str] = {}
     videos: dict[str, list[Question]] = {}
     for name, where, question in asked:
         if question.uid in seen:
@@ -296,7 +303,12 @@ def collect_videos(
                 paths[stem] = find(name, where)
             except BadRow as error:
                 paths[stem] = None
-                bad.append(error)
+                if allow_missing and isinstance(error, MissingVideo):
+                    missing[stem] = error.reason
+                else:
+                    bad.append(error)
     raise_bad_rows(bad)
-    found = {stem: path for stem, path in paths.items() if path is not None}
-    return [BenchmarkVideo(stem, found[stem], tuple(questions)) for stem, questions in videos.items()]
+    return [
+        BenchmarkVideo(stem, paths[stem], tuple(questions), missing.get(stem, ""))
+        for stem, questions in videos.items()
+    ]

@@ -155,6 +155,14 @@ def choose_frames(
 def frame_size(path: str, short_side_px: int | None) -> tuple[int, int]:
     """Height and width of `read_clip`'s frames by the file's header; swapped where the video is turned.
 
+    Raises: as `native_size`.
+    """
+    return target_size(*native_size(path), short_side_px)
+
+
+def native_size(path: str) -> tuple[int, int]:
+    """Height and width in the file's header.
+
     Raises: BadVideo for a header without them, or a size beyond the limits.
     """
     with _open(path) as container:
@@ -163,7 +171,7 @@ def frame_size(path: str, short_side_px: int | None) -> tuple[int, int]:
     if not height or not width:
         raise BadVideo(path, "its header names no frame size", REPLACE_FILE)
     check_frame_size(path, height, width)
-    return target_size(height, width, short_side_px)
+    return height, width
 
 
 def _check_number(name: str, value: float, low: float, high: float) -> None:

@@ -1,0 +1,100 @@
+"""FAVOR-Bench's open-ended half: a caption of every video, for the benchmark's own LLM-free scripts to score.
+
+    python eval/favor_captions.py                                    # the miniature on the motion world
+    python eval/favor_captions.py --data ~/data/FAVOR --ckpt runs/favor_lora/step-001000
+    accelerate launch --multi_gpu eval/favor_captions.py --data ...  # videos shared out over processes
+
+Writes to `--out`: `answers/` (each caption as soon as it is said) and, once all are, `captions.json`, a list
+of {video name without .mp4: caption}, and `about.json` (what was run). To score it, in the folder LLM-free of
+FAVOR-Bench's repository: remove an older `extract_results/`, which step 1 would add to, put the list in place
+of `test_case` in `LLM-free_step1_extract.ipynb`, run that and then `LLM-free_step2_compare.py`.
+
+FAVOR-Bench's repository has no prompt for captions. `--prompt` is by default the one FAVOR-Train is trained
+with here; only scores of one prompt can be compared. A run that was stopped goes on with the same command.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from moss_vllm import eval_script
+from moss_vllm.data.favor import read_favor_bench
+from moss_vllm.data.motion_world import ensure_world
+from moss_vllm.data.rows import CAPTION_PROMPT, Question
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.evaluation import Result
+from moss_vllm.files import whole_file
+from moss_vllm.protocols import Benchmark, Protocol
+
+# A caption is the answer to a question without options whose uid is the video's; nothing is right or wrong.
+CAPTIONS = Benchmark(
+    "FAVOR-Bench captions",
+    {"caption": "Caption"},
+    {"caption": Protocol("caption", lambda question: question.raw, lambda *_: (False, None), 512)},
+)
+
+
+@errors_in_one_line()
+def main(argv: list[str] | None = None) -> Result:
+    """Read, ask, write; a wrong argument or file ends it with one line and status 1."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    source = "folder with video_perspective.json and the videos, as downloaded; none: the motion world"
+    parser.add_argument("--data", type=Path, help=source)
+    prompt = f"what to ask about each video (default: {CAPTION_PROMPT})"
+    parser.add_argument("--prompt", default=CAPTION_PROMPT, help=prompt)
+    eval_script.add_options(parser, CAPTIONS)
+    args = parser.parse_args(argv)
+
+    data = args.data or ensure_world()
+    data = data / "FAVOR" if (data / "FAVOR").is_dir() else data
+    videos = [
+        replace(video, questions=(Question(video.video_id, "caption", args.prompt, (), None, args.prompt),))
+        for video in read_favor_bench(args.annotation or data, data, allow_missing=True)
+    ]
+    result, out = eval_script.run(args, "favor_captions", data, videos, CAPTIONS)
+    write_captions(result, out)
+    return result
+
+
+def write_captions(result: Result, out: Path) -> None:
+    """Write the captions once every process is done; before that, say how many are missing.
+
+    The scorer leaves a video without an entry out of its mean, so one that could not be read has an empty
+    caption, and a part of the videos goes to a file of another name.
+    """
+    if result.pending:
+        print(
+            f"{result.pending:,} videos have no caption yet, because of other processes or a run that was "
+            f"stopped; whoever ends last writes captions.json to {out}, and so does --merge --out {out}",
+            file=sys.stderr,
+        )
+        return
+    captions = [{record["uid"]: record["output"] or ""} for record in result.records]
+    prompt = next((record["prompt"] for record in result.records if record["output"] is not None), None)
+    about = {
+        **result.header,
+        "prompt": prompt,
+        "prompt_source": "moss_vllm; FAVOR-Bench's repository has none"
+        if prompt == CAPTION_PROMPT
+        else "--prompt",
+        "captions": len(captions),
+        "empty": [uid for caption in captions for uid, text in caption.items() if not text.strip()],
+        "failed": result.failed,
+    }
+    file = out / ("captions-partial.json" if result.partial else "captions.json")
+    for path, content in ((out / "about.json", about), (file, captions)):
+        with whole_file(path) as part:
+            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"{len(captions):,} of {result.header['questions']:,} captions, {len(about['empty']):,} of them empty"
+    )
+    if result.failed:
+        print(f"missing or unreadable, with an empty caption: {', '.join(result.failed)}")
+    print(f"written to {file}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What the scripts in eval/ share: their options, their default folder, processes, and how they end."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from moss_vllm.answer_store import Shard, read_answers
+from moss_vllm.data.cache import choose_reader
+from moss_vllm.data.rows import BenchmarkVideo
+from moss_vllm.evaluation import STORE, Result, collect, evaluate, tell_unreadable
+from moss_vllm.files import refuse_unwritable
+from moss_vllm.protocols import CLIPS, Benchmark, Protocol
+from moss_vllm.vlm.base import DTYPES
+from moss_vllm.vlm.checkpoint import load
+
+
+def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
+    """Options every benchmark's script has beside `--data`."""
+    add, protocols = parser.add_argument, benchmark.protocols
+    add("--annotation", type=Path, help="another annotation file (default: the one found in --data)")
+    ckpt = "checkpoint folder, base model folder, hub id, or miniature (the default)"
+    add("--ckpt", default="miniature", help=ckpt)
+    out = "folder of the results (default: runs/eval/SCRIPT/NAME[-STEP][-PROTOCOL][-still])"
+    add("--out", type=Path, help=out)
+    cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
+    add("--cache", type=Path, help=cache)
+    add("--cache-gib", type=float, help="add to the cache up to this size (default: no limit)")
+    add("--overwrite", action="store_true", help="drop the answers in --out and start again")
+    missing = "go on without missing or unreadable videos; their questions count as wrong, and it is said"
+    add("--allow-missing", action="store_true", help=missing)
+    merge = "ask nothing: put the answers of all processes in --out together and print the table"
+    add("--merge", action="store_true", help=merge)
+    batch = "questions of one video answered at once at most (default: 16)"
+    add("--batch-size", type=int, default=16, help=batch)
+    add("--limit", type=int, help="ask the first N questions only; the table says it is partial")
+    usual = next(iter(protocols))
+    protocol = f"prompt and rule of judging, see eval/README.md (default: {usual})"
+    add("--protocol", choices=protocols, default=usual, help=protocol)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help=f"as torch names it (here: {device})")
+    dtype = "bf16" if device == "cuda" else "fp32"
+    add("--dtype", choices=DTYPES, default=dtype, help=f"of the base's weights (here: {dtype})")
+    group = parser.add_argument_group("clips", "default: as the checkpoint was trained, else as in the paper")
+    add, yes_no = group.add_argument, argparse.BooleanOptionalAction
+    add("--clips", choices=CLIPS, help="settings by name, which the options below override")
+    add("--sample-fps", type=float, help="frames per second (paper: 2)")
+    add("--short-side", type=int, dest="short_side_px", help="pixels (paper: 224)")
+    add("--max-frames", type=int, help="thin longer clips evenly to as many (180)")
+    add("--compress", action=yes_no, dest="compress_tokens", help="drop unchanged patches (yes)")
+    add("--still", action="store_true", help="one-frame control: every frame is the middle one")
+
+
+def choose_folder(args: argparse.Namespace, script: str, name: str, benchmark: Benchmark) -> Path:
+    """`--out`, or runs/eval/SCRIPT/NAME[-step-NNNNNN][-PROTOCOL][-still]; PROTOCOL if not the default."""
+    if args.out:
+        return Path(args.out)
+    parts, ckpt = [Path(name).name], Path(args.ckpt).resolve().name
+    parts += [ckpt] if ckpt.startswith("step-") else []  # a run's checkpoints all have the run's name
+    parts += [args.protocol] if args.protocol != next(iter(benchmark.protocols)) else []
+    parts += [args.clips] if args.clips else []
+    parts += ["still"] if args.still else []
+    return Path("runs/eval", script, "-".join(parts))
+
+
+def run(
+    args: argparse.Namespace,
+    script: str,
+    data: Path,
+    videos: Sequence[BenchmarkVideo],
+    benchmark: Benchmark,
+) -> tuple[Result, Path]:
+    """Ask what is left to ask, or with `--merge` nothing; the result of all processes so far and its folder.
+
+    Raises: ValueError for a video that is missing or options that do not go together, and as `evaluate`.
+    """
+    shard = Shard.from_environment()
+    if args.merge:
+        result, out = merge(args, videos, benchmark)
+    else:
+        if args.out:
+            refuse_unwritable(args.out, "--out")
+        missing = {video.video_id: video.missing for video in videos if video.path is None}
+        if missing and not args.allow_missing:  # before a model is opened
+            raise ValueError(tell_unreadable(missing))
+        device = f"{args.device}:{os.environ['LOCAL_RANK']}" if _is_one_of_many(args, shard) else args.device
+        loaded = load(args.ckpt, device=device, dtype=DTYPES[args.dtype])
+        out = choose_folder(args, script, loaded.name, benchmark)
+        preferences = (loaded.run.get("protocol", {}), CLIPS.get(args.clips, {}), vars(args))
+        result = evaluate(
+            loaded,
+            videos,
+            benchmark,
+            benchmark.protocols[args.protocol].adapt(*preferences),
+            out=out,
+            batch_size=args.batch_size,
+            limit=args.limit,
+            overwrite=args.overwrite,
+            allow_missing=args.allow_missing,
+            shard=shard,
+            read=choose_reader(args.cache, args.cache_gib),
+        )
+    if any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
+        result.notes.append(
+            f"the paper's rows are of {benchmark.name}; these data are the motion world, not comparable"
+        )
+    return result, out
+
+
+def merge(
+    args: argparse.Namespace, videos: Sequence[BenchmarkVideo], benchmark: Benchmark
+) -> tuple[Result, Path]:
+    """The result of the answers in `--out`; no model is opened."""
+    if not args.out:
+        raise ValueError("--merge needs --out, the folder of the answers")
+    stored = read_answers(args.out / STORE)
+    if stored.header is None:
+        raise FileNotFoundError(f"{args.out / STORE}: holds no answers; run without --merge first")
+    settings = dict(stored.header["protocol"])
+    usual: Protocol = benchmark.protocols[settings.pop("name")]
+    known = {field.name for field in dataclasses.fields(Protocol)}
+    protocol = dataclasses.replace(usual, **{key: settings[key] for key in settings if key in known})
+    found = collect(stored, videos, benchmark, protocol, args.limit, allow_missing=args.allow_missing)
+    return found, args.out
+
+
+def finish(result: Result, out: Path) -> None:
+    """Write and print the table once every process is done; before that, say what is missing."""
+    if result.pending:
+        print(
+            f"{result.pending:,} questions are not answered yet, by other processes or a run that was "
+            f"stopped; whoever ends last writes the table to {out}, and so does --merge --out {out}",
+            file=sys.stderr,
+        )
+        return
+    result.save(out)
+    Console().print(result.table())
+    print(f"written to {out}", file=sys.stderr)
+
+
+def _is_one_of_many(args: argparse.Namespace, shard: Shard) -> bool:
+    return shard.processes > 1 and args.device == "cuda" and "LOCAL_RANK" in os.environ

@@ -1,0 +1,117 @@
+"""Owns: questions answered together from one cache get the words that `generate` gives to each alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from moss_vllm.answering import STAGES, answer, choose, prepare
+from moss_vllm.data.chat import Turn, collate, encode
+from moss_vllm.data.video import Clip
+from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.checkpoint import Loaded
+
+QUESTIONS = [
+    "What moves?",
+    "Where does the red circle go in the video, and how often does it turn?",
+    "What moves first?\nA. left\nB. right\nC. up",
+    "What moves first?\nA. left\nB. right\nC. down",
+    "How often?",
+]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "moss"])
+def loaded(request, tiny_base, moss, processor):
+    """A model, with MOSS and LoRA or without, whose words depend on what it sees."""
+    torch.manual_seed(0)
+    base = checkpoint.load_base(tiny_base, moss=moss if request.param else None)
+    model = base
+    if request.param:
+        model = checkpoint.attach_lora(base, rank=2, alpha=2, dropout=0.0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or ".moss." in name and weight.dim() > 1:
+                weight.normal_(std=0.05)
+            elif weight.dim() > 1 and "embed_tokens" not in name:
+                weight.mul_(5)
+    return Loaded(model.eval(), processor, "tiny", {})
+
+
+@pytest.fixture(scope="module")
+def clip():
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8).repeat(7, 0).repeat(7, 1)
+    frames = np.stack([np.roll(noise, 14 * (i // 2), 1) for i in range(6)])
+    return Clip(frames, np.arange(6) / 2)
+
+
+def generated(loaded, clip, question, compress, tokens):
+    ids = generated_ids(loaded, clip, question, compress, tokens)
+    return loaded.processor.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def generated_ids(loaded, clip, question, compress, tokens):
+    example = encode(loaded.processor, clip, [Turn(question)], compress=compress)
+    batch = collate([example], pad_id=loaded.processor.tokenizer.pad_token_id)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.inference_mode():
+        ids = loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_answers_are_those_of_generate(loaded, clip, compress, size):
+    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=compress)
+    said = answer(loaded, prompts, max_new_tokens=12, batch_size=size)
+    assert said.texts == [generated(loaded, clip, q, compress, 12) for q in QUESTIONS]
+    assert len(set(said.texts)) >= 3  # else equal words would prove nothing
+    assert said.seconds.keys() == set(STAGES) and min(said.seconds.values()) > 0
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_prompts_are_those_of_encode_with_the_video_once(processor, clip, compress):
+    prompts = prepare(processor, clip, QUESTIONS, compress=compress)
+    for ids, question in zip(prompts.ids, QUESTIONS, strict=True):
+        example = encode(processor, clip, [Turn(question)], compress=compress)
+        assert torch.equal(ids, example["input_ids"])
+        assert all(torch.equal(value, example[name]) for name, value in prompts.video.items())
+    video = processor.tokenizer.convert_tokens_to_ids(processor.video_token)
+    assert prompts.shared > int((prompts.ids[0] == video).nonzero()[-1])
+
+
+def test_one_token_at_least_is_left_to_each_question(processor, clip):
+    same = prepare(processor, clip, ["What moves?"] * 2, compress=False)
+    assert same.shared == len(same.ids[0]) - 1
+    alone = prepare(processor, clip, ["What moves?"], compress=False)
+    assert alone.shared == len(alone.ids[0]) - 1
+
+
+def test_an_answer_ends_where_the_model_ends_it(loaded, clip, monkeypatch):
+    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=False)
+    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    whole = answer(loaded, prompts, max_new_tokens=12, batch_size=5).texts
+    ends = [generated_ids(loaded, clip, question, False, 12)[3] for question in QUESTIONS[:2]]
+    monkeypatch.setattr(base.generation_config, "eos_token_id", ends)
+    cut = answer(loaded, prompts, max_new_tokens=12, batch_size=5).texts
+    assert cut == [generated(loaded, clip, question, False, 12) for question in QUESTIONS]
+    assert all(len(short) < len(long) for short, long in zip(cut[:2], whole[:2], strict=True))
+
+
+@torch.inference_mode()
+def test_the_likeliest_choice_is_that_of_one_forward_pass(loaded, clip):
+    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=True)
+    choices = [["A", "B", "C"]] * 3 + [["A", "B"]] * 2
+    said = choose(loaded, prompts, choices, batch_size=2)
+    for question, letters, scores, best in zip(QUESTIONS, choices, said.scores, said.texts, strict=True):
+        example = encode(loaded.processor, clip, [Turn(question)], compress=True)
+        batch = collate([example], pad_id=0)
+        logits = loaded.model(**{k: v for k, v in batch.items() if k != "labels"}).logits[0, -1]
+        ids = [loaded.processor.tokenizer(letter)["input_ids"][0] for letter in letters]
+        expected = logits.log_softmax(-1)[ids].tolist()
+        assert list(scores) == letters and list(scores.values()) == pytest.approx(expected, abs=1e-4)
+        assert best == letters[int(np.argmax(expected))]
+
+
+def test_a_choice_of_several_tokens_is_refused(loaded, clip):
+    prompts = prepare(loaded.processor, clip, QUESTIONS[:1], compress=True)
+    with pytest.raises(ValueError, match="What moves: not one token of this tokenizer; use a protocol"):
+        choose(loaded, prompts, [["A", "What moves"]], batch_size=1)

@@ -1,0 +1,81 @@
+"""Owns: an evaluation by two processes, killed at any moment, ends with the table of one that never was."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+from launching import ROOT, launch, start
+
+from moss_vllm.data.motion_world import WorldSize, ensure_world
+
+SCRIPT = ROOT / "eval" / "motionbench.py"
+KILLS = 20
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    size = WorldSize(train_clips=1, motionbench_questions=400, withheld_questions=5, favor_questions=5)
+    return ensure_world(tmp_path_factory.mktemp("many") / "world", size)
+
+
+@pytest.fixture
+def argv(tiny_base, questions):
+    return ["--ckpt", str(tiny_base), "--data", str(questions), "--device", "cpu", "--short-side", "84"]
+
+
+def stored(out):
+    """Whole lines of all files."""
+    files = sorted((out / "answers").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_bytes().split(b"\n")[:-1]]
+
+
+def answered(out):
+    return [answer["uid"] for row in stored(out) for answer in row.get("answers", [])]
+
+
+def test_twenty_kills_end_in_the_table_of_a_run_without_any(argv, tmp_path):
+    rng = random.Random(0)
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    launch("DDP", [*argv, "--out", str(whole)], tmp_path, SCRIPT)
+    assert len(stored(whole)) - 2 >= 3 * KILLS  # videos: every life gets to some
+    for _ in range(KILLS):
+        ranks = [
+            start([*argv, "--out", str(out)], tmp_path, rank=rank, processes=2, script=SCRIPT)
+            for rank in range(2)
+        ]
+        before, aim = len(stored(out)), rng.randint(1, 4)
+        while len(stored(out)) < before + aim and all(process.poll() is None for process in ranks):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        rng.shuffle(ranks)
+        for process in ranks:  # one dies first, the other goes on for a moment
+            assert process.poll() is None, (tmp_path / "output-0.txt").read_text()[-3000:]
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+            time.sleep(rng.choice([0, 0.1]))
+    assert 0 < len(answered(out)) < len(answered(whole))
+    launch("DDP", [*argv, "--out", str(out)], tmp_path, SCRIPT)
+    assert sorted(answered(out)) == sorted(answered(whole))  # each once, none missing
+    for name in ("table.md", "table.tex"):
+        assert (out / name).read_text() == (whole / name).read_text()
+    texts = [
+        {a["uid"]: a["output"] for row in stored(o) for a in row.get("answers", [])} for o in (out, whole)
+    ]
+    assert texts[0] == texts[1] and not list(out.rglob("*.part*"))
+
+
+def test_the_death_of_one_process_costs_nothing_and_merging_says_what_is_left(argv, tmp_path):
+    out = tmp_path / "out"
+    one = start([*argv, "--out", str(out)], tmp_path, rank=1, processes=2, script=SCRIPT)
+    assert one.wait(timeout=120) == 0, (tmp_path / "output-1.txt").read_text()[-3000:]
+    told = (tmp_path / "output-1.txt").read_text()
+    assert "questions are not answered yet" in told and not (out / "table.md").exists()
+    other = start([*argv, "--out", str(out)], tmp_path, rank=0, processes=2, script=SCRIPT)
+    assert other.wait(timeout=120) == 0
+    table = (out / "table.md").read_bytes()
+    merging = start(["--merge", *argv, "--out", str(out)], tmp_path, rank=2, script=SCRIPT)
+    assert merging.wait(timeout=120) == 0 and (out / "table.md").read_bytes() == table
