@@ -170,7 +170,7 @@ def test_missing_videos_stop_the_run_or_have_an_empty_caption(captions, data, tm
     folder, out = data / "videos" / "FAVOR-Bench", tmp_path / "out"
     gone = (folder / "4_08_000048.mp4").rename(tmp_path / "kept.mp4")
     (folder / "539EH.MP4").write_bytes(b"")
-    with pytest.raises(SystemExit, match="^error: 1 videos are missing or cannot be read:\n  4_08_000048: "):
+    with pytest.raises(SystemExit, match="^error: videos missing or unreadable: 1\n  4_08_000048: "):
         run(captions, data, out)
     assert asked == []
     run(captions, data, out, "--allow-missing")

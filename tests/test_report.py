@@ -112,8 +112,15 @@ def test_benchmark_table_names_chance_counts_and_what_the_data_are():
     assert "| chance (this data) | 26.2 | 25.0 | - | - | - | - | 30.0 |" in lines
     assert "| ours | 50.0 | 33.3 | - | - | - | - | 100.0 |" in lines
     assert "| number of questions | 4 | 3 | - | - | - | - | 1 |" in lines
-    assert lines[-3:] == [
+    assert "| answered | 3 | 2 | - | - | - | - | 1 |" in lines
+    tex = table.latex().splitlines()
+    assert tex[1] == "% method & all & MR & LM & CM & MO & AO & RC"
+    assert r"ours & 50.0 & 33.3 & - & - & - & - & 100.0 \\" in tex
+    hostile = report.Table("t", {"B": ["a"]}, {"x_1 & 5 % {$}": {"B": {"a": 1.0}}}).latex().splitlines()[-1]
+    assert hostile == r"x\_1 \& 5 \% \{\$\} & 1.0 \\"
+    assert lines[-4:] == [
         "- p",
+        "- 95 % intervals: all 15.0-85.0, MR 6.1-79.2, RC 20.7-100.0",
         "- 4 questions scored; the published benchmark has 4,018",
         "- no option could be read from 1 answers; they count as wrong",
     ]
