@@ -1,0 +1,161 @@
+"""Compare evaluations of one benchmark question by question: each folder against each one named before it.
+
+    python eval/compare.py runs/eval/motionbench/base runs/eval/motionbench/favor_lora
+    python eval/compare.py BASE TUNED MOSS --names base tuned "tuned + MOSS" --json compare.json
+    python eval/compare.py A B --changed 0 --markdown > compare.md
+
+The folders are those that eval/motionbench.py and eval/favor_bench.py wrote, complete or not. Per task and
+for all questions: both accuracies, the difference in points with a 95 % interval (bootstrap over videos),
+questions gained and lost, McNemar's exact test; then the questions that changed. Every pair is compared on
+the questions both have answered, so accuracies may not be those of the folders' own tables; what is left out
+is counted and named.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from textwrap import shorten
+
+from rich import box
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from moss_vllm.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.files import whole_file
+from moss_vllm.protocols import LETTERS
+
+
+@errors_in_one_line("nothing is written")
+def main(argv: list[str] | None = None) -> list[Comparison]:
+    """Read, compare, print, write; a wrong argument or folder ends it with one line and status 1."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    add = parser.add_argument
+    folders_help = "two result folders or more, the baseline first"
+    add("folders", nargs="+", type=Path, metavar="FOLDER", help=folders_help)
+    add("--names", nargs="+", metavar="NAME", help="what to call the folders (default: their last part)")
+    add(
+        "--changed",
+        type=int,
+        default=5,
+        metavar="N",
+        help="show so many gained and so many lost questions (5)",
+    )
+    add("--json", type=Path, metavar="FILE", help="write everything there, with all changed questions")
+    add("--markdown", action="store_true", help="print markdown, for a file or an issue")
+    args = parser.parse_args(argv)
+    if args.changed < 0:
+        raise ValueError(f"--changed is {args.changed}; it must be at least 0")
+    folders = [folder.expanduser() for folder in args.folders]
+    names = choose_names(folders, args.names)
+    read = [read_evaluation(folder, name) for folder, name in zip(folders, names, strict=True)]
+    found = [compare(first, second) for first, second in combinations(read, 2)]
+    if args.json:
+        told = {
+            "bootstrap": {"draws": DRAWS, "seed": SEED, "resampled": "videos", "percentiles": [2.5, 97.5]},
+            "evaluations": {one.name: {"folder": str(one.folder), **one.header} for one in read},
+            "comparisons": [{**asdict(one), "notes": one.notes} for one in found],
+        }
+        with whole_file(args.json) as part:
+            part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    if args.markdown:
+        print("\n".join(markdown(one, args.changed) for one in found).rstrip())
+    else:
+        Console().print(*(render(one, args.changed) for one in found), sep="\n")
+    if args.json:
+        print(f"written to {args.json}", file=sys.stderr)
+    return found
+
+
+def choose_names(folders: Sequence[Path], names: Sequence[str] | None) -> list[str]:
+    """`--names`, else the last part of each folder, or all of it where the last parts are not different.
+
+    Raises: ValueError for fewer than two folders, or not a name of its own for each.
+    """
+    if len(folders) < 2:
+        raise ValueError(f"{len(folders)} folder cannot be compared; name two or more")
+    chosen = list(names) if names else [folder.resolve().name for folder in folders]
+    if not names and len(set(chosen)) < len(folders):
+        chosen = [str(folder) for folder in folders]
+    if len(chosen) != len(folders) or len(set(chosen)) < len(folders):
+        told = f"{len(folders)} folders are called {', '.join(chosen)}"
+        raise ValueError(f"{told}; give each a name of its own with --names")
+    return chosen
+
+
+def render(comparison: Comparison, changed: int) -> Group:
+    """For a terminal, with the first `changed` questions that were gained, and that were lost."""
+    title, heads, rows = tabulate(comparison)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for number, head in enumerate(heads):
+        is_name = head in comparison.names
+        table.add_column(
+            Text(head), justify="right" if number else "left", overflow="fold", no_wrap=not is_name
+        )
+    for row in rows:
+        table.add_row(*row)
+    lines = [*((2, note) for note in comparison.notes), *tell_changed(comparison, changed)]
+    return Group(Text(title, style="bold"), table, *(Padding(Text(told), (0, 0, 0, n)) for n, told in lines))
+
+
+def markdown(comparison: Comparison, changed: int) -> str:
+    """The same as GitHub's markdown."""
+    title, heads, rows = tabulate(comparison)
+    heads = [head.replace("|", "\\|") for head in heads]
+    lines = [f"**{title}**", "", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    lines += [*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in comparison.notes)]
+    told = [" " * n + line.replace("```", "'''") for n, line in tell_changed(comparison, changed)]
+    return "\n".join([*lines, *(["", "```text", *told, "```"] if told else []), "", ""])
+
+
+def tabulate(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
+    """Title, heads of columns, and a row of cells for each task."""
+    (first, second), whole = comparison.names, comparison.tasks["all"]
+    asked = f"{whole.questions:,} questions about {whole.videos:,} videos"
+    rows = [
+        [
+            task,
+            f"{found.questions:,}",
+            *(f"{value:.1f}" for value in found.accuracy),
+            signed(found.points),
+            " to ".join(map(signed, found.interval)) if found.interval else "-",
+            f"{found.gained:,}",
+            f"{found.lost:,}",
+            f"{found.p:.3f}" if found.p >= 0.001 else "<0.001",
+        ]
+        for task, found in comparison.tasks.items()
+    ]
+    heads = ["task", "questions", first, second, "difference", "95 % interval", "gained", "lost", "p"]
+    return f"{comparison.benchmark}: {second} against {first}, {asked}", heads, rows
+
+
+def tell_changed(comparison: Comparison, shown: int) -> list[tuple[int, str]]:
+    """Lines about the first questions gained and the first lost, each with its indent."""
+    lines = []
+    for kind in ("gained", "lost") if shown else ():
+        rows = [row for row in comparison.changed if row["change"] == kind]
+        first = f", the first {shown} of them" if len(rows) > shown else ""
+        lines.append((0, f"{kind}: {len(rows):,}{first}"))
+        for row in rows[:shown]:
+            answer, texts = row["answer"], dict(zip(LETTERS, row["options"], strict=False))
+            right = f"{answer}. {texts[answer]}" if answer in texts else answer
+            said = [("right", right), *row["output"].items()]
+            lines.append((2, f"{row['task']} {row['uid']}, video {row['video_id']}: {row['question']}"))
+            lines += [(4, shorten(f"{who}: {text}", 160, placeholder=" ...")) for who, text in said]
+    return [(indent, " ".join(line.split())) for indent, line in lines]
+
+
+def signed(points: float) -> str:
+    """With one decimal and its sign; what rounds to zero has a plus."""
+    return f"{round(points, 1) + 0.0:+.1f}"
+
+
+if __name__ == "__main__":
+    main()
