@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 help:  ## explain the targets (the default)
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv]"
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
 	@echo
 	@echo "The first target that needs it creates \$$(VENV) and installs into it: minutes and a few GB, once."
 	@echo "It installs again when pyproject.toml or constraints.txt change."
@@ -45,4 +45,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    { echo "make: '$(PYTHON) -m venv $(VENV)' failed; on Debian and Ubuntu the package python3-venv is needed" >&2; \
 	        exit 1; }
 	$(PY) -m pip install -c constraints.txt -e ".[dev,deepspeed]"
+	@touch "$@"
+
+# lmms-eval wants an older av and protobuf than the package's own tests, so it has an environment of its own.
+LMMS := .venv-lmms
+.PHONY: test-lmms-eval
+
+test-lmms-eval: $(LMMS)/.installed  ## test the lmms-eval plugin in the real lmms-eval, installed in .venv-lmms
+	"$(LMMS)/bin/python" -m pytest tests/lmms_eval/check_plugin.py $(PYTEST_ARGS)
+
+$(LMMS)/.installed: pyproject.toml constraints.txt
+	"$(PYTHON)" -m venv "$(LMMS)"
+	grep -vE '^(av|protobuf)==' constraints.txt > "$(LMMS)/constraints.txt"
+	"$(LMMS)/bin/python" -m pip install -c "$(LMMS)/constraints.txt" -e . pytest pytest-timeout lmms-eval==0.7.3
 	@touch "$@"

@@ -18,8 +18,8 @@ from moss_vllm import eval_script
 from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.evaluation import Result
 from moss_vllm.protocols import FAVOR_BENCH
+from moss_vllm.result import Result
 
 
 @errors_in_one_line()

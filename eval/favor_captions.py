@@ -24,9 +24,9 @@ from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.rows import CAPTION_PROMPT, Question
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.evaluation import Result
 from moss_vllm.files import whole_file
 from moss_vllm.protocols import Benchmark, Protocol
+from moss_vllm.result import Result
 
 # A caption is the answer to a question without options whose uid is the video's; nothing is right or wrong.
 CAPTIONS = Benchmark(

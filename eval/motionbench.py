@@ -18,9 +18,9 @@ from moss_vllm import eval_script
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.motionbench import SPLITS, read_motionbench
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.evaluation import Result
 from moss_vllm.files import whole_file
 from moss_vllm.protocols import MOTIONBENCH
+from moss_vllm.result import Result
 
 
 @errors_in_one_line()

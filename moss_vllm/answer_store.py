@@ -7,21 +7,14 @@ however many processes wrote them. What a killed run left of a last line is drop
 """
 
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from torch import nn
-
-from moss_vllm.data.rows import Question
-from moss_vllm.vlm.checkpoint import Loaded, versions
-
-RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
-REMEDY = "pass --overwrite to start again, or another --out"
+REMEDY = "evaluate again with --overwrite, or into another --out"
 
 
 @dataclass(frozen=True)
@@ -77,6 +70,8 @@ def _add(stored: Stored, row: dict[str, Any]) -> None:
         stored.failed[video_id] = row["failed"]
         return
     stored.failed.pop(video_id, None)
+    if earlier := stored.videos.get(video_id):  # a --limit came between its questions
+        row["seconds"] = {key: earlier["seconds"][key] + spent for key, spent in row["seconds"].items()}
     stored.videos[video_id] = row
     for answer in answers:
         if answer["uid"] in stored.answers:
@@ -136,36 +131,6 @@ class AnswerFile:
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
-
-
-def describe_run(
-    loaded: Loaded,
-    questions: Sequence[Question],
-    *,
-    settings: Mapping[str, Any],
-    prompt: Callable[[Question], str],
-) -> dict[str, Any]:
-    """The store's header: whatever could change an answer; `settings` and `prompt` are the protocol's."""
-    data = json.dumps([[q.uid, q.task, prompt(q), q.answer] for q in questions])
-    found = versions()
-    return {
-        "checkpoint": loaded.name,
-        "weights": fingerprint(loaded.model),
-        "protocol": settings,
-        "questions": len(questions),
-        "data": hashlib.sha256(data.encode()).hexdigest()[:16],
-        "versions": {package: found[package] for package in RECORDED_VERSIONS},
-    }
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A digest of some numbers of every tensor: tells two trainings apart that have one name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        some = flat[:: max(1, len(flat) // 16)].double().cpu().numpy()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -101,6 +102,49 @@ def choose(loaded: Loaded, prompts: Prompts, choices: Sequence[Sequence[str]], *
             said.scores.append({choice: float(row[numbers[choice][0]]) for choice in next(left)})
     said.texts = [max(scores, key=scores.__getitem__) for scores in said.scores]
     return said
+
+
+@dataclass
+class _Continued(Prompts):
+    """Prompts that end in a continuation; all of it is scored, so none of it is shared."""
+
+    lengths: list[int]
+
+    @property
+    def shared(self) -> int:
+        ends = (len(ids) - n for ids, n in zip(self.ids, self.lengths, strict=True))
+        return min(super().shared, min(ends) - 1)
+
+
+@torch.inference_mode()
+def score(
+    loaded: Loaded, prompts: Prompts, continuations: Sequence[str], *, batch_size: int
+) -> list[tuple[float, bool]]:
+    """Mean loss a token of each continuation after its prompt, and whether greedy decoding says it.
+
+    Raises: ValueError for a continuation without a token.
+    """
+    tokens = [torch.tensor(loaded.processor.tokenizer(text)["input_ids"]) for text in continuations]
+    if not all(map(len, tokens)):
+        raise ValueError("a choice is empty; every choice needs a word")
+    ids = [torch.cat(pair) for pair in zip(prompts.ids, tokens, strict=True)]
+    whole, base = _Continued(ids, prompts.video, [len(own) for own in tokens]), _base(loaded)
+    losses, left = list[tuple[float, bool]](), iter(tokens)
+    for cache, rest, mask in _batches(loaded, whole, batch_size, Answers()):
+        with loaded.autocast():
+            hidden = base.model(
+                input_ids=rest,
+                attention_mask=mask,
+                position_ids=_positions(mask, rest),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            for row in hidden:
+                own = next(left).to(row.device)
+                logits = base.lm_head(row[-len(own) - 1 : -1]).float()
+                loss = F.cross_entropy(logits, own)
+                losses.append((float(loss), bool((logits.argmax(-1) == own).all())))
+    return losses
 
 
 def _batches(

@@ -4,7 +4,7 @@ Only questions answered in both are compared; how many others there are, and whi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from moss_vllm.answer_store import read_answers
 from moss_vllm.page.reading import ANSWERS, holds_answers
-from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH, Protocol
+from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH, restore
 
 DRAWS, SEED = 10_000, 0
 FEW_VIDEOS = 30  # with fewer, a percentile bootstrap is too sure of itself: 10 give 90 % for 95 %
@@ -32,9 +32,7 @@ class Evaluation:
     failed: Mapping[str, str]
 
     def __str__(self) -> str:
-        given, known = self.header["protocol"], {field.name for field in fields(Protocol)}
-        settings = {key: value for key, value in given.items() if key in known}
-        protocol = replace(MOTIONBENCH.protocols["letter"], **settings)
+        protocol = restore(self.header["protocol"])
         return f"{self.name}: checkpoint {self.header['checkpoint']} in {self.folder}, protocol {protocol}"
 
 

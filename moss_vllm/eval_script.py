@@ -1,7 +1,6 @@
 """What the scripts in eval/ share: their options, their default folder, processes, and how they end."""
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -13,9 +12,10 @@ from rich.console import Console
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.data.cache import choose_reader
 from moss_vllm.data.rows import BenchmarkVideo
-from moss_vllm.evaluation import STORE, Result, collect, evaluate, tell_unreadable
+from moss_vllm.evaluation import STORE, evaluate, tell_unreadable
 from moss_vllm.files import refuse_unwritable
-from moss_vllm.protocols import CLIPS, Benchmark, Protocol
+from moss_vllm.protocols import CLIPS, Benchmark, restore
+from moss_vllm.result import Result, collect
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import load
 
@@ -121,10 +121,7 @@ def merge(
     stored = read_answers(args.out / STORE)
     if stored.header is None:
         raise FileNotFoundError(f"{args.out / STORE}: holds no answers; run without --merge first")
-    settings = dict(stored.header["protocol"])
-    usual: Protocol = benchmark.protocols[settings.pop("name")]
-    known = {field.name for field in dataclasses.fields(Protocol)}
-    protocol = dataclasses.replace(usual, **{key: settings[key] for key in settings if key in known})
+    protocol = restore(stored.header["protocol"], benchmark)
     found = collect(stored, videos, benchmark, protocol, args.limit, allow_missing=args.allow_missing)
     return found, args.out
 

@@ -6,7 +6,9 @@
 Processes do not talk to each other: each asks about its own videos, and whoever ends last finds all answers.
 """
 
+import hashlib
 import json
+import os
 import sys
 import threading
 import time
@@ -14,15 +16,15 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from moss_vllm import report
-from moss_vllm.answer_store import AnswerFile, Shard, Stored, describe_run, read_answers
+from moss_vllm.answer_store import AnswerFile, Shard, Stored, read_answers
 from moss_vllm.answering import Answers, Prompts, answer, choose, prepare
 from moss_vllm.core import MOSS
 from moss_vllm.data.frames import short_side_within
@@ -30,82 +32,14 @@ from moss_vllm.data.probe import probe_all
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.data.video import BadVideo, Clip, native_size, read_clip
 from moss_vllm.errors import RunStopped
-from moss_vllm.files import whole_file
 from moss_vllm.protocols import LETTERS, Benchmark, Protocol
-from moss_vllm.scoring import Judged, Score, chance_accuracy, score
-from moss_vllm.vlm.checkpoint import Loaded
+from moss_vllm.result import Result, collect, record
+from moss_vllm.vlm.checkpoint import Loaded, versions
 
 READERS = 2  # threads; each holds one decoded video, and as many wait decoded
 STORE = "answers"
+RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
 RESULTS = ("result.json", "table.md", "table.tex", "submission.json", "captions.json")
-
-
-@dataclass
-class Result:
-    """What a run found; `records` are answers in the order of the data, without those still to come."""
-
-    header: dict[str, Any]
-    benchmark: Benchmark
-    protocol: Protocol
-    records: list[dict[str, Any]]
-    chance: dict[str, float]
-    pending: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
-    resumed: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def judged(self) -> list[Judged]:
-        """Every question asked whose answer is public."""
-        scored = [record for record in self.records if record["answer"] is not None]
-        return [Judged(r["uid"], r["task"], r["correct"], r["parsed"] is not None) for r in scored]
-
-    @property
-    def score(self) -> Score | None:
-        """Counts and percent; None where no question asked has a public answer."""
-        return score(self.judged, self.benchmark.tasks) if self.judged else None
-
-    @property
-    def partial(self) -> str:
-        """How many of the questions were asked, if not all."""
-        asked, total = len(self.records), self.header["questions"]
-        return f"partial: {asked} of {total} questions" if asked < total else ""
-
-    def table(self) -> report.Table:
-        """The benchmark's part of Table 5: the paper's rows, chance, this model, number of questions."""
-        notes = [f"protocol {self.protocol}", *self.notes]
-        if self.failed:
-            unseen = sum(record["output"] is None for record in self.records)
-            notes.append(
-                f"{len(self.failed)} videos missing or unreadable: their {unseen} questions count as wrong"
-            )
-        name, found = self.header["checkpoint"], self.score
-        return report.benchmark_table(
-            self.benchmark.name, name, found, self.chance, partial=self.partial, notes=notes
-        )
-
-    def save(self, out: Path) -> None:
-        """Write `result.json` (unrounded), `table.md` and `table.tex`, each whole."""
-        found, table = self.score, self.table()
-        counts = {} if found is None else {k: getattr(found, k) for k in ("correct", "answered", "total")}
-        told = {
-            **self.header,
-            "asked": len(self.records),
-            "partial": self.partial or None,
-            "accuracy_percent": {} if found is None else found.accuracy,
-            "interval_95_percent": {} if found is None else found.intervals,
-            "counts": counts,
-            "chance_percent": self.chance,
-            "failed": self.failed,
-            "seconds": self.seconds,
-            "answered_by_earlier_runs": self.resumed,
-            "notes": [*self.notes],
-        }
-        texts = {"result.json": json.dumps(told, indent=2) + "\n", "table.md": table.markdown()}
-        for name, text in {**texts, "table.tex": table.latex()}.items():
-            with whole_file(out / name) as part:
-                part.write_text(text, encoding="utf-8")
 
 
 def evaluate(
@@ -156,8 +90,9 @@ def evaluate(
         if overwrite and shard.rank == 0:
             for name in RESULTS:
                 (out / name).unlink(missing_ok=True)
-        for video_id, reason in failed.items():
-            file.add({"video_id": video_id, "failed": reason, "answers": []})
+        for video in mine:
+            if video.video_id in failed:
+                file.add(_failed_line(video, failed[video.video_id]))
         readable = [video for video in mine if video.video_id not in failed]
         rows = _ask(loaded, readable, left, protocol, batch_size, read, allow_missing)
         total = sum(q.uid in left for video in readable for q in video.questions)
@@ -169,54 +104,6 @@ def evaluate(
     )
     result.seconds, result.resumed = time.monotonic() - started, len(questions[:limit]) - len(left)
     return result
-
-
-def collect(
-    stored: Stored,
-    videos: Sequence[BenchmarkVideo],
-    benchmark: Benchmark,
-    protocol: Protocol,
-    limit: int | None = None,
-    *,
-    allow_missing: bool = False,
-) -> Result:
-    """Put answers in the order of the data; what other processes have not answered yet is `pending`."""
-    places = [(video, question) for video in videos for question in video.questions][:limit]
-    records, failed, pending = [], dict[str, str](), 0
-    for video, question in places:
-        if question.uid in stored.answers:
-            records.append(stored.answers[question.uid])
-        elif allow_missing and video.video_id in stored.failed:
-            failed[video.video_id] = stored.failed[video.video_id]
-            records.append(
-                {"video_id": video.video_id, **_record(question, protocol, None, (False, None), None)}
-            )
-        else:
-            pending += 1
-    scored = [question for _, question in places if question.answer is not None]
-    chance = chance_accuracy(scored) if scored else {}
-    return Result(stored.header or {}, benchmark, protocol, records, chance, pending, failed)
-
-
-def _record(
-    question: Question,
-    protocol: Protocol,
-    output: str | None,
-    judged: tuple[bool, str | None],
-    scores: Mapping[str, float] | None,
-) -> dict[str, Any]:
-    return {
-        "uid": question.uid,
-        "task": question.task,
-        "question": question.text,
-        "options": list(question.options),
-        "prompt": protocol.prompt(question),
-        "output": output,
-        "parsed": judged[1],
-        "answer": question.answer,
-        "correct": None if question.answer is None else judged[0],
-        **({"log_likelihood": dict(scores)} if scores else {}),
-    }
 
 
 def find_unreadable(videos: Sequence[BenchmarkVideo], protocol: Protocol) -> dict[str, str]:
@@ -267,7 +154,7 @@ def _ask(
 
     for video, found in _read_ahead(read_video, videos):
         if isinstance(found, BadVideo):
-            yield {"video_id": video.video_id, "failed": str(found), "answers": []}
+            yield _failed_line(video, str(found))
             continue
         prompts, frames, decode_s = found
         asked = [question for question in video.questions if question.uid in left]
@@ -275,15 +162,20 @@ def _ask(
         answers = []
         for number, (question, output) in enumerate(zip(asked, said.texts, strict=True)):
             scores = said.scores[number] if said.scores else None
-            answers.append(_record(question, protocol, output, protocol.judge(output, question), scores))
+            answers.append(record(question, protocol, output, protocol.judge(output, question), scores))
         yield {
             "video_id": video.video_id,
-            "path": str(video.path),
+            "path": os.path.abspath(str(video.path)),
             "frames": frames,
             "shared_tokens": prompts.shared,
             "seconds": {"decode": decode_s, **said.seconds},
             "answers": answers,
         }
+
+
+def _failed_line(video: BenchmarkVideo, reason: str) -> dict[str, Any]:
+    uids = [question.uid for question in video.questions]
+    return {"video_id": video.video_id, "failed": reason, "questions": uids, "answers": []}
 
 
 def _answer(
@@ -341,3 +233,33 @@ def hold_middle_frame(clip: Clip) -> Clip:
     """The clip with its middle frame in place of every frame."""
     middle = clip.frames[len(clip.frames) // 2]
     return Clip(np.repeat(middle[None], len(clip.frames), axis=0), clip.frame_times_s)
+
+
+def describe_run(
+    loaded: Loaded,
+    questions: Sequence[Question],
+    *,
+    settings: Mapping[str, Any],
+    prompt: Callable[[Question], str],
+) -> dict[str, Any]:
+    """The store's header: whatever could change an answer; `settings` and `prompt` are the protocol's."""
+    data = json.dumps([[q.uid, q.task, prompt(q), q.answer] for q in questions])
+    found = versions()
+    return {
+        "checkpoint": loaded.name,
+        "weights": fingerprint(loaded.model),
+        "protocol": settings,
+        "questions": len(questions),
+        "data": hashlib.sha256(data.encode()).hexdigest()[:16],
+        "versions": {package: found[package] for package in RECORDED_VERSIONS},
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of some numbers of every tensor: tells two trainings apart that have one name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, len(flat) // 16)].double().cpu().numpy()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
+    return digest.hexdigest()[:16]

@@ -116,6 +116,18 @@ FAVOR_BENCH = Benchmark(
         "likelihood": Protocol("likelihood", favor_letter_prompt, judge_favor_letter, None),
     },
 )
+
+
+def restore(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONBENCH) -> Protocol:
+    """The protocol behind the `settings` of a stored header; fields this version does not have are left out.
+
+    Its functions are those of the benchmark's protocol of that name, where there is one.
+    """
+    usual = benchmark.protocols.get(settings["name"]) or next(iter(benchmark.protocols.values()))
+    known = {field.name for field in fields(Protocol)}
+    return replace(usual, **{key: settings[key] for key in settings if key in known})
+
+
 # By name: the paper's (Sec. 4.5), and what FAVOR-Bench's own script gives its example model.
 CLIPS: dict[str, dict[str, Any]] = {
     "paper": {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moss_vllm.answering import STAGES, answer, choose, prepare
+from moss_vllm.answering import STAGES, answer, choose, prepare, score
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import Clip
 from moss_vllm.vlm import checkpoint
@@ -115,3 +115,21 @@ def test_a_choice_of_several_tokens_is_refused(loaded, clip):
     prompts = prepare(loaded.processor, clip, QUESTIONS[:1], compress=True)
     with pytest.raises(ValueError, match="What moves: not one token of this tokenizer; use a protocol"):
         choose(loaded, prompts, [["A", "What moves"]], batch_size=1)
+
+
+@torch.inference_mode()
+def test_the_score_of_continuations_is_their_mean_loss_in_one_forward_pass(loaded, clip):
+    prompts = prepare(loaded.processor, clip, QUESTIONS[:3], compress=True)
+    wanted = ["red", "the red circle moves left.", "A"]
+    found = score(loaded, prompts, wanted, batch_size=2)
+    for question, text, (loss, greedy) in zip(QUESTIONS, wanted, found, strict=False):
+        example = encode(loaded.processor, clip, [Turn(question)], compress=True)
+        own = torch.tensor(loaded.processor.tokenizer(text)["input_ids"])
+        batch = collate([{**example, "input_ids": torch.cat([example["input_ids"], own])}], pad_id=0)
+        logits = loaded.model(**{k: v for k, v in batch.items() if k != "labels"}).logits[
+            0, -len(own) - 1 : -1
+        ]
+        assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, own)), abs=1e-4)
+        assert greedy == bool((logits.argmax(-1) == own).all())
+    with pytest.raises(ValueError, match="a choice is empty; every choice needs a word"):
+        score(loaded, prompts, ["", "a", "b"], batch_size=2)

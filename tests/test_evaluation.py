@@ -24,8 +24,9 @@ from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.data.video import BadVideo, Clip, read_clip
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.eval_script import add_options, choose_folder
-from moss_vllm.evaluation import collect, evaluate, hold_middle_frame
+from moss_vllm.evaluation import evaluate, hold_middle_frame
 from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH
+from moss_vllm.result import collect
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.miniature import build, build_processor, build_tokenizer
 
@@ -287,7 +288,7 @@ def test_another_runs_answers_are_refused_and_kept(loaded, data, tmp_path, asked
     }
     for message, (model, protocol) in others.items():
         with pytest.raises(
-            ValueError, match=f"{message}.*; pass --overwrite to start again, or another --out"
+            ValueError, match=f"{message}.*; evaluate again with --overwrite, or into another --out"
         ):
             run(model, data, tmp_path, protocol)
     with pytest.raises(ValueError, match="questions was 6, is 2, data was"):

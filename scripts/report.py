@@ -1,0 +1,59 @@
+"""One HTML page of a training run, or of the answers of an evaluation; which, the folder's files tell.
+
+    python scripts/report.py runs/favor_lora                      # curves, answers over time, settings
+    python scripts/report.py runs/eval/motionbench/favor_lora     # scores, choices, every question
+    python scripts/report.py FOLDER --out report.html             # not to FOLDER/page.html
+
+The page needs no other file and no network: open it in a browser, send it by mail. A run that goes on or was
+killed is shown as far as it got; what its files do not hold is said on the page.
+"""
+
+import argparse
+from pathlib import Path
+
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.page.frame import PAGE_FILE, choose_file, write_page
+from moss_vllm.page.reading import holds_answers, read_run
+
+
+@errors_in_one_line("nothing is written")
+def main(argv: list[str] | None = None) -> Path:
+    """Write the page; returns where."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    folder_help = "what was --out of recipes/favor_lora.py or of a script in eval/"
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help=folder_help)
+    parser.add_argument("--out", type=Path, help=f"the .html file to write (FOLDER/{PAGE_FILE})")
+    strips = "frames of so many videos, wrong answers first; 0: none (default: 200, at most 10 MB)"
+    parser.add_argument("--strips", type=int, metavar="N", help=strips)
+    args = parser.parse_args(argv)
+    folder = args.folder.expanduser()
+    make = _page_of_answers if holds_answers(folder) else _page_of_a_run
+    out = make(folder, args.out and args.out.expanduser(), args.strips)
+    print(f"{out} is written ({out.stat().st_size / 1e3:,.0f} kB); open it in a browser")
+    return out
+
+
+def _page_of_a_run(folder: Path, out: Path | None, strips: int | None) -> Path:
+    from moss_vllm.page.run import run_page
+
+    run = read_run(folder)
+    if strips is not None:
+        raise ValueError(f"--strips is for the answers of an evaluation; {folder} holds a training run")
+    out = choose_file(folder, out)
+    write_page(run_page(run), out)
+    return out
+
+
+def _page_of_answers(folder: Path, out: Path | None, strips: int | None) -> Path:
+    # Importing these takes seconds, of torch and transformers.
+    from moss_vllm.page.answers import answers_page
+    from moss_vllm.page.results import read_results
+
+    out = choose_file(folder, out)
+    write_page(answers_page(read_results(folder), strips), out)
+    return out
+
+
+if __name__ == "__main__":
+    main()
