@@ -1,16 +1,14 @@
 """All questions about one video for little more than the price of one.
 
-    frames -> vision encoder -> video tokens + what all prompts begin with -> KV cache      once a video
-    KV cache, copied for each question + the rest of its prompt -> answer                   questions together
+    frames -> vision encoder -> video tokens + what all its prompts begin with -> KV cache     once a video
+    KV cache + the rests of all its prompts, packed into one sequence -> answers               several videos
 
 Answers are those of `generate`, greedy, one question at a time. In float32 they are so token for token; in
 half precision sums of another order may turn a tie.
 """
 
-import copy
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, VideoLlama3Processor
+from transformers import Cache, DynamicCache, VideoLlama3Processor
 
 from moss_vllm.data.chat import PER_VIDEO, Turn, conversation_text, encode
 from moss_vllm.data.video import Clip
+from moss_vllm.packing import Packed, join_caches, packed_attention
 from moss_vllm.vlm.checkpoint import Loaded
 
+ROOM_TOKENS = 32  # of each answer, before its cache must grow
 STAGES = ("encode", "prefill", "answer")
 
 
@@ -34,26 +33,31 @@ class Prompts:
 
     Shape:
         ids: of each question (S,); all begin with the same video tokens. video: as from `chat.encode`.
+
+    `choices` are each question's, for `choose`; `most_shared` is a limit of `shared`.
     """
 
     ids: list[Tensor]
     video: dict[str, Tensor]
+    choices: Sequence[Sequence[str]] = ()
+    most_shared: int | None = None
 
     @property
     def shared(self) -> int:
         """How many tokens all of them begin with; one is left for each to say."""
         first, shortest = self.ids[0], min(map(len, self.ids))
         same = torch.stack([ids[:shortest] == first[:shortest] for ids in self.ids]).all(0)
-        return min(int(same.cumprod(0).sum()), shortest - 1)
+        most = shortest - 1 if self.most_shared is None else min(self.most_shared, shortest - 1)
+        return min(int(same.cumprod(0).sum()), most)
 
 
 @dataclass
 class Answers:
-    """What was said to each question; seconds of each of `STAGES`, for all of them together."""
+    """What was said to each question; a video's share of the seconds of each of `STAGES`."""
 
     texts: list[str] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def prepare(
@@ -71,55 +75,48 @@ def prepare(
     return Prompts(prompts, {key: example[key] for key in PER_VIDEO})
 
 
-@torch.inference_mode()
-def answer(loaded: Loaded, prompts: Prompts, *, max_new_tokens: int, batch_size: int) -> Answers:
-    """Greedy answers, `batch_size` questions at a time at most."""
-    said = Answers()
-    for cache, ids, mask in _batches(loaded, prompts, batch_size, said):
-        with _timed(said, "answer", ids.device):
-            tokens = _decode(loaded, cache, ids, mask, max_new_tokens)
-            said.texts += loaded.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return said
+def answer(
+    loaded: Loaded, videos: Iterable[Prompts], *, max_new_tokens: int, batch_size: int
+) -> Iterator[Answers]:
+    """Greedy answers to the questions of each video, in order.
+
+    Args:
+        videos: are answered together until they have `batch_size` questions.
+    """
+
+    def say(batch: _Batch, hidden: Tensor) -> None:
+        texts = loaded.processor.tokenizer.batch_decode(
+            _decode(loaded, batch, hidden, max_new_tokens), skip_special_tokens=True
+        )
+        left = iter(texts)
+        for answers, prompts in zip(batch.answers, batch.videos, strict=True):
+            answers.texts = [next(left) for _ in prompts.ids]
+
+    return _stream(loaded, videos, batch_size, say)
 
 
-@torch.inference_mode()
-def choose(loaded: Loaded, prompts: Prompts, choices: Sequence[Sequence[str]], *, batch_size: int) -> Answers:
+def choose(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Iterator[Answers]:
     """The likeliest of each question's choices as the next token, with the log-likelihood of each.
 
     Raises: ValueError for a choice that is not one token.
     """
-    tokenizer, said = loaded.processor.tokenizer, Answers()
-    numbers = {choice: tokenizer(choice)["input_ids"] for some in choices for choice in some}
-    if wrong := sorted(choice for choice, ids in numbers.items() if len(ids) != 1):
-        raise ValueError(
-            f"{', '.join(wrong)}: not one token of this tokenizer; use a protocol that generates"
-        )
-    left = iter(choices)
-    for cache, ids, mask in _batches(loaded, prompts, batch_size, said):
-        with _timed(said, "answer", ids.device):
-            logits = _next_logits(loaded, cache, ids, mask, _positions(mask, ids)).log_softmax(-1).cpu()
-        for row in logits:
-            said.scores.append({choice: float(row[numbers[choice][0]]) for choice in next(left)})
-    said.texts = [max(scores, key=scores.__getitem__) for scores in said.scores]
-    return said
+    tokenizer = loaded.processor.tokenizer
+
+    def say(batch: _Batch, hidden: Tensor) -> None:
+        likely = _logits(loaded, batch.packed.at_ends(hidden)).log_softmax(-1).cpu()
+        for answers, prompts, found in zip(batch.answers, batch.videos, likely, strict=True):
+            for choices, row in zip(prompts.choices, found, strict=False):
+                numbers = {choice: tokenizer(choice)["input_ids"] for choice in choices}
+                if wrong := sorted(choice for choice, ids in numbers.items() if len(ids) != 1):
+                    told = "not one token of this tokenizer; use a protocol that generates"
+                    raise ValueError(f"{', '.join(wrong)}: {told}")
+                answers.scores.append({choice: float(row[own[0]]) for choice, own in numbers.items()})
+            answers.texts = [max(scores, key=scores.__getitem__) for scores in answers.scores]
+
+    return _stream(loaded, videos, batch_size, say)
 
 
-@dataclass
-class _Continued(Prompts):
-    """Prompts that end in a continuation; all of it is scored, so none of it is shared."""
-
-    lengths: list[int]
-
-    @property
-    def shared(self) -> int:
-        ends = (len(ids) - n for ids, n in zip(self.ids, self.lengths, strict=True))
-        return min(super().shared, min(ends) - 1)
-
-
-@torch.inference_mode()
-def score(
-    loaded: Loaded, prompts: Prompts, continuations: Sequence[str], *, batch_size: int
-) -> list[tuple[float, bool]]:
+def score(loaded: Loaded, prompts: Prompts, continuations: Sequence[str]) -> list[tuple[float, bool]]:
     """Mean loss a token of each continuation after its prompt, and whether greedy decoding says it.
 
     Raises: ValueError for a continuation without a token.
@@ -127,100 +124,123 @@ def score(
     tokens = [torch.tensor(loaded.processor.tokenizer(text)["input_ids"]) for text in continuations]
     if not all(map(len, tokens)):
         raise ValueError("a choice is empty; every choice needs a word")
-    ids = [torch.cat(pair) for pair in zip(prompts.ids, tokens, strict=True)]
-    whole, base = _Continued(ids, prompts.video, [len(own) for own in tokens]), _base(loaded)
-    losses, left = list[tuple[float, bool]](), iter(tokens)
-    for cache, rest, mask in _batches(loaded, whole, batch_size, Answers()):
-        with loaded.autocast():
-            hidden = base.model(
-                input_ids=rest,
-                attention_mask=mask,
-                position_ids=_positions(mask, rest),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            for row in hidden:
-                own = next(left).to(row.device)
-                logits = base.lm_head(row[-len(own) - 1 : -1]).float()
-                loss = F.cross_entropy(logits, own)
-                losses.append((float(loss), bool((logits.argmax(-1) == own).all())))
+    whole = [torch.cat(pair) for pair in zip(prompts.ids, tokens, strict=True)]
+    losses: list[tuple[float, bool]] = []
+
+    def say(batch: _Batch, hidden: Tensor) -> None:
+        for own, end in zip(tokens, batch.packed.ends[0].tolist(), strict=True):
+            logits = _logits(loaded, hidden[0, end - len(own) : end])
+            wanted = own.to(logits.device)
+            loss = float(F.cross_entropy(logits, wanted))
+            losses.append((loss, bool((logits.argmax(-1) == wanted).all())))
+
+    # All of a continuation is scored, so none of it may be shared.
+    unshared = min(len(ids) for ids in prompts.ids) - 1
+    list(_stream(loaded, [Prompts(whole, prompts.video, most_shared=unshared)], 1, say))
     return losses
 
 
-def _batches(
-    loaded: Loaded, prompts: Prompts, size: int, said: Answers
-) -> Iterator[tuple[DynamicCache, Tensor, Tensor]]:
-    """A cache of the shared tokens for each batch, the rest of its prompts, and the mask over both.
+@dataclass
+class _Batch:
+    """Videos that are answered together: their questions packed, and the cache these are written to."""
 
-    Shape:
-        rest: (questions, S), padded on the left; mask: (questions, shared + S).
-    """
-    shared, device = prompts.shared, _base(loaded).get_input_embeddings().weight.device
-    pad = loaded.processor.tokenizer.pad_token_id
-    cache = _prefill(loaded, prompts, shared, device, said)
-    for start in range(0, len(prompts.ids), size):
-        rest = [ids[shared:] for ids in prompts.ids[start : start + size]]
-        ids = pad_sequence(rest, batch_first=True, padding_value=pad, padding_side="left")
-        there = pad_sequence([torch.ones_like(r) for r in rest], batch_first=True, padding_side="left")
-        mask = torch.cat([torch.ones(len(rest), shared, dtype=there.dtype), there], dim=1)
-        copied = copy.copy(cache) if start + size >= len(prompts.ids) else copy.deepcopy(cache)
-        copied.batch_repeat_interleave(len(rest))
-        yield copied, ids.to(device), mask.to(device)
+    videos: Sequence[Prompts]
+    packed: Packed
+    cache: Cache
+    answers: list[Answers]
 
 
-def _prefill(
-    loaded: Loaded, prompts: Prompts, shared: int, device: torch.device, said: Answers
-) -> DynamicCache:
-    base, started = _base(loaded), _now(device)
-    encoded = started
+def _stream(
+    loaded: Loaded, videos: Iterable[Prompts], size: int, say: Callable[[_Batch, Tensor], None]
+) -> Iterator[Answers]:
+    """Each video's answers, which `say` fills from the hidden states of the rests of the prompts."""
+
+    @torch.inference_mode()
+    def work(group: Sequence[Prompts]) -> list[Answers]:
+        device, pad = _device(loaded), loaded.processor.tokenizer.pad_token_id
+        answers = [Answers() for _ in group]
+        caches = [_prefill(loaded, *pair) for pair in zip(group, answers, strict=True)]
+        started, shared = _now(device), [prompts.shared for prompts in group]
+        rests = [[ids[n:] for ids in prompts.ids] for prompts, n in zip(group, shared, strict=True)]
+        packed = Packed(shared, rests, pad, device)
+        room = packed.ids.shape[1] + ROOM_TOKENS * packed.ends.shape[1]
+        batch = _Batch(group, packed, join_caches(caches, room), answers)
+        say(batch, _forward(loaded, batch, packed.ids, packed.rest_sees, packed.places))
+        for one in answers:
+            one.seconds["answer"] = (_now(device) - started) / len(group)
+        return answers
+
+    group: list[Prompts] = []
+    for prompts in videos:
+        group.append(prompts)
+        if sum(len(one.ids) for one in group) >= size:
+            yield from work(group)
+            group = []
+    if group:
+        yield from work(group)
+
+
+def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> Cache:
+    """Encode a video and put the shared tokens into a new cache."""
+    base, device = _base(loaded), _device(loaded)
+    started = encoded = _now(device)
 
     def note(*_: Any) -> None:
         nonlocal encoded
         encoded = _now(device)
 
-    hook = base.model.projector.register_forward_hook(note)
+    hook, cache = base.model.projector.register_forward_hook(note), DynamicCache()
     try:
         with loaded.autocast():
             video = {key: value.to(device) for key, value in prompts.video.items()}
-            ids = prompts.ids[0][None, :shared].to(device)
-            cache = base.model(input_ids=ids, **video, past_key_values=DynamicCache(), use_cache=True)
+            ids = prompts.ids[0][None, : prompts.shared].to(device)
+            base.model(input_ids=ids, **video, past_key_values=cache, use_cache=True)
     finally:
         hook.remove()
-    said.seconds["encode"] += encoded - started
-    said.seconds["prefill"] += _now(device) - encoded
-    return cache.past_key_values
+    answers.seconds = {"encode": encoded - started, "prefill": _now(device) - encoded}
+    return cache
 
 
-def _decode(
-    loaded: Loaded, cache: DynamicCache, ids: Tensor, mask: Tensor, max_new_tokens: int
-) -> list[Tensor]:
+def _decode(loaded: Loaded, batch: _Batch, hidden: Tensor, max_new_tokens: int) -> list[Tensor]:
     """New tokens of each question, with the first that ends its answer."""
-    ends = torch.tensor(_end_ids(_base(loaded)), device=ids.device)
-    positions, said = _positions(mask, ids), torch.empty(len(ids), 0, dtype=torch.long, device=ids.device)
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    ends = torch.tensor(_end_ids(_base(loaded)), device=hidden.device)
+    places, sees = batch.packed.at_ends(batch.packed.places), batch.packed.sees
+    itself = torch.eye(sees.shape[1], dtype=torch.bool, device=hidden.device).expand(len(sees), -1, -1)
+    hidden = batch.packed.at_ends(hidden)
+    said = torch.empty(*places.shape, 0, dtype=torch.long, device=hidden.device)
     while True:
-        chosen = _next_logits(loaded, cache, ids, mask, positions).argmax(-1)
-        said = torch.cat([said, torch.where(ended, ends[0], chosen)[:, None]], dim=1)
-        ended |= torch.isin(chosen, ends)
-        if bool(ended.all()) or said.shape[1] == max_new_tokens:
-            return [row[: int((~torch.isin(row, ends)).cumprod(0).sum()) + 1] for row in said]
-        ids, positions = said[:, -1:], positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        said = torch.cat([said, _logits(loaded, hidden).argmax(-1, keepdim=True)], dim=-1)
+        rows = torch.stack(batch.packed.real(said))
+        ended = torch.isin(rows, ends)
+        if said.shape[-1] == max_new_tokens or bool(ended.any(-1).all()):
+            kept = ((~ended).cumprod(-1).sum(-1) + 1).tolist()
+            return [row[:count] for row, count in zip(rows, kept, strict=True)]
+        places, sees = places + 1, torch.cat([sees, itself], dim=-1)
+        hidden = _forward(loaded, batch, said[..., -1], sees, places)
 
 
-def _next_logits(loaded: Loaded, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-    """Logits after the last token, in float32; the cache then holds these tokens as well."""
-    base = _base(loaded)
-    with loaded.autocast():
-        hidden = base.model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+def _forward(loaded: Loaded, batch: _Batch, ids: Tensor, sees: Tensor, places: Tensor) -> Tensor:
+    """Hidden states of tokens that see what `sees` says; the batch's cache then holds them as well.
+
+    Shape:
+        ids, places: (V, Q); sees: (V, Q, everything in the cache and these) -> (V, Q, C).
+    """
+    model = _base(loaded).model
+    with loaded.autocast(), packed_attention(model.language_model):
+        hidden: Tensor = model(
+            input_ids=ids,
+            attention_mask=sees[:, None],
+            position_ids=places,
+            past_key_values=batch.cache,
+            use_cache=True,
         ).last_hidden_state
-        return base.lm_head(hidden[:, -1]).float()
+    return hidden
 
 
-def _positions(mask: Tensor, ids: Tensor) -> Tensor:
-    """Places of `ids`, the last tokens under `mask`; padding has none and gets any."""
-    return (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+def _logits(loaded: Loaded, hidden: Tensor) -> Tensor:
+    with loaded.autocast():
+        logits: Tensor = _base(loaded).lm_head(hidden)
+    return logits.float()
 
 
 def _end_ids(base: Any) -> list[int]:
@@ -233,14 +253,12 @@ def _base(loaded: Loaded) -> Any:
     return loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
 
 
+def _device(loaded: Loaded) -> torch.device:
+    device: torch.device = _base(loaded).get_input_embeddings().weight.device
+    return device
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-@contextmanager
-def _timed(said: Answers, stage: str, device: torch.device) -> Iterator[None]:
-    started = _now(device)
-    yield
-    said.seconds[stage] += _now(device) - started

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     add("--allow-missing", action="store_true", help=missing)
     merge = "ask nothing: put the answers of all processes in --out together and print the table"
     add("--merge", action="store_true", help=merge)
-    batch = "questions of one video answered at once at most (default: 16)"
+    batch = "videos are answered together until they have as many questions (default: 16)"
     add("--batch-size", type=int, default=16, help=batch)
     add("--limit", type=int, help="ask the first N questions only; the table says it is partial")
     usual = next(iter(protocols))

@@ -1,6 +1,6 @@
 """Ask a model a benchmark's questions, a video at a time, judge its answers, keep every one on disk.
 
-    videos of this process -> read ahead (threads) -> answering.answer, all questions of a video -> store
+    videos of this process -> read ahead (threads) -> answering.answer, questions of videos together -> store
     stores of all processes -> collect -> Result
 
 Processes do not talk to each other: each asks about its own videos, and whoever ends last finds all answers.
@@ -60,7 +60,7 @@ def evaluate(
 
     Args:
         out: answers go to its folder `answers`.
-        batch_size: questions of one video answered at once.
+        batch_size: videos are answered together until they have as many questions.
         allow_missing: count questions about videos that are missing or cannot be read as wrong.
         shard: which videos are this process's; None: all.
         read: has the arguments and the result of `read_clip`, as `FrameCache.read` has.
@@ -138,6 +138,10 @@ def _ask(
 ) -> Iterator[dict[str, Any]]:
     """A line of the store for each video."""
     encoding = threading.Lock()  # a fast tokenizer must not be set up by two threads at once
+    read_videos, failed = (
+        deque[tuple[BenchmarkVideo, list[Question], dict[str, Any]]](),
+        list[dict[str, Any]](),
+    )
 
     def read_video(video: BenchmarkVideo) -> tuple[Prompts, int, float] | BadVideo:
         started = time.perf_counter()
@@ -147,30 +151,36 @@ def _ask(
             if allow_missing:
                 return error
             raise
-        texts = [protocol.prompt(question) for question in video.questions if question.uid in left]
+        asked = [question for question in video.questions if question.uid in left]
+        texts = [protocol.prompt(question) for question in asked]
         with encoding:
             prompts = prepare(loaded.processor, clip, texts, compress=protocol.compress_tokens)
+        if protocol.max_new_tokens is None:
+            prompts.choices = [LETTERS[: len(question.options)] for question in asked]
         return prompts, len(clip.frames), time.perf_counter() - started
 
-    for video, found in _read_ahead(read_video, videos):
-        if isinstance(found, BadVideo):
-            yield _failed_line(video, str(found))
-            continue
-        prompts, frames, decode_s = found
-        asked = [question for question in video.questions if question.uid in left]
-        said = _answer(loaded, video, asked, prompts, protocol, batch_size)
+    def prepared() -> Iterator[Prompts]:
+        for video, found in _read_ahead(read_video, videos):
+            if isinstance(found, BadVideo):
+                failed.append(_failed_line(video, str(found)))
+                continue
+            prompts, frames, decode_s = found
+            asked = [question for question in video.questions if question.uid in left]
+            known = {"frames": frames, "shared_tokens": prompts.shared, "seconds": {"decode": decode_s}}
+            read_videos.append((video, asked, known))
+            yield prompts
+
+    for said in _answer(loaded, prepared(), protocol, batch_size):
+        video, asked, known = read_videos.popleft()
         answers = []
         for number, (question, output) in enumerate(zip(asked, said.texts, strict=True)):
+            judged = protocol.judge(output, question)
             scores = said.scores[number] if said.scores else None
-            answers.append(record(question, protocol, output, protocol.judge(output, question), scores))
-        yield {
-            "video_id": video.video_id,
-            "path": os.path.abspath(str(video.path)),
-            "frames": frames,
-            "shared_tokens": prompts.shared,
-            "seconds": {"decode": decode_s, **said.seconds},
-            "answers": answers,
-        }
+            answers.append(record(question, protocol, output, judged, scores))
+        known["seconds"] |= said.seconds
+        path = os.path.abspath(str(video.path))
+        yield {"video_id": video.video_id, "path": path, **known, "answers": answers}
+    yield from failed
 
 
 def _failed_line(video: BenchmarkVideo, reason: str) -> dict[str, Any]:
@@ -179,23 +189,17 @@ def _failed_line(video: BenchmarkVideo, reason: str) -> dict[str, Any]:
 
 
 def _answer(
-    loaded: Loaded,
-    video: BenchmarkVideo,
-    asked: Sequence[Question],
-    prompts: Prompts,
-    protocol: Protocol,
-    batch_size: int,
-) -> Answers:
+    loaded: Loaded, videos: Iterator[Prompts], protocol: Protocol, batch_size: int
+) -> Iterator[Answers]:
     try:
         if protocol.max_new_tokens is None:
-            letters = [LETTERS[: len(question.options)] for question in asked]
-            return choose(loaded, prompts, letters, batch_size=batch_size)
-        return answer(loaded, prompts, max_new_tokens=protocol.max_new_tokens, batch_size=batch_size)
+            yield from choose(loaded, videos, batch_size=batch_size)
+        else:
+            yield from answer(loaded, videos, max_new_tokens=protocol.max_new_tokens, batch_size=batch_size)
     except torch.OutOfMemoryError as error:
         raise RunStopped(
-            f"video {video.video_id}: no memory for {len(prompts.ids)} questions of {len(prompts.ids[0])} "
-            "tokens; lower --batch-size, --max-frames or --short-side. Answers so far are kept, the same "
-            "command goes on"
+            f"no memory for {batch_size} questions at once; lower --batch-size, --max-frames or "
+            "--short-side. Answers so far are kept, the same command goes on"
         ) from error
 
 

@@ -104,7 +104,7 @@ class Moss(lmms):
         for clip, numbers in self._clips(requests, limits):
             prompts = self._prompts(clip, [requests[n].args[0] for n in numbers])
             limit = limits[numbers[0]]
-            said = answer(self.loaded, prompts, max_new_tokens=limit, batch_size=self.batch_size)
+            said = next(answer(self.loaded, [prompts], max_new_tokens=limit, batch_size=self.batch_size))
             for n, text in zip(numbers, said.texts, strict=True):
                 texts[n] = cut(text, requests[n].args[1].get("until"))
         return texts
@@ -119,7 +119,7 @@ class Moss(lmms):
         for clip, numbers in self._clips(requests, [0] * len(requests)):
             prompts = self._prompts(clip, [requests[n].args[0] for n in numbers])
             wanted = [self._continuation(requests[n]) for n in numbers]
-            losses = score(self.loaded, prompts, wanted, batch_size=self.batch_size)
+            losses = score(self.loaded, prompts, wanted)
             for n, loss in zip(numbers, losses, strict=True):
                 found[n] = GenerationResult(loss)
         return found

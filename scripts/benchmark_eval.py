@@ -10,7 +10,6 @@ over the repeats with their extremes, the time of each stage, and memory.
 """
 
 import argparse
-import dataclasses
 import gc
 import json
 import os
@@ -21,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     add("--videos", type=int, default=50, help="videos asked about (default: %(default)s)")
     add("--repeats", type=int, default=3, help="of each way (default: %(default)s)")
     add("--protocol", choices=FAVOR_BENCH.protocols, default="letter", help="default: %(default)s")
+    add("--sample-fps", type=float, help="frames a second (default: the checkpoint's, else 2)")
     add("--short-side", type=int, help="pixels (default: the checkpoint's, else 224)")
     add("--threads", type=int, default=1, help="CPU threads that compute (default: %(default)s)")
     add("--json", type=Path, help="write the results here")
@@ -69,7 +70,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     loaded, load_before = open_model(args), os.getloadavg()[0]
     chosen = FAVOR_BENCH.protocols[args.protocol]
-    protocol = chosen.adapt(loaded.run.get("protocol", {}), {"short_side_px": args.short_side})
+    protocol = chosen.adapt(
+        loaded.run.get("protocol", {}), {"short_side_px": args.short_side, "sample_fps": args.sample_fps}
+    )
     videos = make_questions(args.videos)
     ways: dict[str, list[dict[str, Any]]] = {"one at a time": [], "engine": []}
     measure(loaded, videos[:2], protocol)  # what is made once: threads, kernels, caches
@@ -107,10 +110,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def open_model(args: argparse.Namespace) -> Loaded:
-    """The checkpoint; or random weights of a shape, with the miniature's processor."""
+    """The checkpoint; or random weights of a shape, with the miniature's processor. All have MOSS."""
     if args.shape is None:
         dtype = torch.bfloat16 if args.device == "cuda" else None
-        return checkpoint.load(args.ckpt, device=args.device, dtype=dtype)
+        loaded = checkpoint.load(args.ckpt, device=args.device, dtype=dtype)
+        if args.ckpt == "miniature":  # which has no MOSS: with a new one, as it is trained with
+            base = checkpoint.load_base("miniature", moss=loaded.run["moss"], dtype=dtype)
+            loaded = replace(loaded, model=base.to(args.device).eval(), name="miniature with MOSS")
+        return loaded
     model: Any = build_shape(args.shape, moss={}, device=args.device, dtype=torch.bfloat16)
     processor = checkpoint.load_processor("miniature")
     tokenizer = processor.tokenizer
@@ -130,9 +137,9 @@ def make_questions(count: int) -> list[BenchmarkVideo]:
         video = videos[number % len(videos)]
         questions: list[Question] = []
         for _ in range(QUESTIONS_A_VIDEO[number % len(QUESTIONS_A_VIDEO)]):
-            questions.append(dataclasses.replace(pool[used % len(pool)], uid=f"{number}_{used}"))
+            questions.append(replace(pool[used % len(pool)], uid=f"{number}_{used}"))
             used += 1
-        made.append(dataclasses.replace(video, video_id=f"{number}", questions=tuple(questions)))
+        made.append(replace(video, video_id=f"{number}", questions=tuple(questions)))
     return made
 
 

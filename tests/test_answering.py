@@ -1,9 +1,12 @@
 """Owns: questions answered together from one cache get the words that `generate` gives to each alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from moss_vllm import answering, packing
 from moss_vllm.answering import STAGES, answer, choose, prepare, score
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import Clip
@@ -61,10 +64,23 @@ def generated_ids(loaded, clip, question, compress, tokens):
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_answers_are_those_of_generate(loaded, clip, compress, size):
     prompts = prepare(loaded.processor, clip, QUESTIONS, compress=compress)
-    said = answer(loaded, prompts, max_new_tokens=12, batch_size=size)
+    said = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=size))
     assert said.texts == [generated(loaded, clip, q, compress, 12) for q in QUESTIONS]
     assert len(set(said.texts)) >= 3  # else equal words would prove nothing
     assert said.seconds.keys() == set(STAGES) and min(said.seconds.values()) > 0
+
+
+@pytest.mark.parametrize("size", [3, 7, 16])
+def test_batches_across_videos_change_no_answer_and_keep_the_order(loaded, clip, size):
+    clips = [Clip(clip.frames[:n], clip.frame_times_s[:n]) for n in (6, 1, 4, 2)]
+    asked = [QUESTIONS, QUESTIONS[:1], QUESTIONS[2:4], QUESTIONS[1:]]
+    videos = [prepare(loaded.processor, c, q, compress=False) for c, q in zip(clips, asked, strict=True)]
+    assert len({prompts.shared for prompts in videos}) == 4
+    said = [one.texts for one in answer(loaded, iter(videos), max_new_tokens=12, batch_size=size)]
+    expected = [
+        [generated(loaded, c, q, False, 12) for q in its] for c, its in zip(clips, asked, strict=True)
+    ]
+    assert said == expected
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -88,10 +104,10 @@ def test_one_token_at_least_is_left_to_each_question(processor, clip):
 def test_an_answer_ends_where_the_model_ends_it(loaded, clip, monkeypatch):
     prompts = prepare(loaded.processor, clip, QUESTIONS, compress=False)
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
-    whole = answer(loaded, prompts, max_new_tokens=12, batch_size=5).texts
+    whole = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=5)).texts
     ends = [generated_ids(loaded, clip, question, False, 12)[3] for question in QUESTIONS[:2]]
     monkeypatch.setattr(base.generation_config, "eos_token_id", ends)
-    cut = answer(loaded, prompts, max_new_tokens=12, batch_size=5).texts
+    cut = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=5)).texts
     assert cut == [generated(loaded, clip, question, False, 12) for question in QUESTIONS]
     assert all(len(short) < len(long) for short, long in zip(cut[:2], whole[:2], strict=True))
 
@@ -100,7 +116,8 @@ def test_an_answer_ends_where_the_model_ends_it(loaded, clip, monkeypatch):
 def test_the_likeliest_choice_is_that_of_one_forward_pass(loaded, clip):
     prompts = prepare(loaded.processor, clip, QUESTIONS, compress=True)
     choices = [["A", "B", "C"]] * 3 + [["A", "B"]] * 2
-    said = choose(loaded, prompts, choices, batch_size=2)
+    prompts.choices = choices
+    said = next(choose(loaded, [prompts], batch_size=2))
     for question, letters, scores, best in zip(QUESTIONS, choices, said.scores, said.texts, strict=True):
         example = encode(loaded.processor, clip, [Turn(question)], compress=True)
         batch = collate([example], pad_id=0)
@@ -114,14 +131,15 @@ def test_the_likeliest_choice_is_that_of_one_forward_pass(loaded, clip):
 def test_a_choice_of_several_tokens_is_refused(loaded, clip):
     prompts = prepare(loaded.processor, clip, QUESTIONS[:1], compress=True)
     with pytest.raises(ValueError, match="What moves: not one token of this tokenizer; use a protocol"):
-        choose(loaded, prompts, [["A", "What moves"]], batch_size=1)
+        prompts.choices = [["A", "What moves"]]
+        next(choose(loaded, [prompts], batch_size=1))
 
 
 @torch.inference_mode()
 def test_the_score_of_continuations_is_their_mean_loss_in_one_forward_pass(loaded, clip):
     prompts = prepare(loaded.processor, clip, QUESTIONS[:3], compress=True)
     wanted = ["red", "the red circle moves left.", "A"]
-    found = score(loaded, prompts, wanted, batch_size=2)
+    found = score(loaded, prompts, wanted)
     for question, text, (loss, greedy) in zip(QUESTIONS, wanted, found, strict=False):
         example = encode(loaded.processor, clip, [Turn(question)], compress=True)
         own = torch.tensor(loaded.processor.tokenizer(text)["input_ids"])
@@ -132,4 +150,23 @@ def test_the_score_of_continuations_is_their_mean_loss_in_one_forward_pass(loade
         assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, own)), abs=1e-4)
         assert greedy == bool((logits.argmax(-1) == own).all())
     with pytest.raises(ValueError, match="a choice is empty; every choice needs a word"):
-        score(loaded, prompts, ["", "a", "b"], batch_size=2)
+        score(loaded, prompts, ["", "a", "b"])
+
+
+def test_a_cache_grows_when_answers_are_longer_than_its_room(loaded, clip, monkeypatch):
+    monkeypatch.setattr(answering, "ROOM_TOKENS", 0)
+    prompts = prepare(loaded.processor, clip, QUESTIONS[:2], compress=True)
+    said = next(answer(loaded, [prompts], max_new_tokens=9, batch_size=2)).texts
+    assert said == [generated(loaded, clip, question, True, 9) for question in QUESTIONS[:2]]
+
+
+def test_heads_that_share_keys_attend_as_if_keys_were_repeated():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 6, 3, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    mask = torch.rand(2, 1, 3, 5) > 0.4
+    mask[..., 0] = True
+    groups = SimpleNamespace(num_key_value_groups=3)
+    found, _ = packing._attend(groups, query, key, value, mask, 0.3)
+    repeated = [one.repeat_interleave(3, dim=1) for one in (key, value)]
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
+    assert torch.allclose(found, wanted.transpose(1, 2), atol=1e-6)

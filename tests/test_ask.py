@@ -44,7 +44,7 @@ def clips(monkeypatch):
 def expected(folder, clip, question, tokens, compress=False):
     loaded = checkpoint.load(folder)
     prompts = prepare(loaded.processor, clip, [question], compress=compress)
-    return answer(loaded, prompts, max_new_tokens=tokens, batch_size=1).texts[0]
+    return next(answer(loaded, [prompts], max_new_tokens=tokens, batch_size=1)).texts[0]
 
 
 def test_it_answers_as_an_evaluation_does(video, trained, clips, capsys):

@@ -72,12 +72,17 @@ def asked(monkeypatch):
     """Answers that depend on the prompt alone, and the prompts in the order they were asked."""
     prompts = []
 
-    def answer(loaded, given, *, max_new_tokens, batch_size):
-        prompts.extend(ids.tolist() for ids in given.ids)
-        return Answers([f"({'ABC'[int(ids.sum()) % 3]})" for ids in given.ids])
+    def answer(loaded, videos, *, max_new_tokens, batch_size):
+        for given in videos:
+            prompts.extend(ids.tolist() for ids in given.ids)
+            yield said([f"({'ABC'[int(ids.sum()) % 3]})" for ids in given.ids])
 
     monkeypatch.setattr(evaluation, "answer", answer)
     return prompts
+
+
+def said(texts):
+    return Answers(texts, [], dict.fromkeys(("encode", "prefill", "answer"), 0.5))
 
 
 def write(path, *, frames, seed, size=(84, 112)):
@@ -184,9 +189,10 @@ def test_stopped_in_the_middle(loaded, data, tmp_path, asked, monkeypatch):
     answer, out = evaluation.answer, tmp_path / "stopped"
 
     def stop(*given, **options):
-        if len(asked) == 3:
-            raise KeyboardInterrupt
-        return answer(*given, **options)
+        for one in answer(*given, **options):
+            yield one
+            if len(asked) == 3:
+                raise KeyboardInterrupt
 
     monkeypatch.setattr(evaluation, "answer", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -326,9 +332,10 @@ def test_the_one_frame_control_shows_the_middle_frame_at_every_time(loaded, data
     for name in ("moving", "still"):
         shown = seen[name] = []
 
-        def answer(loaded, given, shown=shown, **_):
-            shown.append(given)
-            return Answers(["A"] * len(given.ids))
+        def answer(loaded, videos, shown=shown, **_):
+            for given in videos:
+                shown.append(given)
+                yield said(["A"] * len(given.ids))
 
         monkeypatch.setattr(evaluation, "answer", answer)
         protocol = replace(PROTOCOL, still=name == "still", compress_tokens=False)

@@ -63,11 +63,13 @@ def asked(loaded, monkeypatch):
     """Captions that depend on the video, and the prompts in the order they were asked."""
     prompts = []
 
-    def answer(_, given, *, max_new_tokens, batch_size):
-        assert len(given.ids) == 1 and max_new_tokens == 512  # a video has one prompt, whatever its questions
-        prompts.append(loaded.processor.tokenizer.decode(given.ids[0]))
-        seen = float(given.video["pixel_values_videos"].double().sum())
-        return Answers([f"The “red” square moves {seen:.3f}.\nThe camera shakes."])
+    def answer(_, videos, *, max_new_tokens, batch_size):
+        for given in videos:
+            assert len(given.ids) == 1 and max_new_tokens == 512  # one prompt a video, whatever its questions
+            prompts.append(loaded.processor.tokenizer.decode(given.ids[0]))
+            seen = float(given.video["pixel_values_videos"].double().sum())
+            seconds = dict.fromkeys(("encode", "prefill", "answer"), 0.5)
+            yield Answers([f"The “red” square moves {seen:.3f}.\nThe camera shakes."], [], seconds)
 
     monkeypatch.setattr(evaluation, "answer", answer)
     return prompts

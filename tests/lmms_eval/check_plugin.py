@@ -190,20 +190,19 @@ def test_a_likelihood_task_takes_the_likeliest_choice(trained, loaded, videos, p
     assert len(prefills) == len(videos)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
-def test_losses_are_of_all_words_of_a_choice(loaded, noise_clip, size):
+def test_losses_are_of_all_words_of_a_choice(loaded, noise_clip):
     asked = ["What moves?", "What moves?", "What moves first, and where to?", "What moves?"]
     choices = ["the red circle moves left", "the red circle moves left twice", "no", "the red circle"]
     prompts = answering.prepare(loaded.processor, noise_clip(), asked, compress=False)
-    found = score(loaded, prompts, choices, batch_size=size)
+    found = score(loaded, prompts, choices)
     wanted = [loss_of(loaded, noise_clip(), *pair) for pair in zip(asked, choices, strict=True)]
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in wanted], abs=1e-4)
     assert len({round(loss, 3) for loss, _ in found}) == 4
     said = generated(loaded, noise_clip(), asked[0])
     prompts = answering.prepare(loaded.processor, noise_clip(), asked[:2], compress=False)
-    assert [greedy for _, greedy in score(loaded, prompts, [said, "no"], batch_size=size)] == [True, False]
+    assert [greedy for _, greedy in score(loaded, prompts, [said, "no"])] == [True, False]
     with pytest.raises(ValueError, match="a choice is empty"):
-        score(loaded, prompts, ["", "no"], batch_size=size)
+        score(loaded, prompts, ["", "no"])
 
 
 def test_what_is_shown_is_read_once_wherever_it_is_asked_about(model, loaded, videos, prefills):

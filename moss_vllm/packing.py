@@ -1,0 +1,137 @@
+"""Many questions about some videos as one sequence a video, over one cache that is never copied.
+
+    left padding | shared tokens | rest of question 1 | rest of question 2 | ... | right padding | answers ...
+
+No question sees another. The shared tokens need no copy for each question, as a batch of questions would; so
+it is in each step of an answer, which adds one token of every question.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, Cache
+from transformers.cache_utils import DynamicLayer
+
+ATTENTION = "moss_packed"
+
+
+class Packed:
+    """Which token is of which question, and sees which others.
+
+    Args:
+        shared: how many tokens each video's questions begin with.
+        rests: the rest of each question's tokens, of each video.
+
+    Shape:
+        V videos, N questions of one at most, S shared tokens and R others of one at most.
+        ids, places: (V, R), the others and their positions. ends: (V, N), where in R each question ends.
+        rest_sees: (V, R, S + R), what they attend to; sees: (V, N, S + R), what each question's next token
+        will.
+    """
+
+    def __init__(
+        self, shared: Sequence[int], rests: Sequence[Sequence[Tensor]], pad: int, device: torch.device
+    ) -> None:
+        count, longest = max(map(len, rests)), max(shared)
+        ids = pad_sequence([torch.cat(list(rest)) for rest in rests], batch_first=True, padding_value=pad)
+        width = ids.shape[1]
+        owner = torch.full(ids.shape, -1)
+        places, ends = torch.zeros_like(ids), torch.zeros(len(rests), count, dtype=torch.long)
+        for video, (start, rest) in enumerate(zip(shared, rests, strict=True)):
+            sizes = torch.tensor([len(one) for one in rest])
+            owner[video, : sizes.sum()] = torch.arange(len(rest)).repeat_interleave(sizes)
+            places[video, : sizes.sum()] = torch.cat([start + torch.arange(len(one)) for one in rest])
+            ends[video, : len(rest)] = sizes.cumsum(0) - 1
+        there = (torch.arange(longest) >= longest - torch.tensor(shared)[:, None])[:, None]  # (V, 1, S)
+        own = owner[:, None] == torch.arange(count)[:, None]  # (V, N, R)
+        earlier = torch.ones(width, width, dtype=torch.bool).tril()
+        same = (owner[:, None] == owner[:, :, None]) & earlier  # (V, R, R)
+        self.sees = torch.cat([there.expand(-1, count, -1), own], dim=-1).to(device)
+        self.rest_sees = torch.cat([there.expand(-1, width, -1), same], dim=-1).to(device)
+        self.ids, self.places, self.ends = ids.to(device), places.to(device), ends.to(device)
+        self.counts = [len(rest) for rest in rests]
+
+    def at_ends(self, values: Tensor) -> Tensor:
+        """(V, R, ...) -> (V, N, ...): those of each question's last token."""
+        return values[torch.arange(len(values), device=values.device)[:, None], self.ends]
+
+    def real(self, values: Tensor) -> list[Tensor]:
+        """(V, N, ...) -> of the questions that there are, one after the other."""
+        return [row for count, rows in zip(self.counts, values, strict=True) for row in rows[:count]]
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer of several videos' shared tokens, padded on the left, with room to write behind them.
+
+    Shape:
+        parts: of each video keys and values (1, heads, S, C). The cache: (V, heads, length, C).
+    """
+
+    def __init__(self, parts: Sequence[tuple[Tensor, Tensor]], room: int) -> None:
+        super().__init__()
+        self.length = max(keys.shape[2] for keys, _ in parts)
+        first = parts[0][0]
+        shape = (len(parts), first.shape[1], self.length + room, first.shape[3])
+        # Zeros: what a mask hides must still be a number.
+        self.keys, self.values = both = first.new_zeros(shape), first.new_zeros(shape)
+        for video, pair in enumerate(parts):
+            for whole, part in zip(both, pair, strict=True):
+                whole[video, :, self.length - part.shape[2] : self.length] = part[0]
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Write behind the others; returns all keys and values so far."""
+        keys, values = cast(Tensor, self.keys), cast(Tensor, self.values)
+        end = self.length + key_states.shape[2]
+        if end > keys.shape[2]:
+            more = (0, 0, 0, max(end, 2 * self.length) - keys.shape[2])
+            self.keys, self.values = keys, values = F.pad(keys, more), F.pad(values, more)
+        keys[:, :, self.length : end] = key_states
+        values[:, :, self.length : end] = value_states
+        self.length = end
+        return keys[:, :, :end], values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """How many tokens it holds, padding included."""
+        return self.length
+
+
+def join_caches(caches: Sequence[Cache], room: int) -> Cache:
+    """One cache of several videos; each layer has room for as many tokens more before it must grow."""
+    layers: list[Any] = [cache.layers for cache in caches]
+    return Cache(
+        [RoomyLayer([(one.keys, one.values) for one in level], room) for level in zip(*layers, strict=True)]
+    )
+
+
+@contextmanager
+def packed_attention(language_model: nn.Module) -> Iterator[None]:
+    """Within it, the model takes masks (V, 1, Q, everything) and repeats no keys for its query heads."""
+    config: Any = language_model.config
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Query heads that share keys become further queries, so that thousands of keys need no copy."""
+    groups = module.num_key_value_groups
+    queries = rearrange(query, "b (h g) q c -> b h (g q) c", g=groups)
+    seen = F.scaled_dot_product_attention(
+        queries, key, value, attn_mask=attention_mask.repeat(1, 1, groups, 1), scale=scaling
+    )
+    return rearrange(seen, "b h (g q) c -> b q (h g) c", g=groups), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
