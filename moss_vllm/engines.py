@@ -211,6 +211,10 @@ def save_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, f
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_random_state(), folder / f"random-{rank}.safetensors")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+
+        # Python before 3.11.4 and 3.12 pickles an enum through getattr, which the loader rightly refuses.
+        ZeroStageEnum.__reduce_ex__ = lambda self, _: (type(self), (self.value,))
         cast(Any, objective).save_checkpoint(str(folder), ZERO_FOLDER, exclude_frozen_parameters=True)
         return
     offload = StateDictOptions(full_state_dict=True, cpu_offload=True)  # to the main process only
