@@ -45,19 +45,24 @@ def read_answers(folder: Path, header: Mapping[str, Any] | None = None) -> Store
 
     Each answer gets its `video_id`; `videos` has the other fields of each video's lines.
 
-    Raises: ValueError for a file of another run, a line that is no answer, or a question answered twice.
+    Of a question that two processes answered, the first is kept.
+
+    Raises: ValueError for a file of another run, or a line that is no answer.
     """
     stored = Stored(dict(header) if header else None)
     for file in sorted(folder.glob("*.jsonl")):
-        for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        lines = file.read_bytes().split(b"\n")[:-1]
+        if header and len(lines) == 1:  # no answer yet that could be of another run
+            continue
+        for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 if number > 1:
                     _add(stored, row)
                     continue
                 head = row["header"]
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"line {number} is no line of an answer store ({error}); {REMEDY}"
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                reason = f"line {number} is no line of an answer store ({error}); remove it, or {REMEDY}"
                 raise ValueError(f"{file}: {reason}") from None
             stored.header = stored.header or head
             _refuse_another_run(file, head, stored.header)
@@ -74,9 +79,8 @@ def _add(stored: Stored, row: dict[str, Any]) -> None:
         row["seconds"] = {key: earlier["seconds"][key] + spent for key, spent in row["seconds"].items()}
     stored.videos[video_id] = row
     for answer in answers:
-        if answer["uid"] in stored.answers:
-            raise ValueError(f"uid {answer['uid']!r} was answered before")
-        stored.answers[answer["uid"]] = {"video_id": video_id, **answer}
+        # A launcher that was killed may have left processes behind, which answer beside the next run's.
+        stored.answers.setdefault(answer["uid"], {"video_id": video_id, **answer})
 
 
 def _refuse_another_run(file: Path, found: Any, wanted: Mapping[str, Any]) -> None:
@@ -112,7 +116,8 @@ class AnswerFile:
                         other.unlink()
         data = self.path.read_bytes()
         self.file.truncate(data.rfind(b"\n") + 1)
-        if b"\n" not in data:
+        if data.count(b"\n") < 2:  # without an answer the header may be of other settings
+            self.file.truncate(0)
             self._write({"header": header})
 
     def add(self, row: dict[str, Any]) -> None:
@@ -121,7 +126,9 @@ class AnswerFile:
 
     def _write(self, row: Mapping[str, Any]) -> None:
         try:
-            self.file.write(json.dumps(row).encode() + b"\n")
+            left = memoryview(json.dumps(row).encode() + b"\n")
+            while left:  # on a full disk a write may take a part
+                left = left[self.file.write(left) :]
         except OSError as error:
             remedy = "make room there; the same command goes on from here"
             raise OSError(f"{self.path} cannot be written ({error.strerror}); {remedy}") from error

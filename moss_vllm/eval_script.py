@@ -121,6 +121,13 @@ def merge(
     stored = read_answers(args.out / STORE)
     if stored.header is None:
         raise FileNotFoundError(f"{args.out / STORE}: holds no answers; run without --merge first")
+    asked = sum(len(video.questions) for video in videos)
+    if (stored.header["benchmark"], stored.header["questions"]) != (benchmark.name, asked):
+        raise ValueError(
+            f"{args.out} has answers to the {stored.header['questions']} questions of "
+            f"{stored.header['benchmark']}, and these are {asked} of {benchmark.name}; pass the --data, "
+            "--annotation and --split of that run"
+        )
     protocol = restore(stored.header["protocol"], benchmark)
     found = collect(stored, videos, benchmark, protocol, args.limit, allow_missing=args.allow_missing)
     return found, args.out

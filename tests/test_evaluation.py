@@ -315,9 +315,34 @@ def test_a_damaged_line_is_named_and_nothing_is_cut(loaded, data, tmp_path, aske
     with pytest.raises(ValueError, match=r"00-of-01\.jsonl: line 3 is no line of an answer store"):
         run(loaded, data, tmp_path)
     assert file.read_bytes().endswith(b"\ntorn")
-    file.write_bytes(b"\n".join([*rows[:2], rows[1], *rows[3:]]))
-    with pytest.raises(ValueError, match="line 3 .*'u0_0' was answered before"):
-        run(loaded, data, tmp_path)
+    file.write_bytes(b"\n".join([*rows[:2], rows[1], *rows[2:]]))  # as a process left behind may write
+    asked.clear()
+    assert len(run(loaded, data, tmp_path).records) == 6 and asked == []
+
+
+def test_settings_may_change_before_the_first_answer(loaded, data, tmp_path, asked, monkeypatch):
+    with pytest.raises(ValueError, match="short_side_px"):
+        run(loaded, data, tmp_path, replace(PROTOCOL, short_side_px=1))
+    assert len(run(loaded, data, tmp_path).records) == 6
+    assert lines(tmp_path)[0]["header"]["protocol"]["short_side_px"] == 84
+
+
+def test_a_write_that_takes_a_part_is_completed(tmp_path):
+    class Narrow:
+        def __init__(self, file):
+            self.file = file
+
+        def write(self, data):
+            return self.file.write(bytes(data[:5]))
+
+        def close(self):
+            self.file.close()
+
+    with AnswerFile(tmp_path, {"a": 1}, Shard()) as file:
+        file.file = Narrow(file.file)
+        file.add({"video_id": "v", "answers": []})
+    text = (tmp_path / "00-of-01.jsonl").read_text()
+    assert [json.loads(line) for line in text.splitlines()][1] == {"video_id": "v", "answers": []}
 
 
 def test_the_one_frame_control_shows_the_middle_frame_at_every_time(loaded, data, tmp_path, monkeypatch):

@@ -71,7 +71,11 @@ def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Pa
     try:
         write_world(unfinished, size)
         (unfinished / "world.json").write_text(json.dumps(wanted, indent=2) + "\n")
-        unfinished.rename(root)
+        try:
+            unfinished.rename(root)
+        except OSError:
+            if not (root / "world.json").is_file():  # else another process was faster; worlds are alike
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return root
