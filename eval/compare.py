@@ -31,6 +31,8 @@ from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import whole_file
 from moss_vllm.protocols import LETTERS
 
+OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
+
 
 @errors_in_one_line("nothing is written")
 def main(argv: list[str] | None = None) -> list[Comparison]:
@@ -68,7 +70,8 @@ def main(argv: list[str] | None = None) -> list[Comparison]:
     if args.markdown:
         print("\n".join(markdown(one, args.changed) for one in found).rstrip())
     else:
-        Console().print(*(render(one, args.changed) for one in found), sep="\n")
+        console = Console()
+        console.print(*(render(one, args.changed, console.width) for one in found), sep="\n")
     if args.json:
         print(f"written to {args.json}", file=sys.stderr)
     return found
@@ -90,19 +93,23 @@ def choose_names(folders: Sequence[Path], names: Sequence[str] | None) -> list[s
     return chosen
 
 
-def render(comparison: Comparison, changed: int) -> Group:
-    """For a terminal, with the first `changed` questions that were gained, and that were lost."""
+def render(comparison: Comparison, changed: int, width: int) -> Group:
+    """For a terminal, with the first `changed` questions that were gained, and that were lost.
+
+    Where the names are too long to head columns in `width` characters, A and B stand for them.
+    """
     title, heads, rows = tabulate(comparison)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    fit = max(map(len, comparison.names)) <= (width - OTHER_COLUMNS) // 2
+    heads[2:4] = comparison.names if fit else "AB"
+    letters = [] if fit else [(0, f"{a}: {name}") for a, name in zip("AB", comparison.names, strict=True)]
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for number, head in enumerate(heads):
-        is_name = head in comparison.names
-        table.add_column(
-            Text(head), justify="right" if number else "left", overflow="fold", no_wrap=not is_name
-        )
+        table.add_column(Text(head), justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     lines = [*((2, note) for note in comparison.notes), *tell_changed(comparison, changed)]
-    return Group(Text(title, style="bold"), table, *(Padding(Text(told), (0, 0, 0, n)) for n, told in lines))
+    above, below = ([Padding(Text(told), (0, 0, 0, n)) for n, told in some] for some in (letters, lines))
+    return Group(Text(title, style="bold"), *above, Padding(table, (1, 0)), *below)
 
 
 def markdown(comparison: Comparison, changed: int) -> str:

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> Result:
     data = data / "FAVOR" if (data / "FAVOR").is_dir() else data
     videos = read_favor_bench(args.annotation or data, data, allow_missing=True)
     result, out = eval_script.run(args, "favor_bench", data, videos, FAVOR_BENCH)
-    eval_script.finish(result, out)
+    eval_script.finish(result, out, args)
     return result
 
 

@@ -55,11 +55,11 @@ def main(argv: list[str] | None = None) -> Result:
         for video in read_favor_bench(args.annotation or data, data, allow_missing=True)
     ]
     result, out = eval_script.run(args, "favor_captions", data, videos, CAPTIONS)
-    write_captions(result, out)
+    write_captions(result, out, args)
     return result
 
 
-def write_captions(result: Result, out: Path) -> None:
+def write_captions(result: Result, out: Path, args: argparse.Namespace) -> None:
     """Write the captions once every process is done; before that, say how many are missing.
 
     The scorer leaves a video without an entry out of its mean, so one that could not be read has an empty
@@ -68,12 +68,13 @@ def write_captions(result: Result, out: Path) -> None:
     if result.pending:
         print(
             f"{result.pending:,} videos have no caption yet, because of other processes or a run that was "
-            f"stopped; whoever ends last writes captions.json to {out}, and so does --merge --out {out}",
+            f"stopped; whoever ends last writes captions.json to {out}, and so does: "
+            f"{eval_script.merge_command(args, out)}",
             file=sys.stderr,
         )
         return
     captions = [{record["uid"]: record["output"] or ""} for record in result.records]
-    prompt = next((record["prompt"] for record in result.records if record["output"] is not None), None)
+    prompt = next((record.get("prompt") for record in result.records if record["output"] is not None), None)
     about = {
         **result.header,
         "prompt": prompt,

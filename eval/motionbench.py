@@ -7,7 +7,8 @@
 Expected with VideoLLaMA3-2B on the 4,018 dev questions (paper): 50.2 as released, 51.4 fine-tuned on
 FAVOR-Train, 54.2 with MOSS. Prints the table and writes to `--out`: `answers/` (every prompt and output),
 `result.json`, `table.md`, `table.tex`, and for the splits test and all `submission.json` (uid -> letter of
-the questions whose answer is withheld). A run that was stopped goes on with the same command.
+the questions whose answer is withheld; `submission-partial.json` with `--limit`). A run that was stopped goes
+on with the same command.
 """
 
 import argparse
@@ -41,12 +42,13 @@ def main(argv: list[str] | None = None) -> Result:
     withheld = [record for record in result.records if record["answer"] is None]
     if withheld and not result.pending:
         letters = {record["uid"]: record["parsed"] or "" for record in withheld}
-        with whole_file(out / "submission.json") as part:
+        file = out / ("submission-partial.json" if result.partial else "submission.json")
+        with whole_file(file) as part:
             part.write_text(json.dumps(letters, indent=2) + "\n", encoding="utf-8")
         unread = sum(not letter for letter in letters.values())
-        told = f"submission.json has {len(letters):,} withheld questions, {unread:,} without a letter"
+        told = f"{file.name} has {len(letters):,} withheld questions, {unread:,} without a letter"
         result.notes.append(told)
-    eval_script.finish(result, out)
+    eval_script.finish(result, out, args)
     return result
 
 

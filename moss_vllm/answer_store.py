@@ -15,6 +15,26 @@ from pathlib import Path
 from typing import IO, Any
 
 REMEDY = "evaluate again with --overwrite, or into another --out"
+NUMBER, TEXT, COUNT, YES_NO = (float, int), (str, type(None)), (int, type(None)), (bool, type(None))
+# What is read again of a line: the types of what must be there, and of what may be.
+Fields = tuple[dict[str, Any], dict[str, Any]]
+FIRST: Fields = {"header": dict}, {}
+HEADER: Fields = (
+    {"benchmark": str, "checkpoint": str, "protocol": dict, "questions": int},
+    {"versions": dict, "run": dict},
+)
+PROTOCOL: Fields = (
+    {"name": str},
+    {
+        **{"sample_fps": NUMBER, "max_frames": int, "compress_tokens": bool, "still": bool},
+        **{"short_side_px": COUNT, "max_pixels": COUNT, "max_new_tokens": COUNT},
+    },
+)
+LINE: Fields = {"video_id": str, "answers": list}, {"failed": str, "path": str, "seconds": dict}
+ANSWER: Fields = (
+    {"uid": str, "task": str, "output": str, "parsed": TEXT, "answer": TEXT, "correct": YES_NO},
+    {"question": str, "options": list, "log_likelihood": dict},
+)
 
 
 @dataclass(frozen=True)
@@ -50,33 +70,58 @@ def read_answers(folder: Path, header: Mapping[str, Any] | None = None) -> Store
     Raises: ValueError for a file of another run, or a line that is no answer.
     """
     stored = Stored(dict(header) if header else None)
-    for file in sorted(folder.glob("*.jsonl")):
-        lines = file.read_bytes().split(b"\n")[:-1]
-        if header and len(lines) == 1:  # no answer yet that could be of another run
-            continue
+    files = {file: file.read_bytes().split(b"\n")[:-1] for file in sorted(folder.glob("*.jsonl"))}
+    answered = header or any(len(lines) > 1 for lines in files.values())
+    for file, lines in files.items():
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
                 if number > 1:
                     _add(stored, row)
                     continue
-                head = row["header"]
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                reason = f"line {number} is no line of an answer store ({error}); remove it, or {REMEDY}"
+                head = _check(row, FIRST)["header"]
+                _check(_check(head, HEADER)["protocol"], PROTOCOL)
+            except (ValueError, RecursionError) as error:
+                remedy = f"remove it, to ask its questions again, or {REMEDY}" if number > 1 else REMEDY
+                reason = f"line {number} is no line of an answer store ({error}); {remedy}"
                 raise ValueError(f"{file}: {reason}") from None
-            stored.header = stored.header or head
-            _refuse_another_run(file, head, stored.header)
+            if len(lines) > 1 or not answered:  # else of a run that was given up before its first answer
+                stored.header = stored.header or head
+                _refuse_another_run(file, head, stored.header)
     return stored
 
 
-def _add(stored: Stored, row: dict[str, Any]) -> None:
-    video_id, answers = row["video_id"], row.pop("answers")
+def _check(row: Any, fields: Fields) -> dict[str, Any]:
+    """The row; ValueError for one that has not these fields."""
+    if not isinstance(row, dict):
+        raise ValueError(f"it holds a {type(row).__name__} where an object {{...}} is needed")
+    for key, kind in {**fields[0], **fields[1]}.items():
+        if key in fields[0] and key not in row:
+            raise ValueError(f"it has no {key!r}")
+        if key in row and not isinstance(row[key], kind):
+            raise ValueError(f"its {key!r} is {row[key]!r}")
+    return row
+
+
+def _add(stored: Stored, row: Any) -> None:
+    video_id, answers = _check(row, LINE)["video_id"], row.pop("answers")
+    numbers = [*row.get("seconds", {}).values()]
+    for answer in answers:
+        numbers += _check(answer, ANSWER).get("log_likelihood", {}).values()
+        withheld, judged = answer["answer"] is None, answer["correct"] is not None
+        unread = bool(answer["correct"]) and answer["parsed"] is None
+        if withheld == judged or unread or not (withheld or answer.get("options", True)):
+            found = (f"{key!r} {answer.get(key)!r}" for key in ("parsed", "answer", "correct", "options"))
+            raise ValueError(f"question {answer['uid']!r} has {', '.join(found)}")
+    if wrong := [number for number in numbers if not isinstance(number, NUMBER)]:
+        raise ValueError(f"{wrong[0]!r} is no number of seconds or log_likelihood")
     if row.get("failed"):
         stored.failed[video_id] = row["failed"]
         return
     stored.failed.pop(video_id, None)
     if earlier := stored.videos.get(video_id):  # a --limit came between its questions
-        row["seconds"] = {key: earlier["seconds"][key] + spent for key, spent in row["seconds"].items()}
+        before = earlier.get("seconds", {})
+        row["seconds"] = {key: before.get(key, 0) + spent for key, spent in row.get("seconds", {}).items()}
     stored.videos[video_id] = row
     for answer in answers:
         # A launcher that was killed may have left processes behind, which answer beside the next run's.

@@ -10,6 +10,7 @@ half precision sums of another order may turn a tie.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from moss_vllm.packing import Packed, join_caches, packed_attention
 from moss_vllm.vlm.checkpoint import Loaded
 
 ROOM_TOKENS = 32  # of each answer, before its cache must grow
+MOST_TOKENS = 32_768  # of videos answered together: 0.9 GiB of cache for VideoLLaMA3-2B in bfloat16
 STAGES = ("encode", "prefill", "answer")
 
 
@@ -42,7 +44,7 @@ class Prompts:
     choices: Sequence[Sequence[str]] = ()
     most_shared: int | None = None
 
-    @property
+    @cached_property
     def shared(self) -> int:
         """How many tokens all of them begin with; one is left for each to say."""
         first, shortest = self.ids[0], min(map(len, self.ids))
@@ -81,7 +83,7 @@ def answer(
     """Greedy answers to the questions of each video, in order.
 
     Args:
-        videos: are answered together until they have `batch_size` questions.
+        videos: are answered together until they have `batch_size` questions or `MOST_TOKENS` tokens.
     """
 
     def say(batch: _Batch, hidden: Tensor) -> None:
@@ -172,12 +174,21 @@ def _stream(
 
     group: list[Prompts] = []
     for prompts in videos:
+        if group and _tokens([*group, prompts]) > MOST_TOKENS:
+            yield from work(group)
+            group = []
         group.append(prompts)
         if sum(len(one.ids) for one in group) >= size:
             yield from work(group)
             group = []
     if group:
         yield from work(group)
+
+
+def _tokens(group: Sequence[Prompts]) -> int:
+    """What the cache of videos answered together holds before their answers, padding included."""
+    rests = [sum(len(ids) - one.shared for ids in one.ids) for one in group]
+    return len(group) * (max(one.shared for one in group) + max(rests))
 
 
 def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> Cache:

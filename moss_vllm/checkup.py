@@ -14,14 +14,12 @@ from transformers import VideoLlama3Processor
 from moss_vllm import engines
 from moss_vllm.data.favor import BENCH_FILES, read_favor_bench
 from moss_vllm.data.motionbench import META_FILES, read_motionbench
-from moss_vllm.data.probe import ClipPart, probe_all
 from moss_vllm.data.rows import BadRow, BenchmarkVideo
-from moss_vllm.data.video import BadVideo, Clip, read_clip
-from moss_vllm.evaluation import evaluate
+from moss_vllm.data.video import Clip, read_clip
+from moss_vllm.evaluation import evaluate, find_unreadable
 from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark
 from moss_vllm.vlm.checkpoint import Loaded
 
-SAMPLING = ("sample_fps", "short_side_px", "max_frames")
 SAMPLES = 8  # answers kept in evals.jsonl each time; all are in evals/
 
 
@@ -76,11 +74,9 @@ class Checkup:
             for video, questions in zip(self.videos, chosen, strict=True)
             if questions
         ]
-        clips: list[ClipPart] = [(video.path, None, None) for video in self.videos if video.path]
-        sampling = {name: getattr(self.protocol, name) for name in SAMPLING}
-        found = probe_all(clips, sampling, cache=None, workers=8)
-        if bad := [str(error) for error in found.values() if isinstance(error, BadVideo)]:
-            raise ValueError(f"{'; '.join(bad)} ({len(bad)} of the {len(clips)} videos to ask about)")
+        if bad := find_unreadable(self.videos, self.protocol):
+            told = f"{len(bad)} of the {len(self.videos)} videos to ask about"
+            raise ValueError(f"{'; '.join(bad.values())} ({told})")
 
     def __call__(self, step: int) -> None:
         """Ask, print, log, and add a line to evals.jsonl."""

@@ -29,8 +29,8 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers.integrations import unset_hf_deepspeed_config
 
 from moss_vllm.errors import RunStopped
-from moss_vllm.vlm.adapter import faults
 from moss_vllm.vlm.video_llama3 import VideoMOSS
+from moss_vllm.weights import faults
 
 ZERO_FOLDER = "zero"
 OPTIMIZER_FILE = "optimizer.safetensors"

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.data.cache import choose_reader
 from moss_vllm.data.rows import BenchmarkVideo
-from moss_vllm.evaluation import STORE, evaluate, tell_unreadable
+from moss_vllm.evaluation import STORE, digest_data, evaluate, look_over
 from moss_vllm.files import refuse_unwritable
 from moss_vllm.protocols import CLIPS, Benchmark, restore
 from moss_vllm.result import Result, collect
@@ -26,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     add("--annotation", type=Path, help="another annotation file (default: the one found in --data)")
     ckpt = "checkpoint folder, base model folder, hub id, or miniature (the default)"
     add("--ckpt", default="miniature", help=ckpt)
-    out = "folder of the results (default: runs/eval/SCRIPT/NAME[-STEP][-PROTOCOL][-still])"
+    out = "folder of the results (default: runs/eval/SCRIPT/NAME and what is not as by default)"
     add("--out", type=Path, help=out)
     cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
     add("--cache", type=Path, help=cache)
@@ -57,13 +58,19 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
 
 
 def choose_folder(args: argparse.Namespace, script: str, name: str, benchmark: Benchmark) -> Path:
-    """`--out`, or runs/eval/SCRIPT/NAME[-step-NNNNNN][-PROTOCOL][-still]; PROTOCOL if not the default."""
+    """`--out`, or runs/eval/SCRIPT/NAME[-step-NNNNNN] and what is not as by default: -test-84px-still."""
     if args.out:
         return Path(args.out)
     parts, ckpt = [Path(name).name], Path(args.ckpt).resolve().name
     parts += [ckpt] if ckpt.startswith("step-") else []  # a run's checkpoints all have the run's name
+    split = getattr(args, "split", "dev")
+    parts += [split] if split != "dev" else []
     parts += [args.protocol] if args.protocol != next(iter(benchmark.protocols)) else []
     parts += [args.clips] if args.clips else []
+    parts += [f"{args.sample_fps:g}fps"] if args.sample_fps is not None else []
+    parts += [f"{args.short_side_px}px"] if args.short_side_px is not None else []
+    parts += [f"{args.max_frames}frames"] if args.max_frames is not None else []
+    parts += [] if args.compress_tokens is None else ["compress" if args.compress_tokens else "no-compress"]
     parts += ["still"] if args.still else []
     return Path("runs/eval", script, "-".join(parts))
 
@@ -77,7 +84,8 @@ def run(
 ) -> tuple[Result, Path]:
     """Ask what is left to ask, or with `--merge` nothing; the result of all processes so far and its folder.
 
-    Raises: ValueError for a video that is missing or options that do not go together, and as `evaluate`.
+    Raises: ValueError for options that do not go together, and as `evaluate`; SystemExit where another
+    process of the machine says that videos or questions cannot be used.
     """
     shard = Shard.from_environment()
     if args.merge:
@@ -85,9 +93,18 @@ def run(
     else:
         if args.out:
             refuse_unwritable(args.out, "--out")
-        missing = {video.video_id: video.missing for video in videos if video.path is None}
-        if missing and not args.allow_missing:  # before a model is opened
-            raise ValueError(tell_unreadable(missing))
+        if args.cache_gib is not None and not args.cache:
+            raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
+        read = choose_reader(args.cache, args.cache_gib)
+        protocol = benchmark.protocols[args.protocol].adapt(CLIPS.get(args.clips, {}), vars(args))
+        uids = {q.uid for q in [q for video in videos for q in video.questions][: args.limit]}
+        try:
+            failed = look_over(videos, uids, protocol, allow_missing=args.allow_missing)
+        except ValueError:
+            if int(os.environ.get("LOCAL_RANK", 0)):
+                # The machine's first process says it: with status 1 here the launcher might end that before.
+                raise SystemExit(0) from None
+            raise
         device = f"{args.device}:{os.environ['LOCAL_RANK']}" if _is_one_of_many(args, shard) else args.device
         loaded = load(args.ckpt, device=device, dtype=DTYPES[args.dtype])
         out = choose_folder(args, script, loaded.name, benchmark)
@@ -96,16 +113,17 @@ def run(
             loaded,
             videos,
             benchmark,
-            benchmark.protocols[args.protocol].adapt(*preferences),
+            benchmark.protocols[args.protocol].adapt(*preferences),  # of the checkpoint too
             out=out,
             batch_size=args.batch_size,
             limit=args.limit,
             overwrite=args.overwrite,
             allow_missing=args.allow_missing,
             shard=shard,
-            read=choose_reader(args.cache, args.cache_gib),
+            read=read,
+            failed=failed,
         )
-    if any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
+    if result.score and any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
         result.notes.append(
             f"the paper's rows are of {benchmark.name}; these data are the motion world, not comparable"
         )
@@ -121,24 +139,33 @@ def merge(
     stored = read_answers(args.out / STORE)
     if stored.header is None:
         raise FileNotFoundError(f"{args.out / STORE}: holds no answers; run without --merge first")
-    asked = sum(len(video.questions) for video in videos)
-    if (stored.header["benchmark"], stored.header["questions"]) != (benchmark.name, asked):
-        raise ValueError(
-            f"{args.out} has answers to the {stored.header['questions']} questions of "
-            f"{stored.header['benchmark']}, and these are {asked} of {benchmark.name}; pass the --data, "
-            "--annotation and --split of that run"
-        )
     protocol = restore(stored.header["protocol"], benchmark)
+    questions = [question for video in videos for question in video.questions]
+    these = (benchmark.name, len(questions), digest_data(questions, protocol.prompt))
+    those = tuple(stored.header.get(key) for key in ("benchmark", "questions", "data"))
+    if those != these:
+        one, other = (f"{count} questions of {name} (digest {data})" for name, count, data in (those, these))
+        remedy = "pass the --data, --annotation, --split and --prompt of that run"
+        raise ValueError(f"{args.out} has answers to {one}, and these are {other}; {remedy}")
     found = collect(stored, videos, benchmark, protocol, args.limit, allow_missing=args.allow_missing)
     return found, args.out
 
 
-def finish(result: Result, out: Path) -> None:
+def merge_command(args: argparse.Namespace, out: Path) -> str:
+    """What to run for the table of the answers in `out`, without a model."""
+    given: dict[str, object] = {"--out": out, "--data": args.data, "--annotation": args.annotation}
+    given |= {f"--{key}": getattr(args, key, None) for key in ("split", "prompt", "limit")}
+    words = [word for key, value in given.items() if value is not None for word in (key, str(value))]
+    words += ["--allow-missing"] if args.allow_missing else []
+    return shlex.join(["python", sys.argv[0], "--merge", *words])
+
+
+def finish(result: Result, out: Path, args: argparse.Namespace) -> None:
     """Write and print the table once every process is done; before that, say what is missing."""
     if result.pending:
         print(
             f"{result.pending:,} questions are not answered yet, by other processes or a run that was "
-            f"stopped; whoever ends last writes the table to {out}, and so does --merge --out {out}",
+            f"stopped; whoever ends last writes the table to {out}, and so does: {merge_command(args, out)}",
             file=sys.stderr,
         )
         return

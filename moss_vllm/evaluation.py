@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from moss_vllm import report
 from moss_vllm.answer_store import AnswerFile, Shard, Stored, read_answers
@@ -35,11 +34,15 @@ from moss_vllm.errors import RunStopped
 from moss_vllm.protocols import LETTERS, Benchmark, Protocol
 from moss_vllm.result import Result, collect, record
 from moss_vllm.vlm.checkpoint import Loaded, versions
+from moss_vllm.weights import fingerprint
 
 READERS = 2  # threads; each holds one decoded video, and as many wait decoded
 STORE = "answers"
 RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
-RESULTS = ("result.json", "table.md", "table.tex", "submission.json", "captions.json")
+RESULTS = (
+    *("result.json", "table.md", "table.tex", "about.json"),
+    *("submission.json", "submission-partial.json", "captions.json", "captions-partial.json"),
+)
 
 
 def evaluate(
@@ -55,6 +58,7 @@ def evaluate(
     allow_missing: bool = False,
     shard: Shard | None = None,
     read: Callable[..., Clip] = read_clip,
+    failed: Mapping[str, str] | None = None,
 ) -> Result:
     """Answer the questions that `out` has no answer to, `limit` of the data's questions at most.
 
@@ -64,9 +68,10 @@ def evaluate(
         allow_missing: count questions about videos that are missing or cannot be read as wrong.
         shard: which videos are this process's; None: all.
         read: has the arguments and the result of `read_clip`, as `FrameCache.read` has.
+        failed: what `look_over` returned, where it was called before.
 
-    Raises: ValueError for a number below 1, no question, a store of another run, or naming every video that
-    is missing or unreadable before anything is asked; BadVideo for one that turns out so later.
+    Raises: ValueError for a number below 1, no question, a store of another run, or as `look_over` does
+    before anything is asked; BadVideo for a video that turns out unreadable later.
     """
     for name, value in (("batch_size", batch_size), ("limit", limit)):
         if value is not None and value < 1:
@@ -80,9 +85,8 @@ def evaluate(
     earlier = Stored(header) if overwrite else read_answers(out / STORE, header)
     left = {question.uid for question in questions[:limit]} - earlier.answers.keys()
     mine = [v for v in videos[shard.rank :: shard.processes] if any(q.uid in left for q in v.questions)]
-    failed = find_unreadable(mine, protocol)
-    if failed and not allow_missing:
-        raise ValueError(tell_unreadable(failed))
+    if failed is None:
+        failed = look_over(videos, left, protocol, allow_missing=allow_missing)
     if moss := next((module for module in loaded.model.modules() if isinstance(module, MOSS)), None):
         print(moss.path(), file=sys.stderr)
     started = time.monotonic()
@@ -104,6 +108,37 @@ def evaluate(
     )
     result.seconds, result.resumed = time.monotonic() - started, len(questions[:limit]) - len(left)
     return result
+
+
+def look_over(
+    videos: Sequence[BenchmarkVideo],
+    uids: Collection[str],
+    protocol: Protocol,
+    *,
+    allow_missing: bool = False,
+) -> dict[str, str]:
+    """Why videos that questions with these uids are about cannot be read; needs no model.
+
+    A text with a special token (<|im_end|>, the video's) would be another conversation than the one meant,
+    and to spell it otherwise another question: no such question is asked.
+
+    Raises: ValueError naming every question with such a text, or without `allow_missing` every such video.
+    """
+    about = [video for video in videos if any(question.uid in uids for question in video.questions)]
+    texts = {q.uid: protocol.prompt(q) for video in about for q in video.questions if q.uid in uids}
+    special = {
+        uid: text[text.find("<|") :][:40] for uid, text in texts.items() if "<|" in text and "|>" in text
+    }
+    if special:
+        lines = "\n".join(f"  {uid}: {text!r}" for uid, text in special.items())
+        remedy = (
+            "take '<|...|>' out of the annotation or the prompt, or these questions out of the annotation"
+        )
+        raise ValueError(f"questions with a special token of the chat: {len(special)}\n{lines}\n{remedy}")
+    failed = find_unreadable(about, protocol)
+    if failed and not allow_missing:
+        raise ValueError(tell_unreadable(failed))
+    return failed
 
 
 def find_unreadable(videos: Sequence[BenchmarkVideo], protocol: Protocol) -> dict[str, str]:
@@ -138,12 +173,10 @@ def _ask(
 ) -> Iterator[dict[str, Any]]:
     """A line of the store for each video."""
     encoding = threading.Lock()  # a fast tokenizer must not be set up by two threads at once
-    read_videos, failed = (
-        deque[tuple[BenchmarkVideo, list[Question], dict[str, Any]]](),
-        list[dict[str, Any]](),
-    )
+    waiting = deque[tuple[BenchmarkVideo, list[Question], dict[str, Any]]]()
+    failed: list[dict[str, Any]] = []
 
-    def read_video(video: BenchmarkVideo) -> tuple[Prompts, int, float] | BadVideo:
+    def read_video(video: BenchmarkVideo) -> tuple[Prompts, list[Question], int, float] | BadVideo:
         started = time.perf_counter()
         try:
             clip = read_as(protocol, str(video.path), read)
@@ -157,21 +190,20 @@ def _ask(
             prompts = prepare(loaded.processor, clip, texts, compress=protocol.compress_tokens)
         if protocol.max_new_tokens is None:
             prompts.choices = [LETTERS[: len(question.options)] for question in asked]
-        return prompts, len(clip.frames), time.perf_counter() - started
+        return prompts, asked, len(clip.frames), time.perf_counter() - started
 
     def prepared() -> Iterator[Prompts]:
         for video, found in _read_ahead(read_video, videos):
             if isinstance(found, BadVideo):
                 failed.append(_failed_line(video, str(found)))
                 continue
-            prompts, frames, decode_s = found
-            asked = [question for question in video.questions if question.uid in left]
+            prompts, asked, frames, decode_s = found
             known = {"frames": frames, "shared_tokens": prompts.shared, "seconds": {"decode": decode_s}}
-            read_videos.append((video, asked, known))
+            waiting.append((video, asked, known))
             yield prompts
 
     for said in _answer(loaded, prepared(), protocol, batch_size):
-        video, asked, known = read_videos.popleft()
+        video, asked, known = waiting.popleft()
         answers = []
         for number, (question, output) in enumerate(zip(asked, said.texts, strict=True)):
             judged = protocol.judge(output, question)
@@ -247,23 +279,18 @@ def describe_run(
     prompt: Callable[[Question], str],
 ) -> dict[str, Any]:
     """The store's header: whatever could change an answer; `settings` and `prompt` are the protocol's."""
-    data = json.dumps([[q.uid, q.task, prompt(q), q.answer] for q in questions])
     found = versions()
     return {
         "checkpoint": loaded.name,
-        "weights": fingerprint(loaded.model),
+        "weights": fingerprint(loaded.model.state_dict()),
         "protocol": settings,
         "questions": len(questions),
-        "data": hashlib.sha256(data.encode()).hexdigest()[:16],
+        "data": digest_data(questions, prompt),
         "versions": {package: found[package] for package in RECORDED_VERSIONS},
     }
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A digest of some numbers of every tensor: tells two trainings apart that have one name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        some = flat[:: max(1, len(flat) // 16)].double().cpu().numpy()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
-    return digest.hexdigest()[:16]
+def digest_data(questions: Sequence[Question], prompt: Callable[[Question], str]) -> str:
+    """Tells data, or prompts, apart by what is asked and what is right."""
+    data = json.dumps([[q.uid, q.task, prompt(q), q.answer] for q in questions])
+    return hashlib.sha256(data.encode()).hexdigest()[:16]

@@ -58,7 +58,8 @@ class Protocol:
         size = f"at most {self.max_pixels:,} pixels" if self.max_pixels else size
         kept = "token compression" if self.compress_tokens else "no token compression"
         still = "; one-frame control: every frame is the middle one" if self.still else ""
-        how = " (option likelihood, nothing is generated)" if self.max_new_tokens is None else ""
+        how = f", answers of up to {self.max_new_tokens} tokens"
+        how = " (option likelihood, nothing is generated)" if self.max_new_tokens is None else how
         clips = f"{self.sample_fps:g} fps, {size}, up to {self.max_frames} frames, {kept}"
         return f"{self.name}{how}: {clips}{still}"
 

@@ -137,13 +137,15 @@ def benchmark_table(
 ) -> Table:
     """One model on one benchmark: the paper's rows, chance and counts of this data, the model.
 
-    The notes say so when the data have other numbers of questions than the published benchmark.
+    The notes say so when the data have other numbers of questions than the published benchmark. Without a
+    score nothing can be compared with the paper's rows, so they are left out.
     """
     rows: dict[str, dict[str, Mapping[str, Cell]]] = {
         f"{row} (paper)": {benchmark: values} for row, values in PAPER_TABLE_5[benchmark].items()
     }
     title, notes = f"{benchmark}, accuracy (%)", list(notes)
     if score is None:
+        title, rows = f"{benchmark.removesuffix('-Dev')}, answers withheld", {name: {benchmark: {}}}
         notes.append("no question asked has a public answer, so there is no score")
     else:
         counts = {task: count for task, count in score.total.items() if count}
@@ -259,14 +261,14 @@ def _save(figure: Figure, path: str | Path) -> None:
 
 
 def show_progress(
-    batches: Iterable[Batch], total: int, *, size: Callable[[Batch], int]
+    batches: Iterable[Batch], total: int, *, size: Callable[[Batch], int], what: str = "questions"
 ) -> Generator[Batch, None, None]:
     """Pass batches on under a progress bar on stderr; where no terminal is, a line every ten seconds."""
     console = Console(stderr=True)
     started = told = time.monotonic()
     columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar, done = progress.add_task("questions", total=total), 0
+        bar, done = progress.add_task(what, total=total), 0
         for batch in batches:
             yield batch
             done += size(batch)
@@ -274,4 +276,4 @@ def show_progress(
             now = time.monotonic()
             if not console.is_terminal and now - told >= TELL_EVERY_S:
                 told, minutes = now, (now - started) / max(1, done) * (total - done) / 60
-                console.print(f"{done} of {total} questions, about {minutes:.1f} min left", highlight=False)
+                console.print(f"{done} of {total} {what}, about {minutes:.1f} min left", highlight=False)

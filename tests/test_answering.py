@@ -83,6 +83,24 @@ def test_batches_across_videos_change_no_answer_and_keep_the_order(loaded, clip,
     assert said == expected
 
 
+def test_videos_are_answered_together_up_to_a_number_of_tokens(loaded, clip, monkeypatch):
+    videos = [prepare(loaded.processor, clip, QUESTIONS[:2], compress=False) for _ in range(5)]
+    alone, groups, join = answering._tokens(videos[:1]), [], answering.join_caches
+
+    def note(caches, room):
+        groups.append(len(caches))
+        return join(caches, room)
+
+    monkeypatch.setattr(answering, "join_caches", note)
+    monkeypatch.setattr(answering, "MOST_TOKENS", 2 * alone)
+    assert len(list(answer(loaded, iter(videos), max_new_tokens=2, batch_size=16))) == 5
+    assert groups == [2, 2, 1]
+    groups.clear()
+    monkeypatch.setattr(answering, "MOST_TOKENS", alone - 1)  # a video alone is never refused
+    assert len(list(answer(loaded, iter(videos), max_new_tokens=2, batch_size=16))) == 5
+    assert groups == [1] * 5
+
+
 @pytest.mark.parametrize("compress", [True, False])
 def test_prompts_are_those_of_encode_with_the_video_once(processor, clip, compress):
     prompts = prepare(processor, clip, QUESTIONS, compress=compress)

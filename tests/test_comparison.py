@@ -285,7 +285,12 @@ def test_folders_without_answers_are_refused(tmp_path):
     folder = write(tmp_path / "a", 0)
     file = folder / "answers" / "00-of-01.jsonl"
     file.write_text(file.read_text().replace('"correct"', '"judged"'))
-    with pytest.raises(ValueError, match="answers lacks correct; .* evaluate again with this version"):
+    with pytest.raises(
+        ValueError, match="line 2 is no line of an answer store .it has no 'correct'.; remove"
+    ):
+        read_evaluation(folder, "a")
+    file.write_text(file.read_text().replace('"judged"', '"correct"').replace('"question"', '"asked"'))
+    with pytest.raises(ValueError, match="answers lacks question; .* evaluate again with this version"):
         read_evaluation(folder, "a")
     file.write_text('{"header"')
     with pytest.raises(
@@ -320,6 +325,22 @@ def test_script_compares_every_pair(script, tmp_path, capsys, monkeypatch):
     assert [row["uid"] for row in told["comparisons"][0]["changed"]] == ["q0", "q2", "q3", "q5"]
     assert told["comparisons"][2]["tasks"]["all"]["points"] == pytest.approx(-200 / 6)
     assert told["comparisons"][2]["notes"] == found[2].notes
+
+
+@pytest.mark.parametrize(
+    "names", [("short", "names"), ("favor_lora-step-000360-letter", "A rather long name")]
+)
+def test_a_table_of_80_columns_cuts_and_folds_nothing(script, tmp_path, capsys, monkeypatch, names):
+    monkeypatch.setenv("COLUMNS", "80")
+    script.main([str(write(tmp_path / str(run), run)) for run in range(2)] + ["--names", *names])
+    said = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    heads = names if names[0] == "short" else ("A", "B")
+    assert f"task questions {heads[0]} {heads[1]} difference 95 % interval gained lost p" in lines
+    assert "all 6 50.0 83.3 +33.3 -50.0 to +100.0 3 1 0.625" in lines and "…" not in said
+    assert all(
+        (f"{a}: {name}" in lines) == (a == head) for a, name, head in zip("AB", names, heads, strict=True)
+    )
 
 
 def test_script_prints_markdown(script, tmp_path, capsys):

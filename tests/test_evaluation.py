@@ -7,6 +7,8 @@ no answer given before, and the scripts in eval/ write what they promise.
 import argparse
 import importlib.util
 import json
+import shlex
+import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,8 @@ import torch
 from moss_vllm import eval_script, evaluation, report
 from moss_vllm.answer_store import AnswerFile, Shard, read_answers
 from moss_vllm.answering import Answers
+from moss_vllm.comparison import read_evaluation
+from moss_vllm.data.chat import Turn, conversation_text
 from moss_vllm.data.favor import FAVOR_TASKS
 from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.data.video import BadVideo, Clip, read_clip
@@ -250,8 +254,9 @@ def test_missing_and_unreadable_videos_are_named_at_once_or_count_as_wrong(loade
     (tmp_path / "self-collected" / "v2.mp4").write_bytes(b"")
     videos = read_motionbench(tmp_path, tmp_path, allow_missing=True)
     how = {"benchmark": MOTIONBENCH, "protocol": PROTOCOL, "out": tmp_path}
-    with pytest.raises(ValueError, match="^videos missing or unreadable: 2\n") as told:
-        evaluate(loaded, videos, **how)
+    for rank in range(2):  # each tells all
+        with pytest.raises(ValueError, match="^videos missing or unreadable: 2\n") as told:
+            evaluate(loaded, videos, **how, shard=Shard(rank, 2))
     assert asked == [] and "v3: video 'v3.mp4' is in none of the folders" in str(told.value)
     assert "v2.mp4: the file is empty (0 bytes)" in str(told.value) and "--allow-missing" in str(told.value)
     result = evaluate(loaded, videos, **how, allow_missing=True)
@@ -306,6 +311,89 @@ def test_another_runs_answers_are_refused_and_kept(loaded, data, tmp_path, asked
     assert len(asked) == 6 and lines(tmp_path)[0]["header"]["protocol"]["still"] is True
 
 
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_a_question_with_a_special_token_is_named_before_any_is_asked(
+    loaded, data, tmp_path, asked, monkeypatch, split
+):
+    shutil.copytree(data, tmp_path / "data")
+    meta = tmp_path / "data" / "video_info.meta.jsonl"
+    text = meta.read_text().replace("What moves 1?", "What <|video_pad|> moves?")
+    meta.write_text(text.replace("C. up", "C. <|im_end|>", 1))
+    module = script("motionbench", loaded, monkeypatch)
+    monkeypatch.setattr(eval_script, "load", lambda *_, **__: pytest.fail("a model for data without use"))
+    given = ["--data", str(meta.parent), "--split", split, "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as told:
+        module.main(given)
+    named = [line.split(":")[0].strip() for line in str(told.value).splitlines()[1:-1]]
+    assert named == (["u0_0", "u1_1", "u2_1"] if split == "dev" else ["u3_1"])
+    assert str(told.value).startswith(f"error: questions with a special token of the chat: {len(named)}\n")
+    assert "  u1_1: '<|video_pad|> moves?" in str(told.value) or split == "test"
+    assert str(told.value).endswith("or these questions out of the annotation")
+    videos = read_motionbench(meta.parent, meta.parent, split=split)
+    for question in [question for video in videos for question in video.questions]:  # chat.py's rule
+        if question.uid in named:
+            with pytest.raises(ValueError, match="special token"):
+                conversation_text([Turn(PROTOCOL.prompt(question))], video_token=None)
+        else:
+            conversation_text([Turn(PROTOCOL.prompt(question))], video_token=None)
+
+
+EDITS = {  # by hand, in a line of answers: what is put in place of what
+    "its 'video_id' is None": (b'"video_id": "v1"', b'"video_id": null'),
+    "its 'answers' is None": (b'"answers": [', b'"answers": null, "b": ['),
+    "it holds a int where an object": (b'"answers": [', b'"answers": [7, '),
+    "its 'uid' is 3": (b'"uid": "u1_0"', b'"uid": 3'),
+    "its 'output' is None": (b'"output": "', b'"output": null, "b": "'),
+    "its 'parsed' is 1": (b'"parsed": "', b'"parsed": 1, "b": "'),
+    "it has no 'task'": (b'"task"', b'"kind"'),
+    "its 'options' is 'left'": (b'"options": [', b'"options": "left", "b": ['),
+    "question 'u1_0' has 'parsed' '.', 'answer' 'B', 'correct' None": (
+        b'"correct": ',
+        b'"correct": null, "b": ',
+    ),
+    "question 'u1_0' has 'parsed' '.', 'answer' None, ": (b'"answer": "B"', b'"answer": null'),
+    "question 'u1_0' has .*, 'options' ..": (b'"options": [', b'"options": [], "b": ['),
+    "its 'seconds' is None": (b'"seconds": {', b'"seconds": null, "b": {'),
+    "None is no number of seconds": (b'"encode": 0.5', b'"encode": null'),
+    "it holds a str where an object": None,
+}
+
+
+@pytest.mark.parametrize("reason", EDITS)
+def test_a_line_edited_by_hand_is_named(loaded, data, tmp_path, asked, reason):
+    run(loaded, data, tmp_path)
+    rows = store(tmp_path).read_bytes().split(b"\n")
+    rows[2] = rows[2].replace(*EDITS[reason], 1) if EDITS[reason] else b'"text"'
+    store(tmp_path).write_bytes(b"\n".join(rows))
+    told = rf"00-of-01\.jsonl: line 3 is no line of an answer store \({reason}.*\); remove it, to ask its"
+    for read in (lambda: run(loaded, data, tmp_path), lambda: read_evaluation(tmp_path, "a")):
+        with pytest.raises(ValueError, match=told):
+            read()
+    store(tmp_path).write_bytes(b"\n".join(rows[:2] + rows[3:]))  # as the message says
+    asked.clear()
+    assert len(run(loaded, data, tmp_path).records) == 6 and len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'{"header"', b'{"head"', "it has no 'header'"),
+        (b'"questions": 6', b'"questions": null', "its 'questions' is None"),
+        (b'"protocol": {', b'"protocol": null, "b": {', "its 'protocol' is None"),
+        (b'"name": "letter"', b'"name": null', "its 'name' is None"),
+        (b'"sample_fps": 2.0', b'"sample_fps": null', "its 'sample_fps' is None"),
+        (b'"versions": {', b'"versions": [], "b": {', "its 'versions' is \\[\\]"),
+    ],
+)
+def test_a_header_edited_by_hand_is_named(loaded, data, tmp_path, asked, old, new, reason):
+    run(loaded, data, tmp_path)
+    store(tmp_path).write_bytes(store(tmp_path).read_bytes().replace(old, new, 1))
+    told = rf"00-of-01\.jsonl: line 1 is no line of an answer store \({reason}\); evaluate again with --over"
+    for read in (lambda: run(loaded, data, tmp_path), lambda: read_evaluation(tmp_path, "a")):
+        with pytest.raises(ValueError, match=told):
+            read()
+
+
 @pytest.mark.parametrize("damage", [b"\0" * 40, b'{"uid": ', b'{"a": 1}', b"[1]"])
 def test_a_damaged_line_is_named_and_nothing_is_cut(loaded, data, tmp_path, asked, damage):
     run(loaded, data, tmp_path)
@@ -325,6 +413,37 @@ def test_settings_may_change_before_the_first_answer(loaded, data, tmp_path, ask
         run(loaded, data, tmp_path, replace(PROTOCOL, short_side_px=1))
     assert len(run(loaded, data, tmp_path).records) == 6
     assert lines(tmp_path)[0]["header"]["protocol"]["short_side_px"] == 84
+
+
+def test_a_run_given_up_before_its_first_answer_is_not_in_the_way_of_the_next(loaded, data, tmp_path, asked):
+    run(loaded, data, tmp_path)
+    header = {**lines(tmp_path)[0]["header"], "checkpoint": "another"}
+    AnswerFile(tmp_path / "answers", header, Shard(0, 4)).file.close()
+    AnswerFile(tmp_path / "answers", header, Shard(0, 0)).file.close()
+    assert len(run(loaded, data, tmp_path).records) == len(read_evaluation(tmp_path, "a").answers) == 6
+    assert read_answers(tmp_path / "answers").header["checkpoint"] == "tiny"
+
+
+def test_merging_refuses_answers_to_other_data(loaded, data, tmp_path, asked, monkeypatch):
+    module = script("motionbench", loaded, monkeypatch)
+    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--short-side", "84"]
+    module.main(given)
+    changed = tmp_path / "changed.jsonl"
+    changed.write_text(
+        (data / "video_info.meta.jsonl").read_text().replace('"answer": "A"', '"answer": "B"', 1)
+    )
+    assert module.main([*given, "--merge"]).score.total["all"] == 6
+    with pytest.raises(
+        SystemExit, match="to 6 questions of MotionBench-Dev .digest .*, and these are 6 .*--prompt"
+    ):
+        module.main([*given, "--merge", "--annotation", str(changed)])
+
+
+def test_a_limit_of_no_cache_is_refused(loaded, data, tmp_path, monkeypatch):
+    module = script("motionbench", loaded, monkeypatch)
+    monkeypatch.setattr(eval_script, "load", lambda *_, **__: pytest.fail("a model for options without use"))
+    with pytest.raises(SystemExit, match="^error: --cache-gib 5 needs --cache, the folder it limits"):
+        module.main(["--data", str(data), "--cache-gib", "5"])
 
 
 def test_a_write_that_takes_a_part_is_completed(tmp_path):
@@ -450,7 +569,7 @@ def test_motionbench_script(loaded, data, tmp_path, asked, monkeypatch, capsys):
     module = script("motionbench", replace(loaded, run={"protocol": {"short_side_px": 84}}), monkeypatch)
     monkeypatch.chdir(tmp_path)
     result = module.main(["--data", str(data), "--device", "cpu", "--max-frames", "4"])
-    out = tmp_path / "runs" / "eval" / "motionbench" / "tiny"
+    out = tmp_path / "runs" / "eval" / "motionbench" / "tiny-4frames"
     assert sorted(path.name for path in out.iterdir()) == ["answers", "result.json", "table.md", "table.tex"]
     assert json.loads((out / "result.json").read_text())["protocol"]["max_frames"] == 4
     assert result.protocol.short_side_px == 84 and result.protocol.sample_fps == 2.0
@@ -464,9 +583,9 @@ def test_motionbench_script(loaded, data, tmp_path, asked, monkeypatch, capsys):
     with pytest.raises(
         SystemExit, match="^error: .*00-of-01.jsonl holds answers of another run.*--overwrite"
     ):
-        module.main(["--data", str(data), "--device", "cpu", "--max-frames", "5"])
+        module.main(["--data", str(data), "--device", "cpu", "--max-frames", "5", "--out", str(out)])
     module.main(["--data", str(data), "--device", "cpu", "--still"])
-    assert sorted(path.name for path in out.parent.iterdir()) == ["tiny", "tiny-still"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["tiny-4frames", "tiny-still"]
 
 
 @pytest.mark.parametrize(
@@ -480,11 +599,19 @@ def test_motionbench_script(loaded, data, tmp_path, asked, monkeypatch, capsys):
             ["--ckpt", "a/step-000200", "--protocol", "letter", "--still"],
             "runs/eval/favor_bench/tiny-step-000200-letter-still",
         ),
+        (["--sample-fps", "0.5", "--short-side", "84"], "runs/eval/favor_bench/tiny-0.5fps-84px"),
+        (["--max-frames", "8", "--no-compress"], "runs/eval/favor_bench/tiny-8frames-no-compress"),
+        (
+            ["--split", "test", "--clips", "paper", "--compress"],
+            "runs/eval/favor_bench/tiny-test-paper-compress",
+        ),
+        (["--split", "dev"], "runs/eval/favor_bench/tiny"),
         (["--ckpt", "a/step-000200", "--still", "--out", "there"], "there"),
     ],
 )
 def test_runs_that_differ_have_folders_that_differ(flags, folder):
     parser = argparse.ArgumentParser()
+    parser.add_argument("--split", default="dev")  # as MotionBench's script has
     add_options(parser, FAVOR_BENCH)
     args = parser.parse_args(flags)
     assert choose_folder(args, "favor_bench", "hub/tiny", FAVOR_BENCH) == Path(folder)
@@ -501,7 +628,45 @@ def test_submission_has_the_withheld_questions(
     letters = json.loads((tmp_path / "submission.json").read_text())
     assert list(letters) == ["u2_2", "u3_1"] and set(letters.values()) <= set("ABC")
     assert (result.score and result.score.total["all"]) == scored
-    assert "submission.json has 2 withheld questions, 0 without a letter" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "submission.json has 2 withheld questions, 0 without a letter" in shown
+    assert ("(paper)" in shown) == (split == "all")  # nothing to compare where no answer is public
+    assert shown.startswith(
+        "MotionBench, answers withheld" if split == "test" else "MotionBench-Dev, accuracy"
+    )
+
+
+def test_a_submission_of_some_questions_is_called_partial(loaded, data, tmp_path, asked, monkeypatch, capsys):
+    module = script("motionbench", loaded, monkeypatch)
+    given = ["--data", str(data), "--split", "test", "--out", str(tmp_path), "--short-side", "84"]
+    module.main([*given, "--limit", "1"])
+    assert list(json.loads((tmp_path / "submission-partial.json").read_text())) == ["u2_2"]
+    assert not (tmp_path / "submission.json").exists()
+    assert "submission-partial.json has 1 withheld questions" in capsys.readouterr().out
+    module.main(given)
+    assert list(json.loads((tmp_path / "submission.json").read_text())) == ["u2_2", "u3_1"]
+    module.main([*given, "--limit", "1", "--overwrite"])
+    assert not (tmp_path / "submission.json").exists()
+
+
+def test_the_command_that_merges_is_told_in_full(loaded, data, tmp_path, asked, monkeypatch, capsys):
+    module = script("motionbench", loaded, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(data / "video_info.meta.jsonl", tmp_path / "my rows.jsonl")
+    given = ["--data", str(data), "--annotation", "my rows.jsonl", "--split", "all", "--short-side", "84"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = ""  # by the first that ends
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        module.main([*given, "--limit", "7"])
+        told = told or capsys.readouterr().err.splitlines()[-1]
+    out = tmp_path / "runs/eval/motionbench/tiny-all-84px"
+    expected = (out / "table.md").read_text()
+    (out / "table.md").unlink()
+    monkeypatch.setattr(eval_script, "load", lambda *_, **__: pytest.fail("merging opens no model"))
+    python, _, *options = shlex.split(told.split("and so does: ")[1])
+    module.main(options)
+    assert python == "python" and (out / "table.md").read_text() == expected and "7 of 8" in expected
 
 
 def test_favor_script_on_a_motion_world(loaded, data, tmp_path, asked, monkeypatch, capsys):
@@ -545,6 +710,23 @@ def test_wrong_input_ends_with_one_line_before_any_model_is_loaded(loaded, data,
         match="^error: videos missing or unreadable: 1\n  v0: .*'v0.mp4' is in none of the folders",
     ):
         module.main(["--data", str(tmp_path)])
+    (tmp_path / "self-collected").mkdir()
+    for line in (data / "video_info.meta.jsonl").read_text().splitlines()[1:3]:
+        with (tmp_path / "video_info.meta.jsonl").open("a") as meta:
+            meta.write("\n" + line)
+    (tmp_path / "self-collected" / "v2.mp4").write_bytes(b"")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    lists = set()
+    for rank, local_rank, status in (("0", "0", None), ("1", "1", 0), ("1", "0", None)):  # the last elsewhere
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(SystemExit) as told:
+            module.main(["--data", str(tmp_path)])
+        lists |= {told.value.code} if status is None else set()
+        assert (status is None) or told.value.code == status
+    (one,) = lists
+    assert [line.split(":")[0] for line in one.splitlines()[1:4]] == ["  v0", "  v1", "  v2"]
+    assert one.startswith("error: videos missing or unreadable: 3\n")
     with pytest.raises(
         SystemExit, match="^error: .*holds none of video_info.meta.jsonl, MotionBench/video_info"
     ):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import random
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -151,8 +152,12 @@ def test_two_processes_and_merging_write_the_same_file(captions, data, tmp_path,
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert run(captions, data, out).pending == 3 and not (out / "captions.json").exists()
-    assert "3 videos have no caption yet" in capsys.readouterr().err
-    run(captions, data, out, "--merge")
+    told = capsys.readouterr().err
+    command = shlex.split(told[told.index("python ") :])
+    assert "3 videos have no caption yet" in told and command[2:] == [
+        *("--merge", "--out", str(out), "--data", str(data), "--prompt", PROMPT)
+    ]
+    captions.main(command[2:])
     assert not (out / "captions.json").exists() and len(asked) == 2
     monkeypatch.setenv("RANK", "0")
     run(captions, data, out)
@@ -172,8 +177,9 @@ def test_missing_videos_stop_the_run_or_have_an_empty_caption(captions, data, tm
     folder, out = data / "videos" / "FAVOR-Bench", tmp_path / "out"
     gone = (folder / "4_08_000048.mp4").rename(tmp_path / "kept.mp4")
     (folder / "539EH.MP4").write_bytes(b"")
-    with pytest.raises(SystemExit, match="^error: videos missing or unreadable: 1\n  4_08_000048: "):
+    with pytest.raises(SystemExit, match="^error: videos missing or unreadable: 2\n  4_08_000048: ") as told:
         run(captions, data, out)
+    assert "\n  539EH: " in str(told.value)
     assert asked == []
     run(captions, data, out, "--allow-missing")
     written = read(out)

@@ -337,6 +337,10 @@ def test_named_clips_are_the_papers_and_the_benchmarks():
     }
     for protocol in (*FAVOR_BENCH.protocols.values(), *MOTIONBENCH.protocols.values()):
         assert protocol.adapt(CLIPS["paper"]) == protocol
+    assert str(FAVOR_BENCH.protocols["favor_official"].adapt(CLIPS["favor_official"])) == (
+        "favor_official, answers of up to 256 tokens: 1 fps, at most 151,200 pixels, up to 180 frames, "
+        "token compression"
+    )
 
 
 @pytest.mark.parametrize(
@@ -403,6 +407,6 @@ def test_flags_come_before_named_clips_before_the_checkpoints():
         "still": True,
     }
     assert str(adapted) == (
-        "favor_official: 1 fps, at most 151,200 pixels, up to 8 frames, no token compression; "
-        "one-frame control: every frame is the middle one"
+        "favor_official, answers of up to 256 tokens: 1 fps, at most 151,200 pixels, up to 8 frames, "
+        "no token compression; one-frame control: every frame is the middle one"
     )

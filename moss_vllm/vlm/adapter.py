@@ -4,12 +4,11 @@ peft's own loader is not used: it takes an adapter with MOSS for one without in 
 folder as they come. Here nothing in a folder can name code or another base.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 
 from moss_vllm.files import read_json
 from moss_vllm.vlm.video_llama3 import MossVideoLlama3ForConditionalGeneration
+from moss_vllm.weights import faults
 
 ADAPTER_FILE = "adapter_model.safetensors"
 SETTINGS_FILE = "adapter_config.json"
@@ -111,29 +111,6 @@ def check_lora(file: Path, lora: Mapping[str, Any], base: PreTrainedModel) -> No
             f"{file}: {told} is not what this package trains with (peft {lora.get('peft_version')} there, "
             f"{version('peft')} here); use a checkpoint written by moss_vllm"
         )
-
-
-def faults(weights: Mapping[str, Tensor], expected: Mapping[str, Any]) -> str:
-    """What is wrong with `weights`, in words; `expected` has a shape for each name, or None for any."""
-
-    def of_another_shape(name: str) -> bool:
-        return expected[name] is not None and list(weights[name].shape) != list(expected[name])
-
-    both = weights.keys() & expected.keys()
-    empty = [name for name in both if weights[name].numel() == 0]
-    found: dict[str, Iterable[str]] = {
-        "missing": expected.keys() - weights.keys(),
-        "left over": weights.keys() - expected.keys(),
-        "empty": empty,
-        "of another shape": [name for name in both if of_another_shape(name) and name not in empty],
-        "not finite": [name for name in both if not bool(torch.isfinite(weights[name]).all())],
-    }
-    told = []
-    for fault, names in found.items():
-        if some := sorted(name.removeprefix("base_model.model.model.") for name in names):
-            more = f" and {len(some) - 5} more" if len(some) > 5 else ""
-            told.append(f"{len(some)} {fault} ({', '.join(some[:5])}{more})")
-    return ", ".join(told)
 
 
 def _lora_config(model: PreTrainedModel, rank: int, alpha: int, dropout: float) -> LoraConfig:

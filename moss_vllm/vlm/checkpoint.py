@@ -28,7 +28,7 @@ from moss_vllm.data.video import Clip
 from moss_vllm.errors import RunStopped
 from moss_vllm.files import read_json
 from moss_vllm.vlm.adapter import ADAPTER_FILE as ADAPTER_FILE
-from moss_vllm.vlm.adapter import SETTINGS_FILE, check_lora, faults, load_adapter, read_lora
+from moss_vllm.vlm.adapter import SETTINGS_FILE, check_lora, load_adapter, read_lora
 from moss_vllm.vlm.adapter import attach_lora as attach_lora
 from moss_vllm.vlm.adapter import trained_state as trained_state
 from moss_vllm.vlm.base import base_fingerprint as base_fingerprint
@@ -39,6 +39,7 @@ from moss_vllm.vlm.base import load_base as load_base
 from moss_vllm.vlm.base import load_processor as load_processor
 from moss_vllm.vlm.base import resolve as resolve
 from moss_vllm.vlm.miniature import MINIATURE
+from moss_vllm.weights import faults
 
 RUN_FILE = "run.json"
 FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a checkpoint or a base; none of them is code
