@@ -83,7 +83,7 @@ def estimate_training_memory(
     zero_stage: int = 0,
     fused_stss: bool = True,
 ) -> Memory:
-    """Memory of one process in a training step of VideoLLaMA3 with LoRA, by `training.AnswerLoss`.
+    """Memory of one process in a training step of VideoLLaMA3 with LoRA, by `vlm.objective.AnswerLoss`.
 
     Args:
         config: of the base model; MOSS is counted if it has it.

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -11,12 +11,16 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Rate:
-    """One row of the table: parameters whose name matches `pattern` train at `lr`; None freezes them."""
+    """One row of the table: parameters whose name matches `pattern` train at `lr`; None freezes them.
+
+    `weight_decay` spares one-dimensional parameters (biases, norms) unless `decay_vectors`.
+    """
 
     name: str
     pattern: str
     lr: float | None
     weight_decay: float = 0.0
+    decay_vectors: bool = False
 
 
 # Sec. 4.5 of the paper. peft keeps a frozen original beside each module it saves: first row.
@@ -32,8 +36,7 @@ VIDEO_LLM_RATES = (
 def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, Any]]:
     """Optimizer groups by `table`; sets `requires_grad` of every parameter accordingly.
 
-    Each group has `name`, `lr`, `initial_lr` (what the schedule scales) and `weight_decay`, which
-    one-dimensional parameters (biases, norms) do not get.
+    Each group has `name`, `lr`, `initial_lr` (what the schedule scales) and `weight_decay`.
 
     Raises:
         ValueError: a parameter no row covers, or a trained row that covers none; all of them are named.
@@ -62,7 +65,8 @@ def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, 
             continue
         parameters = [p for _, p in matched[row.name]]
         for decays in (True, False):
-            members = [p for p in parameters if (p.dim() > 1 or row.weight_decay == 0) == decays]
+            alike = row.weight_decay == 0 or row.decay_vectors
+            members = [p for p in parameters if (p.dim() > 1 or alike) == decays]
             if members:
                 decay = row.weight_decay if decays else 0.0
                 rates = {"lr": row.lr, "initial_lr": row.lr, "weight_decay": decay}
@@ -92,10 +96,7 @@ def with_rates(table: Sequence[Rate], rates: Mapping[str, float]) -> tuple[Rate,
     trained = [row.name for row in table if row.lr is not None]
     if unknown := set(rates) - set(trained):
         raise ValueError(f"no learning rate called {sorted(unknown)}; the table has {trained}")
-    return tuple(
-        row if row.lr is None else Rate(row.name, row.pattern, rates.get(row.name, row.lr), row.weight_decay)
-        for row in table
-    )
+    return tuple(row if row.lr is None else replace(row, lr=rates.get(row.name, row.lr)) for row in table)
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, floor: float = 0.0) -> float:

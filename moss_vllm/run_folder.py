@@ -83,7 +83,7 @@ def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resum
 def tidy(out: Path, step: int) -> None:
     """Drop what a killed run left half-written, and log lines after `step`; later checkpoints move aside."""
     (out / FINISHED_FILE).unlink(missing_ok=True)
-    for left in out.glob(".step-*.unfinished"):
+    for left in out.glob(".*.unfinished"):
         shutil.rmtree(left)
     for left in out.glob(".*.part*"):
         left.unlink()
@@ -136,12 +136,7 @@ def write_checkpoint(
             save(unfinished)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            _force_to_disk(unfinished)
-            if folder.exists():  # written by a run that was resumed from an earlier checkpoint since
-                folder.rename(folder.with_name(f".{folder.name}.old.unfinished"))
-            unfinished.rename(folder)
-            _sync(folder.parent)
-            shutil.rmtree(folder.with_name(f".{folder.name}.old.unfinished"), ignore_errors=True)
+            put_in_place(unfinished, folder)
     except Exception as error:
         shutil.rmtree(unfinished, ignore_errors=True)
         free_gib = shutil.disk_usage(folder.parent).free / 2**30
@@ -153,6 +148,16 @@ def write_checkpoint(
             "--resume auto"
         ) from error
     accelerator.wait_for_everyone()
+
+
+def put_in_place(unfinished: Path, folder: Path) -> None:
+    """Force a folder to disk and give it its name, also where an earlier one has it."""
+    _force_to_disk(unfinished)
+    if folder.exists():
+        folder.rename(folder.with_name(f".{folder.name}.old.unfinished"))
+    unfinished.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(folder.with_name(f".{folder.name}.old.unfinished"), ignore_errors=True)
 
 
 def _force_to_disk(folder: Path) -> None:

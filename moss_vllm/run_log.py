@@ -20,7 +20,7 @@ REMEMBERED = 20  # steps a shown speed is the mean of, at least
 class RunLog:
     """Progress bar (a line every `every` steps where no terminal is), train.jsonl, tracker, rejected rows.
 
-    Args:
+    `unit` is the name under which a step's line counts what was read, such as "tokens".
     """
 
     def __init__(
@@ -31,8 +31,10 @@ class RunLog:
         first: int,
         steps: int,
         every: int,
+        unit: str = "tokens",
     ) -> None:
         self.accelerator, self.out, self.steps, self.every = accelerator, out, steps, every
+        self.unit = unit
         self.main = accelerator.is_main_process
         self.refusals = out / f"rejected-{accelerator.process_index}.jsonl"
         self.named = _named(self.refusals)
@@ -83,7 +85,7 @@ class RunLog:
         seconds = sum(one["seconds"] for one in self.recent)
         return {
             "clips_per_s": sum(one["clips"] for one in self.recent) / seconds,
-            "tokens_per_s": sum(one["tokens"] for one in self.recent) / seconds,
+            f"{self.unit}_per_s": sum(one[self.unit] for one in self.recent) / seconds,
             "waiting_share": sum(one["waited_s"] for one in self.recent) / seconds,
         }
 
@@ -94,7 +96,7 @@ class RunLog:
         norm = " ".join(f"{name} {value:.2g}" for name, value in norms.items())
         return (
             f"loss {line['loss']:.3f}  {speeds['clips_per_s']:.1f} clips/s  "
-            f"{speeds['tokens_per_s']:,.0f} tokens/s  waiting {speeds['waiting_share']:.0%}  "
+            f"{speeds[f'{self.unit}_per_s']:,.0f} {self.unit}/s  waiting {speeds['waiting_share']:.0%}  "
             f"{line['memory_gib']:.1f} GiB  lr {rates}" + (f"  gradient {norm}" if norm else "")
         )
 

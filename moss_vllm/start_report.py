@@ -132,8 +132,13 @@ def show(record: dict[str, Any]) -> None:
             f"estimated peak of weights, optimizer and activations: {peak_gib:.1f} GiB a process, for "
             "batches of the longest clip"
         )
+    show_parameters(console, record["parameters"])
+
+
+def show_parameters(console: Console, described: Sequence[Sequence[Any]]) -> None:
+    """Print what `optim.describe` says of a model."""
     rows = Table("group", "pattern", "tensors", "parameters", "learning rate", title="what trains")
-    for name, pattern, tensors, parameters, rate in record["parameters"]:
+    for name, pattern, tensors, parameters, rate in described:
         rows.add_row(name, pattern, str(tensors), f"{parameters:,}", rate)
     console.print(rows)
 

@@ -1,14 +1,14 @@
 """One training loop on Accelerate: exact across processes and accumulation, resumable, plain-spoken.
 
-A step's gradient is that of the mean loss over all answer tokens of the step, however its clips are split
-over processes and micro-batches; MOSS's BatchNorm alone sees a micro-batch's clips of one size at a time. The
+A step's gradient is that of the mean loss over all that the step predicts (answer tokens, or clips' classes),
+however its clips are split over processes and micro-batches; BatchNorm alone sees a micro-batch's clips. The
 order of rows depends on (seed, step) alone: resuming costs no decoding. SIGTERM, SIGUSR1 (what schedulers
 send) and the first Ctrl-C end the run after its step, with a checkpoint.
 """
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +16,16 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from moss_vllm import engines, run_folder
-from moss_vllm.data.chat import IGNORED
 from moss_vllm.data.order import RowOrder, StepBatches
 from moss_vllm.errors import RunStopped
 from moss_vllm.optim import warmup_cosine
 from moss_vllm.run_log import RunLog, peak_memory_gib
 from moss_vllm.stopping import leave_signals_to_the_run, stop_asked
-from moss_vllm.vlm.checkpoint import trained_state
 
 READ_LIMIT_S = 900  # a batch that takes longer hangs: in a broken file, or on a dead network disk
 
@@ -42,18 +38,22 @@ class Loop:
     batch_size: int = 8  # clips a process and micro-batch
     accumulate: int = 1
     warmup_share: float = 0.03
+    floor: float = 0.0  # of the rates at the end, as a share of their peaks
     clip_norm: float = 1.0
     save_every: int = 250
     log_every: int = 10
     workers: int = 2
     seed: int = 0
     max_bad_share: float = 0.005
+    unit: str = "tokens"  # what a batch's `read` counts
 
 
 class RowDataset(Protocol):
-    """Rows by index; batches as dicts of tensors plus `row_ids` and `rejected`.
+    """Rows by index; batches as dicts of the objective's tensors plus four entries.
 
-    `shares` has the number of rows and the weight of each source, in the order of the rows.
+    These are `row_ids`, `rejected`, `count`, of the terms that the loss sums over, and `read`, of the tokens
+    or frames that went in. `shares` has the number of rows and the weight of each source, in the order of the
+    rows.
     """
 
     shares: Sequence[tuple[int, float]]
@@ -64,41 +64,34 @@ class RowDataset(Protocol):
         ...
 
 
-class AnswerLoss(nn.Module):
-    """Sum of the cross entropy over answer tokens; only their logits are ever computed.
-
-    With 150,000 words and 5,000 video tokens a clip, logits of every position would be gigabytes.
+class Objective(nn.Module):
+    """What is minimised; called with a batch's tensors, it returns the sum of their losses.
 
     Args:
+        model: what is trained.
         dtype: what to autocast to; None computes in float32.
     """
 
-    def __init__(self, model: PeftModel, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
-        """Loss of one micro-batch from `data.chat.collate`."""
-        base = cast(Any, self.model.get_base_model())  # LoRA layers sit inside it
-        with torch.autocast(labels.device.type, self.dtype) if self.dtype else nullcontext():
-            hidden = base.model(**inputs, use_cache=False).last_hidden_state
-            target = labels[:, 1:]
-            spoken = target != IGNORED
-            logits = base.lm_head(hidden[:, :-1][spoken])
-        return F.cross_entropy(logits.float(), target[spoken], reduction="sum")
+    def autocast(self, device: torch.device) -> Any:
+        """The context of what may be rounded."""
+        return torch.autocast(device.type, self.dtype) if self.dtype else nullcontext()
 
 
 def train(
     accelerator: Accelerator,
-    model: PeftModel,
+    objective: Objective,
     groups: Sequence[dict[str, Any]],
     dataset: RowDataset,
     loop: Loop,
     *,
     out: Path,
+    state: Callable[[], Mapping[str, Tensor]],
     save: Callable[[Path, dict[str, Tensor], int], None],
-    restore: Callable[[Path, PeftModel], None],
-    dtype: torch.dtype | None = None,
+    restore: Callable[[Path], None],
     resume: Path | None = None,
     announce: Callable[[], None] | None = None,
     after_save: Callable[[Path], None] | None = None,
@@ -109,13 +102,13 @@ def train(
 
     Args:
         accelerator: from `engines.start`.
-        model: with what trains marked (`optim.parameter_groups`).
+        objective: its model has what trains marked (`optim.parameter_groups`).
         groups: optimizer groups with `name` and `initial_lr`.
         dataset: may return `Rejected` for a row; more than `loop.max_bad_share` of them stop the run.
         out: written by the main process.
-        save: writes a folder that reloads alone, from the trained weights; called by the main process.
+        state: what of the model a checkpoint holds.
+        save: writes a folder that reloads alone, from that state; called by the main process.
         restore: loads the weights of such a folder into the model.
-        dtype: what to autocast to.
         resume: a checkpoint of this run to go on from.
         announce: called by every process once nothing refuses the run any more.
         after_save: called by every process after the first and the last checkpoint, to check them.
@@ -141,14 +134,15 @@ def train(
     }
     run_folder.check_place(progress.get("place", place), place, first_step, resume)
     group_of = {id(p): group["name"] for group in groups for p in group["params"]}
+    model = objective.model
     trained = {name: group_of[id(p)] for name, p in model.named_parameters() if p.requires_grad}
     rates = {group["name"]: group["initial_lr"] for group in groups}
     base_rates = [group["initial_lr"] for group in groups]
     if resume:
-        restore(resume, model)
-    objective, optimizer = engines.prepare(
+        restore(resume)
+    wrapped, optimizer = engines.prepare(
         accelerator,
-        AnswerLoss(model, dtype),
+        objective,
         torch.optim.AdamW(list(groups), betas=(0.9, 0.999)),
         batch_size=loop.batch_size,
         accumulate=loop.accumulate,
@@ -160,7 +154,7 @@ def train(
         for group in dict.fromkeys(trained.values())
     }
     if resume:
-        engines.load_state(accelerator, objective, optimizer, resume / "state")
+        engines.load_state(accelerator, wrapped, optimizer, resume / "state")
     if announce:
         announce()
     if accelerator.is_main_process:
@@ -177,12 +171,13 @@ def train(
         first=first_step,
         steps=loop.steps,
         every=loop.log_every,
+        unit=loop.unit,
     )
 
     def checkpoint(step: int, *, last: bool) -> None:
         folder = out / f"step-{step:06d}"
         first = run_folder.latest_checkpoint(out) is None
-        state = engines.full_state(accelerator, model, lambda: trained_state(model))
+        whole = engines.full_state(accelerator, model, state)
         counts = {
             "step": step,
             "rejected": rejected_rows,
@@ -192,15 +187,15 @@ def train(
         run_folder.write_checkpoint(
             accelerator,
             folder,
-            save=lambda part: save(part, state, step),
-            save_state=lambda part: engines.save_state(accelerator, objective, optimizer, part),
+            save=lambda part: save(part, whole, step),
+            save_state=lambda part: engines.save_state(accelerator, wrapped, optimizer, part),
             progress=counts,
         )
         if after_save and (first or last):
             with engines.undisturbed():
                 after_save(folder)
 
-    objective.train()
+    wrapped.train()
     done = first_step
     with log, stop_asked() as stop:
         for step in range(first_step, loop.steps):
@@ -210,11 +205,11 @@ def train(
             row_ids = [row for batch in micro_batches for row in batch.pop("row_ids")]
             refused = [row for batch in micro_batches for row in batch.pop("rejected")]
             log.rejected(refused)
-            answers = sum(int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in micro_batches)
-            read = sum(int(batch["attention_mask"].sum()) for batch in micro_batches)
-            local = [answers, read, len(refused), len(row_ids) + len(refused), int(stop.is_set())]
+            terms = sum(batch.pop("count") for batch in micro_batches)
+            read = sum(batch.pop("read") for batch in micro_batches)
+            local = [terms, read, len(refused), len(row_ids) + len(refused), int(stop.is_set())]
             counts = accelerator.reduce(torch.tensor(local, device=accelerator.device), "sum")
-            answers, read, new_rejected, new_rows, stopping = cast(Tensor, counts).tolist()
+            terms, read, new_rejected, new_rows, stopping = cast(Tensor, counts).tolist()
             rejected_rows, seen_rows = rejected_rows + new_rejected, seen_rows + new_rows
             # Of the whole set: else one bad row among the first 200 would stop a run that allows 0.5 %.
             rows = max(seen_rows, sum(rows for rows, _ in dataset.shares))
@@ -225,26 +220,29 @@ def train(
                     "or raise max_bad_share"
                 )
             factor = warmup_cosine(
-                step, total=loop.steps, warmup=max(1, round(loop.warmup_share * loop.steps))
+                step,
+                total=loop.steps,
+                warmup=max(1, round(loop.warmup_share * loop.steps)),
+                floor=loop.floor,
             )
             for group, rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = rate * factor
             total = torch.zeros((), device=accelerator.device)
             for number, batch in enumerate(micro_batches, start=1):
                 batch = {key: value.to(accelerator.device) for key, value in batch.items()}
-                with engines.accumulating(accelerator, objective, last=number == loop.accumulate):
-                    loss = objective(**batch)
+                with engines.accumulating(accelerator, wrapped, last=number == loop.accumulate):
+                    loss = wrapped(**batch)
                     engines.backward(
-                        accelerator, objective, loss / max(1, answers), last=number == loop.accumulate
+                        accelerator, wrapped, loss / max(1, terms), last=number == loop.accumulate
                     )
                 total += loss.detach()
             if step == first_step:
                 check_every_gradient(unreached, hooks)
-            mean_loss = float(cast(Tensor, accelerator.reduce(total, "sum"))) / max(1, answers)
+            mean_loss = float(cast(Tensor, accelerator.reduce(total, "sum"))) / max(1, terms)
             _check_finite(mean_loss, "loss", step + 1, row_ids, accelerator, out)
             by_group = (step + 1) % loop.log_every == 0
             norm, norms = engines.step(
-                accelerator, objective, optimizer, named, loop.clip_norm, by_group=by_group
+                accelerator, wrapped, optimizer, named, loop.clip_norm, by_group=by_group
             )
             _check_finite(norm, "gradient", step + 1, row_ids, accelerator, out)
             line = {
@@ -254,7 +252,7 @@ def train(
                 **({"grad_norms": norms} if by_group else {}),
                 "lr": {name: rate * factor for name, rate in rates.items()},
                 "clips": new_rows - new_rejected,
-                "tokens": read,
+                loop.unit: read,
                 "memory_gib": peak_memory_gib(),
                 "seconds": time.monotonic() - started,
                 "waited_s": waited_s,
@@ -266,7 +264,7 @@ def train(
             if evaluate and evaluate_every and done % evaluate_every == 0 and not stopping:
                 with engines.undisturbed():
                     evaluate(done)
-                objective.train()
+                wrapped.train()
             last = done == loop.steps or bool(stopping)
             if last or done % loop.save_every == 0:
                 checkpoint(done, last=last)

@@ -43,6 +43,7 @@ from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
 from moss_vllm.run_folder import latest_checkpoint, open_checkpoint, refuse_second_run
 from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.objective import AnswerLoss
 from moss_vllm.vlm.sizes import describe_shape
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
@@ -192,14 +193,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
     lines = train(
         accelerator,
-        model,
+        AnswerLoss(model, PRECISIONS[settings.precision]),
         groups,
         dataset,
         loop,
         out=out,
+        state=lambda: checkpoint.trained_state(model),
         save=save,
-        restore=checkpoint.restore,
-        dtype=PRECISIONS[settings.precision],
+        restore=lambda folder: checkpoint.restore(folder, model),
         resume=resume,
         announce=announce,
         after_save=reload_check(settings, accelerator, model, processor),

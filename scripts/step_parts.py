@@ -38,6 +38,7 @@ from moss_vllm.memory import GIB, MERGE, TIME_TOKENS, estimate_training_memory
 from moss_vllm.optim import VIDEO_LLM_RATES, parameter_groups
 from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.objective import AnswerLoss
 from moss_vllm.vlm.sizes import build_shape
 
 MARKED = ("vision encoder", "MOSS", "projector", "language model", "backward", "optimizer")
@@ -251,7 +252,9 @@ class RandomClips:
 
     def collate(self, rows: list[Any]) -> dict[str, Any]:
         """A batch, with the names that the loop asks for."""
-        return {**collate(rows, pad_id=0), "row_ids": ["noise"] * len(rows), "rejected": []}
+        batch = collate(rows, pad_id=0)
+        counts = {"count": TEXT_TOKENS * len(rows), "read": batch["input_ids"].numel()}
+        return {**batch, **counts, "row_ids": ["noise"] * len(rows), "rejected": []}
 
 
 def run_loop(
@@ -259,9 +262,10 @@ def run_loop(
 ) -> list[dict[str, Any]]:
     """`training.train` on one clip a step; its checkpoint is thrown away."""
     loop = Loop(steps=steps, batch_size=1, workers=0, save_every=steps)
-    how: dict[str, Any] = {"save": lambda *_: None, "restore": lambda *_: None, "dtype": torch.bfloat16}
+    nothing: dict[str, Any] = {"state": dict, "save": lambda *_: None, "restore": lambda *_: None}
     with tempfile.TemporaryDirectory() as out:
-        return train(accelerator, model, groups, clips, loop, out=Path(out), **how)
+        objective = AnswerLoss(model, torch.bfloat16)
+        return train(accelerator, objective, groups, clips, loop, out=Path(out), **nothing)
 
 
 def estimate_gib(model: Any, groups: Any, frames: int, shape: str, device: str, *, recomputed: bool) -> float:

@@ -21,8 +21,9 @@ from moss_vllm import engines
 from moss_vllm.data.chat import CAPTION_PROMPT, IGNORED, Turn, collate, encode
 from moss_vllm.data.video import Clip
 from moss_vllm.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.training import AnswerLoss, check_every_gradient, watch
+from moss_vllm.training import check_every_gradient, watch
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.objective import AnswerLoss
 
 WRAPPED = ("Qwen2DecoderLayer", "VideoLlama3VisionEncoderLayer")  # as recipes/configs/accelerate_fsdp2.yaml
 

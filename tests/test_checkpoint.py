@@ -15,11 +15,11 @@ from transformers import Qwen2Config
 
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.training import AnswerLoss
 from moss_vllm.vlm import base, checkpoint
 from moss_vllm.vlm.adapter import SETTINGS_FILE
 from moss_vllm.vlm.checkpoint import ADAPTER_FILE, RUN_FILE
 from moss_vllm.vlm.miniature import MINIATURE
+from moss_vllm.vlm.objective import AnswerLoss
 from moss_vllm.vlm.video_llama3 import MossVideoLlama3ForConditionalGeneration
 
 

@@ -20,8 +20,8 @@ from moss_vllm.core import MOSS, encoder
 from moss_vllm.data.chat import IGNORED
 from moss_vllm.memory import TIME_TOKENS, estimate_training_memory, layer_cast_weights, layer_kept
 from moss_vllm.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.training import AnswerLoss
 from moss_vllm.vlm.checkpoint import attach_lora
+from moss_vllm.vlm.objective import AnswerLoss
 from moss_vllm.vlm.sizes import build_shape
 from moss_vllm.vlm.video_llama3 import MossVideoLlama3ForConditionalGeneration, moss_config
 

@@ -20,6 +20,7 @@ from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
 from moss_vllm.run_folder import latest_checkpoint
 from moss_vllm.training import Loop
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.objective import AnswerLoss
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -72,13 +73,14 @@ def run(tiny_base, moss, processor, tmp_path, clips):
         record = {"base_model": str(tiny_base), "base_revision": None, "moss": settings}
         lines = training.train(
             engines.start(),
-            model,
+            AnswerLoss(model),
             parameter_groups(model, table),
             dataset,
             loop,
             out=tmp_path / out,
             save=lambda folder, state, step: checkpoint.save(folder, model, processor, record, state=state),
-            restore=checkpoint.restore,
+            state=lambda: checkpoint.trained_state(model),
+            restore=lambda folder: checkpoint.restore(folder, model),
             resume=resume,
         )
         return lines, checkpoint.trained_state(model)

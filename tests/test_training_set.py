@@ -10,8 +10,8 @@ from moss_vllm.data.sources import read_sources
 from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.data.video import BadVideo, read_clip
 from moss_vllm.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.training import AnswerLoss
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.objective import AnswerLoss
 
 SAMPLING = {"sample_fps": 2.0, "short_side_px": 56, "max_frames": 8}
 TURNS = (Turn("What moves?", "The red circle moves left."), Turn("Is it red?", "Yes."))

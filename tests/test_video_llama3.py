@@ -19,8 +19,8 @@ from transformers import (
 
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.training import AnswerLoss
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.objective import AnswerLoss
 from moss_vllm.vlm.video_llama3 import (
     MossVideoLlama3ForConditionalGeneration,
     MossVideoLlama3VisionModel,

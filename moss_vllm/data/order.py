@@ -58,8 +58,23 @@ class RowOrder:
         return int(self.first[source] + self._orders[source][1][index])
 
 
+class PlacedRow(int):
+    """A row's index that knows its place in the order, for random numbers that depend on nothing else."""
+
+    place: int
+
+    def __new__(cls, row: int, place: int) -> "PlacedRow":
+        """Row number `row`, drawn at `place` of the endless order."""
+        placed = super().__new__(cls, row)
+        placed.place = place
+        return placed
+
+    def __reduce__(self) -> tuple[type["PlacedRow"], tuple[int, int]]:
+        return PlacedRow, (int(self), self.place)
+
+
 class StepBatches(Sampler[list[int]]):
-    """Row indices of each micro-batch of one process over the steps given.
+    """Row indices, as `PlacedRow`, of each micro-batch of one process over the steps given.
 
     Step s covers places s*G to (s+1)*G of `RowOrder`, G = batch_size * processes * accumulate, whatever the
     three are.
@@ -74,7 +89,7 @@ class StepBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for micro in self.micro_batches:
             first = (micro * self.processes + self.rank) * self.batch_size
-            yield [self.order[place] for place in range(first, first + self.batch_size)]
+            yield [PlacedRow(self.order[place], place) for place in range(first, first + self.batch_size)]
 
     def __len__(self) -> int:
         return len(self.micro_batches)

@@ -70,7 +70,7 @@ class TrainingSet:
         return row.row_id, example
 
     def collate(self, rows: Sequence[tuple[str, dict[str, Tensor]] | Rejected]) -> dict[str, Any]:
-        """`data.chat.collate` of the usable rows, with their ids and the rejected ones."""
+        """`data.chat.collate` of the usable rows, with their ids, the rejected ones, and what they count."""
         rejected = [row for row in rows if isinstance(row, Rejected)]
         used = [row for row in rows if not isinstance(row, Rejected)]
         examples = [example for _, example in used]
@@ -78,7 +78,13 @@ class TrainingSet:
         if not any(PER_VIDEO[0] in example for example in examples):
             examples.append(self._silent_example())
         batch: dict[str, Any] = dict(collate(examples, pad_id=self.processor.tokenizer.pad_token_id))
-        return {**batch, "row_ids": [row_id for row_id, _ in used], "rejected": rejected}
+        return {
+            **batch,
+            "row_ids": [row_id for row_id, _ in used],
+            "rejected": rejected,
+            "count": int((batch["labels"][:, 1:] != IGNORED).sum()),
+            "read": int(batch["attention_mask"].sum()),
+        }
 
     def _silent_example(self) -> dict[str, Tensor]:
         """A black picture about which nothing is learned; one frame leaves MOSS's statistics as they are."""
