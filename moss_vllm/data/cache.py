@@ -16,20 +16,24 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from moss_vllm.data.frames import list_images
-from moss_vllm.data.video import Clip, read_clip
+from moss_vllm.data.frames import BadVideo, list_images, unique_frames
+from moss_vllm.data.video import Clip, read_clip, read_frames
 
-FORMAT = 1  # to be raised whenever read_clip gives other frames than before
+FORMAT = 1  # to be raised whenever read_clip or read_frames gives other frames than before
+MAX_FRAMES = 1000  # of a video whose every frame is kept: 0.35 GB at 256 x 455
 SUFFIX = ".safetensors"
 _LEDGER = "added"  # one byte for every _UNIT bytes that any process has ever added
 _UNIT = 16 * 1024
 _STALE_S = 24 * 3600.0
+Taken = TypeVar("Taken")
 
 
 def describe_clip(
@@ -45,6 +49,24 @@ def describe_clip(
 
     Raises: BadVideo for a folder without images, OSError for a path that is not there.
     """
+    settings = {
+        "sample_fps": sample_fps,
+        "short_side_px": short_side_px,
+        "max_frames": max_frames,
+        "start_s": start_s,
+        "end_s": end_s,
+    }
+    numbers = {name: None if value is None else float(value) for name, value in settings.items()}
+    return json.dumps(_describe_file(path) | numbers)
+
+
+def describe_frames(path: str | os.PathLike[str], *, scale: int | tuple[int, int] | None = None) -> str:
+    """All that decides what `read_frames` may return, as `describe_clip`."""
+    return json.dumps(_describe_file(path) | {"every_frame": True, "scale": scale})
+
+
+def _describe_file(path: str | os.PathLike[str]) -> dict[str, object]:
+    """The state a file or folder is in."""
     path = os.path.abspath(path)
     told: dict[str, object] = {"format": FORMAT, "path": path}
     if os.path.isdir(path):
@@ -54,16 +76,7 @@ def describe_clip(
     else:
         stat = os.stat(path)
         told |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    settings = {
-        "sample_fps": sample_fps,
-        "short_side_px": short_side_px,
-        "max_frames": max_frames,
-        "start_s": start_s,
-        "end_s": end_s,
-    }
-    return json.dumps(
-        told | {name: None if value is None else float(value) for name, value in settings.items()}
-    )
+    return told
 
 
 class FrameCache:
@@ -126,23 +139,63 @@ class FrameCache:
         )
         # A file that is still being copied has changed by now: what was read then is of no state of it.
         if key is not None and not self.is_closed and key == describe():
-            self._add(key, clip)
+            arrays = {"frames": clip.frames, "frame_times_s": clip.frame_times_s}
+            self._add(key, arrays, {"crc32": _checksum(clip)})
         return clip
 
+    def read_frames(
+        self,
+        path: str | os.PathLike[str],
+        choose: Callable[[int], np.ndarray],
+        *,
+        scale: int | tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """What `video.read_frames` returns for the same arguments, bit for bit.
+
+        An entry has every frame at that scale, for `choose` may want others in the next epoch; of a video
+        with more than MAX_FRAMES nothing is kept.
+
+        Raises: as read_frames.
+        """
+
+        def describe() -> str | None:
+            try:
+                return describe_frames(path, scale=scale)
+            except (OSError, ValueError):  # read_frames says better what is wrong
+                return None
+
+        key = describe()
+        if key is not None and (n_frames := self._open(key, _count_frames)) is not None:
+            shown, order = unique_frames(choose(n_frames), n_frames)
+            if (frames := self._open(key, partial(_take_frames, shown=shown))) is not None:
+                return frames[order]
+            choose = partial(_chosen_before, shown[order], choose)  # a generator would go on
+        if key is None or self.is_closed:
+            return read_frames(path, choose, scale=scale)
+        try:
+            every = read_frames(path, _every_frame, scale=scale)
+        except (BadVideo, _TooManyFrames):  # the frames chosen may be good, or few enough
+            return read_frames(path, choose, scale=scale)
+        shown, order = unique_frames(choose(len(every)), len(every))
+        if key == describe():
+            self._add(key, {"frames": every, "frame_crc32": _frame_checksums(every)}, {})
+        return every[shown[order]]
+
     def entry(self, key: str) -> Path:
-        """The file for what `describe_clip` returned, there or not."""
+        """The file for what `describe_clip` or `describe_frames` returned, there or not."""
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}{SUFFIX}"
 
     def _load(self, key: str) -> Clip | None:
+        return self._open(key, _take_clip)
+
+    def _open(self, key: str, take: Callable[[Any], Taken]) -> Taken | None:
+        """What `take` takes from an entry; None if there is none, or it is damaged, and then removed."""
         entry = self.entry(key)
         try:
             with safe_open(entry, "np") as file:
-                found = file.metadata() or {}
-                clip = Clip(file.get_tensor("frames"), file.get_tensor("frame_times_s"))
-            if found.get("key") != key or found.get("crc32") != _checksum(clip):
-                raise ValueError("its contents are not those that were written")
-            return clip
+                _check_contents((file.metadata() or {}).get("key") == key)
+                return take(file)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, SafetensorError) as error:
@@ -153,18 +206,15 @@ class FrameCache:
             self._close(f"{entry} cannot be removed ({error.strerror})")
         return None
 
-    def _add(self, key: str, clip: Clip) -> None:
+    def _add(self, key: str, arrays: dict[str, np.ndarray], sums: dict[str, str]) -> None:
         """Write an entry whole or not at all, unless the cache is full."""
-        size = clip.frames.nbytes + clip.frame_times_s.nbytes + 2048  # the header has about 1 kB
+        size = sum(array.nbytes for array in arrays.values()) + 2048  # the header has about 1 kB
         if self.max_gib is not None and (used := self.used_bytes()) + size > self.max_gib * 2**30:
             self._close(f"{self.folder} is full: it has {used / 2**30:.2f} of {self.max_gib:g} GiB")
             return
         entry = self.entry(key)
         part = entry.with_name(f".{uuid.uuid4().hex}.part")
-        data = save(
-            {"frames": clip.frames, "frame_times_s": clip.frame_times_s},
-            {"key": key, "crc32": _checksum(clip)},
-        )
+        data = save(arrays, {"key": key, **sums})
         try:
             entry.parent.mkdir(exist_ok=True)
             try:
@@ -219,6 +269,51 @@ def _say(message: str) -> None:
     print(f"frame cache: {message}", file=sys.stderr)
 
 
+def _check_contents(is_right: bool) -> None:
+    if not is_right:
+        raise ValueError("its contents are not those that were written")
+
+
+def _take_clip(entry: Any) -> Clip:
+    clip = Clip(entry.get_tensor("frames"), entry.get_tensor("frame_times_s"))
+    _check_contents(entry.metadata().get("crc32") == _checksum(clip))
+    return clip
+
+
+def _count_frames(entry: Any) -> int:
+    count = len(entry.get_tensor("frame_crc32"))
+    _check_contents(entry.get_slice("frames").get_shape()[:1] == [count] and count > 0)
+    return count
+
+
+def _take_frames(entry: Any, shown: np.ndarray) -> np.ndarray:
+    """The frames shown; no others are read from disk."""
+    every = entry.get_slice("frames")
+    frames = np.concatenate([every[i : i + 1] for i in shown.tolist()])
+    _check_contents(np.array_equal(_frame_checksums(frames), entry.get_tensor("frame_crc32")[shown]))
+    return frames
+
+
+class _TooManyFrames(Exception):
+    """A video is too long to be kept whole."""
+
+
+def _every_frame(n_frames: int) -> np.ndarray:
+    if n_frames > MAX_FRAMES:
+        raise _TooManyFrames
+    return np.arange(n_frames)
+
+
+def _chosen_before(chosen: np.ndarray, choose: Callable[[int], np.ndarray], n_frames: int) -> np.ndarray:
+    return chosen if chosen.max() < n_frames else choose(n_frames)
+
+
+def _frame_checksums(frames: np.ndarray) -> np.ndarray:
+    """Of each frame, and of what the header says it is."""
+    start = zlib.crc32(f"{frames.dtype}{frames.shape[1:]}".encode())
+    return np.array([zlib.crc32(np.ascontiguousarray(frame).data, start) for frame in frames], np.uint32)
+
+
 def _checksum(clip: Clip) -> str:
     """Of the numbers and of what the header says they are."""
     total = 0
@@ -231,3 +326,10 @@ def _checksum(clip: Clip) -> str:
 def choose_reader(folder: str | os.PathLike[str] | None, max_gib: float | None = None) -> Callable[..., Clip]:
     """`read_clip`, or for a folder the cached one."""
     return read_clip if folder is None else FrameCache(folder, max_gib).read
+
+
+def choose_frame_reader(
+    folder: str | os.PathLike[str] | None, max_gib: float | None = None
+) -> Callable[..., np.ndarray]:
+    """`read_frames`, or for a folder the cached one."""
+    return read_frames if folder is None else FrameCache(folder, max_gib).read_frames

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -100,6 +101,29 @@ def target_size(height: int, width: int, short_side_px: int | None) -> tuple[int
     return rows * MULTIPLE_PX, columns * MULTIPLE_PX
 
 
+def scaled_size(height: int, width: int, scale: int | tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width after scaling: `scale` is the shorter side, or (height, width), or None for no change.
+
+    The longer side is rounded down, as torchvision's Resize does.
+    """
+    if scale is None or isinstance(scale, tuple):
+        return scale or (height, width)
+    short, long = min(height, width), max(height, width)
+    other = scale * long // short
+    return (scale, other) if height <= width else (other, scale)
+
+
+def unique_frames(chosen: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """The indices in `chosen`, each once and sorted, and where in them each of `chosen` is.
+
+    Raises: ValueError if there are none, or some are of no frame.
+    """
+    shown, order = np.unique(chosen, return_inverse=True)
+    if np.ndim(chosen) != 1 or not len(shown) or shown[0] < 0 or shown[-1] >= n_frames:
+        raise ValueError(f"frames {np.asarray(chosen).tolist()} were chosen from {n_frames}, counted from 0")
+    return shown, order
+
+
 def short_side_within(height: int, width: int, max_pixels: int) -> int:
     """The largest short side, the video's own at most, of frames with `max_pixels` or fewer."""
     for short_side_px in range(min(height, width) // MULTIPLE_PX * MULTIPLE_PX, MULTIPLE_PX, -MULTIPLE_PX):
@@ -111,17 +135,28 @@ def short_side_within(height: int, width: int, max_pixels: int) -> int:
 def stack_frames(
     path: str, frames: Iterator[np.ndarray], count: int, short_side_px: int | None
 ) -> np.ndarray:
+    """`stack_resized` to what `target_size` says.
+
+    The shorter side becomes short_side_px (None: stays), then both the nearest multiple of MULTIPLE_PX.
+    """
+    return stack_resized(path, frames, count, partial(target_size, short_side_px=short_side_px))
+
+
+def stack_resized(
+    path: str, frames: Iterator[np.ndarray], count: int, resized: Callable[[int, int], tuple[int, int]]
+) -> np.ndarray:
     """Resize `count` frames as they come, so that one frame of full size is held at a time.
 
-    Shape: frames uint8 (H, W, 3) -> (T, H, W, 3). The shorter side becomes short_side_px (None: stays), and
-    then both become the nearest multiple of MULTIPLE_PX.
+    `resized` says which height and width become of a height and width.
+
+    Shape: frames uint8 (H, W, 3) -> (T, H, W, 3).
     Raises: BadVideo for frames beyond the limits, or a clip of more than MAX_CLIP_BYTES.
     """
     clip: np.ndarray | None = None
     for i, frame in enumerate(frames):
         if clip is None:
             check_frame_size(path, frame.shape[0], frame.shape[1])
-            size = target_size(frame.shape[0], frame.shape[1], short_side_px)
+            size = resized(frame.shape[0], frame.shape[1])
             n_bytes = count * size[0] * size[1] * 3
             if n_bytes > MAX_CLIP_BYTES:
                 reason = f"{count} frames of {size[1]}x{size[0]} take {n_bytes} bytes, over {MAX_CLIP_BYTES}"

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import av
@@ -25,8 +26,10 @@ from moss_vllm.data.frames import (
     check_frame_size,
     list_images,
     read_images,
-    stack_frames,
+    scaled_size,
+    stack_resized,
     target_size,
+    unique_frames,
 )
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
@@ -97,6 +100,7 @@ def read_clip(
         _check_number("short_side_px", short_side_px, MULTIPLE_PX, 10_000)
     if decoder not in DECODERS:
         raise ValueError(f"decoder is {decoder!r}; it must be one of {', '.join(DECODERS)}")
+    resized = partial(target_size, short_side_px=short_side_px)
     index, chosen, times_s, names = choose_frames(
         path,
         sample_fps=sample_fps,
@@ -107,8 +111,35 @@ def read_clip(
     )
     if names:
         images = read_images(path, [names[i] for i in chosen])
-        return Clip(stack_frames(path, images, len(chosen), short_side_px), times_s)
-    return Clip(_decode(path, index, chosen, short_side_px, decoder), times_s)
+        return Clip(stack_resized(path, images, len(chosen), resized), times_s)
+    return Clip(_decode(path, index, chosen, resized, decoder), times_s)
+
+
+def read_frames(
+    path: str | os.PathLike[str],
+    choose: Callable[[int], np.ndarray],
+    *,
+    scale: int | tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Read the frames whose indices `choose` returns for the number of frames; any order, repeats allowed.
+
+    `scale` is the length of the shorter side in pixels, or (height, width), or None for the video's own size.
+
+    Shape: uint8 (T, H, W, 3), RGB.
+    Raises: BadVideo as `read_clip`, ValueError for indices of other frames.
+    """
+    path = os.fspath(path)
+    index, names = _list_frames(path, folder_fps=1.0)
+    if index.damage:
+        raise BadVideo(path, index.damage, REPLACE_FILE)
+    shown, order = unique_frames(choose(len(index.frame_times_s)), len(index.frame_times_s))
+    resized = partial(scaled_size, scale=scale)
+    if names:
+        images = read_images(path, [names[i] for i in shown])
+        frames = stack_resized(path, images, len(shown), resized)
+    else:
+        frames = _decode(path, index, shown, resized, "auto")
+    return frames if np.array_equal(order, np.arange(len(shown))) else frames[order]
 
 
 def choose_frames(
@@ -133,12 +164,7 @@ def choose_frames(
     _check_number("start_s", start_s, 0, 1e9)
     if end_s is not None and not end_s > start_s:
         raise ValueError(f"end_s is {end_s}; it must be above start_s, which is {start_s}")
-    names: list[str] = []
-    if os.path.isdir(path):
-        names = list_images(path)
-        index = Index(np.arange(len(names)) / folder_fps, "", False)
-    else:
-        index = index_frames(path)
+    index, names = _list_frames(path, folder_fps)
     times_s = index.frame_times_s - index.frame_times_s[0]
     last_gap_s = times_s[-1] - times_s[-2] if len(times_s) > 1 else 1 / sample_fps
     video_end_s = float(times_s[-1] + last_gap_s)
@@ -150,6 +176,14 @@ def choose_frames(
     stop_s = video_end_s if end_s is None else min(end_s, video_end_s)
     chosen = _choose(times_s, sample_fps, max_frames, start_s, stop_s)
     return index, chosen, np.maximum(times_s[chosen] - start_s, 0.0), names
+
+
+def _list_frames(path: str, folder_fps: float) -> tuple[Index, list[str]]:
+    """The index of a file or folder, and the names of a folder's images."""
+    if not os.path.isdir(path):
+        return index_frames(path), []
+    names = list_images(path)
+    return Index(np.arange(len(names)) / folder_fps, "", False), names
 
 
 def frame_size(path: str, short_side_px: int | None) -> tuple[int, int]:
@@ -271,6 +305,8 @@ def _picture_stream(path: str, container: av.container.InputContainer) -> av.Vid
     stream = container.streams.best("video")
     if not isinstance(stream, av.VideoStream) or stream.disposition & av.stream.Disposition.attached_pic:
         raise BadVideo(path, "there is no video stream (sound only?)", "check that it is the right file")
+    if stream.codec_context is None:  # half a header is left; asking for the width then is an AttributeError
+        raise BadVideo(path, "its header does not say how the video is coded", REPLACE_FILE)
     if stream.width and stream.height:
         check_frame_size(path, stream.height, stream.width)  # before a decoder claims memory for it
     stream.codec_context.thread_count = 1
@@ -289,13 +325,19 @@ def decode_in_order(path: str, *, from_s: float | None = None) -> Iterator[av.Vi
         yield from container.decode(stream)
 
 
-def _decode(path: str, index: Index, chosen: np.ndarray, side_px: int | None, decoder: str) -> np.ndarray:
+def _decode(
+    path: str,
+    index: Index,
+    chosen: np.ndarray,
+    resized: Callable[[int, int], tuple[int, int]],
+    decoder: str,
+) -> np.ndarray:
     """Deliver the chosen frames of a file, resized, from the decoder asked for."""
     if decoder == "torchcodec":
-        return stack_frames(path, _torchcodec_frames(path, index, chosen), len(chosen), side_px)
+        return stack_resized(path, _torchcodec_frames(path, index, chosen), len(chosen), resized)
     if decoder == "decord" or (decoder == "auto" and index.suits_decord):
         try:
-            return stack_frames(path, _decord_frames(path, index, chosen), len(chosen), side_px)
+            return stack_resized(path, _decord_frames(path, index, chosen), len(chosen), resized)
         except BadVideo:
             raise
         except ImportError as error:  # no wheels for mac or arm, where PyAV gives the same frames
@@ -306,7 +348,7 @@ def _decode(path: str, index: Index, chosen: np.ndarray, side_px: int | None, de
             if decoder == "decord":
                 raise BadVideo(path, reason, "use decoder='auto', which turns to PyAV") from error
             _log.warning("%s: %s; reading it with PyAV", path, reason)
-    return stack_frames(path, _pyav_frames(path, index, chosen), len(chosen), side_px)
+    return stack_resized(path, _pyav_frames(path, index, chosen), len(chosen), resized)
 
 
 def _decord_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.ndarray]:

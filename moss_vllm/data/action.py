@@ -1,0 +1,181 @@
+"""Six action-recognition datasets, and lists of one's own, as labelled clips.
+
+    split = read_action("ssv2", Path("/data/ssv2"), "train")
+    print(split.report())  # ssv2 train: kept 168,913 of 168,913 clips, 0 missing, ...
+
+Which file means what is in `action_lists`.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from moss_vllm.data.action_files import Annotation, Files, Listed, check_repeats, plain
+from moss_vllm.data.action_lists import (
+    read_diving48,
+    read_finegym,
+    read_k400,
+    read_list,
+    read_ssv1,
+    read_ssv2,
+)
+from moss_vllm.data.rows import MissingVideo, Rejected
+
+SPLITS = ("train", "test")
+READERS: dict[str, Callable[[Files, str], Annotation]] = {
+    "ssv1": read_ssv1,
+    "ssv2": read_ssv2,
+    "diving48": read_diving48,
+    "gym99": partial(read_finegym, data="gym99"),
+    "gym288": partial(read_finegym, data="gym288"),
+    "k400": read_k400,
+    "list": read_list,
+}
+DATASETS = tuple(READERS)
+# Rows of (train, test) in the official files; FineGym is v1.1. No copy of Kinetics still has all its videos.
+PUBLISHED = {
+    "ssv1": (86_017, 11_522),
+    "ssv2": (168_913, 24_777),
+    "diving48": (15_027, 1_970),
+    "gym99": (26_320, 8_521),
+    "gym288": (29_334, 9_646),
+    "k400": (246_535, 19_907),
+}
+SHOWN_MISSING = 5
+
+
+@dataclass(frozen=True)
+class ActionClip:
+    """One clip: a video file, or a folder of frames."""
+
+    clip_id: str
+    path: str
+    label: int
+
+
+@dataclass(frozen=True)
+class ActionSplit:
+    """The clips of one split that are on disk; `missing` has those that are not.
+
+    Args:
+        dataset, split: as asked for.
+        classes: names by class id.
+        clips: in the order of the file.
+        missing: listed, without a video.
+        published: number of rows of the official file; None for lists of one's own.
+        file: the file that lists the clips.
+        groups: for FineGym, the name of each class's set.
+    """
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    clips: tuple[ActionClip, ...]
+    missing: tuple[Rejected, ...]
+    published: int | None
+    file: str
+    groups: tuple[str, ...] = ()
+
+    @property
+    def swaps(self) -> dict[int, int]:
+        """Which class a clip is of once it is mirrored, for those that change."""
+        return left_right_swaps(self.classes)
+
+    def report(self) -> str:
+        """Counts in one line."""
+        total, occur = len(self.clips) + len(self.missing), len({clip.label for clip in self.clips})
+        published = "no published count" if self.published is None else f"published count {self.published:,}"
+        return (
+            f"{self.dataset} {self.split}: kept {len(self.clips):,} of {total:,} clips, "
+            f"{len(self.missing):,} missing, {len(self.classes)} classes ({occur} with clips); {published}"
+        )
+
+
+def read_action(
+    data: str,
+    root: str | os.PathLike[str],
+    split: Literal["train", "test"],
+    *,
+    annotation: str | os.PathLike[str] | None = None,
+    allow_missing: bool = False,
+) -> ActionSplit:
+    """Read one split of a dataset; "test" is the split with published labels.
+
+    Args:
+        data: one of DATASETS.
+        root: the folder with the videos, and the annotation files unless they are named.
+        split: "train" or "test".
+        annotation: the file that lists the clips, or the folder of all annotation files.
+        allow_missing: leave out clips without a video instead of refusing them.
+
+    Raises: BadRow or BadRows (ValueErrors) for files that are not there or wrong, a class or clip that
+    cannot be, a clip listed twice, a path out of `root`; MissingVideo for clips without a video, where they
+    are refused or are all there is.
+    """
+    if data not in READERS or split not in SPLITS:
+        raise ValueError(f"{data!r}, {split!r} is not one of {', '.join(DATASETS)} and {' or '.join(SPLITS)}")
+    root = Path(root)
+    listed = READERS[data](Files(root, None if annotation is None else Path(annotation)), split)
+    check_repeats(listed)
+    disk = _Disk(root)
+    found = [(row, disk.find(listed.folders, row.names)) for row in listed.rows]
+    missing = [row for row, path in found if path is None]
+    if missing and not (allow_missing and len(missing) < len(found)):
+        raise _missing(listed, root, missing)
+    return ActionSplit(
+        dataset=data,
+        split=split,
+        classes=listed.classes,
+        clips=tuple(ActionClip(row.clip_id, path, row.label) for row, path in found if path is not None),
+        missing=tuple(Rejected(row.clip_id, f"{row.names[0]} is not below {root}") for row in missing),
+        published=PUBLISHED[data][SPLITS.index(split)] if data in PUBLISHED else None,
+        file=listed.file,
+        groups=listed.groups,
+    )
+
+
+class _Disk:
+    """Which files are there, by one listing of each folder: 200,000 questions cost a network disk minutes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = str(root)
+        self._names: dict[str, frozenset[str]] = {}
+
+    def find(self, folders: tuple[str, ...], names: tuple[str, ...]) -> str | None:
+        """The first path `root/folder/name` that is there."""
+        for folder in folders:
+            for name in names:
+                parent, last = os.path.split(os.path.join(self.root, folder, name))
+                if parent not in self._names:
+                    try:
+                        self._names[parent] = frozenset(os.listdir(parent))
+                    except (FileNotFoundError, NotADirectoryError):
+                        self._names[parent] = frozenset()
+                if last in self._names[parent]:
+                    return os.path.join(parent, last)
+        return None
+
+
+def _missing(listed: Annotation, root: Path, missing: list[Listed]) -> MissingVideo:
+    shown = ", ".join(row.names[0] for row in missing[:SHOWN_MISSING])
+    more = f", ... and {len(missing) - SHOWN_MISSING:,} more" if len(missing) > SHOWN_MISSING else ""
+    looked = ", ".join(folder or "." for folder in listed.folders)
+    every = len(missing) == len(listed.rows)
+    remedy = "pass the folder of the videos as root" if every else "download them, or allow missing videos"
+    where = f"{'all ' if every else ''}{len(missing):,} of {len(listed.rows):,} clips"
+    return MissingVideo(listed.file, where, f"no video in {looked} of {root}: {shown}{more}", remedy)
+
+
+def left_right_swaps(classes: tuple[str, ...]) -> dict[int, int]:
+    """Ids of classes whose names differ in left and right alone, each to the other's.
+
+    On Something-Something 86 and 87 (pulling), 93 and 94 (pushing), 166 and 167 (turning the camera).
+    """
+    other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
+    ids = {plain(name): index for index, name in enumerate(classes)}
+    mirrored = [re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda match: other[match[0]], name) for name in ids]
+    return {index: ids[name] for index, name in enumerate(mirrored) if ids.get(name, index) != index}

@@ -1,0 +1,93 @@
+"""Random changes to a clip, the same for all its frames: RandAugment, a random box, grey.
+
+All random numbers come from the generator passed.
+"""
+
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from torch import Tensor
+
+RATIO = (3 / 4, 4 / 3)
+_LUMA = (0.299, 0.587, 0.114)  # as PIL's mode "L"
+
+
+class ClipRandAugment:
+    """timm's RandAugment with one choice of operations and magnitudes for all frames of a clip.
+
+    Args:
+        config: timm's notation, e.g. "rand-m7-n4-mstd0.5-inc1".
+
+    Reference: Table 7; the bicubic filter and grey filling are those of the authors' code.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+        try:
+            # translate_const, in pixels, is needed by timm's older operations only.
+            hparams = {"translate_const": int(256 * 0.45), "interpolation": Image.Resampling.BICUBIC}
+            policy = rand_augment_transform(config, hparams)
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"randaugment is {config!r}; write it as 'rand-m7-n4-mstd0.5-inc1'") from error
+        self.ops, self.count, self.weights = policy.ops, policy.num_layers, policy.choice_weights
+
+    def __call__(self, images: Sequence[Image.Image], rng: np.random.Generator) -> list[Image.Image]:
+        """The frames, changed alike; an operation not drawn leaves them as they are."""
+        chosen = rng.choice(len(self.ops), self.count, replace=self.weights is None, p=self.weights)
+        images = list(images)
+        for op in (self.ops[i] for i in chosen):
+            is_drawn, magnitude = rng.random() <= op.prob, op.magnitude
+            if op.magnitude_std == math.inf:
+                magnitude = rng.uniform(0, magnitude)
+            elif op.magnitude_std > 0:
+                magnitude = rng.normal(magnitude, op.magnitude_std)
+            magnitude = max(0.0, min(magnitude, op.magnitude_max or 10.0))
+            arguments = _level(op, magnitude, int(rng.integers(2**32)))
+            if is_drawn:
+                images = [op.aug_fn(image, *arguments, **op.kwargs) for image in images]
+        return images
+
+
+def _level(op: object, magnitude: float, seed: int) -> tuple[float, ...]:
+    """An operation's arguments; timm draws signs from Python's own generator, which is left as it was."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        return op.level_fn(magnitude, op.hparams) if op.level_fn else ()  # type: ignore[attr-defined]
+    finally:
+        random.setstate(state)
+
+
+def draw_box(
+    height: int, width: int, rng: np.random.Generator, min_area: float = 0.08
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random part of a frame, to be resized to a square.
+
+    Area, from `min_area` to all of it, and ratio, in RATIO, are uniform; sides are exchanged half the time;
+    after ten tries that do not fit, the largest square.
+
+    Reference: GroupRandomSizedCrop of the authors' code.
+    """
+    for _ in range(10):
+        area, ratio = height * width * rng.uniform(min_area, 1.0), rng.uniform(*RATIO)
+        sides = [max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))]
+        h, w = sides if rng.random() < 0.5 else sides[::-1]
+        if h <= height and w <= width:
+            break
+    else:
+        h = w = min(height, width)
+    return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+
+
+def grey(clip: Tensor) -> Tensor:
+    """The same clip without colour, still with three channels.
+
+    Shape: uint8 (T, 3, H, W) -> (T, 3, H, W).
+    """
+    weights = torch.tensor(_LUMA).view(1, 3, 1, 1)
+    return (clip * weights).sum(1, keepdim=True).round().to(torch.uint8).expand_as(clip)
