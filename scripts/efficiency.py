@@ -4,10 +4,11 @@
     python scripts/efficiency.py --table 4 --json cost.json
     python scripts/efficiency.py --table 6 --device cuda  # also measures training steps' peak memory
 
-FLOPs are multiply-adds in 1e9 on 8 frames of 224 x 224, image encoder included, counted as the paper counts
-them: matrix products, convolutions, attention, 5 per element of a LayerNorm or BatchNorm, nothing else. The
-correlation counts as whole frames against whole frames at every temporal offset, also past the clip's ends;
-the table "STSS of one order" shows what is multiplied here instead. TP is trainable parameters in millions.
+FLOPs are multiply-adds in 1e9 on 8 frames of 224 x 224 (16 for DiST, whose image encoder sees 8 of them),
+image encoder included, counted as the paper counts them: matrix products, convolutions, attention, 5 per
+element of a LayerNorm or BatchNorm, nothing else. The correlation counts as whole frames against whole frames
+at every temporal offset, also past the clip's ends; the table "STSS of one order" shows what is multiplied
+here instead. TP is trainable parameters in millions.
 
 "kept" is what autograd keeps of the trained part from forward for backward, in float32, without parameters
 and inputs: MB a clip, and GB at the paper's batch (32 clips for ViT-B, 16 for ViT-L). The paper's Mem (GB)
@@ -19,12 +20,11 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from kept_for_backward import KeptForBackward
@@ -37,9 +37,11 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moss_vllm import report
-from moss_vllm.core.ladder import Ladder
-from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset, build_ladder
+from moss_vllm.backbones import ImageEncoder
+from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset
 from moss_vllm.core.stss import stss
+from moss_vllm.hosts.classifier import VideoClassifier
+from moss_vllm.recognition import build_classifier
 from moss_vllm.vlm.video_llama3 import MossVideoLlama3VisionConfig, MossVideoLlama3VisionModel
 
 FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
@@ -95,15 +97,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def measure(row: Row, device: torch.device) -> dict[str, Any]:
-    """A row's numbers beside the paper's, in the units of the tables; no cost if it cannot be built."""
+    """A row's numbers beside the paper's, in the units of the tables."""
     found: dict[str, Any] = {"name": row.name, "note": row.note}
     found["paper"] = dict(zip(UNITS, row.paper.split(), strict=True))
-    if row.built:
-        macs, parameters, kept = ladder_cost(row.preset, row.batch, tuple(row.options.items()))
-        found["FLOPs"] = row.views * (encoder_macs(row.preset.backbone) + macs / row.batch) / 1e9
-        found |= {"TP": parameters / 1e6, "kept MB/clip": kept / row.batch / 1e6, "kept": kept / 1e9}
-        if device.type == "cuda":
-            found |= {name: peak_memory(row, device, dtype) for name, dtype in PRECISIONS.items()}
+    macs, parameters, kept = cost(row.host, row.preset, row.batch, tuple(row.options.items()))
+    found["FLOPs"] = row.views * macs / row.batch / 1e9
+    found |= {"TP": parameters / 1e6, "kept MB/clip": kept / row.batch / 1e6, "kept": kept / 1e9}
+    if device.type == "cuda":
+        found |= {name: peak_memory(row, device, dtype) for name, dtype in PRECISIONS.items()}
     return found
 
 
@@ -119,43 +120,32 @@ def unexplained(row: dict[str, Any]) -> list[str]:
 
 
 @cache
-def encoder_macs(backbone: str) -> int:
-    """Multiply-adds of the image encoder on the frames of one clip."""
-    with torch.device("meta"):  # timm's models build and run there: shapes, no memory
-        encoder = timm.create_model(backbone, num_classes=0).eval()
-        video = torch.empty(1, FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE)
-        with MacCounter() as counter:
-            tap_layers(encoder, video, range(1, len(encoder.blocks) + 1))
-    return counter.macs
-
-
-@cache
-def ladder_cost(
-    preset: LadderPreset, batch: int, options: tuple[tuple[str, Any], ...]
+def cost(
+    host: str, preset: LadderPreset, batch: int, options: tuple[tuple[str, Any], ...]
 ) -> tuple[int, int, int]:
-    """Multiply-adds of a batch, parameters, and bytes that the batch keeps from forward for backward."""
-    with FakeTensorMode():  # as "meta", but tensors say "cpu", where the code may ask for autocast
-        ladder = build_ladder(preset, classes=CLASSES, **dict(options))
-        patches = ladder.grid[0] * ladder.grid[1]
-        taps = [torch.empty(batch, FRAMES, 1 + patches, preset.d_in) for _ in preset.layers]
-        video = torch.empty(batch, FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE)
-        with MacCounter() as counter, KeptForBackward(ladder, [*taps, video]) as kept:
-            ladder(taps, video)
-    return counter.macs, sum(p.numel() for p in ladder.parameters()), kept.total_bytes()
+    """Multiply-adds of a batch, trained parameters, and bytes that the batch keeps for backward."""
+    with torch.device("meta"):  # timm builds its models there, but not of fake tensors
+        model = build(host, preset, dict(options))
+    # As "meta", but tensors say "cpu", where the code may ask for autocast.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        video = torch.empty(batch, FRAMES * model.frames_per_encoded, 3, IMAGE_SIZE, IMAGE_SIZE)
+        with MacCounter() as counter, KeptForBackward(model, [video]) as kept:
+            for encoder in model.modules():
+                if isinstance(encoder, ImageEncoder):  # what it hands over is input of the trained part
+                    encoder.register_forward_hook(lambda encoder, frames, taps: kept.exclude(taps))
+            model(video)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return counter.macs, trained, kept.total_bytes()
 
 
-def tap_layers(encoder: Any, video: Tensor, layers: Iterable[int]) -> list[Tensor]:
-    """What the ladder reads of a timm encoder: (B, T, 1 + H*W, C) of each layer, counted from 1, no graph."""
-    with torch.no_grad():
-        found = encoder.forward_intermediates(
-            video.flatten(0, 1),
-            indices=[layer - 1 for layer in layers],
-            return_prefix_tokens=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-            stop_early=True,
-        )
-    return [torch.cat([prefix, grid], dim=1).unflatten(0, video.shape[:2]) for grid, prefix in found]
+def build(host: str, preset: LadderPreset, options: dict[str, Any]) -> VideoClassifier:
+    """The model of a row, with random weights."""
+    named = {name: options.pop(name) for name in ("temporal", "temporal_layers") if name in options}
+    sizes = {"classes": CLASSES, "frames": FRAMES, "image_size": IMAGE_SIZE}
+    return build_classifier(
+        host=host, variant=preset, weights="random", temporal_options=options, **sizes, **named
+    )
 
 
 def peak_memory(row: Row, device: torch.device, dtype: torch.dtype) -> float | None:
@@ -164,24 +154,23 @@ def peak_memory(row: Row, device: torch.device, dtype: torch.dtype) -> float | N
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with device:
-            encoder = timm.create_model(row.preset.backbone, num_classes=0).eval().requires_grad_(False)
-            ladder = build_ladder(row.preset, classes=CLASSES, **row.options)
-            video = torch.randn(row.batch, FRAMES, 3, IMAGE_SIZE, IMAGE_SIZE)
+            model = build(row.host, row.preset, dict(row.options))
+            video = torch.randn(row.batch, FRAMES * model.frames_per_encoded, 3, IMAGE_SIZE, IMAGE_SIZE)
             labels = torch.randint(CLASSES, (row.batch,))
-        optimizer = torch.optim.AdamW(ladder.parameters())
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
         for _ in range(2):  # in the first, the optimizer has no state yet
-            train_step(encoder, ladder, optimizer, video, labels, dtype)
+            train_step(model, optimizer, video, labels, dtype)
     except torch.cuda.OutOfMemoryError:
         return None
     return torch.cuda.max_memory_allocated(device) / 1e9
 
 
 def train_step(
-    encoder: Any, ladder: Ladder, optimizer: Optimizer, video: Tensor, labels: Tensor, dtype: torch.dtype
+    model: VideoClassifier, optimizer: Optimizer, video: Tensor, labels: Tensor, dtype: torch.dtype
 ) -> float:
-    """One step of the ladder on a batch; returns its loss."""
+    """One step on a batch; returns its loss."""
     with torch.autocast(video.device.type, dtype, enabled=dtype != torch.float32):
-        loss = F.cross_entropy(ladder(tap_layers(encoder, video, ladder.layers), video), labels)
+        loss = F.cross_entropy(model(video), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()

@@ -14,6 +14,13 @@ class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
         given = (*module.parameters(), *module.buffers(), *inputs)
         self._given = {tensor.untyped_storage()._cdata for tensor in given}
         self._kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address comes twice
+        self._excluded: dict[int, torch.UntypedStorage] = {}  # likewise
+
+    def exclude(self, tensors: Iterable[Tensor]) -> None:
+        """Take what appears inside for an input, such as what a frozen part hands over."""
+        storages = {storage._cdata: storage for storage in map(Tensor.untyped_storage, tensors)}
+        self._given |= set(storages)
+        self._excluded |= storages
 
     def __enter__(self) -> "KeptForBackward":
         super().__enter__()

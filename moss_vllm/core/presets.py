@@ -47,7 +47,7 @@ class LadderPreset:
         window: (L, U, V).
         d_hidden: channels in which similarity is measured; the paper does not print it.
         d_similarity: D.
-        paper: the paper's numbers for this model.
+        paper: the paper's numbers for this model; None for one the paper does not have.
 
     Reference: Tables 6 and 7. MOSS-M's `d_hidden`, D and k are those with which it costs what Table 6 prints.
     """
@@ -62,7 +62,7 @@ class LadderPreset:
     window: Window
     d_hidden: int
     d_similarity: int
-    paper: PaperRow
+    paper: PaperRow | None
 
 
 CLIP_B = "vit_base_patch16_clip_quickgelu_224.openai"
@@ -121,6 +121,23 @@ MOSS_L = LadderPreset(
     paper=PaperRow(trainable_m=82, gmacs=833, ssv2=72.9, ssv1=63.6),
 )
 LADDERS = {"MOSS-S": MOSS_S, "MOSS-B": MOSS_B, "MOSS-M": MOSS_M, "MOSS-L": MOSS_L}
+
+# The miniature, which trains on `data/mini_actions.py` in a minute of one CPU core. Its encoder has random
+# weights, so its tokens are still much the pixels' own; similarities of them follow what moves.
+MINI_VIT = {"img_size": 84, "patch_size": 14, "embed_dim": 64, "depth": 4, "num_heads": 2}  # timm's names
+MINI = LadderPreset(
+    backbone="mini_vit",
+    d_in=64,
+    patch_size=14,
+    layers=(2, 4),
+    d_out=48,
+    heads=2,
+    moss_layers=(2,),
+    window=(5, 5, 5),
+    d_hidden=32,
+    d_similarity=16,
+    paper=None,
+)
 
 
 @dataclass(frozen=True)

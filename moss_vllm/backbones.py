@@ -1,0 +1,329 @@
+"""Frozen image encoders by name, what they say after layer k, and where their patches lie.
+
+`open_encoder` is for the ladder and DiST, which read layers; `open_vit` for full fine-tuning and AIM, which
+work inside the encoder. Both are timm's vision transformers, unchanged.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from einops import rearrange
+from safetensors.torch import load_file
+from timm.models import model_entrypoint
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from moss_vllm.core import presets
+
+# Short names: what the paper's tables call by a word (Tables 1, 2 and 10e), and two more. "Merged-2B" of
+# Table 1 is EVA02's.
+BACKBONES = {
+    "clip_b16": "vit_base_patch16_clip_quickgelu_224.openai",
+    "clip_l14": "vit_large_patch14_clip_quickgelu_224.openai",
+    "eva02_clip_l14": "eva02_large_patch14_clip_224.merged2b",
+    "dino_b16": "vit_base_patch16_224.dino",
+    "mae_b16": "vit_base_patch16_224.mae",
+    "siglip_b16": "vit_base_patch16_siglip_224.webli",
+}
+MINI_VIT = "mini_vit"  # the miniature's, `presets.MINI`; its weights are random ones, always the same
+RANDOM_SEED = 0
+FAMILIES = ("timm.models.vision_transformer", "timm.models.eva")
+# What a file of weights may hold beyond the encoder: what stands after its last layer.
+AFTER_THE_LAYERS = re.compile(r"^(head|fc_norm|norm|attn_pool|mask_token)(\.|$)")
+
+
+class ImageEncoder(nn.Module):
+    """A frozen vision transformer that hands over the tokens after the layers asked for, and no graph.
+
+    It is always in evaluation mode, whatever the model around it is in. Layers past the last one asked for
+    are not kept. An encoder without a class token, such as SigLIP, has the mean of a layer's patch tokens in
+    its place: the ladder needs one. Register tokens are left out.
+
+    Shape:
+        (N, 3, H', W') pixels normalised with `mean` and `std` -> for each of `layers` (N, 1 + H*W, d_in),
+        class token first; any sides that are multiples of `patch_size`.
+
+    Args:
+        vit: the transformer, as `open_vit` builds it; its layers after the last of `layers` are cut off.
+        layers: increasing, counted from 1; None for all.
+        name: its full name in timm.
+
+    Raises:
+        ValueError: layers that are not increasing or that it does not have; in use, frames that are not whole
+            patches.
+    """
+
+    def __init__(self, vit: Any, *, layers: Sequence[int] | None, name: str) -> None:
+        super().__init__()
+        self.depth = len(vit.blocks)
+        layers = range(1, self.depth + 1) if layers is None else layers
+        if not layers or sorted(set(layers)) != list(layers) or layers[0] < 1 or layers[-1] > self.depth:
+            raise ValueError(
+                f"layers={tuple(layers)} should be increasing layers of {name}, which has 1 to {self.depth}"
+            )
+        self.layers = tuple(layers)
+        self.name = name
+        self.d_in: int = vit.embed_dim
+        self.patch_size = patch_side(vit)
+        self.mean, self.std = normalisation(vit)
+        vit.prune_intermediate_layers(indices=[layers[-1] - 1], prune_norm=True, prune_head=True)
+        self.vit = vit
+        self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "ImageEncoder":
+        """Stay in evaluation mode: a frozen encoder sees a frame the same way every time."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        """Encode; see the class."""
+        check_sides(frames, self.patch_size)
+        found = self.vit.forward_intermediates(
+            frames,
+            indices=[layer - 1 for layer in self.layers],
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
+        )
+        for index, tokens in enumerate(found):  # in place: the copy of one layer lives at a time
+            found[index] = self._with_class_token(tokens)
+        return cast(list[Tensor], found)
+
+    def _with_class_token(self, tokens: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        patches, prefix = (tokens, None) if isinstance(tokens, Tensor) else tokens
+        if prefix is None or not has_class_token(self.vit):
+            first = patches.mean(dim=1, keepdim=True)
+        else:
+            first = prefix[:, :1]
+        return torch.cat([first, patches], dim=1)
+
+
+def open_encoder(
+    name: str, *, layers: Sequence[int] | None, weights: str | Path = "pretrained", image_size: int = 224
+) -> ImageEncoder:
+    """A frozen encoder by name, read after `layers` (counted from 1).
+
+    Args:
+        name: one of `BACKBONES`, a vision transformer's name in timm, or "mini_vit".
+        layers: the layers to hand over, or None for all.
+        weights: "pretrained" (downloaded, or from the local cache), "random" (always the same ones: a
+            checkpoint does not hold a frozen encoder), or a .safetensors file.
+        image_size: side in pixels its position table is laid out for; other sizes work too, resized.
+
+    Raises:
+        ValueError: see `open_vit` and `ImageEncoder`.
+        OSError: weights that cannot be downloaded or read.
+    """
+    full, file = full_name(name), _weights_file(weights)
+    vit = _create(full, pretrained=weights == "pretrained", image_size=image_size, num_classes=0)
+    encoder = ImageEncoder(vit, layers=layers, name=full)  # cuts off what a file then need not hold
+    if file is not None:
+        load_weights(encoder.vit, file)
+    return encoder
+
+
+def open_vit(name: str, *, weights: str | Path = "pretrained", image_size: int = 224) -> nn.Module:
+    """timm's transformer itself, whole; CLIP's with its projection as `head`, others with none.
+
+    Args:
+        name: see `open_encoder`, as the others.
+        weights: see there.
+        image_size: see there.
+
+    Raises:
+        ValueError: an unknown name, no vision transformer, CLIP weights under a name that gives them the
+            wrong activation, a file that is not .safetensors or does not fit.
+        OSError: weights that cannot be downloaded or read.
+    """
+    full, file = full_name(name), _weights_file(weights)
+    projection = {} if "_clip_" in full and "_ft_" not in full else {"num_classes": 0}
+    vit = _create(full, pretrained=weights == "pretrained", image_size=image_size, **projection)
+    if file is not None:
+        load_weights(vit, file)
+    return vit
+
+
+def full_name(name: str) -> str:
+    """The name in timm, tag included, of a short or full name.
+
+    Raises:
+        ValueError: see `open_vit`.
+    """
+    if name == MINI_VIT:
+        return name
+    architecture, _, tag = BACKBONES.get(name, name).partition(".")
+    if not timm.is_model(architecture) or model_entrypoint(architecture).__module__ not in FAMILIES:
+        raise ValueError(
+            f"'{name}' is no vision transformer of timm {timm.__version__}; choose one of "
+            f"{', '.join(BACKBONES)}, or a name of timm.list_models('vit_*')"
+        )
+    known = timm.list_pretrained(f"{architecture}.*")
+    default = timm.get_pretrained_cfg(architecture)
+    tag = tag or (default and default.tag) or ""
+    full = f"{architecture}.{tag}" if tag else architecture
+    if tag and full not in known:
+        raise ValueError(f"timm has no weights '{full}'; choose one of {', '.join(known) or architecture}")
+    # timm has the same weights under both names; trained with quick-GELU, they mean something else without.
+    twin = re.sub(r"_clip_(?!quickgelu)", "_clip_quickgelu_", full)
+    if twin != full and timm.list_pretrained(twin):
+        raise ValueError(
+            f"'{full}' gives these weights an activation they were not trained with (GELU); use '{twin}'"
+        )
+    return full
+
+
+def load_weights(vit: nn.Module, path: Path) -> None:
+    """Fill a timm transformer from a .safetensors file, under timm's names or open_clip's.
+
+    Raises:
+        ValueError: keys that are missing, unknown or of another shape; all are named.
+    """
+    filter_function = import_module(type(vit).__module__).checkpoint_filter_fn
+    try:
+        given: dict[str, Tensor] = filter_function(load_file(path), vit)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"weights {path}: not those of a vision transformer of this kind: {error}"
+        ) from error
+    wanted = vit.state_dict()
+    beyond = {name for name in set(given) - set(wanted) if not _is_after(name, len(cast(Any, vit).blocks))}
+    problems = {
+        "missing": sorted(set(wanted) - set(given)),
+        "unknown": sorted(beyond),
+        "of another shape": [
+            f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in given and given[name].shape != wanted[name].shape
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(
+            f"{len(found)} {kind}: {_some(found)}" for kind, found in problems.items() if found
+        )
+        raise ValueError(f"weights {path} do not fit the encoder: {listed}. Is it the file of another model?")
+    vit.load_state_dict({name: given[name] for name in wanted})
+
+
+def normalisation(vit: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, in RGB of 0 to 1, of the pixels that the weights were trained on."""
+    return tuple(vit.pretrained_cfg["mean"]), tuple(vit.pretrained_cfg["std"])
+
+
+def patch_side(vit: Any) -> int:
+    """Pixels of a patch side."""
+    rows, columns = vit.patch_embed.patch_size
+    if rows != columns:
+        raise ValueError(f"patches of {rows} x {columns} pixels; only square ones are supported")
+    return int(rows)
+
+
+def embed(vit: Any, frames: Tensor) -> Tensor:
+    """Tokens before the first layer (and before CLIP's norm there), class token first.
+
+    Shape:
+        (N, 3, H', W') -> (N, 1 + H*W, C).
+    """
+    check_sides(frames, patch_side(vit))
+    # timm (1.0.31) has no public name for what its own forward does first.
+    return vit.patch_drop(vit._pos_embed(vit.patch_embed(frames)))
+
+
+def has_class_token(vit: Any) -> bool:
+    """Whether the first prefix token is a class token; the others are registers."""
+    return vit.cls_token is not None
+
+
+def check_sides(frames: Tensor, patch_size: int) -> None:
+    """Refuse frames (..., H', W') that are not whole patches."""
+    height, width = frames.shape[-2:]
+    if height % patch_size or width % patch_size or not height or not width:
+        raise ValueError(
+            f"frames of {height} x {width} pixels are not whole patches of {patch_size}; resize or crop them "
+            "to multiples of it"
+        )
+
+
+def to_grid(tokens: Tensor, *, frames: int, grid: tuple[int, int]) -> Tensor:
+    """The patches of flat tokens where they lie, without what stands before them.
+
+    Shape:
+        (B*T, P + H*W, C) -> (B, T, H, W, C).
+    """
+    patches = tokens[:, tokens.shape[1] - grid[0] * grid[1] :]
+    return rearrange(patches, "(b t) (h w) c -> b t h w c", t=frames, h=grid[0])
+
+
+def add_to_patches(tokens: Tensor, change: Tensor) -> Tensor:
+    """The way back: `change` added to the patches, what stands before them left alone.
+
+    Shape:
+        tokens (B*T, P + H*W, C), change (B, T, H, W, C) -> (B*T, P + H*W, C).
+    """
+    flat = rearrange(change, "b t h w c -> (b t) (h w) c")
+    before = tokens.shape[1] - flat.shape[1]
+    return torch.cat([tokens[:, :before], tokens[:, before:] + flat], dim=1)
+
+
+def _create(full: str, *, pretrained: bool, image_size: int, **options: Any) -> Any:
+    if full == MINI_VIT:
+        return _mini_vit()
+    options |= {"img_size": image_size, "dynamic_img_size": True}
+    if not pretrained:
+        return _always_the_same(lambda: timm.create_model(full, **options))
+    try:
+        return timm.create_model(full, pretrained=True, **options)
+    except (OSError, RuntimeError) as error:
+        config = timm.get_pretrained_cfg(full)
+        place = f"huggingface.co/{config.hf_hub_id}" if config else "the internet"
+        raise OSError(
+            f"the weights of '{full}' could not be had from {place} or the local cache "
+            f"({type(error).__name__}). Download its .safetensors file by other means and pass that path as "
+            "weights, or 'random' to try things out"
+        ) from error
+
+
+def _mini_vit() -> Any:
+    sizes: dict[str, Any] = dict(presets.MINI_VIT)  # also at other image sizes: they would shift the numbers
+    vit = _always_the_same(lambda: VisionTransformer(num_classes=0, dynamic_img_size=True, **sizes))
+    vit.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    return vit
+
+
+def _always_the_same(build: Callable[[], Any]) -> Any:
+    """What `build` makes of one seed, drawn on the CPU wherever it goes; the generator stays as it is."""
+    device = torch.get_default_device()
+    if device.type == "meta":
+        return build()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(RANDOM_SEED)
+        return build().to(device)
+
+
+def _weights_file(weights: str | Path) -> Path | None:
+    """The file to read, or None; checked before anything is built."""
+    if weights in ("pretrained", "random"):
+        return None
+    path = Path(weights)
+    if path.suffix != ".safetensors":
+        raise ValueError(
+            f"weights {path}: neither 'pretrained', 'random' nor a .safetensors file. Others can run code "
+            "when read; convert once: safetensors.torch.save_file(torch.load(path, weights_only=True), new)"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path}: no such file")
+    return path
+
+
+def _is_after(name: str, layers: int) -> bool:
+    block = re.match(r"^blocks\.(\d+)\.", name)
+    return int(block[1]) >= layers if block else AFTER_THE_LAYERS.match(name) is not None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
