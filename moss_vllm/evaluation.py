@@ -27,9 +27,10 @@ from moss_vllm.answer_store import AnswerFile, Shard, Stored, read_answers
 from moss_vllm.answering import Answers, Prompts, answer, choose, prepare
 from moss_vllm.core import MOSS
 from moss_vllm.data.frames import short_side_within
+from moss_vllm.data.index import native_size
 from moss_vllm.data.probe import probe_all
 from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.data.video import BadVideo, Clip, native_size, read_clip
+from moss_vllm.data.video import BadVideo, Clip, read_clip
 from moss_vllm.errors import RunStopped
 from moss_vllm.protocols import LETTERS, Benchmark, Protocol
 from moss_vllm.result import Result, collect, record

@@ -35,6 +35,7 @@ from check_videos import at_least
 
 from moss_vllm.data.cutting import cut_clip
 from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS
+from moss_vllm.data.index import index_frames
 from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.rows import (
     OTHER_SUFFIXES,
@@ -46,7 +47,7 @@ from moss_vllm.data.rows import (
     text_field,
     video_stem,
 )
-from moss_vllm.data.video import BadVideo, index_frames
+from moss_vllm.data.video import BadVideo
 from moss_vllm.files import refuse_unwritable, whole_file
 
 ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs

@@ -19,8 +19,9 @@ from moss_vllm.data import cutting
 from moss_vllm.data.cutting import cut_clip
 from moss_vllm.data.favor import read_favor_train
 from moss_vllm.data.frames import BadVideo
+from moss_vllm.data.index import index_frames
 from moss_vllm.data.isolated import Failure
-from moss_vllm.data.video import index_frames, read_clip
+from moss_vllm.data.video import read_clip
 
 ID = "aB3_-xY9zQ0"
 URL = f"https://www.youtube.com/watch?v={ID}"
