@@ -591,5 +591,6 @@ def test_a_conversion_that_fails_leaves_nothing_behind(release, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         convert.convert(folder, folder.parent / "native", tell=stop)
     assert [file.name for file in folder.parent.iterdir()] == ["release"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     monkeypatch.setattr(convert, "save_file", lambda *_: signal.raise_signal(signal.SIGINT))
     refused(folder, "stopped; nothing was written")
