@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from kept_for_backward import KeptForBackward
-from paper_tables import TABLES, UNITS, Row
+from paper_tables import TABLES, Row
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, rows in TABLES.items():
         if args.table in ("all", name.rstrip("abcde")):
-            found[name] = [measure(row, device) for row in rows]
+            found[name] = [measure(row, device) for row in rows if not row.added]
             console.print(cost_table(name, found[name]))
             for row in found[name]:
                 for line in [f"* {row['note']}"] if row["note"] else unexplained(row):
@@ -98,8 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def measure(row: Row, device: torch.device) -> dict[str, Any]:
     """A row's numbers beside the paper's, in the units of the tables."""
-    found: dict[str, Any] = {"name": row.name, "note": row.note}
-    found["paper"] = dict(zip(UNITS, row.paper.split(), strict=True))
+    found: dict[str, Any] = {"name": row.name, "note": row.note, "paper": row.paper}
     macs, parameters, kept = cost(row.host, row.preset, row.batch, tuple(row.options.items()))
     found["FLOPs"] = row.views * macs / row.batch / 1e9
     found |= {"TP": parameters / 1e6, "kept MB/clip": kept / row.batch / 1e6, "kept": kept / 1e9}
