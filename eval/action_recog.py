@@ -1,0 +1,111 @@
+"""Test a video classifier from several views, and print top-1, top-5 and the mean over classes.
+
+    python eval/action_recog.py --ckpt runs/action_recog/best                         # the miniature
+    python eval/action_recog.py --ckpt runs/ssv2/best --root DATA/ssv2 --clips 2 --crops 3
+    accelerate launch --multi_gpu eval/action_recog.py --ckpt ...                     # clips shared out
+
+Views are those of the checkpoint unless named here; softmax of each view, averaged (the paper: 2 clips x 3
+crops, Kinetics-400 4 x 3). Writes to OUT: `answers/`, a line for each clip with its five likeliest classes,
+`result.json` and `per_class.csv`. A test that was stopped goes on with the same command; two folders are
+compared by eval/compare.py and scripts/action_groups.py.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from moss_vllm import classifier_checkpoint
+from moss_vllm.action_recognition import Accuracy, save_accuracy, score_clips
+from moss_vllm.action_settings import choose_views, open_split
+from moss_vllm.answer_store import Shard
+from moss_vllm.data.cache import choose_frame_reader
+from moss_vllm.errors import errors_in_one_line
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+VIEWS = ("frames", "sampling", "clips", "crops")
+
+
+@errors_in_one_line()
+def main(argv: list[str] | None = None) -> Accuracy:
+    """Test; a wrong argument or file ends it with one line and status 1."""
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    add, yes = parser.add_argument, "store_true"
+    add(
+        "--ckpt",
+        type=Path,
+        required=True,
+        help="folder that recipes/action_recog.py wrote: best or step-NNNNNN",
+    )
+    add("--root", type=Path, help="folder of the videos (default: the checkpoint's)")
+    add("--annotation", type=Path, help="folder of the annotation files, if it is another")
+    add("--data", help="dataset (default: the checkpoint's)")
+    add("--weights", help="the image encoder's weights, if they moved: a .safetensors file")
+    add("--out", type=Path, help="folder of the results (default: CKPT-test-CLIPSxCROPS)")
+    add("--overwrite", action="store_true", help="drop the lines in --out and start again")
+    add("--allow-missing", action=yes, help="leave out clips without a video; how many is said")
+    add("--frames", type=int, help="frames of a clip")
+    add("--sampling", help="uniform, uniform-k400 or dense")
+    add("--clips", type=int, help="clips of a video, each in CROPS views")
+    add("--crops", type=int, help="1 (centre) or 3 (left, right, centre)")
+    add("--batch-size", type=int, default=8, help="videos at once (default: %(default)s)")
+    add("--workers", type=int, default=2, help="processes that read videos (default: %(default)s)")
+    add("--cache", type=Path, help="folder of decoded clips, read and filled")
+    add("--cache-gib", type=float, help="add to the cache up to this size (default: no limit)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=device, help=f"as torch names it (here: {device})")
+    add("--dtype", choices=DTYPES, default="fp32", help="what to compute in (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or args.workers < 0:
+        parser.error("--batch-size takes 1 or more, --workers 0 or more")
+
+    shard, place = Shard.from_environment(), args.device
+    if shard.processes > 1 and args.device == "cuda":
+        place = f"cuda:{os.environ['LOCAL_RANK']}"
+    loaded = classifier_checkpoint.load(args.ckpt, weights=args.weights, device=place)
+    data, settings = args.data or loaded.run["data"], loaded.run["settings"]
+    root, annotation = args.root or settings["root"], args.annotation or settings["annotation"]
+    split = open_split(data, root, "test", annotation=annotation, allow_missing=args.allow_missing)
+    if split.classes != loaded.classes:
+        raise ValueError(
+            f"{args.ckpt} knows {len(loaded.classes)} classes and {data} has {len(split.classes)}, or "
+            "others; test it on the dataset it was trained on"
+        )
+    given = {name: loaded.run["views"][name] for name in ("frames", "sampling", "clips", "crops", "size_px")}
+    given["frames"] //= loaded.model.frames_per_encoded
+    given |= {name: value for name in VIEWS if (value := getattr(args, name)) is not None}
+    views = choose_views(data, loaded.run["protocol"], given, loaded.model)
+    out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test-{views.clips}x{views.crops}"
+    print(split.report(), file=sys.stderr)
+    header = {
+        "checkpoint": str(args.ckpt.absolute()),
+        "run": {"step": loaded.run["step"], "command": loaded.run["command"]},
+    }
+    found = score_clips(
+        loaded.model,
+        split,
+        views,
+        out,
+        header=header,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=place,
+        dtype=DTYPES[args.dtype],
+        shard=shard,
+        read=choose_frame_reader(args.cache, args.cache_gib),
+        overwrite=args.overwrite,
+    )
+    if found.pending:
+        print(f"{found.pending:,} clips are left to other processes; whoever ends last writes the scores")
+        return found
+    shown = f"{views.clips} clips x {views.crops} crops of {views.frames} frames"
+    save_accuracy(found, out, {"data": data, "step": loaded.run["step"], "views": shown})
+    print(f"{data}, {shown}: {found}; written to {out}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
