@@ -48,10 +48,9 @@ class ActionCheckup:
         for statistic in self.model.buffers():  # DDP hands out the main process's in the next step only
             broadcast(statistic)
         header = {"checkpoint": f"step {step}"}
+        how = {**self.test, "quiet": not self.accelerator.is_main_process}
         # What a killed run left there may be of other weights.
-        score_clips(
-            self.model, self.split, self.views, folder, header=header, quiet=True, overwrite=True, **self.test
-        )
+        score_clips(self.model, self.split, self.views, folder, header=header, overwrite=True, **how)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.keep(step, collect_clips(folder, self.split))

@@ -1,15 +1,19 @@
-"""What training and testing a classifier share: which clips of a dataset, and how they are shown."""
+"""A classifier's data, views, arguments and steps from a recipe's settings."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from moss_vllm.data.action import DATASETS, ActionSplit, read_action
 from moss_vllm.data.mini_actions import DEFAULT_ROOT, ensure_mini_actions
 from moss_vllm.data.views import PROTOCOLS, ViewSettings
 from moss_vllm.hosts.classifier import VideoClassifier
+from moss_vllm.training import Loop
 
 MINI = "mini"
 DATA = (*DATASETS, MINI)
@@ -63,3 +67,64 @@ def choose_views(data: str, protocol: str, given: Mapping[str, Any], model: Vide
             f"{model.encoder_name}"
         )
     return views
+
+
+def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
+    """What `build_classifier` is called with, as json holds it.
+
+    Raises:
+        ValueError: layers or options that cannot be read.
+    """
+    layers, options = settings.temporal_layers, settings.temporal_options
+    try:
+        numbers = None if layers is None else [int(layer) for layer in layers.split(",")]
+        if numbers and len(set(numbers)) < len(numbers):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"temporal_layers is {layers!r}; write different layers as '4' or '4,6'") from None
+    try:
+        named = {} if options is None else yaml.safe_load(options)
+        if not isinstance(named, dict):
+            raise ValueError(f"it holds a {type(named).__name__}")
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(
+            f"temporal_options is {options!r} ({error}); write them as '{{orders: [1, 2]}}'"
+        ) from error
+    return {
+        "host": settings.host,
+        "variant": settings.variant,
+        "backbone": settings.backbone,
+        "classes": classes,
+        "temporal": settings.temporal,
+        "temporal_layers": numbers,
+        "temporal_options": named,
+        "weights": settings.weights
+        if settings.weights in ("pretrained", "random")
+        else str(Path(settings.weights).absolute()),
+        "frames": settings.frames or PROTOCOLS[settings.data][settings.protocol].frames,
+        "image_size": settings.size_px or PROTOCOLS[settings.data][settings.protocol].size_px,
+    }
+
+
+def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
+    """Steps of an epoch, and the loop: clips a step as near to what is asked as the processes allow."""
+    wanted = settings.clips_a_step or 1
+    batch_size = min(settings.batch_size, max(1, wanted // processes))
+    accumulate = max(1, round(wanted / (batch_size * processes)))
+    steps_an_epoch = math.ceil(clips / (batch_size * accumulate * processes))
+    steps = settings.steps or (settings.epochs or 1) * steps_an_epoch
+    epochs = steps / steps_an_epoch
+    return steps_an_epoch, Loop(
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        warmup_share=min(settings.warmup_epochs, epochs / 5) / epochs,
+        floor=settings.floor,
+        clip_norm=settings.clip_norm,
+        save_every=settings.eval_every * steps_an_epoch,
+        log_every=settings.log_every,
+        workers=settings.workers,
+        seed=settings.seed,
+        max_bad_share=settings.max_bad_share,
+        unit="frames",
+    )

@@ -20,7 +20,6 @@ several views of the best checkpoint, written to OUT/test. Killed at any moment,
 """
 
 import dataclasses
-import math
 import shlex
 import shutil
 import sys
@@ -38,7 +37,7 @@ from rich.console import Console
 from moss_vllm import classifier_checkpoint, engines, start_report
 from moss_vllm.action_checkup import BEST, ActionCheckup
 from moss_vllm.action_recognition import STORE, Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
-from moss_vllm.action_settings import DATA, choose_views, open_split
+from moss_vllm.action_settings import DATA, choose_views, model_arguments, open_split, plan_steps
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.config import parse, setting
 from moss_vllm.data.cache import choose_frame_reader
@@ -49,7 +48,7 @@ from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.optim import describe, parameter_groups
 from moss_vllm.recognition import build_classifier
 from moss_vllm.run_folder import latest_checkpoint, open_checkpoint, refuse_second_run
-from moss_vllm.training import Loop, train
+from moss_vllm.training import train
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
@@ -308,67 +307,6 @@ def check(settings: ActionRecog) -> None:
     refuse_unwritable(Path(settings.out), "out")
     if settings.cache:
         refuse_unwritable(Path(settings.cache), "cache")
-
-
-def model_arguments(settings: ActionRecog, classes: int) -> dict[str, Any]:
-    """What `build_classifier` is called with, as json holds it.
-
-    Raises:
-        ValueError: layers or options that cannot be read.
-    """
-    layers, options = settings.temporal_layers, settings.temporal_options
-    try:
-        numbers = None if layers is None else [int(layer) for layer in layers.split(",")]
-        if numbers and len(set(numbers)) < len(numbers):
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"temporal_layers is {layers!r}; write different layers as '4' or '4,6'") from None
-    try:
-        named = {} if options is None else yaml.safe_load(options)
-        if not isinstance(named, dict):
-            raise ValueError(f"it holds a {type(named).__name__}")
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(
-            f"temporal_options is {options!r} ({error}); write them as '{{orders: [1, 2]}}'"
-        ) from error
-    return {
-        "host": settings.host,
-        "variant": settings.variant,
-        "backbone": settings.backbone,
-        "classes": classes,
-        "temporal": settings.temporal,
-        "temporal_layers": numbers,
-        "temporal_options": named,
-        "weights": settings.weights
-        if settings.weights in ("pretrained", "random")
-        else str(Path(settings.weights).absolute()),
-        "frames": settings.frames or PROTOCOLS[settings.data][settings.protocol].frames,
-        "image_size": settings.size_px or PROTOCOLS[settings.data][settings.protocol].size_px,
-    }
-
-
-def plan_steps(settings: ActionRecog, clips: int, processes: int) -> tuple[int, Loop]:
-    """Steps of an epoch, and the loop: clips a step as near to what is asked as the processes allow."""
-    wanted = settings.clips_a_step or 1
-    batch_size = min(settings.batch_size, max(1, wanted // processes))
-    accumulate = max(1, round(wanted / (batch_size * processes)))
-    steps_an_epoch = math.ceil(clips / (batch_size * accumulate * processes))
-    steps = settings.steps or (settings.epochs or 1) * steps_an_epoch
-    epochs = steps / steps_an_epoch
-    return steps_an_epoch, Loop(
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        warmup_share=min(settings.warmup_epochs, epochs / 5) / epochs,
-        floor=settings.floor,
-        clip_norm=settings.clip_norm,
-        save_every=settings.eval_every * steps_an_epoch,
-        log_every=settings.log_every,
-        workers=settings.workers,
-        seed=settings.seed,
-        max_bad_share=settings.max_bad_share,
-        unit="frames",
-    )
 
 
 def show(record: dict[str, Any], model: VideoClassifier) -> None:

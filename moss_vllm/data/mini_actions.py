@@ -66,7 +66,7 @@ GROUPS = tuple(dict.fromkeys(CLASSES.values()))
 class MiniSize:
     """Clips of each class, and the seed that decides all of them."""
 
-    train_per_class: int = 100
+    train_per_class: int = 200
     test_per_class: int = 50
     seed: int = 0
 
