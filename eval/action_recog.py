@@ -7,7 +7,7 @@
 Views are those of the checkpoint unless named here; softmax of each view, averaged (the paper: 2 clips x 3
 crops, Kinetics-400 4 x 3). Writes to OUT: `answers/`, a line for each clip with its five likeliest classes,
 `result.json` and `per_class.csv`. A test that was stopped goes on with the same command; two folders are
-compared by eval/compare.py and scripts/action_groups.py.
+compared by scripts/action_groups.py.
 """
 
 import argparse

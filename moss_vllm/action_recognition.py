@@ -28,7 +28,7 @@ from moss_vllm.files import whole_file
 from moss_vllm.stopping import leave_signals_to_the_run
 from moss_vllm.training import READ_LIMIT_S, Objective
 
-STORE = "answers"  # as an evaluation's, so that eval/compare.py reads it too
+STORE = "answers"  # laid out as an evaluation's
 TOP = 5
 # FineGym's classes are of very different sizes, and its authors report the mean over them.
 CLASS_MEAN = ("gym99", "gym288")
