@@ -317,7 +317,8 @@ def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeyp
     runs = planned_runs(world, tmp_path)
     for run in runs["1st STSS"]:
         fabricate(run, right(1))
-    fake_recipe(monkeypatch, "import sys; print('a', 'b', sep=chr(10)); sys.exit(3 * sys.argv[1].endswith('-0'))")
+    script = "import sys; print('a', 'b', sep=chr(10)); sys.exit(3 * sys.argv[1].endswith('-0'))"
+    fake_recipe(monkeypatch, script)
     monkeypatch.setattr(ablate.os, "cpu_count", lambda: 6)
     found = ablate.main(call(world, tmp_path, "--jobs", "3"))
     told = capsys.readouterr().out
