@@ -29,6 +29,7 @@ def rows(tables):
     return [(name, row) for name, found in tables.items() if name in efficiency.TABLES for row in found]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit, others", [("FLOPs", OTHER_FLOPS), ("TP", OTHER_TP)])
 def test_numbers_have_the_papers_digits(tables, unit, others):
     differ = set()
@@ -40,11 +41,13 @@ def test_numbers_have_the_papers_digits(tables, unit, others):
     assert differ == others
 
 
+@pytest.mark.slow
 def test_every_difference_is_explained(tables):
     for _, row in rows(tables):
         assert row["note"] or efficiency.unexplained(row) == []
 
 
+@pytest.mark.slow
 def test_hosts_differ_from_the_paper_by_what_their_notes_say(tables):
     found = {row["name"]: (row["FLOPs"], row["TP"]) for row in tables["10d"]}
     pairs = [("full FT ViT-B", "full FT + MOSS"), ("AIM ViT-B", "AIM + MOSS"), ("DiST", "DiST + MOSS")]
@@ -66,6 +69,7 @@ def test_a_difference_without_a_note_is_reported():
     assert efficiency.unexplained(row) == ["! FLOPs 150.60 instead of 150.0, unexplained"]
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_order_and_is_below_the_papers_total(tables):
     kept = [row["kept"] for row in tables["4a"]]
     assert kept == sorted(kept)
@@ -76,12 +80,14 @@ def test_memory_grows_with_the_order_and_is_below_the_papers_total(tables):
         assert row["kept MB/clip"] == pytest.approx(row["kept"] * 1000 / 32)
 
 
+@pytest.mark.slow
 def test_the_operator_multiplies_less_than_the_paper_counts(tables):
     for row in tables["stss"]:
         assert row["inside windows"] <= row["here, on a CPU"] <= row["as the paper counts"]
     assert tables["stss"][0]["as the paper counts"] == pytest.approx(5 * 8 * 196**2 * 128 / 1e9)
 
 
+@pytest.mark.slow
 def test_video_llm_parts_add_up(tables):
     *parts, total = tables["video-llm"].values()
     assert sum(parts) == pytest.approx(total) and total == pytest.approx(12.967, abs=1e-3)
