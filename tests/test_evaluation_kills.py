@@ -73,11 +73,11 @@ def test_twenty_kills_end_in_the_table_of_a_run_without_any(argv, tmp_path):
 def test_the_death_of_one_process_costs_nothing_and_merging_says_what_is_left(argv, tmp_path):
     out = tmp_path / "out"
     one = start([*argv, "--out", str(out)], tmp_path, rank=1, processes=2, script=SCRIPT)
-    assert one.wait(timeout=120) == 0, (tmp_path / "output-1.txt").read_text()[-3000:]
+    assert one.wait(timeout=300) == 0, (tmp_path / "output-1.txt").read_text()[-3000:]
     told = (tmp_path / "output-1.txt").read_text()
     assert "questions are not answered yet" in told and not (out / "table.md").exists()
     other = start([*argv, "--out", str(out)], tmp_path, rank=0, processes=2, script=SCRIPT)
-    assert other.wait(timeout=120) == 0
+    assert other.wait(timeout=300) == 0
     table = (out / "table.md").read_bytes()
     merging = start(["--merge", *argv, "--out", str(out)], tmp_path, rank=2, script=SCRIPT)
-    assert merging.wait(timeout=120) == 0 and (out / "table.md").read_bytes() == table
+    assert merging.wait(timeout=300) == 0 and (out / "table.md").read_bytes() == table
