@@ -26,6 +26,7 @@ from moss_vllm import report
 from moss_vllm.answer_store import AnswerFile, Shard, Stored, read_answers
 from moss_vllm.answering import Answers, Prompts, answer, choose, prepare
 from moss_vllm.core import MOSS
+from moss_vllm.data.chat import has_special_token
 from moss_vllm.data.frames import short_side_within
 from moss_vllm.data.index import native_size
 from moss_vllm.data.probe import probe_all
@@ -127,9 +128,7 @@ def look_over(
     """
     about = [video for video in videos if any(question.uid in uids for question in video.questions)]
     texts = {q.uid: protocol.prompt(q) for video in about for q in video.questions if q.uid in uids}
-    special = {
-        uid: text[text.find("<|") :][:40] for uid, text in texts.items() if "<|" in text and "|>" in text
-    }
+    special = {uid: text[text.find("<|") :][:40] for uid, text in texts.items() if has_special_token(text)}
     if special:
         lines = "\n".join(f"  {uid}: {text!r}" for uid, text in special.items())
         remedy = (

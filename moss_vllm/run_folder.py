@@ -40,6 +40,19 @@ def refuse_second_run(out: Path, resume: Path | None) -> None:
         raise FileExistsError(f"{found} is there already; go on with --resume auto, or name another --out")
 
 
+def choose_resume(out: Path, resume: str | None, *, dry_run: bool) -> Path | None:
+    """The checkpoint a recipe's `resume` means: "auto" for the newest in `out`, a folder, or none.
+
+    Raises: as `open_checkpoint`, and but for a dry run as `refuse_second_run`.
+    """
+    found = latest_checkpoint(out) if resume == "auto" else resume and Path(resume)
+    if found:
+        open_checkpoint(found)
+    if not dry_run:
+        refuse_second_run(out, found or None)
+    return found or None
+
+
 def open_checkpoint(folder: Path) -> dict[str, Any]:
     """What the run counted until it wrote this checkpoint.
 

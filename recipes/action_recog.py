@@ -47,7 +47,7 @@ from moss_vllm.files import refuse_unwritable
 from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.optim import describe, parameter_groups
 from moss_vllm.recognition import build_classifier
-from moss_vllm.run_folder import latest_checkpoint, open_checkpoint, refuse_second_run
+from moss_vllm.run_folder import choose_resume
 from moss_vllm.training import train
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
@@ -122,13 +122,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     settings = fill_in(settings)
     check(settings)
     out = Path(settings.out)
-    resume = (
-        latest_checkpoint(out) if settings.resume == "auto" else settings.resume and Path(settings.resume)
-    )
-    if resume:
-        open_checkpoint(resume)
-    if not flags.dry_run:
-        refuse_second_run(out, resume)
+    resume = choose_resume(out, settings.resume, dry_run=flags.dry_run)
     tracker = start_report.choose_tracker(settings.tracker)
     accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
     if engines.name(accelerator) not in ("one process", "DDP"):

@@ -40,7 +40,7 @@ from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import refuse_unwritable
 from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.run_folder import latest_checkpoint, open_checkpoint, refuse_second_run
+from moss_vllm.run_folder import choose_resume
 from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.objective import AnswerLoss
@@ -112,13 +112,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if settings.model.startswith("shape:"):
         return show_shape(settings, dry_run=flags.dry_run)
     out = Path(settings.out)
-    resume = (
-        latest_checkpoint(out) if settings.resume == "auto" else settings.resume and Path(settings.resume)
-    )
-    if resume:
-        open_checkpoint(resume)
-    if not flags.dry_run:
-        refuse_second_run(out, resume)
+    resume = choose_resume(out, settings.resume, dry_run=flags.dry_run)
     tracker = start_report.choose_tracker(settings.tracker)
     accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
     if settings.clips_a_step:

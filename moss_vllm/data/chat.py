@@ -70,6 +70,11 @@ def encode(
     }
 
 
+def has_special_token(text: str) -> bool:
+    """Whether a text could be read as a token of the chat layout, such as <|im_end|>."""
+    return "<|" in text and "|>" in text
+
+
 def conversation_text(turns: Sequence[Turn], *, video_token: str | None) -> str:
     """The layout above, with one `video_token` where the processor puts times and frames; None: no video."""
     if not turns or any(turn.answer is None for turn in turns[:-1]):
@@ -77,7 +82,7 @@ def conversation_text(turns: Sequence[Turn], *, video_token: str | None) -> str:
     parts = []
     for index, turn in enumerate(turns):
         for said in (turn.question, turn.answer or ""):
-            if "<|" in said and "|>" in said:
+            if has_special_token(said):
                 raise ValueError(
                     f"text contains a special token of the chat layout: {said[:200]!r}; "
                     "remove '<|...|>' from the row"
