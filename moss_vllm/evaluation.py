@@ -36,7 +36,7 @@ from moss_vllm.errors import RunStopped
 from moss_vllm.protocols import LETTERS, Benchmark, Protocol
 from moss_vllm.result import Result, collect, record
 from moss_vllm.vlm.checkpoint import Loaded, versions
-from moss_vllm.weights import fingerprint
+from moss_vllm.weights import answering_weights, fingerprint
 
 READERS = 2  # threads; each holds one decoded video, and as many wait decoded
 STORE = "answers"
@@ -282,7 +282,7 @@ def describe_run(
     found = versions()
     return {
         "checkpoint": loaded.name,
-        "weights": fingerprint(loaded.model.state_dict()),
+        "weights": fingerprint(answering_weights(loaded.model)),
         "protocol": settings,
         "questions": len(questions),
         "data": digest_data(questions, prompt),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def faults(weights: Mapping[str, Tensor], expected: Mapping[str, Any]) -> str:
@@ -29,6 +29,15 @@ def faults(weights: Mapping[str, Tensor], expected: Mapping[str, Any]) -> str:
             more = f" and {len(some) - 5} more" if len(some) > 5 else ""
             told.append(f"{len(some)} {fault} ({', '.join(some[:5])}{more})")
     return ", ".join(told)
+
+
+def answering_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Every weight and statistic that decides what a model says.
+
+    peft keeps the untrained original of each module that is trained whole. It does not run, and MOSS's is
+    drawn anew in each process, so it is left out.
+    """
+    return {name: value for name, value in model.state_dict().items() if ".original_module." not in name}
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:

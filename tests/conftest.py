@@ -99,6 +99,35 @@ def processor(tiny_base):
 
 
 @pytest.fixture(scope="session")
+def checkpoints(tiny_base, moss, processor, tmp_path_factory):
+    """Two checkpoints of `tiny_base`: "moss" and "plain", without. All that was trained matters in both."""
+    from moss_vllm.vlm import checkpoint
+
+    folders = {}
+    for name, settings in (("moss", moss), ("plain", None)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            base = checkpoint.load_base(tiny_base, moss=settings)
+            model = checkpoint.attach_lora(base, rank=2, alpha=2, dropout=0.0)
+            for key, value in checkpoint.trained_state(model).items():
+                if "lora_B" in key or ".moss." in key and value.dim() > 1:
+                    value.normal_(std=0.05)
+                elif "running_mean" in key:
+                    value.normal_(std=0.1)
+        folders[name] = tmp_path_factory.mktemp(name) / f"with_{name}" / "step-000002"
+        checkpoint.save(folders[name], model, processor, {"moss": settings, "step": 2})
+    return folders
+
+
+@pytest.fixture(params=["moss", "plain"])
+def reopen(request, checkpoints):
+    """A function that opens a checkpoint as each process does for itself, with other numbers drawn."""
+    from moss_vllm.vlm import checkpoint
+
+    return lambda *_, **__: checkpoint.load(checkpoints[request.param])
+
+
+@pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A small motion world on disk."""
     from moss_vllm.data.motion_world import WorldSize, ensure_world

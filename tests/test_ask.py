@@ -85,6 +85,13 @@ def test_without_a_question_it_asks_for_some(video, trained, clips, capsys, monk
     assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
 
 
+def test_a_checkpoint_answers_alike_each_time_it_is_opened(video, checkpoints, clips):
+    for folder in checkpoints.values():
+        argv = [str(video), "What moves?", "--ckpt", str(folder), "--max-new-tokens", "12"]
+        given = [ask.main([*argv, "--short-side", "56", "--max-frames", "4"]) for _ in range(2)]
+        assert given[0] == given[1] == [expected(folder, clips[-1][1], "What moves?", 12, compress=True)]
+
+
 def test_it_answers_in_half_precision(video, trained, capsys, clips):
     answers = ask.main(
         [str(video), "What moves?", "--ckpt", str(trained), "--dtype", "bf16", "--max-new-tokens", "4"]

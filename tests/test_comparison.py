@@ -5,6 +5,7 @@ Also: what cannot be compared is counted and named or refused, and eval/compare.
 
 import importlib.util
 import json
+from dataclasses import replace
 from math import comb, erfc, sqrt
 from pathlib import Path
 
@@ -13,6 +14,9 @@ import pytest
 
 from moss_vllm.answer_store import AnswerFile, Shard
 from moss_vllm.comparison import bootstrap_interval, compare, mcnemar, measure_difference, read_evaluation
+from moss_vllm.data.motionbench import read_motionbench
+from moss_vllm.evaluation import evaluate
+from moss_vllm.protocols import MOTIONBENCH
 
 PROTOCOL = {"name": "letter", "max_new_tokens": 16, "sample_fps": 2.0, "short_side_px": 224, "still": False}
 # Right or not in three runs; videos v0 to v2 with 3, 2 and 1 questions. None: the answer is withheld.
@@ -184,6 +188,16 @@ def test_the_same_answers_differ_by_nothing(tmp_path):
         assert difference.points == 0 and difference.p == 1 and difference.interval == (0, 0)
         assert difference.gained == difference.lost == 0
     assert found.changed == [] and found.warnings == ["the weights and the protocol are the same (digest 1)"]
+
+
+def test_two_evaluations_of_one_checkpoint_are_known_to_be_that(reopen, world, tmp_path):
+    videos = read_motionbench(world / "MotionBench", world / "MotionBench")[:2]
+    protocol = replace(MOTIONBENCH.protocols["likelihood"], short_side_px=56, max_frames=2)
+    for name in "ab":
+        evaluate(reopen(), videos, MOTIONBENCH, protocol, out=tmp_path / name)
+    found = compare(*(read_evaluation(tmp_path / name, name) for name in "ab"))
+    (told,) = found.warnings
+    assert told.startswith("the weights and the protocol are the same (") and found.tasks["all"].points == 0
 
 
 def test_the_other_order_turns_every_sign():

@@ -31,8 +31,10 @@ from moss_vllm.eval_script import add_options, choose_folder
 from moss_vllm.evaluation import evaluate, hold_middle_frame
 from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH
 from moss_vllm.result import collect
+from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.miniature import build, build_processor, build_tokenizer
+from moss_vllm.weights import answering_weights, fingerprint
 
 CORPUS = ["Time 0.0s:,\n", "A. left", "B. right", "C. up", "What moves? the red square moves", "Answer"]
 PROTOCOL = replace(MOTIONBENCH.protocols["letter"], short_side_px=84)
@@ -186,8 +188,8 @@ def test_killed_at_any_byte_of_the_last_line(loaded, data, tmp_path, asked):
     assert run(loaded, data, tmp_path).records == first.records and len(asked) == 6
 
 
-def test_stopped_in_the_middle(loaded, data, tmp_path, asked, monkeypatch):
-    straight = run(loaded, data, tmp_path / "straight")
+def test_stopped_in_the_middle(reopen, data, tmp_path, asked, monkeypatch):
+    straight = run(reopen(), data, tmp_path / "straight")
     everything = sorted(asked)
     asked.clear()
     answer, out = evaluation.answer, tmp_path / "stopped"
@@ -200,28 +202,28 @@ def test_stopped_in_the_middle(loaded, data, tmp_path, asked, monkeypatch):
 
     monkeypatch.setattr(evaluation, "answer", stop)
     with pytest.raises(KeyboardInterrupt):
-        run(loaded, data, out)
+        run(reopen(), data, out)
     assert uids(out) == ["u0_0", "u1_0", "u1_1"]
     monkeypatch.setattr(evaluation, "answer", answer)
-    resumed = run(loaded, data, out)
+    resumed = run(reopen(), data, out)
     assert sorted(asked) == everything  # each question once
     assert resumed.table() == straight.table() and resumed.records == straight.records
 
 
-@pytest.mark.parametrize("processes", [2, 3, 5])
-def test_processes_share_the_videos_and_the_last_one_has_the_table(loaded, data, tmp_path, asked, processes):
-    straight = run(loaded, data, tmp_path / "straight")
+@pytest.mark.parametrize("processes", [2, 5])
+def test_processes_share_the_videos_and_the_last_one_has_the_table(reopen, data, tmp_path, asked, processes):
+    straight = run(reopen(), data, tmp_path / "straight")
     everything = sorted(asked)
     asked.clear()
     for rank in reversed(range(processes)):
-        result = run(loaded, data, tmp_path, shard=Shard(rank, processes))
+        result = run(reopen(), data, tmp_path, shard=Shard(rank, processes))
         there = sum(len(row["answers"]) for row in lines_of_all(tmp_path))
         assert result.pending == 6 - there == 6 - len(result.records)
     assert result.table() == straight.table() and sorted(asked) == everything
     files = [f"{rank:02d}-of-{processes:02d}.jsonl" for rank in range(processes)]
     assert sorted(path.name for path in (tmp_path / "answers").iterdir()) == files
     asked.clear()
-    assert run(loaded, data, tmp_path).records == straight.records and asked == []  # by one process: nothing
+    assert run(reopen(), data, tmp_path).records == straight.records and asked == []  # by one process: nothing
 
 
 def lines_of_all(out):
@@ -282,6 +284,21 @@ def test_option_likelihood_is_a_protocol_of_its_own(loaded, data, tmp_path):
         assert list(scores) == ["A", "B", "C"] and max(scores.values()) < 0
         assert record["output"] == record["parsed"] == max(scores, key=scores.get)
     assert result.table().notes[0].startswith("protocol likelihood (option likelihood, nothing is generated)")
+
+
+def test_what_a_process_draws_is_not_in_the_fingerprint(reopen):
+    """peft keeps an untrained MOSS beside the trained one."""
+    one, other = reopen().model, reopen().model
+    with_moss = any(".moss." in key for key in checkpoint.trained_state(one))
+    again = other.state_dict()
+    drawn = [key for key, value in one.state_dict().items() if not torch.equal(value, again[key])]
+    assert all(".moss.original_module." in key for key in drawn) and bool(drawn) == with_moss
+    weights, before = answering_weights(one), fingerprint(answering_weights(other))
+    assert fingerprint(weights) == before and checkpoint.trained_state(one).keys() < weights.keys()
+    parts = ["lora_A", "lora_B", "projector", "vision_model.encoder", "embed_tokens", "lm_head"]
+    for part in [*parts, *(["moss", "running_mean", "num_batches_tracked"] if with_moss else [])]:
+        key = next(key for key in weights if part in key)
+        assert fingerprint({**weights, key: weights[key] + 1}) != before, key
 
 
 def test_another_runs_answers_are_refused_and_kept(loaded, data, tmp_path, asked):
@@ -649,8 +666,9 @@ def test_a_submission_of_some_questions_is_called_partial(loaded, data, tmp_path
     assert not (tmp_path / "submission.json").exists()
 
 
-def test_the_command_that_merges_is_told_in_full(loaded, data, tmp_path, asked, monkeypatch, capsys):
-    module = script("motionbench", loaded, monkeypatch)
+def test_the_command_that_merges_is_told_in_full(reopen, data, tmp_path, asked, monkeypatch, capsys):
+    module = script("motionbench", None, monkeypatch)
+    monkeypatch.setattr(eval_script, "load", reopen)
     monkeypatch.chdir(tmp_path)
     shutil.copy(data / "video_info.meta.jsonl", tmp_path / "my rows.jsonl")
     given = ["--data", str(data), "--annotation", "my rows.jsonl", "--split", "all", "--short-side", "84"]
@@ -660,7 +678,7 @@ def test_the_command_that_merges_is_told_in_full(loaded, data, tmp_path, asked, 
         monkeypatch.setenv("RANK", rank)
         module.main([*given, "--limit", "7"])
         told = told or capsys.readouterr().err.splitlines()[-1]
-    out = tmp_path / "runs/eval/motionbench/tiny-all-84px"
+    (out,) = (tmp_path / "runs/eval/motionbench").glob("with_*-all-84px")
     expected = (out / "table.md").read_text()
     (out / "table.md").unlink()
     monkeypatch.setattr(eval_script, "load", lambda *_, **__: pytest.fail("merging opens no model"))

@@ -22,10 +22,10 @@ def questions(tmp_path_factory):
     return ensure_world(tmp_path_factory.mktemp("many") / "world", size)
 
 
-@pytest.fixture
-def argv(tiny_base, questions):
+@pytest.fixture(params=["moss", "plain"])
+def argv(request, checkpoints, questions):
     small = ["--device", "cpu", "--short-side", "84", "--batch-size", "2"]  # few answers at a time
-    return ["--ckpt", str(tiny_base), "--data", str(questions), *small]
+    return ["--ckpt", str(checkpoints[request.param]), "--data", str(questions), *small]
 
 
 def stored(out):

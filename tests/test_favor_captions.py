@@ -145,7 +145,10 @@ def test_a_run_cut_at_any_byte_goes_on(captions, data, tmp_path, asked):
     assert asked == []
 
 
-def test_two_processes_and_merging_write_the_same_file(captions, data, tmp_path, asked, monkeypatch, capsys):
+def test_two_processes_and_merging_write_the_same_file(
+    captions, reopen, data, tmp_path, asked, monkeypatch, capsys
+):
+    monkeypatch.setattr(eval_script, "load", reopen)
     run(captions, data, tmp_path / "one")
     expected, out = (tmp_path / "one" / "captions.json").read_bytes(), tmp_path / "two"
     asked.clear()
@@ -197,11 +200,14 @@ def test_missing_videos_stop_the_run_or_have_an_empty_caption(captions, data, tm
     assert written[1] != read(out)[1] and written[0] == read(out)[0]
 
 
-def test_a_part_of_the_videos_never_passes_for_all(captions, data, tmp_path, asked, capsys):
+def test_a_part_of_the_videos_never_passes_for_all(captions, reopen, data, tmp_path, asked, monkeypatch, capsys):
+    monkeypatch.setattr(eval_script, "load", reopen)
     run(captions, data, tmp_path / "out", "--limit", "2")
     assert not (tmp_path / "out" / "captions.json").exists()
     assert [list(one) for one in read(tmp_path / "out", "captions-partial.json")] == [["B7DNX"], [STEMS[1]]]
     assert capsys.readouterr().out == "2 of 5 captions, 0 of them empty\n"
+    run(captions, data, tmp_path / "out")  # which goes on
+    assert [list(one) for one in read(tmp_path / "out")] == [[stem] for stem in STEMS] and len(asked) == 5
 
 
 def test_captions_are_what_the_model_says(captions, loaded, data, tmp_path, monkeypatch):
