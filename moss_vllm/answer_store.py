@@ -3,16 +3,20 @@
     OUT/answers/00-of-02.jsonl     of process 0 of 2: a header that says what was run, then a line per video
 
 A process adds to its own file alone and waits for no other; `read_answers` puts a folder's files together,
-however many processes wrote them. What a killed run left of a last line is dropped.
+however many processes wrote them. What a killed run left of a last line is dropped. A file is locked while a
+process lives that adds to it.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from moss_vllm.errors import RunStopped
 
 REMEDY = "evaluate again with --overwrite, or into another --out"
 NUMBER, TEXT, COUNT, YES_NO = (float, int), (str, type(None)), (int, type(None)), (bool, type(None))
@@ -21,7 +25,7 @@ Fields = tuple[dict[str, Any], dict[str, Any]]
 FIRST: Fields = {"header": dict}, {}
 HEADER: Fields = (
     {"benchmark": str, "checkpoint": str, "protocol": dict, "questions": int},
-    {"versions": dict, "run": dict},
+    {"versions": dict, "run": dict, "generation": dict, "environment": dict},
 )
 PROTOCOL: Fields = (
     {"name": str},
@@ -30,7 +34,8 @@ PROTOCOL: Fields = (
         **{"short_side_px": COUNT, "max_pixels": COUNT, "max_new_tokens": COUNT},
     },
 )
-LINE: Fields = {"video_id": str, "answers": list}, {"failed": str, "path": str, "seconds": dict}
+LINE: Fields = {"video_id": str, "answers": list}, {"failed": str, "path": str, "seconds": dict, "file": dict}
+FILE: Fields = {"bytes": int, "mtime_ns": int, "listed": str, "contents": str}, {}  # data.file_state's
 ANSWER: Fields = (
     {"uid": str, "task": str, "output": str, "parsed": TEXT, "answer": TEXT, "correct": YES_NO},
     {"question": str, "options": list, "log_likelihood": dict},
@@ -52,12 +57,28 @@ class Shard:
 
 @dataclass
 class Stored:
-    """What a folder holds: the run's header, answers by uid, and why videos failed that have none."""
+    """What a folder holds: the run's header, answers by uid, and why videos failed that have none.
+
+    `environments` are those of all its processes, which need not be the same.
+    """
 
     header: dict[str, Any] | None = None
     answers: dict[str, dict[str, Any]] = field(default_factory=dict)
     videos: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    environments: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        """Which file each video was, as far as that is known."""
+        return {video: row["file"] for video, row in self.videos.items() if row.get("file")}
+
+    def tell_environments(self) -> str:
+        """What of the environment was not the same for all answers; empty if nothing."""
+        every = [self.header.get("environment", {}) if self.header else {}, *self.environments]
+        names = dict.fromkeys(name for one in every if one for name in one)
+        seen = {name: dict.fromkeys(str(one.get(name)) for one in every if one) for name in names}
+        return ", ".join(f"{name} {' and '.join(values)}" for name, values in seen.items() if len(values) > 1)
 
 
 def read_answers(folder: Path, header: Mapping[str, Any] | None = None) -> Stored:
@@ -87,6 +108,7 @@ def read_answers(folder: Path, header: Mapping[str, Any] | None = None) -> Store
                 raise ValueError(f"{file}: {reason}") from None
             if len(lines) > 1 or not answered:  # else of a run that was given up before its first answer
                 stored.header = stored.header or head
+                stored.environments.append(head.get("environment", {}))
                 _refuse_another_run(file, head, stored.header)
     return stored
 
@@ -105,6 +127,8 @@ def _check(row: Any, fields: Fields) -> dict[str, Any]:
 
 def _add(stored: Stored, row: Any) -> None:
     video_id, answers = _check(row, LINE)["video_id"], row.pop("answers")
+    if "file" in row:
+        _check(row["file"], FILE)
     numbers = [*row.get("seconds", {}).values()]
     for answer in answers:
         numbers += _check(answer, ANSWER).get("log_likelihood", {}).values()
@@ -129,16 +153,24 @@ def _add(stored: Stored, row: Any) -> None:
 
 
 def _refuse_another_run(file: Path, found: Any, wanted: Mapping[str, Any]) -> None:
-    was, now = _flat(found), _flat(wanted)
-    if changed := [key for key in {**now, **was} if was.get(key) != now.get(key)]:
-        told = ", ".join(f"{key} was {was.get(key)}, is {now.get(key)}" for key in changed)
-        raise ValueError(f"{file} holds answers of another run ({told}); {REMEDY}")
+    if changed := _tell_changes(found, wanted):
+        raise ValueError(f"{file} holds answers of another run ({changed}); {REMEDY}")
+
+
+def _tell_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What of a header is not as wanted; empty where both are of one run."""
+    was, now = (_flat({**one, "environment": None}) for one in (found, wanted))
+    changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
+    return ", ".join(f"{key} was {was.get(key)}, is {now.get(key)}" for key in changed)
 
 
 class AnswerFile:
     """The file this process adds to; nobody else may while it is open.
 
-    Raises: BlockingIOError where another run has it open.
+    With `overwrite` the folder's other files go too, but for those of this run's other processes.
+
+    Raises: BlockingIOError where another run has it open, or one of the folder's others with other settings,
+    or with `overwrite` at all.
     """
 
     def __init__(
@@ -147,27 +179,58 @@ class AnswerFile:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{shard.rank:02d}-of-{shard.processes:02d}.jsonl"
         self.file: IO[bytes] = self.path.open("ab", buffering=0)
+        self.state = os.fstat(self.file.fileno())
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"{self.path}: another run writes to it; wait for it to end, or give another --out"
-            ) from error
-        if overwrite:
-            self.file.truncate(0)
-            if shard.rank == 0:
-                for other in folder.glob("*.jsonl"):
-                    if not other.name.endswith(f"-of-{shard.processes:02d}.jsonl"):
-                        other.unlink()
-        data = self.path.read_bytes()
-        self.file.truncate(data.rfind(b"\n") + 1)
-        if data.count(b"\n") < 2:  # without an answer the header may be of other settings
-            self.file.truncate(0)
-            self._write({"header": header})
+            with _alone_in(folder):
+                if _is_locked(self.file, fcntl.LOCK_EX):
+                    remedy = "wait for it to end, or give another --out"
+                    raise BlockingIOError(f"{self.path}: another run writes to it; {remedy}")
+                self._look_at_others(header, overwrite)
+                if overwrite:
+                    self.file.truncate(0)
+                data = self.path.read_bytes()
+                self.file.truncate(data.rfind(b"\n") + 1)
+                if data.count(b"\n") < 2:  # without an answer the header may be of other settings
+                    self.file.truncate(0)
+                    self._write({"header": header, **({"overwrite": True} if overwrite else {})})
+        except BaseException:
+            self.file.close()
+            raise
+
+    def _look_at_others(self, header: Mapping[str, Any], overwrite: bool) -> None:
+        """Refuse to begin beside other runs that live; drop what `overwrite` drops."""
+        processes = self.path.name.split("-of-")[1]
+        for other in sorted(set(self.path.parent.glob("*.jsonl")) - {self.path}):
+            with other.open("rb") as file:
+                lives, head = _is_locked(file, fcntl.LOCK_SH), _first_line(file)
+            changed = _tell_changes(head["header"], header)
+            of_this_run = not changed and other.name.endswith(f"-of-{processes}")
+            if lives and (changed or overwrite and not (of_this_run and head.get("overwrite"))):
+                why = (
+                    f"has other settings ({changed})" if changed else "would lose its answers by --overwrite"
+                )
+                remedy = "wait for it to end, or give another --out"
+                raise BlockingIOError(f"{other}: another run writes to it, which {why}; {remedy}")
+            if overwrite and not of_this_run:
+                other.unlink()
 
     def add(self, row: dict[str, Any]) -> None:
-        """One line: `video_id`, `answers`, or `failed` with a reason, and whatever else is known."""
+        """One line: `video_id`, `answers`, or `failed` with a reason, and whatever else is known.
+
+        Raises: as `check`, OSError for a disk that refuses it.
+        """
         self._write(row)
+        self.check()
+
+    def check(self) -> None:
+        """RunStopped where the file is not in its folder any more."""
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), self.state):
+                return
+        raise RunStopped(
+            f"{self.path} is gone: it or its folder was removed or renamed while this run wrote to it, and "
+            "its answers with it; start the run again"
+        )
 
     def _write(self, row: Mapping[str, Any]) -> None:
         try:
@@ -183,6 +246,37 @@ class AnswerFile:
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Within it no other process begins in the folder: each finds the locks and headers of those before."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(
+            OSError
+        ):  # some network disks lock no folder; only beginning in one moment is unseen then
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_locked(file: IO[bytes], kind: int) -> bool:
+    """Whether a living process has the file locked; if not, this one has now, until it closes it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _first_line(file: IO[bytes]) -> dict[str, Any]:
+    """With its header; an empty one where it cannot be read."""
+    try:
+        return _check(json.loads(file.readline()), FIRST)
+    except (ValueError, RecursionError):
+        return {"header": {}}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

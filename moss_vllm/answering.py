@@ -3,8 +3,9 @@
     frames -> vision encoder -> video tokens + what all its prompts begin with -> KV cache     once a video
     KV cache + the rests of all its prompts, packed into one sequence -> answers               several videos
 
-Answers are those of `generate`, greedy, one question at a time. In float32 they are so token for token; in
-half precision sums of another order may turn a tie.
+Answers are those of `generate(do_sample=False)`, one question at a time, by the model's own generation config
+(a repetition penalty; see generation.py). In float32 they are so token for token; in half precision sums of
+another order may turn a tie.
 """
 
 import time
@@ -21,6 +22,7 @@ from transformers import Cache, DynamicCache, VideoLlama3Processor
 
 from moss_vllm.data.chat import PER_VIDEO, Turn, conversation_text, encode
 from moss_vllm.data.video import Clip
+from moss_vllm.generation import logits_processors
 from moss_vllm.packing import Packed, join_caches, packed_attention
 from moss_vllm.vlm.checkpoint import Loaded
 
@@ -193,7 +195,7 @@ def _tokens(group: Sequence[Prompts]) -> int:
 
 def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> Cache:
     """Encode a video and put the shared tokens into a new cache."""
-    base, device = _base(loaded), _device(loaded)
+    base, device = base_model(loaded), _device(loaded)
     started = encoded = _now(device)
 
     def note(*_: Any) -> None:
@@ -214,13 +216,14 @@ def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> Cache:
 
 def _decode(loaded: Loaded, batch: _Batch, hidden: Tensor, max_new_tokens: int) -> list[Tensor]:
     """New tokens of each question, with the first that ends its answer."""
-    ends = torch.tensor(_end_ids(_base(loaded)), device=hidden.device)
+    ends = torch.tensor(_end_ids(base_model(loaded)), device=hidden.device)
     places, sees = batch.packed.at_ends(batch.packed.places), batch.packed.sees
     itself = torch.eye(sees.shape[1], dtype=torch.bool, device=hidden.device).expand(len(sees), -1, -1)
     hidden = batch.packed.at_ends(hidden)
     said = torch.empty(*places.shape, 0, dtype=torch.long, device=hidden.device)
+    weigh = _own_rule(loaded, batch, max_new_tokens)
     while True:
-        said = torch.cat([said, _logits(loaded, hidden).argmax(-1, keepdim=True)], dim=-1)
+        said = torch.cat([said, weigh(said, _logits(loaded, hidden)).argmax(-1, keepdim=True)], dim=-1)
         rows = torch.stack(batch.packed.real(said))
         ended = torch.isin(rows, ends)
         if said.shape[-1] == max_new_tokens or bool(ended.any(-1).all()):
@@ -230,13 +233,33 @@ def _decode(loaded: Loaded, batch: _Batch, hidden: Tensor, max_new_tokens: int) 
         hidden = _forward(loaded, batch, said[..., -1], sees, places)
 
 
+def _own_rule(loaded: Loaded, batch: _Batch, max_new_tokens: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """What the model's generation config makes of logits (V, N, C) after the tokens said so far (V, N, T)."""
+    device, base = _device(loaded), base_model(loaded)
+    rows = [(v, n, ids.to(device)) for v, one in enumerate(batch.videos) for n, ids in enumerate(one.ids)]
+    if not logits_processors(base, rows[0][2], max_new_tokens):
+        return lambda said, logits: logits
+    rules = [logits_processors(base, ids, max_new_tokens) for _, _, ids in rows]
+
+    def weigh(said: Tensor, logits: Tensor) -> Tensor:
+        for (video, number, ids), rule in zip(rows, rules, strict=True):
+            before = torch.cat([ids, said[video, number]])[None]
+            row = logits[video, number][None]
+            for each in rule:
+                row = each(before, row)
+            logits[video, number] = row[0]
+        return logits
+
+    return weigh
+
+
 def _forward(loaded: Loaded, batch: _Batch, ids: Tensor, sees: Tensor, places: Tensor) -> Tensor:
     """Hidden states of tokens that see what `sees` says; the batch's cache then holds them as well.
 
     Shape:
         ids, places: (V, Q); sees: (V, Q, everything in the cache and these) -> (V, Q, C).
     """
-    model = _base(loaded).model
+    model = base_model(loaded).model
     with loaded.autocast(), packed_attention(model.language_model):
         hidden: Tensor = model(
             input_ids=ids,
@@ -250,22 +273,23 @@ def _forward(loaded: Loaded, batch: _Batch, ids: Tensor, sees: Tensor, places: T
 
 def _logits(loaded: Loaded, hidden: Tensor) -> Tensor:
     with loaded.autocast():
-        logits: Tensor = _base(loaded).lm_head(hidden)
+        logits: Tensor = base_model(loaded).lm_head(hidden)
     return logits.float()
 
 
 def _end_ids(base: Any) -> list[int]:
     """Tokens that end an answer, as `generate` would see them."""
     ends = base.generation_config.eos_token_id
-    return list(ends) if isinstance(ends, Sequence) else [ends]
+    return list(ends) if isinstance(ends, Sequence) else [] if ends is None else [ends]
 
 
-def _base(loaded: Loaded) -> Any:
+def base_model(loaded: Loaded) -> Any:
+    """The model that peft's LoRA is in, or the model itself."""
     return loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
 
 
 def _device(loaded: Loaded) -> torch.device:
-    device: torch.device = _base(loaded).get_input_embeddings().weight.device
+    device: torch.device = base_model(loaded).get_input_embeddings().weight.device
     return device
 
 

@@ -39,6 +39,8 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     add("--merge", action="store_true", help=merge)
     batch = "videos are answered together until they have as many questions (default: 16)"
     add("--batch-size", type=int, default=16, help=batch)
+    workers = "threads that read videos ahead (default: one a processor, up to 16); 0: none"
+    add("--workers", type=int, help=workers)
     add("--limit", type=int, help="ask the first N questions only; the table says it is partial")
     usual = next(iter(protocols))
     protocol = f"prompt and rule of judging, see eval/README.md (default: {usual})"
@@ -122,6 +124,7 @@ def run(
             shard=shard,
             read=read,
             failed=failed,
+            workers=args.workers,
         )
     if result.score and any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
         result.notes.append(

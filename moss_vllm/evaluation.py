@@ -24,21 +24,24 @@ import torch
 
 from moss_vllm import report
 from moss_vllm.answer_store import AnswerFile, Shard, Stored, read_answers
-from moss_vllm.answering import Answers, Prompts, answer, choose, prepare
+from moss_vllm.answering import Answers, Prompts, answer, base_model, choose, prepare
 from moss_vllm.core import MOSS
 from moss_vllm.data.chat import has_special_token
+from moss_vllm.data.file_state import describe_file, refuse_others
 from moss_vllm.data.frames import short_side_within
 from moss_vllm.data.index import native_size
 from moss_vllm.data.probe import probe_all
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.data.video import BadVideo, Clip, read_clip
+from moss_vllm.environment import describe_environment
 from moss_vllm.errors import RunStopped
+from moss_vllm.generation import followed, not_followed
 from moss_vllm.protocols import LETTERS, Benchmark, Protocol
 from moss_vllm.result import Result, collect, record
 from moss_vllm.vlm.checkpoint import Loaded, versions
 from moss_vllm.weights import answering_weights, fingerprint
 
-READERS = 2  # threads; each holds one decoded video, and as many wait decoded
+READERS = 16  # at most, unless more are asked for: each holds a video, decoded and prepared
 STORE = "answers"
 RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
 RESULTS = (
@@ -61,6 +64,7 @@ def evaluate(
     shard: Shard | None = None,
     read: Callable[..., Clip] = read_clip,
     failed: Mapping[str, str] | None = None,
+    workers: int | None = None,
 ) -> Result:
     """Answer the questions that `out` has no answer to, `limit` of the data's questions at most.
 
@@ -71,13 +75,15 @@ def evaluate(
         shard: which videos are this process's; None: all.
         read: has the arguments and the result of `read_clip`, as `FrameCache.read` has.
         failed: what `look_over` returned, where it was called before.
+        workers: threads that read videos ahead; None: `choose_workers`, 0: none.
 
-    Raises: ValueError for a number below 1, no question, a store of another run, or as `look_over` does
-    before anything is asked; BadVideo for a video that turns out unreadable later.
+    Raises: ValueError for a number that is too small, no question, a store of another run, a video that was
+    another one when it was asked about, or as `look_over` does before anything is asked; BlockingIOError as
+    `AnswerFile`; BadVideo for a video that turns out unreadable later; RunStopped if `out` is removed.
     """
-    for name, value in (("batch_size", batch_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    for name, value, least in (("batch_size", batch_size, 1), ("limit", limit, 1), ("workers", workers, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")
     shard = shard or Shard()
     questions = [question for video in videos for question in video.questions]
     if not questions:
@@ -85,12 +91,15 @@ def evaluate(
     known = describe_run(loaded, questions, settings=protocol.settings, prompt=protocol.prompt)
     header = json.loads(json.dumps({"benchmark": benchmark.name, **known, "run": loaded.run}))
     earlier = Stored(header) if overwrite else read_answers(out / STORE, header)
+    refuse_others({video.video_id: video.path for video in videos if video.path is not None}, earlier.files)
     left = {question.uid for question in questions[:limit]} - earlier.answers.keys()
     mine = [v for v in videos[shard.rank :: shard.processes] if any(q.uid in left for q in v.questions)]
     if failed is None:
         failed = look_over(videos, left, protocol, allow_missing=allow_missing)
     if moss := next((module for module in loaded.model.modules() if isinstance(module, MOSS)), None):
         print(moss.path(), file=sys.stderr)
+    if protocol.max_new_tokens is not None and (ignored := not_followed(base_model(loaded))):
+        print(ignored, file=sys.stderr)
     started = time.monotonic()
     with AnswerFile(out / STORE, header, shard, overwrite=overwrite) as file:
         if overwrite and shard.rank == 0:
@@ -100,14 +109,15 @@ def evaluate(
             if video.video_id in failed:
                 file.add(_failed_line(video, failed[video.video_id]))
         readable = [video for video in mine if video.video_id not in failed]
-        rows = _ask(loaded, readable, left, protocol, batch_size, read, allow_missing)
+        workers = choose_workers() if workers is None else workers
+        rows = _ask(loaded, readable, left, protocol, batch_size, read, allow_missing, workers)
         total = sum(q.uid in left for video in readable for q in video.questions)
         with closing(report.show_progress(rows, total, size=lambda row: len(row["answers"]))) as shown:
             for row in shown:
                 file.add(row)
-    result = collect(
-        read_answers(out / STORE, header), videos, benchmark, protocol, limit, allow_missing=allow_missing
-    )
+        stored = read_answers(out / STORE, header)
+        file.check()
+    result = collect(stored, videos, benchmark, protocol, limit, allow_missing=allow_missing)
     result.seconds, result.resumed = time.monotonic() - started, len(questions[:limit]) - len(left)
     return result
 
@@ -170,14 +180,16 @@ def _ask(
     batch_size: int,
     read: Callable[..., Clip],
     allow_missing: bool,
+    workers: int,
 ) -> Iterator[dict[str, Any]]:
     """A line of the store for each video."""
     encoding = threading.Lock()  # a fast tokenizer must not be set up by two threads at once
     waiting = deque[tuple[BenchmarkVideo, list[Question], dict[str, Any]]]()
     failed: list[dict[str, Any]] = []
 
-    def read_video(video: BenchmarkVideo) -> tuple[Prompts, list[Question], int, float] | BadVideo:
+    def read_video(video: BenchmarkVideo) -> tuple[Prompts, list[Question], dict[str, Any]] | BadVideo:
         started = time.perf_counter()
+        state = describe_file(str(video.path))  # first: a file that changes meanwhile is another one then
         try:
             clip = read_as(protocol, str(video.path), read)
         except BadVideo as error:
@@ -190,15 +202,16 @@ def _ask(
             prompts = prepare(loaded.processor, clip, texts, compress=protocol.compress_tokens)
         if protocol.max_new_tokens is None:
             prompts.choices = [LETTERS[: len(question.options)] for question in asked]
-        return prompts, asked, len(clip.frames), time.perf_counter() - started
+        seconds = {"decode": time.perf_counter() - started}
+        known = {"frames": len(clip.frames), "shared_tokens": prompts.shared, "seconds": seconds}
+        return prompts, asked, {**known, **({"file": state} if state else {})}
 
     def prepared() -> Iterator[Prompts]:
-        for video, found in _read_ahead(read_video, videos):
+        for video, found in _read_ahead(read_video, videos, workers):
             if isinstance(found, BadVideo):
                 failed.append(_failed_line(video, str(found)))
                 continue
-            prompts, asked, frames, decode_s = found
-            known = {"frames": frames, "shared_tokens": prompts.shared, "seconds": {"decode": decode_s}}
+            prompts, asked, known = found
             waiting.append((video, asked, known))
             yield prompts
 
@@ -246,16 +259,28 @@ def read_as(protocol: Protocol, path: str, read: Callable[..., Clip] = read_clip
     return hold_middle_frame(clip) if protocol.still else clip
 
 
+def choose_workers() -> int:
+    """A thread for each processor that this one of the machine's processes has, up to READERS."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(READERS, max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
 def _read_ahead(
-    read: Callable[[BenchmarkVideo], Any], videos: Sequence[BenchmarkVideo]
+    read: Callable[[BenchmarkVideo], Any], videos: Sequence[BenchmarkVideo], workers: int
 ) -> Iterator[tuple[BenchmarkVideo, Any]]:
-    """`read` each video in threads while the caller answers; order is kept, an error comes at its place."""
-    pool = ThreadPoolExecutor(READERS, "read")
+    """`read` each video in threads while the caller answers; order is kept, an error comes at its place.
+
+    One video more than there are threads is held at most: read, being read, or next to be.
+    """
+    if not workers:
+        yield from ((video, read(video)) for video in videos)
+        return
+    pool = ThreadPoolExecutor(workers, "read")
     waiting: deque[tuple[BenchmarkVideo, Future[Any]]] = deque()
     try:
         for video in videos:
             waiting.append((video, pool.submit(read, video)))
-            if len(waiting) > 2 * READERS:
+            if len(waiting) > workers:
                 video, future = waiting.popleft()
                 yield video, future.result()
         while waiting:
@@ -278,15 +303,20 @@ def describe_run(
     settings: Mapping[str, Any],
     prompt: Callable[[Question], str],
 ) -> dict[str, Any]:
-    """The store's header: whatever could change an answer; `settings` and `prompt` are the protocol's."""
-    found = versions()
+    """The store's header: whatever could change an answer; `settings` and `prompt` are the protocol's.
+
+    Another `environment` is told with the result; a run goes on with it.
+    """
+    found, base = versions(), base_model(loaded)
     return {
         "checkpoint": loaded.name,
         "weights": fingerprint(answering_weights(loaded.model)),
         "protocol": settings,
+        "generation": {} if settings["max_new_tokens"] is None else followed(base),
         "questions": len(questions),
         "data": digest_data(questions, prompt),
         "versions": {package: found[package] for package in RECORDED_VERSIONS},
+        "environment": describe_environment(base),
     }
 
 

@@ -49,6 +49,9 @@ class Result:
     def table(self) -> report.Table:
         """The benchmark's part of Table 5: the paper's rows, chance, this model, number of questions."""
         notes = [f"protocol {self.protocol}", *self.notes]
+        if rules := self.header.get("generation"):
+            told = ", ".join(f"{name}={value}" for name, value in rules.items())
+            notes.insert(1, f"greedy, by the model's generation config: {told}")
         if self.failed:
             unseen = sum(r["output"] is None and r["answer"] is not None for r in self.records)
             notes.append(
@@ -106,7 +109,9 @@ def collect(
             pending += 1
     scored = [question for _, question in places if question.answer is not None]
     chance = chance_accuracy(scored) if scored else {}
-    return Result(stored.header or {}, benchmark, protocol, records, chance, pending, failed)
+    mixed = stored.tell_environments()
+    notes = [f"not all answers were given with the same: {mixed}"] if mixed else []
+    return Result(stored.header or {}, benchmark, protocol, records, chance, pending, failed, notes=notes)
 
 
 def record(

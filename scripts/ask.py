@@ -5,15 +5,16 @@
     python scripts/ask.py data/motion_world/MotionBench/public-dataset/CLIP.mp4 "which way does it move?"
 
 VIDEO is any file that PyAV or decord reads, or a folder of frames. Clips are sampled as the checkpoint was
-trained (its run.json), else as in the paper. Each question is asked on its own and answered greedily, so the
-same question gets the same answer. Prints the answer to stdout, everything else to stderr.
+trained (its run.json), else as in the paper. Each question is asked on its own and answered greedily, by the
+model's own generation config (a repetition penalty, say), so the same question gets the same answer. Prints
+the answer to stdout, everything else to stderr.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -23,6 +24,7 @@ from transformers import TextStreamer
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import read_clip
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.generation import GREEDY, not_followed
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
 
@@ -50,6 +52,9 @@ def main(argv: list[str] | None = None) -> list[str]:
         f"{loaded.name} sees {frames} frames of {width} x {height}, 0 to {last_s:g} s of the part",
         file=sys.stderr,
     )
+
+    if ignored := not_followed(cast(Any, loaded.model)):
+        print(ignored, file=sys.stderr)
 
     answers = []
     for question in [args.question] if args.question else read_questions():
@@ -104,12 +109,9 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     batch = collate([example], pad_id=tokenizer.pad_token_id)
     device = model.get_input_embeddings().weight.device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    # A released checkpoint's own settings may sample or penalise repetition; those unused would be warned of.
-    unused = {"temperature": None, "top_p": None, "top_k": None}
-    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **unused}
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with loaded.autocast():
-        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **greedy)
+        ids = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **GREEDY)
     return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

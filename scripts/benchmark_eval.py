@@ -37,6 +37,7 @@ from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation import evaluate, read_as
 from moss_vllm.files import whole_file
+from moss_vllm.generation import GREEDY
 from moss_vllm.protocols import FAVOR_BENCH, Protocol
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
@@ -184,8 +185,6 @@ def ask_one_by_one(
     """Each question alone, through transformers' `generate`."""
     model: Any = loaded.model
     device, tokenizer = model.get_input_embeddings().weight.device, loaded.processor.tokenizer
-    unused = {"temperature": None, "top_p": None, "top_k": None}
-    greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **unused}
     texts, stages = [], {"decode": 0.0, "generate": 0.0}
     for video in videos:
         for question in video.questions:
@@ -197,7 +196,7 @@ def ask_one_by_one(
             read = time.perf_counter()
             inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
             with loaded.autocast():
-                ids = model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, **greedy)
+                ids = model.generate(**inputs, max_new_tokens=protocol.max_new_tokens, **GREEDY)
             texts.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
             stages["decode"] += read - started
             stages["generate"] += time.perf_counter() - read

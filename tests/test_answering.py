@@ -10,6 +10,7 @@ from moss_vllm import answering, packing
 from moss_vllm.answering import STAGES, answer, choose, prepare, score
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import Clip
+from moss_vllm.generation import followed, not_followed
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
 
@@ -128,6 +129,55 @@ def test_an_answer_ends_where_the_model_ends_it(loaded, clip, monkeypatch):
     cut = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=5)).texts
     assert cut == [generated(loaded, clip, question, False, 12) for question in QUESTIONS]
     assert all(len(short) < len(long) for short, long in zip(cut[:2], whole[:2], strict=True))
+
+
+RULES = {  # of a generation config: each changes greedy answers
+    "penalty": {"repetition_penalty": 1.1},
+    "n-grams": {"no_repeat_ngram_size": 1, "encoder_repetition_penalty": 1.3},
+    "length": {"min_new_tokens": 7, "forced_eos_token_id": 5, "exponential_decay_length_penalty": (4, 1.5)},
+    "words": {"forced_bos_token_id": 40},
+    "encoder": {"encoder_no_repeat_ngram_size": 1},
+    "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8},  # none
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_models_generation_config_is_followed(loaded, clip, monkeypatch, rule):
+    """Penalties count the tokens of each question's own prompt, the video's among them."""
+    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    clips = [Clip(clip.frames[:n], clip.frame_times_s[:n]) for n in (6, 2)]
+    videos = [prepare(loaded.processor, c, QUESTIONS[:3], compress=False) for c in clips]
+    plain = [one.texts for one in answer(loaded, videos, max_new_tokens=8, batch_size=6)]
+    for name, value in RULES[rule].items():
+        monkeypatch.setattr(base.generation_config, name, value)
+    if rule == "words":  # of those it says otherwise
+        first = generated_ids(loaded, clip, QUESTIONS[0], False, 8)
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            monkeypatch.setattr(base.generation_config, name, first[:2])
+        monkeypatch.setattr(base.generation_config, "bad_words_ids", [first[2:4]])
+    said = [one.texts for one in answer(loaded, videos, max_new_tokens=8, batch_size=6)]
+    assert said == [[generated(loaded, c, q, False, 8) for q in QUESTIONS[:3]] for c in clips]
+    assert (said == plain) == (rule == "sampling")
+    assert followed(base) == {} if rule == "sampling" else RULES[rule].items() <= followed(base).items()
+    assert not_followed(base) == ""
+
+
+def test_what_greedy_answers_cannot_follow_is_named(loaded, clip, monkeypatch):
+    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    prompts = prepare(loaded.processor, clip, QUESTIONS[:1], compress=False)
+    plain = next(answer(loaded, [prompts], max_new_tokens=8, batch_size=1)).texts
+    for name, value in {
+        "num_beams": 4,
+        "guidance_scale": 2.0,
+        "stop_strings": ["a"],
+        "max_length": 9,
+    }.items():
+        monkeypatch.setattr(base.generation_config, name, value)
+    told = (
+        "the model's generation config has num_beams=4, guidance_scale=2.0, stop_strings=['a']: not followed"
+    )
+    assert not_followed(base) == f"{told}, answers are greedy"
+    assert next(answer(loaded, [prompts], max_new_tokens=8, batch_size=1)).texts == plain
 
 
 @torch.inference_mode()

@@ -119,17 +119,28 @@ def uids(out):
     return [answer["uid"] for row in lines(out)[1:] for answer in row["answers"]]
 
 
-def test_generation_settings_of_a_checkpoint_change_no_answer(loaded, data, tmp_path, monkeypatch):
-    protocol = replace(PROTOCOL, max_new_tokens=8)
-    plain = run(loaded, data, tmp_path / "plain", protocol).records
-    for name, value in {
-        "do_sample": True,
-        "temperature": 0.7,
-        "top_k": 20,
-        "repetition_penalty": 3.0,
-    }.items():
-        monkeypatch.setattr(loaded.model.generation_config, name, value)
-    assert run(loaded, data, tmp_path / "settings", protocol).records == plain
+def test_of_the_generation_config_what_changes_greedy_answers_is_followed_and_recorded(
+    loaded, data, tmp_path, monkeypatch, capsys
+):
+    protocol, config = replace(PROTOCOL, max_new_tokens=8), loaded.model.generation_config
+    plain = run(loaded, data, tmp_path / "plain", protocol)
+    for name, value in {"do_sample": True, "temperature": 0.7, "top_k": 20, "num_beams": 3}.items():
+        monkeypatch.setattr(config, name, value)
+    capsys.readouterr()
+    sampled = run(loaded, data, tmp_path / "settings", protocol)
+    assert sampled.records == plain.records and sampled.table().notes == plain.table().notes
+    ignored = "the model's generation config has num_beams=3: not followed, answers are greedy"
+    assert ignored in capsys.readouterr().err
+    monkeypatch.setattr(config, "repetition_penalty", 3.0)
+    penalised = run(loaded, data, tmp_path / "penalised", protocol)
+    assert penalised.records != plain.records and penalised.header["generation"] == {
+        "repetition_penalty": 3.0
+    }
+    assert penalised.table().notes[1] == "greedy, by the model's generation config: repetition_penalty=3.0"
+    with pytest.raises(ValueError, match="another run .generation.repetition_penalty was None, is 3.0"):
+        run(loaded, data, tmp_path / "plain", protocol)
+    likely = replace(MOTIONBENCH.protocols["likelihood"], short_side_px=84)
+    assert run(loaded, data, tmp_path / "likely", likely).header["generation"] == {}
 
 
 def test_a_store_has_all_that_was_said(loaded, data, tmp_path, asked):
@@ -223,7 +234,9 @@ def test_processes_share_the_videos_and_the_last_one_has_the_table(reopen, data,
     files = [f"{rank:02d}-of-{processes:02d}.jsonl" for rank in range(processes)]
     assert sorted(path.name for path in (tmp_path / "answers").iterdir()) == files
     asked.clear()
-    assert run(reopen(), data, tmp_path).records == straight.records and asked == []  # by one process: nothing
+    assert (
+        run(reopen(), data, tmp_path).records == straight.records and asked == []
+    )  # by one process: nothing
 
 
 def lines_of_all(out):

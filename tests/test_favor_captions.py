@@ -200,7 +200,9 @@ def test_missing_videos_stop_the_run_or_have_an_empty_caption(captions, data, tm
     assert written[1] != read(out)[1] and written[0] == read(out)[0]
 
 
-def test_a_part_of_the_videos_never_passes_for_all(captions, reopen, data, tmp_path, asked, monkeypatch, capsys):
+def test_a_part_of_the_videos_never_passes_for_all(
+    captions, reopen, data, tmp_path, asked, monkeypatch, capsys
+):
     monkeypatch.setattr(eval_script, "load", reopen)
     run(captions, data, tmp_path / "out", "--limit", "2")
     assert not (tmp_path / "out" / "captions.json").exists()
