@@ -11,6 +11,8 @@ compared by scripts/action_groups.py.
 """
 
 import argparse
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -22,7 +24,9 @@ from moss_vllm.action_recognition import Accuracy, save_accuracy, score_clips
 from moss_vllm.action_settings import choose_views, open_split
 from moss_vllm.answer_store import Shard
 from moss_vllm.data.cache import choose_frame_reader
+from moss_vllm.environment import describe_environment
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.weights import answering_weights, fingerprint
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIEWS = ("frames", "sampling", "clips", "crops")
@@ -80,8 +84,13 @@ def main(argv: list[str] | None = None) -> Accuracy:
     views = choose_views(data, loaded.run["protocol"], given, loaded.model)
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test-{views.clips}x{views.crops}"
     print(split.report(), file=sys.stderr)
+    labels = json.dumps([[clip.clip_id, clip.label] for clip in split.clips])
     header = {
         "checkpoint": str(args.ckpt.absolute()),
+        "weights": fingerprint(answering_weights(loaded.model)),
+        "data": hashlib.sha256(labels.encode()).hexdigest()[:16],
+        "dtype": args.dtype,
+        "environment": describe_environment(loaded.model),
         "run": {"step": loaded.run["step"], "command": loaded.run["command"]},
     }
     found = score_clips(

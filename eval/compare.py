@@ -28,7 +28,7 @@ from rich.text import Text
 
 from moss_vllm.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import whole_file
+from moss_vllm.files import write_whole
 from moss_vllm.protocols import LETTERS
 
 OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
@@ -65,8 +65,7 @@ def main(argv: list[str] | None = None) -> list[Comparison]:
             "evaluations": {one.name: {"folder": str(one.folder), **one.header} for one in read},
             "comparisons": [{**asdict(one), "notes": one.notes} for one in found],
         }
-        with whole_file(args.json) as part:
-            part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        write_whole(args.json, json.dumps(told, indent=2) + "\n")
     if args.markdown:
         print("\n".join(markdown(one, args.changed) for one in found).rstrip())
     else:

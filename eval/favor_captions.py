@@ -24,7 +24,7 @@ from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.rows import CAPTION_PROMPT, Question
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import whole_file
+from moss_vllm.files import write_whole
 from moss_vllm.protocols import Benchmark, Protocol
 from moss_vllm.result import Result
 
@@ -87,8 +87,7 @@ def write_captions(result: Result, out: Path, args: argparse.Namespace) -> None:
     }
     file = out / ("captions-partial.json" if result.partial else "captions.json")
     for path, content in ((out / "about.json", about), (file, captions)):
-        with whole_file(path) as part:
-            part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(content, indent=2) + "\n")
     print(
         f"{len(captions):,} of {result.header['questions']:,} captions, {len(about['empty']):,} of them empty"
     )

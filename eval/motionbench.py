@@ -19,7 +19,7 @@ from moss_vllm import eval_script
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.motionbench import SPLITS, read_motionbench
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import whole_file
+from moss_vllm.files import write_whole
 from moss_vllm.protocols import MOTIONBENCH
 from moss_vllm.result import Result
 
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> Result:
     if withheld and not result.pending:
         letters = {record["uid"]: record["parsed"] or "" for record in withheld}
         file = out / ("submission-partial.json" if result.partial else "submission.json")
-        with whole_file(file) as part:
-            part.write_text(json.dumps(letters, indent=2) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(letters, indent=2) + "\n")
         unread = sum(not letter for letter in letters.values())
         told = f"{file.name} has {len(letters):,} withheld questions, {unread:,} without a letter"
         result.notes.append(told)

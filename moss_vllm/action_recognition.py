@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from moss_vllm import report
 from moss_vllm.answer_store import AnswerFile, Shard, read_answers
 from moss_vllm.data.action import ActionSplit
+from moss_vllm.data.file_state import describe_file, refuse_others
 from moss_vllm.data.rows import Rejected
 from moss_vllm.data.views import NO_LABEL, ActionTestSet, ViewSettings
 from moss_vllm.errors import RunStopped
@@ -154,6 +155,8 @@ def score_clips(
     known = json.loads(json.dumps(known))
     earlier = read_answers(folder / STORE, known) if not overwrite else None
     done = {} if earlier is None else {**earlier.answers, **earlier.failed}
+    paths = {clip.clip_id: clip.path for clip in split.clips}
+    refuse_others(paths, {} if earlier is None else earlier.files)
     places = range(shard.rank, len(split.clips), shard.processes)
     left = [place for place in places if split.clips[place].clip_id not in done]
     dataset = ActionTestSet(split, views, **({} if read is None else {"read": read}))
@@ -162,7 +165,10 @@ def score_clips(
         lines = _named_errors(lines, batch_size)
         shown = lines if quiet else report.show_progress(lines, len(left), size=lambda _: 1, what="clips")
         for line in shown:
+            if "path" in line and (state := describe_file(line["path"])):
+                line["file"] = state
             file.add(line)
+        file.check()
     return collect_clips(folder, split, known)
 
 

@@ -77,7 +77,7 @@ class Stored:
         """What of the environment was not the same for all answers; empty if nothing."""
         every = [self.header.get("environment", {}) if self.header else {}, *self.environments]
         names = dict.fromkeys(name for one in every if one for name in one)
-        seen = {name: dict.fromkeys(str(one.get(name)) for one in every if one) for name in names}
+        seen = {name: dict.fromkeys(str(one.get(name, "none")) for one in every if one) for name in names}
         return ", ".join(f"{name} {' and '.join(values)}" for name, values in seen.items() if len(values) > 1)
 
 

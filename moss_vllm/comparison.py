@@ -30,6 +30,7 @@ class Evaluation:
     header: Mapping[str, Any]
     answers: Mapping[str, Mapping[str, Any]]
     failed: Mapping[str, str]
+    files: Mapping[str, Mapping[str, Any]]
 
     def __str__(self) -> str:
         protocol = restore(self.header["protocol"])
@@ -98,7 +99,7 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
     if lacks:
         remedy = "wait for its first line, or evaluate again with this version"
         raise ValueError(f"{folder / ANSWERS} lacks {', '.join(sorted(lacks))}; {remedy}")
-    return Evaluation(name, folder, header, stored.answers, stored.failed)
+    return Evaluation(name, folder, header, stored.answers, stored.failed, stored.files)
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
@@ -197,8 +198,11 @@ def bootstrap_interval(
 def _warn(first: Evaluation, second: Evaluation) -> list[str]:
     """What makes a difference something else than the models' on one data set."""
     warnings = []
-    for key, called in (("protocol", "protocols"), ("versions", "versions")):
+    kinds = {"protocol": "protocols", "generation": "generation configs", "versions": "versions"}
+    for key, called in {**kinds, "environment": "environments"}.items():
         was, now = first.header.get(key, {}), second.header.get(key, {})
+        if key == "environment" and not (was and now):  # of a version that did not tell it
+            continue
         differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
         told = ", ".join(f"{name} {was.get(name)} and {now.get(name)}" for name in differ)
         warnings += [f"the {called} differ: {told}"] if differ else []
@@ -207,6 +211,10 @@ def _warn(first: Evaluation, second: Evaluation) -> list[str]:
         same_prompts = protocols[0].get("name") == protocols[1].get("name")
         why = "" if same_prompts else ", as they do where protocols have other prompts"
         warnings.append(f"the digests of the data differ{why}: {data[0]} and {data[1]}")
+    both = [video for video in first.files if video in second.files]
+    other = [v for v in both if first.files[v]["contents"] != second.files[v]["contents"]]
+    if other:
+        warnings.append(f"{len(other):,} videos are other files in both ({_some(other)})")
     weights = [one.header.get("weights") for one in (first, second)]
     if weights[0] and weights[0] == weights[1] and protocols[0] == protocols[1]:
         warnings.append(f"the weights and the protocol are the same ({weights[0]})")

@@ -3,21 +3,38 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it takes the place of `path` once all is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A name beside `path` to write to; it takes the place of `path` once all is written.
+
+    Raises: OSError naming `path` where the disk refuses it.
+    """
     part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # others may write it as well
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
+    except OSError as error:
+        # A full disk is told without a name. With the name of another file the error is not of this one.
+        own = (None, *map(str, (part, path, *path.parents)))
+        if error.errno is None or (error.filename and str(error.filename)) not in own:
+            raise
+        remedy = "make room there or name another place, and run it again"
+        raise OSError(f"{path} cannot be written ({error.strerror}); {remedy}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # as where its folder could not be made
+            part.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; raises as `whole_file`."""
+    with whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_json(file: Path, remedy: str = "use an earlier checkpoint") -> dict[str, Any]:

@@ -256,8 +256,8 @@ def _save(figure: Figure, path: str | Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DOTS_PER_INCH, format="png")
+    with whole_file(Path(path)) as part:
+        figure.savefig(part, dpi=DOTS_PER_INCH, format="png")
 
 
 def show_progress(

@@ -9,7 +9,7 @@ from typing import Any
 from moss_vllm import report
 from moss_vllm.answer_store import Stored
 from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.files import whole_file
+from moss_vllm.files import write_whole
 from moss_vllm.protocols import Benchmark, Protocol
 from moss_vllm.scoring import Judged, Score, chance_accuracy, score
 
@@ -81,8 +81,7 @@ class Result:
         }
         texts = {"result.json": json.dumps(told, indent=2) + "\n", "table.md": table.markdown()}
         for name, text in {**texts, "table.tex": table.latex()}.items():
-            with whole_file(out / name) as part:
-                part.write_text(text, encoding="utf-8")
+            write_whole(out / name, text)
 
 
 def collect(

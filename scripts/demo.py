@@ -23,6 +23,7 @@ from rich.console import Console
 
 from moss_vllm import report
 from moss_vllm.data.motion_world import DEFAULT_ROOT, WorldSize, ensure_world
+from moss_vllm.files import write_whole
 from moss_vllm.run_folder import latest_checkpoint
 
 BENCHMARKS = {
@@ -68,8 +69,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     ]
     table = report.table_5({"chance": chance, **rows}, title="Motion world, accuracy (%)", notes=notes)
     Console().print(table)
-    (args.out / "table.md").write_text(table.markdown())
-    (args.out / "results.json").write_text(json.dumps({"chance": chance, **rows}, indent=2) + "\n")
+    write_whole(args.out / "table.md", table.markdown())
+    write_whole(args.out / "results.json", json.dumps({"chance": chance, **rows}, indent=2) + "\n")
     curves = {name: losses(Path(ckpt).parent) for name, ckpt in arms.items() if name != BASE}
     report.plot_losses(curves, args.out / "losses.png")
     for benchmark in BENCHMARKS:

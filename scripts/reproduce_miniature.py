@@ -21,6 +21,7 @@ from rich.console import Console
 
 from moss_vllm import report
 from moss_vllm.data.motion_world import DEFAULT_ROOT
+from moss_vllm.files import write_whole
 from moss_vllm.vlm.checkpoint import versions
 
 CONTROL = "+ train + MOSS, one frame"
@@ -63,8 +64,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "mean_and_spread": means,
         "seeds": by_seed,
     }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(written, indent=2) + "\n")
+    write_whole(args.json, json.dumps(written, indent=2) + "\n")
     print(f"written to {args.json}")
     return written
 

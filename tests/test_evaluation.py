@@ -7,6 +7,7 @@ no answer given before, and the scripts in eval/ write what they promise.
 import argparse
 import importlib.util
 import json
+import resource
 import shlex
 import shutil
 from dataclasses import replace
@@ -287,6 +288,94 @@ def test_missing_and_unreadable_videos_are_named_at_once_or_count_as_wrong(loade
     asked.clear()
     mended = evaluate(loaded, read_motionbench(tmp_path, tmp_path), **how)
     assert len(asked) == 3 and not mended.failed and mended.score.answered["all"] == 6
+
+
+def copied(data, tmp_path):
+    return shutil.copytree(data, tmp_path / "copied")
+
+
+def test_a_video_replaced_between_two_runs_is_noticed(reopen, data, tmp_path, asked, monkeypatch):
+    data, out = copied(data, tmp_path), tmp_path / "out"
+    run(reopen(), data, out, limit=2)
+    video, kept = data / "self-collected" / "v1.mp4", tmp_path / "kept.mp4"
+    before = store(out).read_bytes()
+    video.rename(kept)
+    shutil.copyfile(data / "self-collected" / "v3.mp4", video)
+    told = rf"others when they were asked about: 1\n  v1: .*v1\.mp4 was {kept.stat().st_size:,} bytes of 2"
+    for limit in (2, None):  # also where nothing is left to ask
+        with pytest.raises(
+            ValueError, match=f"{told}.*, is .*\nput the earlier files back, or evaluate again"
+        ):
+            run(reopen(), data, out, limit=limit)
+    assert store(out).read_bytes() == before and len(asked) == 2
+    video.unlink()
+    module = script("motionbench", None, monkeypatch)
+    module.main(["--data", str(data), "--out", str(out), "--merge", "--limit", "2"])  # where no video is
+    shutil.copyfile(kept, video)  # with a time of its own
+    moved = data.rename(tmp_path / "moved")
+    assert len(run(reopen(), moved, out).records) == 6 and len(asked) == 6
+    overwritten = run(reopen(), moved, out, overwrite=True)
+    assert overwritten.records and len(asked) == 12
+
+
+def test_a_video_that_changes_while_it_is_read_is_another_one_after_it(loaded, data, tmp_path, asked):
+    data, out = copied(data, tmp_path), tmp_path / "out"
+
+    def read(path, **how):
+        clip = read_clip(path, **how)
+        if path.endswith("v2.mp4"):
+            shutil.copyfile(data / "self-collected" / "v3.mp4", path)
+        return clip
+
+    run(loaded, data, out, read=read, workers=0)
+    with pytest.raises(ValueError, match="asked about: 1\n  v2: "):
+        run(loaded, data, out)
+
+
+@pytest.mark.parametrize("after", [2, 6])  # in the middle, and once all is answered
+def test_a_folder_removed_in_an_evaluation_ends_it(loaded, data, tmp_path, asked, monkeypatch, after):
+    module, out, answer = script("motionbench", loaded, monkeypatch), tmp_path / "out", evaluation.answer
+
+    def remove(*given, **options):
+        for one in answer(*given, **options):
+            yield one
+            if len(asked) >= after:
+                shutil.rmtree(out, ignore_errors=True)
+
+    monkeypatch.setattr(evaluation, "answer", remove)
+    with pytest.raises(SystemExit, match="^error: .*00-of-01.jsonl is gone: .* start the run again"):
+        module.main(["--data", str(data), "--out", str(out), "--short-side", "84"])
+    assert len(asked) == {2: 5, 6: 6}[after] and not out.exists()  # one video more
+
+
+def test_other_settings_beside_a_living_run_ask_nothing(loaded, data, tmp_path, asked, monkeypatch):
+    module = script("motionbench", loaded, monkeypatch)
+    run(loaded, data, tmp_path / "other")
+    header = lines(tmp_path / "other")[0]["header"]
+    asked.clear()
+    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--short-side"]
+    with AnswerFile(tmp_path / "out" / "answers", header, Shard(0, 2)):
+        with pytest.raises(SystemExit, match="^error: .*00-of-02.jsonl: another run .* has other settings"):
+            module.main([*given, "56"])
+        with pytest.raises(SystemExit, match="^error: .*would lose its answers by --overwrite; wait for"):
+            module.main([*given, "84", "--overwrite", "--limit", "2"])
+    assert asked == []
+
+
+def test_every_file_at_the_end_is_named_when_the_disk_is_full(loaded, data, tmp_path, asked, monkeypatch):
+    module, limits = script("motionbench", loaded, monkeypatch), resource.getrlimit(resource.RLIMIT_FSIZE)
+    given = ["--data", str(data), "--split", "all", "--out", str(tmp_path), "--short-side", "84"]
+    module.main(given)
+    for name, left in (("submission.json", 10), ("result.json", 100)):
+        (tmp_path / name).unlink()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))  # the answers are complete
+        try:
+            with pytest.raises(SystemExit) as ended:
+                module.main(given)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(ended.value).startswith(f"error: {tmp_path / name} cannot be written (File too large)")
+        module.main(given)
 
 
 def test_option_likelihood_is_a_protocol_of_its_own(loaded, data, tmp_path):
