@@ -5,9 +5,9 @@ import pickle
 from pathlib import Path
 
 import pytest
-from action_layouts import DATASETS, SSV_NAMES, moving_square, write_layout, write_video
+from action_layouts import DATASETS, REPEATED, SSV_NAMES, moving_square, write_layout, write_video
 
-from moss_vllm.data.action import left_right_swaps, read_action
+from moss_vllm.data.action import ActionSplit, left_right_swaps, read_action
 from moss_vllm.data.rows import BadRow, BadRows, MissingVideo
 
 
@@ -168,7 +168,9 @@ def test_report_counts(layouts, make):
 # ---- left and right
 
 
-def test_mirrored_classes_have_the_ids_of_the_authors_code():
+@pytest.fixture(scope="module")
+def something():
+    """174 names with the authors' three pairs."""
     # Neighbours in the sorted list of 174 whose ids the class groups of data_formats.md name.
     names = [f"Class {i:03d}" for i in range(174)]
     names[85:90] = [
@@ -182,10 +184,44 @@ def test_mirrored_classes_have_the_ids_of_the_authors_code():
         f"Turning the camera {way} while filming something"
         for way in ("downwards", "left", "right", "upwards")
     ]
-    assert left_right_swaps(tuple(names)) == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+    return tuple(names)
+
+
+SWAPS = {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+
+
+def test_mirrored_classes_have_the_ids_of_the_authors_code(something):
+    assert left_right_swaps(something) == SWAPS
+
+
+def test_labels_are_swapped_where_the_data_define_it_and_nowhere_else(something):
+    for data in DATASETS:
+        split = ActionSplit(data, "train", something, (), (), None, "")
+        assert split.swaps == (SWAPS if data in ("ssv1", "ssv2", "list") else {}) and split.may_mirror
+    others = something[1:] + something[:1], ("turn left", "turn right"), ("drive on the Left", "walk")
+    for classes in others:
+        own = ActionSplit("list", "train", classes, (), (), None, "")
+        assert own.swaps == {} and not own.may_mirror  # who knows what mirroring makes of them?
+        assert ActionSplit("k400", "train", classes, (), (), None, "").may_mirror
+    assert ActionSplit("list", "train", ("walk", "leftover"), (), (), None, "").may_mirror
+
+
+@pytest.mark.parametrize("data", REPEATED)
+def test_classes_of_one_name_stay_apart_and_move_no_other(layouts, data):
+    split = read_action(data, layouts / data, "train")
+    assert split.swaps == left_right_swaps(split.classes) == {}
+    for label, name in REPEATED[data].items():
+        assert split.classes[label] == name
+    assert len(split.classes) - len(set(split.classes)) == len(REPEATED[data]) // 2
 
 
 def test_classes_without_a_mirror_stay():
+    assert left_right_swaps(("(BB) a", "(VT) b", "(BB) a", "(UB) c", "(UB) d")) == {}
+    # Which of the two lefts would a mirrored right be?
+    assert left_right_swaps(("go left", "go left", "go right", "x", "turn right", "turn left")) == {
+        4: 5,
+        5: 4,
+    }
     assert left_right_swaps(("turn left", "leftover", "bright light", "go left, then right")) == {}
     assert left_right_swaps(("go left, then right", "go right then left")) == {0: 1, 1: 0}
 

@@ -1,5 +1,6 @@
 """Owns: which frames and what part of them a clip shows, how it is changed, and what that depends on."""
 
+import dataclasses
 import pickle
 import random
 
@@ -390,6 +391,15 @@ def test_mirrored_clips_of_left_and_right_exchange_their_labels(dataset, monkeyp
     drawn = training_views
     monkeypatch.setattr(views, "training_views", lambda *a: (drawn(*a)[0], np.array([True, False])))
     assert [dataset[i][2].tolist() for i in range(4)] == [[2, 3], [3, 2], [1, 1], [0, 0]]
+
+
+def test_mirrored_clips_of_finegym_keep_their_labels_where_names_repeat(tmp_path):
+    write_layout("gym99", tmp_path)
+    split = read_action("gym99", tmp_path, "train")
+    for label in (58, 70, 75, 97, 98):
+        one = dataclasses.replace(split, clips=(dataclasses.replace(split.clips[0], label=label),))
+        training = ActionTrainingSet(one, dataclasses.replace(PLAIN, flip=1.0, repeats=40), seed=0)
+        assert training[0][2].tolist() == [label] * 40
 
 
 def test_the_whole_row_is_what_its_parts_give(dataset, ssv2):

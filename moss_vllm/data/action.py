@@ -8,6 +8,7 @@ Which file means what is in `action_lists`.
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,9 @@ PUBLISHED = {
     "k400": (246_535, 19_907),
 }
 SHOWN_MISSING = 5
+# Of Something-Something: pulling, pushing, turning the camera. They tell the order of the names.
+SOMETHING_CLASSES, SOMETHING_SWAPS = 174, {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+_SIDE = re.compile(r"\b([Ll]eft|[Rr]ight)\b")
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,15 @@ class ActionSplit:
 
     @property
     def swaps(self) -> dict[int, int]:
-        """Which class a clip is of once it is mirrored, for those that change."""
-        return left_right_swaps(self.classes)
+        """Which class a clip is of once it is mirrored: Something-Something defines it, and no other data."""
+        found = left_right_swaps(self.classes)
+        listed = len(self.classes) == SOMETHING_CLASSES and found == SOMETHING_SWAPS
+        return found if self.dataset in ("ssv1", "ssv2") or (self.dataset == "list" and listed) else {}
+
+    @property
+    def may_mirror(self) -> bool:
+        """Whether training may mirror clips: not where a list tells left from right in its own way."""
+        return self.dataset != "list" or bool(self.swaps) or not any(map(_SIDE.search, self.classes))
 
     def report(self) -> str:
         """Counts in one line."""
@@ -173,9 +184,11 @@ def _missing(listed: Annotation, root: Path, missing: list[Listed]) -> MissingVi
 def left_right_swaps(classes: tuple[str, ...]) -> dict[int, int]:
     """Ids of classes whose names differ in left and right alone, each to the other's.
 
-    On Something-Something 86 and 87 (pulling), 93 and 94 (pushing), 166 and 167 (turning the camera).
+    Names that several classes share have no swap. On Something-Something it is SOMETHING_SWAPS.
     """
     other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    ids = {plain(name): index for index, name in enumerate(classes)}
-    mirrored = [re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda match: other[match[0]], name) for name in ids]
-    return {index: ids[name] for index, name in enumerate(mirrored) if ids.get(name, index) != index}
+    names = [plain(name) for name in classes]
+    count = Counter(names)
+    ids = {name: index for index, name in enumerate(names) if count[name] == 1}
+    mirrored = {name: _SIDE.sub(lambda match: other[match[0]], name) for name in ids}
+    return {ids[name]: ids[there] for name, there in mirrored.items() if there != name and there in ids}
