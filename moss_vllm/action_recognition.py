@@ -66,8 +66,8 @@ class Accuracy:
 
     Args:
         rows: one of each clip: `uid`, `label` (its class id, by which classes are counted: names may repeat),
-            `guesses` (ids of the likeliest), `task` and `answer` (the name of its class), `output` and `parsed`
-            (of the likeliest), `correct`, `in_top5`, `top5`.
+            `guesses` (ids of the likeliest), `task` and `answer` (the name of its class), `output`
+            and `parsed` (of the likeliest), `correct`, `in_top5`, `top5`.
         pending: clips that other processes have not tested yet.
         failed: why clips could not be read.
     """

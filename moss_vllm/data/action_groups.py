@@ -116,7 +116,7 @@ def read_groups(file: Path, classes: Mapping[int, str]) -> dict[int, str]:
         BadRow: the file is not there or not like that, or names a class twice.
     """
     lines = csv.reader(io.StringIO(read_text(file), newline=""), skipinitialspace=True)
-    header, groups = [field.strip() for field in next(lines)], {}
+    header, groups = [field.strip() for field in next(lines)], dict[str, str]()
     if header not in HEADERS:
         reason, remedy = f"{','.join(header)[:80]!r} is not the header 'name,group' or 'id,group'", "add it"
         raise BadRow(str(file), "line 1", reason, remedy)
