@@ -370,7 +370,7 @@ def test_missing_videos_are_counted_and_the_first_named(make):
     assert str(caught.value) == (
         f"{root}/labels/train.json: 2 of 4 clips: "
         f"no video in 20bn-something-something-v2, videos, . of {root}: 45.webm, 47.webm; "
-        "download them, or allow missing videos"
+        "download them, or allow missing videos (--allow-missing)"
     )
     kept = read_action("ssv2", root, "train", allow_missing=True)
     assert [clip.clip_id for clip in kept.clips] == ["46", "48"]

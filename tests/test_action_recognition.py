@@ -3,6 +3,7 @@
 import csv
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from torch import nn
 from moss_vllm import action_recognition, classifier_checkpoint, engines
 from moss_vllm.action_checkup import BEST, ActionCheckup
 from moss_vllm.action_recognition import Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
+from moss_vllm.action_settings import choose_views
 from moss_vllm.answer_store import Shard
 from moss_vllm.data.action import ActionClip, ActionSplit
 from moss_vllm.data.rows import Rejected
 from moss_vllm.data.video import read_frames
-from moss_vllm.data.views import NO_LABEL, ActionTestSet, ActionTrainingSet, ViewSettings
+from moss_vllm.data.views import CLIP_MEAN, CLIP_STD, NO_LABEL, ActionTestSet, ActionTrainingSet, ViewSettings
 from moss_vllm.errors import RunStopped
 from moss_vllm.recognition import build_classifier
 from moss_vllm.run_folder import tidy
@@ -340,6 +342,22 @@ def checkup(split, classifier, tmp_path, one_process):
 
 def kept(out):
     return json.loads((out / BEST / "run.json").read_text())["step"]
+
+
+def test_one_view_is_scaled_as_in_the_authors_code(split, tmp_path):
+    """`get_augmentation(False)` and, of Diving48, their test with one crop: to 256, of which 224 are cut."""
+    encoder = SimpleNamespace(frames_per_encoded=1, mean=CLIP_MEAN, std=CLIP_STD, patch_size=16)
+    for data, scale, one_crop in (
+        ("k400", 256, 224),
+        ("diving48", 256, 256),
+        ("ssv2", (256, 320), (256, 320)),
+    ):
+        views = choose_views(data, "paper", "b", {}, encoder)
+        shown = ActionCheckup(None, None, split, views, tmp_path, save=None, test={}).views
+        assert (shown.test_scale, shown.size_px, shown.clips, shown.crops) == (scale, 224, 1, 1)
+        assert choose_views(data, "paper", "b", {"crops": 1}, encoder).test_scale == one_crop
+    halved = choose_views("diving48", "paper", "b", {"crops": 1, "size_px": 112}, encoder)
+    assert (halved.test_scale, halved.size_px) == (128, 112)
 
 
 def test_the_best_is_kept_and_of_two_as_good_the_first(checkup, tmp_path):

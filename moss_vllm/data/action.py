@@ -27,6 +27,16 @@ from moss_vllm.data.action_lists import (
 from moss_vllm.data.rows import MissingVideo, Rejected
 
 SPLITS = ("train", "test")
+# What is looked for below the root, in the spelling of the release.
+FILES = {
+    "ssv1": "something-something-v1-{labels,train,validation}.csv, 20bn-something-something-v1/ID/00001.jpg",
+    "ssv2": "labels/{labels,train,validation}.json, 20bn-something-something-v2/ID.webm",
+    "diving48": "Diving48_V2_{train,test}.json, Diving48_vocab.json, rgb/NAME.mp4",
+    "gym99": "gym99_{train_element_v1.1,val_element}.txt, gym99_categories.txt, subactions/ID.mp4",
+    "gym288": "gym288_{train_element_v1.1,val_element}.txt, gym288_categories.txt, subactions/ID.mp4",
+    "k400": "{train,val}.csv, {train,val}/CLASS/ID_000001_000011.mp4",
+    "list": "{train,test}.txt, labels.csv, and what the lists name",
+}
 READERS: dict[str, Callable[[Files, str], Annotation]] = {
     "ssv1": read_ssv1,
     "ssv2": read_ssv2,
@@ -176,7 +186,8 @@ def _missing(listed: Annotation, root: Path, missing: list[Listed]) -> MissingVi
     more = f", ... and {len(missing) - SHOWN_MISSING:,} more" if len(missing) > SHOWN_MISSING else ""
     looked = ", ".join(folder or "." for folder in listed.folders)
     every = len(missing) == len(listed.rows)
-    remedy = "pass the folder of the videos as root" if every else "download them, or allow missing videos"
+    remedy = "download them, or allow missing videos (--allow-missing)"
+    remedy = "pass the folder of the videos as root" if every else remedy
     where = f"{'all ' if every else ''}{len(missing):,} of {len(listed.rows):,} clips"
     return MissingVideo(listed.file, where, f"no video in {looked} of {root}: {shown}{more}", remedy)
 
