@@ -49,6 +49,7 @@ from moss_vllm.action_settings import (
 )
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.config import parse, setting
+from moss_vllm.data.action import refuse_shared_clips
 from moss_vllm.data.cache import choose_frame_reader
 from moss_vllm.data.views import ActionTrainingSet, ViewSettings
 from moss_vllm.errors import errors_in_one_line
@@ -163,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         splits = {name: open_split(settings.data, settings.root, name, **where) for name in ("train", "test")}
     if splits["train"].classes != splits["test"].classes:
         raise ValueError(f"{settings.data}: train and test name other classes; are they of one release?")
+    refuse_shared_clips(splits["train"], splits["test"])
     set_seed(settings.seed)
     how = model_arguments(settings, len(splits["train"].classes))
     try:

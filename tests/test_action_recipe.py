@@ -529,6 +529,13 @@ def test_an_unknown_class_is_named(refused, copied, data):
     assert f": class {wrong.get(data, repr(new[5:]))}" in told
 
 
+def test_clips_of_both_lists_are_named(refused, copied):
+    root = copied("list")
+    (root / "val.txt").write_text((root / "train.txt").read_text())
+    told = refused(data="list", root=root)
+    assert told.startswith(f"{root}/val.txt: 4 clips are in {root}/train.txt too: some class/clip 0, some")
+
+
 @pytest.mark.parametrize("data", DATASETS)
 @pytest.mark.parametrize("split", [0, 1])
 def test_an_empty_split_is_named(refused, copied, data, split):

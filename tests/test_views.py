@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from action_layouts import moving_square, write_layout
+from action_layouts import moving_square, write_frames, write_layout
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from moss_vllm.data import augment, views
 from moss_vllm.data.action import ActionClip, ActionSplit, read_action
 from moss_vllm.data.augment import ClipRandAugment, draw_box, grey
+from moss_vllm.data.cache import FrameCache
 from moss_vllm.data.order import PlacedRow, RowOrder, StepBatches
 from moss_vllm.data.rows import Rejected
 from moss_vllm.data.sampling import SAMPLINGS, draw_indices, spread_indices
@@ -540,6 +541,28 @@ def broken(tmp_path):
 def test_a_broken_video_is_rejected_by_name(broken):
     for row in (ActionTrainingSet(broken, PLAIN, seed=0)[0], ActionTestSet(broken, PLAIN)[0]):
         assert isinstance(row, Rejected) and row.row_id == "x" and "not a video" in row.reason
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_folder_with_another_number_of_images_than_its_line_says_is_refused(tmp_path, cached):
+    """`list_flow`: 8 frames with 14 pictures of optical flow beside them, which sort first."""
+    write_frames(tmp_path / "clip", moving_square(0, 8), "img_{:05d}.jpg")
+    read = FrameCache(tmp_path / "cache").read_frames if cached else read_frames
+
+    def rows(frames):
+        clips = (ActionClip("x", str(tmp_path / "clip"), 1, frames),)
+        split = ActionSplit("list", "train", ("a", "b"), clips, (), None, "")
+        return ActionTrainingSet(split, PLAIN, seed=0, read=read)[0], ActionTestSet(split, PLAIN, read=read)[
+            0
+        ]
+
+    assert not any(isinstance(row, Rejected) for _ in range(2) for row in (*rows(8), *rows(None)))
+    for row in rows(22):
+        assert row == Rejected(
+            "x",
+            f"{tmp_path}/clip: 8 frames are there, its line in the list says 22 (remedy: keep only the "
+            "clip's own frames in the folder, or correct the line)",
+        )
 
 
 def test_a_batch_counts_its_usable_rows(dataset):

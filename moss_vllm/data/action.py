@@ -8,7 +8,8 @@ Which file means what is in `action_lists`.
 
 import os
 import re
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from moss_vllm.data.action_lists import (
     read_ssv1,
     read_ssv2,
 )
-from moss_vllm.data.rows import MissingVideo, Rejected
+from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
 
 SPLITS = ("train", "test")
 # What is looked for below the root, in the spelling of the release.
@@ -59,16 +60,18 @@ PUBLISHED = {
 SHOWN_MISSING = 5
 # Of Something-Something: pulling, pushing, turning the camera. They tell the order of the names.
 SOMETHING_CLASSES, SOMETHING_SWAPS = 174, {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+_NUMBER = re.compile(r"\s+[-+\d.,]+$")
 _SIDE = re.compile(r"\b([Ll]eft|[Rr]ight)\b")
 
 
 @dataclass(frozen=True)
 class ActionClip:
-    """One clip: a video file, or a folder of frames."""
+    """One clip: a video file, or a folder of frames; `frames` is how many images its line says there are."""
 
     clip_id: str
     path: str
     label: int
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,16 +137,15 @@ def read_action(
         allow_missing: leave out clips without a video instead of refusing them.
 
     Raises: BadRow or BadRows (ValueErrors) for files that are not there or wrong, a class or clip that
-    cannot be, a clip listed twice, a path out of `root`; MissingVideo for clips without a video, where they
-    are refused or are all there is.
+    cannot be, a clip or file listed twice, several classes of one clip, a path out of `root`; MissingVideo
+    for clips without a video, where they are refused or are all there is.
     """
     if data not in READERS or split not in SPLITS:
         raise ValueError(f"{data!r}, {split!r} is not one of {', '.join(DATASETS)} and {' or '.join(SPLITS)}")
     root = Path(root)
     listed = READERS[data](Files(root, None if annotation is None else Path(annotation)), split)
     check_repeats(listed)
-    disk = _Disk(root)
-    found = [(row, disk.find(listed.folders, row.names)) for row in listed.rows]
+    found = _find_videos(listed, _Disk(root))
     missing = [row for row, path in found if path is None]
     if missing and not (allow_missing and len(missing) < len(found)):
         raise _missing(listed, root, missing)
@@ -151,7 +153,9 @@ def read_action(
         dataset=data,
         split=split,
         classes=listed.classes,
-        clips=tuple(ActionClip(row.clip_id, path, row.label) for row, path in found if path is not None),
+        clips=tuple(
+            ActionClip(row.clip_id, path, row.label, row.frames) for row, path in found if path is not None
+        ),
         missing=tuple(Rejected(row.clip_id, f"{row.names[0]} is not below {root}") for row in missing),
         published=PUBLISHED[data][SPLITS.index(split)] if data in PUBLISHED else None,
         file=listed.file,
@@ -159,26 +163,93 @@ def read_action(
     )
 
 
+def refuse_shared_clips(train: ActionSplit, test: ActionSplit) -> None:
+    """Raise ValueError where a test shows what was trained on."""
+    trained = {clip.path for clip in train.clips}
+    if shared := [clip.clip_id for clip in test.clips if clip.path in trained]:
+        more = f" and {len(shared) - SHOWN_MISSING:,} more" if len(shared) > SHOWN_MISSING else ""
+        raise ValueError(
+            f"{test.file}: {len(shared):,} clips are in {train.file} too: {', '.join(shared[:SHOWN_MISSING])}"
+            f"{more}; leave them out of one of the two"
+        )
+
+
+def _find_videos(listed: Annotation, disk: "_Disk") -> list[tuple[Listed, str | None]]:
+    """Each row with its video, or None; raises the rows that cannot be meant."""
+    found: list[tuple[Listed, str | None]] = []
+    first: dict[str, Listed] = {}
+    for row in listed.rows:
+        reason, remedy, name = "", "repair the line", row.names[0]
+        path, cut, stem = None, name, None
+        try:
+            path = disk.find(listed.folders, row.names)
+            while path is stem is None and (match := _NUMBER.search(cut)):
+                cut = cut[: match.start()]
+                stem = disk.find(listed.folders, (cut,))
+        except _TwoForms as error:
+            reason, remedy = str(error), "rename one of them, or write the name as it is on disk"
+        # A folder of frames may be called as the video it was.
+        if path and row.frames is not None and "." in os.path.basename(path) and os.path.isfile(path):
+            reason = f"{name!r} is a video file; it takes one class, and no number of frames"
+        elif stem:
+            behind = name[len(cut) :].strip()
+            reason = f"{behind!r} and a class stand behind {cut!r}; that takes 'class', or 'frames class'"
+        elif path and path in first:
+            reason = f"{name!r} is the file of {first[path].where} ({first[path].names[0]!r})"
+        if reason:
+            listed.bad.append(BadRow(listed.file, row.where, reason, remedy))
+        first.setdefault(path or "", row)
+        found.append((row, path))
+    raise_bad_rows(listed.bad)
+    return found
+
+
+class _TwoForms(ValueError):
+    """A name that is on disk in two Unicode forms, and in neither as it was asked for."""
+
+
 class _Disk:
-    """Which files are there, by one listing of each folder: 200,000 questions cost a network disk minutes."""
+    """Which files are there, by one listing of each folder: 200,000 questions cost a network disk minutes.
+
+    A name is also found in another Unicode form than it is written in: some disks and archives change it.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
-        self._names: dict[str, frozenset[str]] = {}
+        self._names: dict[str, tuple[frozenset[str], dict[str, list[str]]]] = {}
 
     def find(self, folders: tuple[str, ...], names: tuple[str, ...]) -> str | None:
         """The first path `root/folder/name` that is there."""
         for folder in folders:
             for name in names:
-                parent, last = os.path.split(os.path.join(self.root, folder, name))
-                if parent not in self._names:
-                    try:
-                        self._names[parent] = frozenset(os.listdir(parent))
-                    except (FileNotFoundError, NotADirectoryError):
-                        self._names[parent] = frozenset()
-                if last in self._names[parent]:
-                    return os.path.join(parent, last)
+                parts = [part for part in f"{folder}/{name}".split("/") if part not in ("", ".")]
+                place: str | None = self.root if parts else None
+                for part in parts:
+                    place = place and self._inside(place, part)
+                if place:
+                    return place
         return None
+
+    def _inside(self, folder: str, name: str) -> str | None:
+        if folder not in self._names:
+            try:
+                there = os.listdir(folder)
+            except (FileNotFoundError, NotADirectoryError):
+                there = []
+            forms: dict[str, list[str]] = defaultdict(list)
+            for one in there:
+                if not one.isascii():
+                    forms[unicodedata.normalize("NFC", one)].append(one)
+            self._names[folder] = frozenset(there), forms
+        exact, others = self._names[folder]
+        if name in exact:
+            return os.path.join(folder, name)
+        alike = others.get(unicodedata.normalize("NFC", name), [])
+        if len(alike) > 1:
+            raise _TwoForms(
+                f"{folder} has {name!r} in {len(alike)} Unicode forms, none as it is written here"
+            )
+        return os.path.join(folder, alike[0]) if alike else None
 
 
 def _missing(listed: Annotation, root: Path, missing: list[Listed]) -> MissingVideo:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from moss_vllm.data.action import ActionSplit
+from moss_vllm.data.action import ActionClip, ActionSplit
 from moss_vllm.data.augment import ClipRandAugment, draw_box, grey
 from moss_vllm.data.frames import BadVideo, scaled_size
 from moss_vllm.data.order import PlacedRow
@@ -222,6 +222,14 @@ def _normalised(views: Tensor, settings: ViewSettings) -> Tensor:
     return views.mul_(1 / (255 * std)).sub_(mean / std)
 
 
+def _refuse_other_count(clip: ActionClip, n_frames: int) -> None:
+    """Raise BadVideo for a folder that holds more or fewer images than its line says."""
+    if clip.frames not in (None, n_frames):
+        reason = f"{n_frames:,} frames are there, its line in the list says {clip.frames:,}"
+        remedy = "keep only the clip's own frames in the folder, or correct the line"
+        raise BadVideo(clip.path, reason, remedy)
+
+
 class ActionTrainingSet:
     """Labelled clips to train on; a `training.RowDataset`.
 
@@ -257,6 +265,7 @@ class ActionTrainingSet:
         rng = np.random.default_rng([self.seed, index.place if isinstance(index, PlacedRow) else 0, index])
 
         def choose(n_frames: int) -> np.ndarray:
+            _refuse_other_count(clip, n_frames)
             return draw_indices(
                 n_frames, rng, frames=settings.frames, sampling=settings.sampling, stride=settings.stride
             )
@@ -315,6 +324,7 @@ class ActionTestSet:
         clip, settings = self.clips[index], self.settings
 
         def choose(n_frames: int) -> np.ndarray:
+            _refuse_other_count(clip, n_frames)
             return spread_indices(
                 n_frames,
                 frames=settings.frames,
