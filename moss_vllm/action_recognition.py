@@ -28,6 +28,7 @@ from moss_vllm.errors import RunStopped
 from moss_vllm.files import whole_file
 from moss_vllm.stopping import leave_signals_to_the_run
 from moss_vllm.training import READ_LIMIT_S, Objective
+from moss_vllm.weights import fingerprint
 
 STORE = "answers"  # laid out as an evaluation's
 TOP = 5
@@ -141,7 +142,7 @@ def score_clips(
 
     Args:
         model: in evaluation mode.
-        header: what was tested; a store with another is refused.
+        header: what was tested; a store with another is refused, and one of other weights or another dtype.
         batch_size: clips at once, all views of each.
         shard: which clips are this process's; processes do not wait for each other.
         read: as of `ActionTestSet`.
@@ -153,6 +154,7 @@ def score_clips(
     shard = shard or Shard()
     settings = {"name": "views", **{k: v for k, v in vars(views).items() if k not in ("mean", "std")}}
     known = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
+    known |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
     known = json.loads(json.dumps(known))
     earlier = read_answers(folder / STORE, known) if not overwrite else None
     done = {} if earlier is None else {**earlier.answers, **earlier.failed}

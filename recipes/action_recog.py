@@ -58,6 +58,7 @@ from moss_vllm.optim import describe, parameter_groups
 from moss_vllm.recognition import build_classifier, full_variant
 from moss_vllm.run_folder import choose_resume
 from moss_vllm.training import train
+from moss_vllm.weights import fingerprint
 
 SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
 VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
@@ -264,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     best = classifier_checkpoint.load(out / BEST, weights=how["weights"], device=accelerator.device)
     header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
     if accelerator.is_main_process:
-        drop_other_test(out / "test", best.run["step"])
+        drop_other_test(out / "test", best.run["step"], best.model)
     accelerator.wait_for_everyone()
     score_clips(best.model, splits["test"], views, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
@@ -319,10 +320,10 @@ def show(record: dict[str, Any], model: VideoClassifier) -> None:
     start_report.show_parameters(console, record["parameters"])
 
 
-def drop_other_test(folder: Path, step: int) -> None:
-    """Remove the test of another step: a finished run was given more of them."""
+def drop_other_test(folder: Path, step: int, model: VideoClassifier) -> None:
+    """Remove the test of another step, since a finished run was given more of them, or of other weights."""
     header = read_answers(folder / STORE).header
-    if header and header["run"]["step"] != step:
+    if header and (header["run"]["step"], header.get("weights")) != (step, fingerprint(model.state_dict())):
         shutil.rmtree(folder)
 
 

@@ -272,6 +272,12 @@ def test_a_store_of_another_test_is_refused(split, tmp_path):
         ValueError, match=r"another run \(checkpoint was step 1, is step 2\); evaluate again with"
     ):
         score(split, tmp_path, header={"checkpoint": "step 2"})
+    trained = Colours()
+    trained.weight.data[0, 0] += 1  # under the name of the first
+    with pytest.raises(ValueError, match=r"another run \(weights was \w{16}, is \w{16}\)"):
+        score(split, tmp_path, trained)
+    with pytest.raises(ValueError, match=r"another run \(dtype was torch.float32, is torch.bfloat16\)"):
+        score(split, tmp_path, dtype=torch.bfloat16)
     other = partial(
         score_clips, Colours(), split, ViewSettings(frames=2, size_px=16, test_scale=24), tmp_path
     )
