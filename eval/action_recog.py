@@ -58,13 +58,15 @@ def main(argv: list[str] | None = None) -> Accuracy:
     add("--batch-size", type=int, default=8, help="videos at once (default: %(default)s)")
     add("--workers", type=int, default=2, help="processes that read videos (default: %(default)s)")
     add("--cache", type=Path, help="folder of decoded clips, read and filled")
-    add("--cache-gib", type=float, help="add to the cache up to this size (default: no limit)")
+    add("--cache-gib", type=float, help="add to --cache up to this size (default: no limit)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help=f"as torch names it (here: {device})")
     add("--dtype", choices=DTYPES, default="fp32", help="what to compute in (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch-size takes 1 or more, --workers 0 or more")
+    if args.cache_gib is not None and args.cache is None:
+        parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
 
     shard, place = Shard.from_environment(), args.device
     if shard.processes > 1 and args.device == "cuda":
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     given = {name: loaded.run["views"][name] for name in ("frames", "sampling", "clips", "crops", "size_px")}
     given["frames"] //= loaded.model.frames_per_encoded
     given |= {name: value for name in VIEWS if (value := getattr(args, name)) is not None}
-    views = choose_views(data, loaded.run["protocol"], given, loaded.model)
+    views = choose_views(data, loaded.run["protocol"], loaded.run["model"]["variant"], given, loaded.model)
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test-{views.clips}x{views.crops}"
     print(split.report(), file=sys.stderr)
     labels = json.dumps([[clip.clip_id, clip.label] for clip in split.clips])

@@ -39,7 +39,8 @@ class ActionCheckup:
     ) -> None:
         self.accelerator, self.model, self.split, self.out = accelerator, model, split, out
         self.save, self.test = save, test
-        self.views = dataclasses.replace(views, clips=1, crops=1)
+        # Scaled as for training, as in the authors' code: K400 and Diving48 to 256, of which 224 are cut.
+        self.views = dataclasses.replace(views, clips=1, crops=1, test_scale=views.train_scale)
 
     def __call__(self, step: int) -> None:
         """Test, print, log, and keep the model if none was better."""

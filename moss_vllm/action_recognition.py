@@ -4,6 +4,7 @@ clips of this process -> views (workers) -> model -> softmax, averaged over view
 stores of all processes -> Accuracy: top-1, top-5, mean over classes
 """
 
+import csv
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from moss_vllm import report
-from moss_vllm.answer_store import AnswerFile, Shard, read_answers
+from moss_vllm.answer_store import REMEDY, AnswerFile, Shard, read_answers
 from moss_vllm.data.action import ActionSplit
 from moss_vllm.data.file_state import describe_file, refuse_others
 from moss_vllm.data.rows import Rejected
@@ -28,6 +29,7 @@ from moss_vllm.errors import RunStopped
 from moss_vllm.files import whole_file
 from moss_vllm.stopping import leave_signals_to_the_run
 from moss_vllm.training import READ_LIMIT_S, Objective
+from moss_vllm.weights import fingerprint
 
 STORE = "answers"  # laid out as an evaluation's
 TOP = 5
@@ -65,8 +67,9 @@ class Accuracy:
     """What a test found, in percent of its clips; those that could not be read count as wrong.
 
     Args:
-        rows: one of each clip: `uid`, `task` (its class), `output` and `parsed` (the class named), `answer`,
-            `correct`, `in_top5`, `top5`.
+        rows: one of each clip: `uid`, `label` (its class id, by which classes are counted: names may repeat),
+            `guesses` (ids of the likeliest), `task` and `answer` (the name of its class), `output`
+            and `parsed` (of the likeliest), `correct`, `in_top5`, `top5`.
         pending: clips that other processes have not tested yet.
         failed: why clips could not be read.
     """
@@ -88,10 +91,10 @@ class Accuracy:
     @property
     def class_mean(self) -> float:
         """Mean of the classes' top-1 accuracies; classes without a clip have none."""
-        found = self.by("answer")
+        found = self.by("label")
         return sum(percent for percent, _ in found.values()) / max(1, len(found))
 
-    def by(self, key: str) -> dict[str, tuple[float, int]]:
+    def by(self, key: str) -> dict[Any, tuple[float, int]]:
         """Top-1 accuracy and number of clips of each value of a row's entry."""
         members = defaultdict(list)
         for row in self.rows:
@@ -140,7 +143,7 @@ def score_clips(
 
     Args:
         model: in evaluation mode.
-        header: what was tested; a store with another is refused.
+        header: what was tested; a store with another is refused, and one of other weights or another dtype.
         batch_size: clips at once, all views of each.
         shard: which clips are this process's; processes do not wait for each other.
         read: as of `ActionTestSet`.
@@ -152,6 +155,7 @@ def score_clips(
     shard = shard or Shard()
     settings = {"name": "views", **{k: v for k, v in vars(views).items() if k not in ("mean", "std")}}
     known = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
+    known |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
     known = json.loads(json.dumps(known))
     earlier = read_answers(folder / STORE, known) if not overwrite else None
     done = {} if earlier is None else {**earlier.answers, **earlier.failed}
@@ -173,16 +177,26 @@ def score_clips(
 
 
 def collect_clips(folder: Path, split: ActionSplit, header: Mapping[str, Any] | None = None) -> Accuracy:
-    """What the files of all processes in `folder` say of a split so far."""
+    """What the files of all processes in `folder` say of a split so far.
+
+    Lines of earlier versions have no `label`; the split has it.
+
+    Raises: ValueError where a line says that a clip is of another class than the split says.
+    """
     stored = read_answers(folder / STORE, header)
     rows, failed, pending = [], {}, 0
     for clip in split.clips:
+        its: dict[str, Any] = dict.fromkeys(("task", "answer"), split.classes[clip.label])
+        its |= {"uid": clip.clip_id, "label": clip.label}
         if clip.clip_id in stored.answers:
-            rows.append(stored.answers[clip.clip_id])
+            row = stored.answers[clip.clip_id]
+            if other := [f"{key} {row[key]!r}" for key in its if key in row and row[key] != its[key]]:
+                told = f"clip {clip.clip_id} has {', '.join(other)}, {split.file} says class {clip.label} ("
+                raise ValueError(f"{folder / STORE}: {told}{its['answer']!r}); {REMEDY}")
+            rows.append({**row, **its})
         elif clip.clip_id in stored.failed:
             failed[clip.clip_id] = stored.failed[clip.clip_id]
-            its = split.classes[clip.label]
-            rows.append({"uid": clip.clip_id, "task": its, "answer": its, "correct": False, "in_top5": False})
+            rows.append({**its, "correct": False, "in_top5": False})
         else:
             pending += 1
     return Accuracy(rows, pending, failed)
@@ -192,11 +206,12 @@ def save_accuracy(accuracy: Accuracy, folder: Path, about: Mapping[str, Any]) ->
     """Write result.json and per_class.csv."""
     with whole_file(folder / "result.json") as part:
         part.write_text(json.dumps({**about, **accuracy.summary()}, indent=2) + "\n")
-    with whole_file(folder / "per_class.csv") as part:
-        lines = (
-            f'"{name}",{percent:.2f},{count}' for name, (percent, count) in accuracy.by("answer").items()
-        )
-        part.write_text("\n".join(["class,top1,clips", *lines]) + "\n")
+    names = {row["label"]: row["answer"] for row in accuracy.rows}
+    with whole_file(folder / "per_class.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
+        write = csv.writer(file, lineterminator="\n").writerow
+        write(["id", "class", "top1", "clips"])
+        for label, (percent, count) in accuracy.by("label").items():
+            write([label, names[label], f"{percent:.2f}", count])
 
 
 @torch.inference_mode()
@@ -236,6 +251,8 @@ def _score(
             best = row.topk(min(TOP, len(names))).indices.tolist()
             answer = {
                 "uid": clip_id,
+                "label": label,
+                "guesses": best,
                 "task": names[label],
                 "output": names[best[0]],
                 "parsed": names[best[0]],

@@ -7,16 +7,74 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
-from moss_vllm.data.action import DATASETS, ActionSplit, read_action
+from moss_vllm.data.action import DATASETS, FILES, ActionSplit, read_action
 from moss_vllm.data.mini_actions import DEFAULT_ROOT, ensure_mini_actions
-from moss_vllm.data.views import PROTOCOLS, ViewSettings
+from moss_vllm.data.views import PROTOCOLS, ViewSettings, protocol_views
+from moss_vllm.files import refuse_unwritable
 from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.training import Loop
 
 MINI = "mini"
 DATA = (*DATASETS, MINI)
+PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+
+
+def refuse_ignored(settings: Any) -> None:
+    """Refuse settings that others leave without effect, all at once."""
+    without_effect = {
+        "temporal_layers": settings.temporal == "none" and "temporal 'none', which has no layers",
+        "cache_gib": not settings.cache and "no cache",
+        "epochs": settings.steps is not None and f"steps {settings.steps}, which say how long it trains",
+    }
+    if wrong := [
+        f"{name} is {getattr(settings, name)!r} with {why}; leave one of the two out"
+        for name, why in without_effect.items()
+        if why and getattr(settings, name) is not None
+    ]:
+        raise ValueError("; ".join(wrong))
+
+
+def check(settings: Any) -> None:
+    """Refuse settings that cannot be meant, all at once."""
+    counts = ("epochs", "clips_a_step", "batch_size", "eval_every", "eval_batch_size", "log_every", "steps")
+    wrong = [
+        f"{name} is {value}; it must be at least 1"
+        for name in counts
+        if (value := getattr(settings, name)) is not None and value < 1
+    ]
+    shares = ("lr", "weight_decay", "layer_decay", "floor", "smoothing", "max_bad_share")
+    wrong += [
+        f"{name} is {value}; it must be a number from 0 to 1"
+        for name in shares
+        if (value := getattr(settings, name)) is not None and not 0 <= value <= 1
+    ]
+    wrong += [
+        f"{name} is {value}; it must be at least 0"
+        for name in ("workers", "seed", "warmup_epochs")
+        if not (value := getattr(settings, name)) >= 0
+    ]
+    if not settings.clip_norm > 0:
+        wrong.append(f"clip_norm is {settings.clip_norm}; it must be above 0")
+    wrong += [
+        f"{name} is empty; name a folder or a file"
+        for name in ("root", "annotation", "out", "resume", "start", "cache", "weights")
+        if getattr(settings, name) == ""
+    ]
+    if settings.protocol not in PROTOCOLS[settings.data]:
+        known = ", ".join(PROTOCOLS[settings.data])
+        wrong.append(f"protocol is {settings.protocol!r}; it must be one of {known}")
+    if settings.annotation and Path(settings.annotation).is_file():
+        wrong.append(f"annotation {settings.annotation} is a file; name the folder of both lists")
+    if settings.precision not in PRECISIONS:
+        wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    refuse_unwritable(Path(settings.out), "out")
+    if settings.cache:
+        refuse_unwritable(Path(settings.cache), "cache")
 
 
 def open_split(
@@ -35,31 +93,41 @@ def open_split(
     if data not in DATA:
         raise ValueError(f"data is {data!r}; it must be one of {', '.join(DATA)}")
     if data == MINI:
+        if annotation or allow_missing:
+            raise ValueError(
+                f"data is {MINI!r}, drawn whole with its own lists; leave out annotation and allow_missing"
+            )
         found = read_action("list", ensure_mini_actions(root or DEFAULT_ROOT), split)
         return dataclasses.replace(found, dataset=MINI)
     if root is None:
-        raise ValueError(f"data is {data!r}; name the folder of its videos and annotation files with --root")
+        raise ValueError(
+            f"data is {data!r}; name the folder of its videos and annotation files with --root: "
+            f"{FILES[data]} (other spellings in docs/action_recognition.md)"
+        )
     return read_action(data, Path(root), split, annotation=annotation, allow_missing=allow_missing)
 
 
-def choose_views(data: str, protocol: str, given: Mapping[str, Any], model: VideoClassifier) -> ViewSettings:
+def choose_views(
+    data: str, protocol: str, variant: str, given: Mapping[str, Any], model: VideoClassifier
+) -> ViewSettings:
     """How clips are shown: the protocol's settings for the dataset, those given, the encoder's colours.
 
     Args:
         protocol: "paper" or "authors".
+        variant: of the ladder, on which Kinetics' frames and repeats depend.
         given: `frames` and other fields of `ViewSettings`; None leaves what the protocol says.
 
     Raises:
         ValueError: an unknown protocol, or settings that do not go together.
     """
-    if protocol not in PROTOCOLS[data]:
-        raise ValueError(f"protocol is {protocol!r}; it must be one of {', '.join(PROTOCOLS[data])}")
-    views = PROTOCOLS[data][protocol]
+    views = protocol_views(data, protocol, variant)
     if given.get("size_px") is not None:
         views = views.at_size(given["size_px"])
     wanted = {name: value for name, value in given.items() if value is not None and name != "size_px"}
     frames = wanted.pop("frames", views.frames) * model.frames_per_encoded
     views = dataclasses.replace(views, **wanted, frames=frames, mean=model.mean, std=model.std)
+    if data == "diving48" and views.crops == 1:  # as in the authors' test; of three crops both sides are 224
+        views = dataclasses.replace(views, test_scale=views.train_scale)
     patched: Any = getattr(model, "encoder", model)
     if views.size_px % patched.patch_size:
         raise ValueError(
@@ -76,6 +144,7 @@ def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
         ValueError: layers or options that cannot be read.
     """
     layers, options = settings.temporal_layers, settings.temporal_options
+    views = protocol_views(settings.data, settings.protocol, settings.variant)
     try:
         numbers = None if layers is None else [int(layer) for layer in layers.split(",")]
         if numbers and len(set(numbers)) < len(numbers):
@@ -101,8 +170,8 @@ def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
         "weights": settings.weights
         if settings.weights in ("pretrained", "random")
         else str(Path(settings.weights).absolute()),
-        "frames": settings.frames or PROTOCOLS[settings.data][settings.protocol].frames,
-        "image_size": settings.size_px or PROTOCOLS[settings.data][settings.protocol].size_px,
+        "frames": settings.frames or views.frames,
+        "image_size": settings.size_px or views.size_px,
     }
 
 

@@ -13,6 +13,8 @@ from typing import Any, cast
 import timm
 import torch
 from einops import rearrange
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from timm.models import model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
@@ -32,6 +34,7 @@ BACKBONES = {
 }
 MINI_VIT = "mini_vit"  # the miniature's, `presets.MINI`; its weights are random ones, always the same
 RANDOM_SEED = 0
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's weights
 FAMILIES = ("timm.models.vision_transformer", "timm.models.eva")
 # What a file of weights may hold beyond the encoder: what stands after its last layer.
 AFTER_THE_LAYERS = re.compile(r"^(head|fc_norm|norm|attn_pool|mask_token)(\.|$)")
@@ -277,6 +280,7 @@ def _create(full: str, *, pretrained: bool, image_size: int, **options: Any) -> 
     if not pretrained:
         return _always_the_same(lambda: timm.create_model(full, **options))
     try:
+        _refuse_unreachable(full)
         return timm.create_model(full, pretrained=True, **options)
     except (OSError, RuntimeError) as error:
         config = timm.get_pretrained_cfg(full)
@@ -286,6 +290,22 @@ def _create(full: str, *, pretrained: bool, image_size: int, **options: Any) -> 
             f"({type(error).__name__}). Download its .safetensors file by other means and pass that path as "
             "weights, or 'random' to try things out"
         ) from error
+
+
+def _refuse_unreachable(full: str) -> None:
+    """Raise ConnectionError at once where timm would try again and again, for about a minute."""
+    config = timm.get_pretrained_cfg(full)
+    hub_id = (config.hf_hub_id or "").partition("@")[0] if config else ""
+    if not hub_id or any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in HUB_FILES):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(hub_id, HUB_FILES[0]))
+    except HfHubHTTPError:  # the hub answers: timm looks for other names, or says what is wrong
+        return
+    except (
+        Exception
+    ) as error:  # of the HTTP client, which is another one in each release of the hub's library
+        raise ConnectionError(str(error)) from error
 
 
 def _mini_vit() -> Any:

@@ -40,7 +40,9 @@ def parse(
     kinds = typing.get_type_hints(settings)
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
         kind, flag = _plain(kinds[item.name]), f"--{item.name.replace('_', '-')}"
-        explained = f"{item.metadata['help']} (default: {item.default})"
+        explained = item.metadata["help"]
+        if item.default is not None:  # else the text says what stands for it
+            explained += f" (default: {item.default})"
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=explained)
         else:

@@ -137,14 +137,21 @@ def find_preset(variant: str | LadderPreset) -> LadderPreset:
     Raises:
         ValueError: there is none of this name.
     """
-    if isinstance(variant, LadderPreset):
-        return variant
-    known = {
-        name.lower().removeprefix("moss_"): value
-        for name, value in vars(presets).items()
-        if isinstance(value, LadderPreset)
-    }
+    return variant if isinstance(variant, LadderPreset) else _presets()[full_variant(variant)]
+
+
+def full_variant(variant: str) -> str:
+    """The one spelling of a preset's name: "s" of "S" and "MOSS-S".
+
+    Raises:
+        ValueError: there is none of this name.
+    """
     wanted = variant.lower().replace("-", "_").removeprefix("moss_")
-    if wanted not in known:
+    if wanted not in (known := _presets()):
         raise ValueError(f"unknown variant '{variant}'; choose one of {', '.join(known)}")
-    return known[wanted]
+    return wanted
+
+
+def _presets() -> dict[str, LadderPreset]:
+    found = {name: value for name, value in vars(presets).items() if isinstance(value, LadderPreset)}
+    return {name.lower().removeprefix("moss_"): value for name, value in found.items()}

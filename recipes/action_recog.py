@@ -37,27 +37,36 @@ from rich.console import Console
 from moss_vllm import classifier_checkpoint, engines, start_report
 from moss_vllm.action_checkup import BEST, ActionCheckup
 from moss_vllm.action_recognition import STORE, Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
-from moss_vllm.action_settings import DATA, choose_views, model_arguments, open_split, plan_steps
+from moss_vllm.action_settings import (
+    DATA,
+    PRECISIONS,
+    check,
+    choose_views,
+    model_arguments,
+    open_split,
+    plan_steps,
+    refuse_ignored,
+)
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.config import parse, setting
+from moss_vllm.data.action import refuse_shared_clips
 from moss_vllm.data.cache import choose_frame_reader
-from moss_vllm.data.views import PROTOCOLS, ActionTrainingSet, ViewSettings
+from moss_vllm.data.views import ActionTrainingSet, ViewSettings
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import refuse_unwritable
 from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.optim import describe, parameter_groups
-from moss_vllm.recognition import build_classifier
+from moss_vllm.recognition import build_classifier, full_variant
 from moss_vllm.run_folder import choose_resume
 from moss_vllm.training import train
+from moss_vllm.weights import fingerprint
 
-PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
 VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
 
 
 @dataclass(frozen=True)
 class ActionRecog:
-    """Settings; None is what Table 7 has for the dataset and variant."""
+    """Settings; None is what Table 7 has for the dataset and variant, as the text says."""
 
     data: str = setting("mini", "ssv1, ssv2, diving48, gym99, gym288, k400, list or mini")
     root: str | None = setting(
@@ -70,11 +79,12 @@ class ActionRecog:
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
     start: str | None = setting(None, "checkpoint of another dataset to start from; its head is left out")
 
-    variant: str | None = setting(None, "s, b, m or l of Table 6; mini for --data mini (s for others)")
+    variant: str | None = setting(None, "s, b, m or l of Table 6, or mini (default: s; mini for --data mini)")
     host: str = setting("ladder", "what MOSS sits in: ladder, or full, aim, dist of Table 10d")
     backbone: str | None = setting(
         None,
-        "image encoder: clip_b16, clip_l14, eva02_clip_l14, dino_b16, mae_b16, siglip_b16, a ViT of timm",
+        "image encoder: clip_b16, clip_l14, eva02_clip_l14, dino_b16, mae_b16, siglip_b16, a ViT of timm "
+        "(default: Table 6's of the variant, clip_b16 or clip_l14)",
     )
     weights: str = setting(
         "pretrained", "its weights: pretrained (hub or cache), random, a .safetensors file"
@@ -82,23 +92,41 @@ class ActionRecog:
     temporal: str = setting(
         "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention or none"
     )
-    temporal_layers: str | None = setting(None, "its layers, such as '4' or '4,6' (Table 10b)")
-    temporal_options: str | None = setting(None, "its arguments as YAML, such as '{orders: [1, 2, 3]}'")
+    temporal_layers: str | None = setting(
+        None, "its layers, such as '4' or '4,6' of Table 10b (default: Table 7's, 4; 8 for m and l)"
+    )
+    temporal_options: str | None = setting(
+        None, "its arguments as YAML, such as '{orders: [1, 2, 3]}' (default: Table 7's)"
+    )
 
-    frames: int | None = setting(None, "frames of a clip that the encoder sees")
-    size_px: int | None = setting(None, "side of what the model sees; scales change with it")
-    sampling: str | None = setting(None, "uniform, uniform-k400 or dense")
-    clips: int | None = setting(None, "clips of a test; each in CROPS views")
-    crops: int | None = setting(None, "1 (centre) or 3")
-    repeats: int | None = setting(None, "training views of a clip in a step (repeated augmentation)")
-    randaugment: str | None = setting(None, "timm's notation; 'none' for none")
+    frames: int | None = setting(
+        None, "frames of a clip that the encoder sees (default: 8; Diving48, FineGym 32; K400 32, m and l 16)"
+    )
+    size_px: int | None = setting(
+        None, "side of what the model sees; scales change with it (default: 224; mini 84)"
+    )
+    sampling: str | None = setting(None, "uniform, uniform-k400 or dense (default: uniform; K400 dense)")
+    clips: int | None = setting(None, "clips of a test; each in CROPS views (default: 2; K400 4; mini 1)")
+    crops: int | None = setting(None, "1 (centre) or 3 (default: 3; mini 1)")
+    repeats: int | None = setting(
+        None, "training views of a clip in a step, repeated augmentation (default: SSV, K400 2; others 1)"
+    )
+    randaugment: str | None = setting(
+        None, "timm's notation; 'none' for none (default: SSV rand-m7-n4-mstd0.5-inc1; others none)"
+    )
 
-    epochs: int | None = setting(None, "passes over the training clips")
-    clips_a_step: int | None = setting(None, "clips a step over all processes")
+    epochs: int | None = setting(
+        None, "passes over the training clips (default: 30; SSV with s and b 40; mini 4)"
+    )
+    clips_a_step: int | None = setting(
+        None, "clips a step over all processes (default: 128; m and l 96 or 80; mini 32)"
+    )
     batch_size: int = setting(16, "clips a process and micro-batch, each in REPEATS views")
-    lr: float | None = setting(None, "peak learning rate")
-    weight_decay: float | None = setting(None, "of AdamW (0.15 with the ladder)")
-    layer_decay: float | None = setting(None, "of the rates of earlier layers, host full (0.7)")
+    lr: float | None = setting(None, "peak learning rate (default: s, b 1e-3; m, l 2e-4; mini 2e-3)")
+    weight_decay: float | None = setting(None, "of AdamW (default: 0.15; other hosts their authors')")
+    layer_decay: float | None = setting(
+        None, "of the rates of earlier layers, host full alone (default: 0.7 there)"
+    )
     warmup_epochs: float = setting(4.0, "epochs of linear warm-up (a fifth of them, if that is less)")
     floor: float = setting(0.01, "rate at the end of the cosine, as a share of the peak")
     smoothing: float = setting(0.1, "of labels")
@@ -108,10 +136,12 @@ class ActionRecog:
     precision: str = setting("no", "'no' (float32) or 'bf16'; what trains is float32 in both")
     workers: int = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
-    cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
+    cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
     log_every: int = setting(20, "steps between log lines")
-    steps: int | None = setting(None, "stop after as many steps; the schedule fits them")
+    steps: int | None = setting(
+        None, "stop after as many steps; the schedule fits them (default: those of EPOCHS)"
+    )
     seed: int = setting(0, "of weights, data order and views")
     tracker: str = setting("tensorboard", "'tensorboard', 'wandb', 'trackio' or 'none'")
 
@@ -119,6 +149,7 @@ class ActionRecog:
 def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     """Train, then test the best checkpoint; returns what the test found (None for a dry run)."""
     settings, flags = parse(ActionRecog, argv, __doc__)
+    refuse_ignored(settings)
     settings = fill_in(settings)
     check(settings)
     out = Path(settings.out)
@@ -134,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         splits = {name: open_split(settings.data, settings.root, name, **where) for name in ("train", "test")}
     if splits["train"].classes != splits["test"].classes:
         raise ValueError(f"{settings.data}: train and test name other classes; are they of one release?")
+    refuse_shared_clips(splits["train"], splits["test"])
     set_seed(settings.seed)
     how = model_arguments(settings, len(splits["train"].classes))
     try:
@@ -147,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         ) from error
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     given = {name: getattr(settings, name) for name in VIEWS} | {"randaugment": settings.randaugment}
-    views = choose_views(settings.data, settings.protocol, given, model)
+    given["flip"] = None if splits["train"].may_mirror else 0.0
+    views = choose_views(settings.data, settings.protocol, how["variant"], given, model)
     if settings.randaugment == "none":
         views = dataclasses.replace(views, randaugment=None)
     if settings.start and not resume:
@@ -174,7 +207,10 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         show(record, model)
     if flags.dry_run:
         if accelerator.is_main_process:
-            print("\n".join(f"{name}: {value}" for name, value in record["settings"].items()))
+            held = {**record["views"], "frames": views.frames // model.frames_per_encoded}
+            held["randaugment"] = views.randaugment or "none"
+            for name, value in (record["settings"] | held).items():
+                print(f"{name}: {value}")
             for name, value in dataset.collate(
                 [dataset[index] for index in range(min(2, len(dataset)))]
             ).items():
@@ -229,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     best = classifier_checkpoint.load(out / BEST, weights=how["weights"], device=accelerator.device)
     header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
     if accelerator.is_main_process:
-        drop_other_test(out / "test", best.run["step"])
+        drop_other_test(out / "test", best.run["step"], best.model)
     accelerator.wait_for_everyone()
     score_clips(best.model, splits["test"], views, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
@@ -245,7 +281,7 @@ def fill_in(settings: ActionRecog) -> ActionRecog:
     if settings.data not in DATA:
         raise ValueError(f"data is {settings.data!r}; it must be one of {', '.join(DATA)}")
     mini = settings.data == "mini"
-    variant = settings.variant or ("mini" if mini else "s")
+    variant = full_variant(settings.variant or ("mini" if mini else "s"))
     mini_vit = variant == "mini" and settings.backbone is None
     weights = "random" if mini_vit and settings.weights == "pretrained" else settings.weights
     table = yaml.safe_load(SCHEDULES.read_text())
@@ -261,46 +297,6 @@ def fill_in(settings: ActionRecog) -> ActionRecog:
     if mini and settings.size_px is None and variant != "mini":
         asked["size_px"] = 224
     return dataclasses.replace(settings, variant=variant, weights=weights, **asked)
-
-
-def check(settings: ActionRecog) -> None:
-    """Refuse settings that cannot be meant, all at once."""
-    counts = ("epochs", "clips_a_step", "batch_size", "eval_every", "eval_batch_size", "log_every", "steps")
-    wrong = [
-        f"{name} is {value}; it must be at least 1"
-        for name in counts
-        if (value := getattr(settings, name)) is not None and value < 1
-    ]
-    shares = ("lr", "weight_decay", "layer_decay", "floor", "smoothing", "max_bad_share")
-    wrong += [
-        f"{name} is {value}; it must be a number from 0 to 1"
-        for name in shares
-        if (value := getattr(settings, name)) is not None and not 0 <= value <= 1
-    ]
-    wrong += [
-        f"{name} is {value}; it must be at least 0"
-        for name in ("workers", "seed", "warmup_epochs")
-        if not (value := getattr(settings, name)) >= 0
-    ]
-    if not settings.clip_norm > 0:
-        wrong.append(f"clip_norm is {settings.clip_norm}; it must be above 0")
-    wrong += [
-        f"{name} is empty; name a folder or a file"
-        for name in ("root", "annotation", "out", "resume", "start", "cache", "weights")
-        if getattr(settings, name) == ""
-    ]
-    if settings.protocol not in PROTOCOLS[settings.data]:
-        known = ", ".join(PROTOCOLS[settings.data])
-        wrong.append(f"protocol is {settings.protocol!r}; it must be one of {known}")
-    if settings.annotation and Path(settings.annotation).is_file():
-        wrong.append(f"annotation {settings.annotation} is a file; name the folder of both lists")
-    if settings.precision not in PRECISIONS:
-        wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    if wrong:
-        raise ValueError("; ".join(wrong))
-    refuse_unwritable(Path(settings.out), "out")
-    if settings.cache:
-        refuse_unwritable(Path(settings.cache), "cache")
 
 
 def show(record: dict[str, Any], model: VideoClassifier) -> None:
@@ -324,10 +320,10 @@ def show(record: dict[str, Any], model: VideoClassifier) -> None:
     start_report.show_parameters(console, record["parameters"])
 
 
-def drop_other_test(folder: Path, step: int) -> None:
-    """Remove the test of another step: a finished run was given more of them."""
+def drop_other_test(folder: Path, step: int, model: VideoClassifier) -> None:
+    """Remove the test of another step, since a finished run was given more of them, or of other weights."""
     header = read_answers(folder / STORE).header
-    if header and header["run"]["step"] != step:
+    if header and (header["run"]["step"], header.get("weights")) != (step, fingerprint(model.state_dict())):
         shutil.rmtree(folder)
 
 

@@ -223,6 +223,7 @@ def plan_run(recipe: ModuleType, asked: Mapping[str, Any], seed: int, out: Path,
     flags = [*flags, *(text for name, value in asked.items() for text in (flag(name), str(value)))]
     flags += ["--seed", str(seed), "--resume", "auto"]
     given, _ = parse(recipe.ActionRecog, flags, recipe.__doc__)
+    recipe.refuse_ignored(given)
     settings = recipe.fill_in(given)
     recipe.check(settings)
     changed = {

@@ -6,8 +6,8 @@
 A and B are folders that eval/action_recog.py wrote, or OUT/test or OUT/evals/step-NNNNNN of the recipe. A
 group's accuracy is the share of its clips whose likeliest class is theirs. Something-Something has 50 groups
 (Goyal et al., 2017), the mini actions five, FineGym one for each event; other data need --groups, a csv
-`name,group` of all classes. Printed are both accuracies, B - A in points with a 95 % interval (bootstrap over
-clips), and clips gained and lost; --out draws the differences as bars.
+`name,group` of all classes, or `id,group` where names repeat. Printed are both accuracies, B - A in points
+with a 95 % interval (bootstrap over clips), and clips gained and lost; --out draws the differences as bars.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from rich.text import Text
 
 from moss_vllm.answer_store import Stored, read_answers
 from moss_vllm.comparison import DRAWS, SEED, Difference, measure_difference
-from moss_vllm.data.action_files import plain
 from moss_vllm.data.action_groups import find_groups, read_groups
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import read_json, whole_file
@@ -58,13 +57,12 @@ class Tested:
         """One of each clip that was scored."""
         return self.stored.answers
 
-    def classes(self) -> tuple[str, ...]:
-        """Names by class id: of the checkpoint, or all that the test names, sorted as the ids are.
-
-        Lists number their classes as they like, so without the checkpoint they have none.
-        """
-        named = {row["answer"] for row in self.rows.values()}
-        named |= {name for row in self.rows.values() for name, _ in row.get("top5", ())}
+    def classes(self) -> dict[int, str]:
+        """Names by class id: of the checkpoint, or those that the test names."""
+        named: dict[int, str] = {}
+        for row in self.rows.values():
+            named |= {row["label"]: row["answer"]}
+            named |= {label: name for label, (name, _) in zip(row["guesses"], row["top5"], strict=True)}
         for place in (
             Path(self.header["checkpoint"]),
             self.folder.parent / BEST,
@@ -72,10 +70,9 @@ class Tested:
         ):
             if (file := place / RUN_FILE).is_file():
                 classes = read_json(file, "restore it, or name --groups").get("classes", [])
-                if named <= set(classes):
-                    return tuple(classes)
-        # With their commas: without, "Putting something, something and ..." has another place.
-        return () if self.header["benchmark"] == "list" else tuple(sorted(named))
+                if named.items() <= (found := dict(enumerate(classes))).items():
+                    return found
+        return named
 
 
 @errors_in_one_line("nothing is written")
@@ -95,11 +92,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     first, second = (read_test(folder.expanduser().absolute()) for folder in args.folders)
     names = tell_apart(*args.folders)
     notes = refuse_other_clips(first, second)
+    classes, data = first.classes(), first.header["benchmark"]
     if args.groups:
-        source, groups = str(args.groups), read_groups(args.groups)
+        source, groups = str(args.groups), read_groups(args.groups, classes)
     else:
-        data = first.header["benchmark"]
-        source, groups = f"the known groups of {data}", find_groups(data, first.classes())
+        source, groups = f"the known groups of {data}", find_groups(data, classes)
     whole, found = compare_groups(first, second, groups, source)
     if empty := sorted(set(groups.values()) - set(found)):
         notes.append(f"no clip of {len(empty)} groups: {', '.join(empty)}")
@@ -138,6 +135,9 @@ def read_test(folder: Path) -> Tested:
         raise ValueError(f"{folder} holds answers to questions of {found.header['benchmark']}; {remedy}")
     if not found.rows:
         raise ValueError(f"{folder} has no clip that was scored yet; wait for it, or {remedy}")
+    if old := [uid for uid, row in found.rows.items() if not {"label", "guesses"} <= set(row)]:
+        told = f"{len(old):,} clips ({some(old)}) without a class id, as earlier versions wrote them"
+        raise ValueError(f"{folder} holds {told}; test again with eval/action_recog.py --overwrite")
     return found
 
 
@@ -155,7 +155,7 @@ def refuse_other_clips(first: Tested, second: Tested) -> list[str]:
         f"only {first.folder} has": [uid for uid in a if uid not in b],
         f"only {second.folder} has": [uid for uid in b if uid not in a],
         "the two do not agree on the class of": [
-            uid for uid in a if uid in b and a[uid]["answer"] != b[uid]["answer"]
+            uid for uid in a if uid in b and any(a[uid][key] != b[uid][key] for key in ("label", "answer"))
         ],
     }
     if wrong := [f"{why} {len(uids):,} clips ({some(uids)})" for why, uids in reasons.items() if uids]:
@@ -173,7 +173,7 @@ def refuse_other_clips(first: Tested, second: Tested) -> list[str]:
 
 
 def compare_groups(
-    first: Tested, second: Tested, groups: Mapping[str, str], source: str
+    first: Tested, second: Tested, groups: Mapping[int, str], source: str
 ) -> tuple[Difference, dict[str, Difference]]:
     """The second test minus the first on all clips, and by group, the largest gain first.
 
@@ -181,12 +181,12 @@ def compare_groups(
         ValueError: classes without a group.
     """
     uids = np.array(list(first.rows))
-    names = [row["answer"] for row in first.rows.values()]
-    if strange := [name for name in dict.fromkeys(names) if plain(name) not in groups]:
+    labels = {row["label"]: row["answer"] for row in first.rows.values()}
+    if strange := [name for label, name in labels.items() if label not in groups]:
         told = f"no group for {len(strange)} classes of {first.folder} ({some(list(map(repr, strange)))})"
         raise ValueError(f"{source}: {told}; name a csv 'name,group' of all classes with --groups")
     right = np.array([[test.rows[uid]["correct"] for test in (first, second)] for uid in first.rows], int)
-    member = np.array([groups[plain(name)] for name in names])
+    member = np.array([groups[row["label"]] for row in first.rows.values()])
     found = {
         group: measure_difference(right[member == group], uids[member == group])
         for group in sorted(set(member.tolist()))

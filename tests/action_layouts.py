@@ -20,6 +20,15 @@ SSV_NAMES = (
     "Turning the camera left while filming something",
 )
 _SSV_LABELS = (3, 2, 1, 0, 3, 2)  # of the sorted names
+# Classes of FineGym that share a name; of gym288 as numbered by the authors, with names made up.
+REPEATED = {
+    "gym99": {58: "(BB) salto backward tucked", 70: "(BB) salto backward tucked"},
+    "gym288": {
+        first + more: f"(BB) salto {first}, tucked"
+        for first, apart in ((180, 36), (181, 36), (185, 37))
+        for more in (0, apart)
+    },
+}
 
 
 def write_layout(data: str, root: Path) -> None:
@@ -126,20 +135,26 @@ def write_diving48(root: Path) -> None:
 def write_finegym(root: Path, count: int) -> None:
     """v1.1: lists separated by spaces, categories with uneven spacing."""
     events = {1: "VT", 21: "FX", 31: "BB", 41: "UB"}
-    lines = [
-        f"Clabel:{' ' * (1 + label % 3)}{label}; set: {number};{' ' * (label % 2)} Glabel: {label + 1}; "
+    numbers = np.resize(list(events), count).tolist()
+    names = [
         f"({events[number]}) element {label}, {label % 4} turn; stretched"
-        for label, number in enumerate(np.resize(list(events), count).tolist())
+        for label, number in enumerate(numbers)
+    ]
+    for label, name in REPEATED[f"gym{count}"].items():
+        names[label] = name
+    lines = [
+        f"Clabel:{' ' * (1 + n % 3)}{n}; set: {number};{' ' * (n % 2)} Glabel: {n + 1}; {name}"
+        for n, (number, name) in enumerate(zip(numbers, names, strict=True))
     ]
     (root / f"gym{count}_categories.txt").write_text("\n".join(lines) + "\n")
     (root / "set_categories.txt").write_text(
         "".join(f"set: {number}; {event}-set\n" for number, event in events.items())
     )
-    names = [f"A0xAXXysHUo_E_002184_002237_A_{35 + i:04d}_{36 + i:04d}" for i in range(6)]
-    rows = [f"{name} {label}" for name, label in zip(names, (count - 1, 0, 7, 0, 7, 0), strict=True)]
+    clips = [f"A0xAXXysHUo_E_002184_002237_A_{35 + i:04d}_{36 + i:04d}" for i in range(6)]
+    rows = [f"{name} {label}" for name, label in zip(clips, (count - 1, 0, 7, 0, 7, 0), strict=True)]
     (root / f"gym{count}_train_element_v1.1.txt").write_text("\n".join(rows[:4]) + "\n")
     (root / f"gym{count}_val_element.txt").write_text("\n".join(rows[4:]) + "\n")
-    for i, name in enumerate(names):
+    for i, name in enumerate(clips):
         write_video(root / "subactions" / f"{name}.mp4", moving_square(i))
 
 

@@ -1,13 +1,14 @@
 """Owns: each action-recognition dataset is read as distributed, and what is wrong in its files is named."""
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
 
 import pytest
-from action_layouts import DATASETS, SSV_NAMES, moving_square, write_layout, write_video
+from action_layouts import DATASETS, REPEATED, SSV_NAMES, moving_square, write_layout, write_video
 
-from moss_vllm.data.action import left_right_swaps, read_action
+from moss_vllm.data.action import ActionSplit, left_right_swaps, read_action, refuse_shared_clips
 from moss_vllm.data.rows import BadRow, BadRows, MissingVideo
 
 
@@ -168,7 +169,9 @@ def test_report_counts(layouts, make):
 # ---- left and right
 
 
-def test_mirrored_classes_have_the_ids_of_the_authors_code():
+@pytest.fixture(scope="module")
+def something():
+    """174 names with the authors' three pairs."""
     # Neighbours in the sorted list of 174 whose ids the class groups of data_formats.md name.
     names = [f"Class {i:03d}" for i in range(174)]
     names[85:90] = [
@@ -182,10 +185,44 @@ def test_mirrored_classes_have_the_ids_of_the_authors_code():
         f"Turning the camera {way} while filming something"
         for way in ("downwards", "left", "right", "upwards")
     ]
-    assert left_right_swaps(tuple(names)) == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+    return tuple(names)
+
+
+SWAPS = {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+
+
+def test_mirrored_classes_have_the_ids_of_the_authors_code(something):
+    assert left_right_swaps(something) == SWAPS
+
+
+def test_labels_are_swapped_where_the_data_define_it_and_nowhere_else(something):
+    for data in DATASETS:
+        split = ActionSplit(data, "train", something, (), (), None, "")
+        assert split.swaps == (SWAPS if data in ("ssv1", "ssv2", "list") else {}) and split.may_mirror
+    others = something[1:] + something[:1], ("turn left", "turn right"), ("drive on the Left", "walk")
+    for classes in others:
+        own = ActionSplit("list", "train", classes, (), (), None, "")
+        assert own.swaps == {} and not own.may_mirror  # who knows what mirroring makes of them?
+        assert ActionSplit("k400", "train", classes, (), (), None, "").may_mirror
+    assert ActionSplit("list", "train", ("walk", "leftover"), (), (), None, "").may_mirror
+
+
+@pytest.mark.parametrize("data", REPEATED)
+def test_classes_of_one_name_stay_apart_and_move_no_other(layouts, data):
+    split = read_action(data, layouts / data, "train")
+    assert split.swaps == left_right_swaps(split.classes) == {}
+    for label, name in REPEATED[data].items():
+        assert split.classes[label] == name
+    assert len(split.classes) - len(set(split.classes)) == len(REPEATED[data]) // 2
 
 
 def test_classes_without_a_mirror_stay():
+    assert left_right_swaps(("(BB) a", "(VT) b", "(BB) a", "(UB) c", "(UB) d")) == {}
+    # Which of the two lefts would a mirrored right be?
+    assert left_right_swaps(("go left", "go left", "go right", "x", "turn right", "turn left")) == {
+        4: 5,
+        5: 4,
+    }
     assert left_right_swaps(("turn left", "leftover", "bright light", "go left, then right")) == {}
     assert left_right_swaps(("go left, then right", "go right then left")) == {0: 1, 1: 0}
 
@@ -334,7 +371,7 @@ def test_missing_videos_are_counted_and_the_first_named(make):
     assert str(caught.value) == (
         f"{root}/labels/train.json: 2 of 4 clips: "
         f"no video in 20bn-something-something-v2, videos, . of {root}: 45.webm, 47.webm; "
-        "download them, or allow missing videos"
+        "download them, or allow missing videos (--allow-missing)"
     )
     kept = read_action("ssv2", root, "train", allow_missing=True)
     assert [clip.clip_id for clip in kept.clips] == ["46", "48"]
@@ -408,3 +445,147 @@ def test_a_list_of_videos_whose_names_end_in_numbers(make, tmp_path):
     write_video(root / "take 2.mp4", moving_square(0, frames=2))
     (root / "train.txt").write_text("take 2.mp4 3\n")
     assert read_action("list", root, "train").clips[0].label == 3
+
+
+# ---- lists of one's own
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "clip 4.mp4 1 3",
+            "line 5: 'clip 4.mp4' is a video file; it takes one class, and no number of frames",
+        ),
+        ("clip 4.mp4 1 2 3", "line 5: '1' and a class stand behind 'clip 4.mp4'; that takes 'class', or"),
+        ("clip 4.mp4 -1 3", "line 5: '-1' and a class stand behind 'clip 4.mp4'"),
+        ("some class/clip 1 -12 3", "line 5: '-12' and a class stand behind 'some class/clip 1'"),
+        ("some class/clip 1 12.0 3", "line 5: '12.0' and a class stand behind 'some class/clip 1'"),
+        ("some class/clip 1 12 1 3", "line 5: '12' and a class stand behind 'some class/clip 1'"),
+        ("some class/clip 1 0 3", "line 5: 'some class/clip 1 0 3' is neither"),
+        ("clip 4.mp4 1,3", "line 5: class '1,3' is not one of 0 to 3"),
+        ("clip 4.mp4 3.0", "line 5: class '3.0' is not one of 0 to 3"),
+        ("clip 4.mp4 -1", "line 5: class '-1' is not one of 0 to 3"),
+        ("clip 4.mp4 4", "line 5: class '4' is not one of 0 to 3; use the label file"),
+        ("path label", "line 5: class 'label' is not one of 0 to 3"),
+        ("clip 4.mp4", "line 5: class '4.mp4' is not one of"),
+        ("clip_5.webm,3", "line 5: 'clip_5.webm,3' is neither 'folder frames class' nor 'video class'"),
+        ("some class/clip 0 12 1", "line 5: clip 'some class/clip 0' is already listed at line 1"),
+        (
+            "./some class//clip 0/ 12 1",
+            "line 5: './some class//clip 0' is the file of line 1 ('some class/clip 0')",
+        ),
+    ],
+)
+def test_a_line_that_can_mean_two_things_is_refused(make, line, expected):
+    root = make("list")
+    with (root / "train.txt").open("a") as file:
+        file.write(line + "\n")
+    assert f"{root / 'train.txt'}: {expected}" in message("list", root, allow_missing=True)
+
+
+def test_tabs_empty_lines_spaces_and_folders_called_as_videos(make):
+    root = make("list")
+    (root / "some class" / "clip 3").rename(root / "clip.3.mp4")
+    (root / "some class" / "clip 1").rename(root / "clip")
+    lines = [
+        "",
+        "some class/clip 0\t12\t3",
+        "   ",
+        "clip 4.mp4\t  1 ",
+        "\tclip.3.mp4 12 2",
+        "clip 0",
+    ]
+    (root / "train.txt").write_text("\r\n".join(lines))
+    clips = read_action("list", root, "train").clips
+    names = [clip.path.removeprefix(f"{root}/") for clip in clips]
+    assert names == ["some class/clip 0", "clip 4.mp4", "clip.3.mp4", "clip"]
+    assert [(clip.label, clip.frames) for clip in clips] == [(3, 12), (1, None), (2, 12), (0, None)]
+
+
+def test_a_clip_of_both_lists_is_refused(make):
+    root = make("list")
+    (root / "val.txt").write_text("clip 4.mp4 3\n./some class/clip 1 12 2\n")
+    train, test = (read_action("list", root, split) for split in ("train", "test"))
+    with pytest.raises(
+        ValueError, match=r"val.txt: 1 clips are in .*train.txt too: ./some class/clip 1; leave"
+    ):
+        refuse_shared_clips(train, test)
+    refuse_shared_clips(train, dataclasses.replace(test, clips=test.clips[:1]))
+
+
+# ---- names in two Unicode forms
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def rename_to(root, old, new):
+    """Give videos, folders and rows another name; json files write it as it is."""
+    for path in sorted(root.rglob(f"*{old}*"), reverse=True):
+        path.rename(path.with_name(path.name.replace(old, new)))
+    for path in root.rglob("*"):
+        if path.is_file() and path.suffix in (".txt", ".csv", ".json"):
+            path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("forms", [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)], ids=["row", "disk"])
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [("ssv1", "100219"), ("ssv2", "46"), ("diving48", "00156"), ("gym99", "0037"), ("gym288", "0037"),
+     ("k400", "air drumming"), ("k400", "3ouPhoy2A"), ("list", "some class"), ("list", "clip 1")],
+)  # fmt: skip
+def test_a_name_is_found_in_another_unicode_form(make, data, part, forms):
+    root = make(data)
+    labels = [clip.label for clip in read_action(data, root, "train").clips]
+    rename_to(root, part, forms[0])
+    for path in sorted(root.rglob(f"*{forms[0]}*"), reverse=True):
+        path.rename(path.with_name(path.name.replace(forms[0], forms[1])))
+    clips = read_action(data, root, "train").clips
+    assert [clip.label for clip in clips] == labels
+    assert all(Path(clip.path).exists() for clip in clips)
+    assert any(forms[1] in clip.path for clip in clips) and not any(forms[0] in clip.path for clip in clips)
+
+
+def test_classes_in_two_unicode_forms_are_one(make):
+    root = make("k400")
+    edit(root / "train.csv", "testifying", COMPOSED)
+    edit(root / "val.csv", "testifying", DECOMPOSED)
+    (root / "train" / "testifying").rename(root / "train" / DECOMPOSED)
+    train, test = (read_action("k400", root, split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("abseiling", "air drumming", COMPOSED)
+    root = make("ssv1")
+    edit(root / "something-something-v1-labels.csv", "Holding", COMPOSED)
+    edit(root / "something-something-v1-train.csv", "Holding", DECOMPOSED)
+    assert sorted(clip.label for clip in read_action("ssv1", root, "train").clips) == [0, 1, 2, 3]
+
+
+def test_a_name_that_is_there_in_two_forms_is_taken_as_written_or_refused(make):
+    root = make("list")
+    video = (root / "clip 4.mp4").read_bytes()
+    both = "\u1e69", "s\u0323\u0307"  # one letter with two marks, which has more forms than two
+    for name in both:
+        (root / f"{name}.mp4").write_bytes(video)
+    (root / "train.txt").write_text("".join(f"{name}.mp4 1\n" for name in both))
+    paths = [clip.path for clip in read_action("list", root, "train").clips]
+    assert paths == [f"{root}/{name}.mp4" for name in both]
+    (root / "train.txt").write_text("clip_5.webm 1\n\u1e61\u0323.mp4 1\n")
+    told = message("list", root, allow_missing=True)
+    assert "line 2" in told and "in 2 Unicode forms, none as it is written here; rename one" in told
+    (root / f"{both[1]}.mp4").unlink()
+    (root / "train.txt").write_text("".join(f"{name}.mp4 1\n" for name in both))
+    assert "line 2: " in (told := message("list", root)) and "is the file of line 1" in told
+
+
+@pytest.mark.parametrize("time", ["inf", "nan", "1e999"])
+def test_times_that_are_no_times_are_named(make, time):
+    root = make("k400")
+    edit(root / "train.csv", ",84,", f",{time},")
+    assert f"line 2: time_start {time!r} and time_end '94' are not both numbers" in message("k400", root)
+
+
+def test_a_csv_that_cannot_be_parsed_is_named(make):
+    root = make("k400")
+    with (root / "train.csv").open("a") as file:
+        file.write('"' + "x" * 140_000)
+    assert "line 5: is no csv (field larger than field limit (131072)); repair" in message("k400", root)

@@ -19,18 +19,26 @@ for first in (86, 93, 166):
 
 
 def write_test(folder, tested, *, data="mini", checkpoint="step 1", questions=None, failed=(), **protocol):
-    """A result folder; `tested` has (id, class, class named)."""
+    """A result folder; `tested` has (id, class, class named), classes by name or as (class id, name)."""
     protocol = {"name": "views", "clips": 1, **protocol}
     header = {"benchmark": data, "protocol": protocol, "checkpoint": str(checkpoint)}
     header["questions"] = questions or len(tested) + len(failed)
     with AnswerFile(folder / "answers", header, Shard()) as file:
         for uid, name, said in tested:
+            (label, name), (guess, said) = numbered(name), numbered(said)
             answer = {"uid": uid, "task": name, "output": said, "parsed": said, "answer": name}
-            answer |= {"correct": name == said, "in_top5": True, "top5": [[said, 0.5]]}
+            answer |= {"label": label, "guesses": [guess]}
+            answer |= {"correct": label == guess, "in_top5": True, "top5": [[said, 0.5]]}
             file.add({"video_id": uid, "answers": [answer]})
         for uid in failed:
             file.add({"video_id": uid, "failed": "broken", "answers": []})
     return folder
+
+
+def numbered(one):
+    """(class id, name) of a class."""
+    names = list(CLASSES) if one in CLASSES else SOMETHING
+    return one if isinstance(one, tuple) else (names.index(one), one)
 
 
 def clips(names, rights):
@@ -80,40 +88,53 @@ def test_no_id_is_written_twice():
 
 def test_something_something_is_known_by_its_order_of_classes():
     for data in ("ssv1", "ssv2", "list"):
-        groups = find_groups(data, SOMETHING)
-        assert groups["Doing 015 to something"] == "Hitting something with something"  # commas do not count
-        assert groups["Doing 086 right"] == "Pulling something" and len(groups) == 174
+        groups = find_groups(data, dict(enumerate(SOMETHING)))
+        assert groups == something_groups() and groups[15] == "Hitting something with something"
     for classes in (SOMETHING[:-1], SOMETHING[1:] + SOMETHING[:1]):
         with pytest.raises(ValueError, match="classes of ssv1 are not Something-Something's 174"):
-            find_groups("ssv1", classes)
+            find_groups("ssv1", dict(enumerate(classes)))
         with pytest.raises(ValueError, match="no action groups are known of 'list'.*--groups"):
-            find_groups("list", classes)
+            find_groups("list", dict(enumerate(classes)))
 
 
 def test_groups_of_other_data():
-    assert find_groups("mini", ()) == CLASSES
-    names = ["(VT) round-off, stretched", "(FX) switch leap", "(VT) tsukahara"]
-    assert find_groups("gym99", names) == {
-        "(VT) round-off stretched": "VT", "(FX) switch leap": "FX", "(VT) tsukahara": "VT"
-    }  # fmt: skip
+    assert find_groups("mini", {}) == dict(enumerate(CLASSES.values()))
+    names = {
+        3: "(VT) round-off, stretched",
+        58: "(BB) salto backward tucked",
+        70: "(BB) salto backward tucked",
+    }
+    assert find_groups("gym99", names) == {3: "VT", 58: "BB", 70: "BB"}
     with pytest.raises(ValueError, match="of 'k400'"):
-        find_groups("k400", ["abseiling"])
+        find_groups("k400", {0: "abseiling"})
 
 
 def test_a_csv_of_groups(tmp_path):
     file = tmp_path / "groups.csv"
     with file.open("w", newline="") as lines:
         csv.writer(lines).writerows([("name", "group"), ("moves, then stops", "order"), ("moves", "way")])
-    assert read_groups(file) == {"moves then stops": "order", "moves": "way"}
+    assert read_groups(file, {4: "moves then stops", 0: "moves", 1: "stays"}) == {4: "order", 0: "way"}
+
+
+def test_a_csv_of_groups_with_classes_of_one_name(tmp_path):
+    file, classes = tmp_path / "groups.csv", {58: "salto, tucked", 70: "salto tucked"}
+    file.write_text('name,group\n"salto, tucked",a\nsalto tucked,a\n')
+    assert read_groups(file, classes) == {58: "a", 70: "a"}
+    file.write_text("id,group\n58,a\n070,b\n3,c\n")
+    assert read_groups(file, classes) == {58: "a", 70: "b"}
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("class,group\na,b\n", "line 1: 'class,group' is not the header 'name,group'"),
+        ("class,group\na,b\n", "line 1: 'class,group' is not the header 'name,group' or 'id,group'"),
         ("name,group\na,b,c\n", "line 2: 'a,b,c' is not 'name,group'"),
         ("name,group\na,\n", "line 2: 'a,' is not 'name,group'"),
-        ('name,group\n"a, b",c\na b,d\n', "line 3: has class 'a b' twice"),
+        (
+            'name,group\n"a, b",c\na b,d\n',
+            "line 3: has class 'a b' in group 'd', above it is in 'c'; keep one",
+        ),
+        ("id,group\n0,a\nx,a\n", "line 3: 'x,a' is not 'id,group'"),
         ("", "file: is empty"),
         (None, "No such file"),
     ],
@@ -179,7 +200,7 @@ def test_ids_are_those_of_the_checkpoint_where_the_test_has_not_all_classes(tmp_
         assert list(record["groups"]) == ["Hitting something with something", "Holding something"]
 
 
-def test_ids_are_those_of_all_names_in_the_test_without_a_checkpoint(tmp_path):
+def test_ids_are_those_the_test_names_without_a_checkpoint(tmp_path):
     some = clips(SOMETHING, "1" * 174)[:-1] + [("clip 173", SOMETHING[0], SOMETHING[173])]
     a, b = (write_test(tmp_path / name, some, data="ssv2") for name in "ab")
     groups = action_groups.main([str(a), str(b)])["groups"]
@@ -187,10 +208,32 @@ def test_ids_are_those_of_all_names_in_the_test_without_a_checkpoint(tmp_path):
     assert groups["Camera motions"]["questions"] == 9
 
 
-def test_a_list_without_its_checkpoint_has_no_ids(tmp_path):
-    """Names without commas sort differently."""
+def test_a_list_of_something_something_is_known_without_its_checkpoint(tmp_path):
     a, b = (write_test(tmp_path / name, clips(SOMETHING, "1" * 174), data="list") for name in "ab")
-    assert "no action groups are known of 'list'" in failure(a, b)
+    assert len(action_groups.main([str(a), str(b)])["groups"]) == 50
+    some = [write_test(tmp_path / name, clips(SOMETHING[1:], "1" * 173), data="list") for name in "cd"]
+    assert "no action groups are known of 'list'" in failure(*some)
+
+
+def test_classes_of_one_name_are_in_groups_of_their_own(tmp_path):
+    one, other = (58, "(BB) salto backward tucked"), (70, "(BB) salto backward tucked")
+    a = write_test(tmp_path / "a", [("x", one, other), ("y", other, other)], data="gym99")
+    b = write_test(tmp_path / "b", [("x", one, one), ("y", other, one)], data="gym99")
+    file = tmp_path / "groups.csv"
+    file.write_text("id,group\n58,first\n70,second\n")
+    groups = action_groups.main([str(a), str(b), "--groups", str(file)])["groups"]
+    assert {name: found["accuracy"] for name, found in groups.items()} == {
+        "first": (0, 100),
+        "second": (100, 0),
+    }
+    turned = write_test(tmp_path / "turned", [("x", other, one), ("y", other, one)], data="gym99")
+    assert "do not agree on the class of 1 clips (x)" in failure(a, turned)
+
+
+def test_a_test_of_an_earlier_version_is_refused(pair):
+    file = pair[0] / "answers" / "00-of-01.jsonl"
+    file.write_text(file.read_text().replace('"label"', '"number"'))
+    assert "8 clips (clip 0, clip 1, clip 2, ...) without a class id, as earlier" in failure(*pair)
 
 
 def test_what_differs_or_is_missing_is_said(tmp_path):

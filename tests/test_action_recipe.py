@@ -161,7 +161,7 @@ def test_the_protocols_views_are_those_of_table_7(recipe, layouts, tmp_path, cap
     for data, frames, size in (
         ("ssv2", 8, 224),
         ("diving48", 32, 224),
-        ("k400", 16, 224),
+        ("k400", 16, 224),  # with the miniature's ladder; of B and L see below
         ("gym99", 32, 224),
     ):
         given = {"data": data, "root": layouts / data, "out": tmp_path / "run", "weights": "random"}
@@ -268,6 +268,7 @@ def settings_of(recipe, **given):
         ({"data": "ssv2", "variant": "b"}, ("b", 128, 40, 1e-3, 0.15)),
         ({"data": "ssv2", "variant": "m"}, ("m", 96, 30, 2e-4, 0.15)),
         ({"data": "ssv2", "variant": "l"}, ("l", 80, 30, 2e-4, 0.15)),
+        ({"data": "ssv2", "variant": "MOSS-L"}, ("l", 80, 30, 2e-4, 0.15)),
         ({"data": "k400", "variant": "b"}, ("b", 128, 30, 1e-3, 0.15)),
         ({"data": "k400", "variant": "l"}, ("l", 96, 30, 2e-4, 0.15)),
         ({"data": "diving48", "variant": "b"}, ("b", 128, 30, 1e-3, 0.15)),
@@ -396,11 +397,43 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, layouts, tmp_path
         "what trains",
         "63,456",
         "weight_decay: 0.15",
+        # The views that hold, not what was left open.
+        "frames: 4",
+        "sampling: uniform",
+        "repeats: 2",
+        "randaugment: rand-m7-n4-mstd0.5-inc1",
+        "train_scale: (96, 120)",
+        "test_scale: (96, 120)",
+        "grayscale: 0.0",
+        "flip: 0.5",
         "clip_norm: 20.0",
         "video: (4, 4, 3, 84, 84)",
         "labels: (4,)",
     ):
         assert text in shown, text
+
+
+@pytest.mark.parametrize(
+    "given, shown",
+    [
+        ({"variant": "b"}, "x 2 views of 32 frames, 224 px, sampled dense; tests show 4 x 3"),
+        ({"variant": "MOSS-L", "backbone": "mini_vit"}, "x 2 views of 16 frames, 224 px, sampled dense"),
+        ({"variant": "b", "protocol": "authors"}, "x 1 views of 16 frames, 224 px, sampled uniform-k400"),
+        ({"variant": "l", "protocol": "authors"}, "x 2 views of 16 frames, 224 px, sampled uniform-k400"),
+    ],
+)
+def test_kinetics_frames_and_repeats_are_the_variants(recipe, layouts, tmp_path, given, shown, capsys):
+    small = {"backbone": "mini_vit", "host": "full", "temporal_layers": "2", "temporal": "moss"}
+    given = {"data": "k400", "root": layouts / "k400", "out": tmp_path / "run", **small, **given}
+    recipe.main([*words({**given, "weights": "random"}), "--dry-run"])
+    assert shown in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_list_that_tells_left_from_right_is_not_mirrored(recipe, layouts, tmp_path, capsys):
+    given = {**TINY, "root": layouts / "list", "out": tmp_path / "run"}
+    recipe.main([*words(given), "--dry-run"])
+    printed = capsys.readouterr().out.splitlines()
+    assert "flip: 0.0" in printed and "randaugment: none" in printed
 
 
 def test_help_names_and_explains_every_setting(recipe, capsys):
@@ -410,8 +443,12 @@ def test_help_names_and_explains_every_setting(recipe, capsys):
     assert stopped.value.code == 0
     for field in dataclasses.fields(recipe.ActionRecog):
         assert f"--{field.name.replace('_', '-')}" in shown
-        explained = " ".join(f"{field.metadata['help']} (default: {field.default})".split())
+        default = "" if field.default is None else f" (default: {field.default})"
+        explained = " ".join(f"{field.metadata['help']}{default}".split())
         assert explained in shown.replace("- ", "-"), field.name
+    assert "None" not in shown.partition("--data STR")[2]  # what holds is said
+    for text in ("(default: s, b 1e-3; m, l 2e-4; mini 2e-3)", "K400 32, m and l 16)", "SSV, K400 2;"):
+        assert text in shown
     for text in (*DATASETS, "Table 7", "--dry-run", "--start", "accelerate launch", "eval/action_recog.py"):
         assert text in shown
 
@@ -492,6 +529,13 @@ def test_an_unknown_class_is_named(refused, copied, data):
     assert f": class {wrong.get(data, repr(new[5:]))}" in told
 
 
+def test_clips_of_both_lists_are_named(refused, copied):
+    root = copied("list")
+    (root / "val.txt").write_text((root / "train.txt").read_text())
+    told = refused(data="list", root=root)
+    assert told.startswith(f"{root}/val.txt: 4 clips are in {root}/train.txt too: some class/clip 0, some")
+
+
 @pytest.mark.parametrize("data", DATASETS)
 @pytest.mark.parametrize("split", [0, 1])
 def test_an_empty_split_is_named(refused, copied, data, split):
@@ -511,7 +555,7 @@ def test_missing_videos_are_named_and_may_be_left_out(refused, recipe, copied, t
     assert refused(data="ssv2", root=root) == (
         f"{root}/labels/train.json: 1 of 4 clips: no video in 20bn-something-something-v2, videos, . of "
         f"{root}: "
-        "46.webm; download them, or allow missing videos"
+        "46.webm; download them, or allow missing videos (--allow-missing)"
     )
     given = {**TINY, "data": "ssv2", "root": root, "out": tmp_path / "run", "steps": 1}
     recipe.main([*words(given), "--allow-missing"])
@@ -542,7 +586,14 @@ WRONG = [
     ({"data": "mini", "root": "<list>"},
      "<list> exists and is no whole dataset of mini actions (no mini_actions.json); remove it or name "
      "another folder"),
-    ({"root": None}, "data is 'list'; name the folder of its videos and annotation files with --root"),
+    ({"root": None}, "data is 'list'; name the folder of its videos and annotation files with --root: "
+     "{train,test}.txt, labels.csv, and what the lists name (other spellings in docs/action_recognition.md)"),
+    ({"data": "mini", "root": None, "annotation": "<list>"},
+     "data is 'mini', drawn whole with its own lists; leave out annotation and allow_missing"),
+    ({"temporal": "none", "temporal_layers": "4", "cache_gib": 2.0, "epochs": 3},
+     "temporal_layers is '4' with temporal 'none', which has no layers; leave one of the two out; "
+     "cache_gib is 2.0 with no cache; leave one of the two out; "
+     "epochs is 3 with steps 2, which say how long it trains; leave one of the two out"),
     ({"annotation": "<list>/train.txt"},
      "annotation <list>/train.txt is a file; name the folder of both lists"),
     ({"annotation": "<tmp>/gone"}, "<tmp>/gone: file: is not there; check the annotation's path"),
@@ -589,6 +640,8 @@ WRONG = [
     ({"crops": 2}, "crops is 2; it must be 1 (centre) or 3 (left, right, centre)"),
     ({"repeats": 0}, "repeats is 0; it must be at least 1"),
     ({"randaugment": "m9"}, "randaugment is 'm9'; write it as 'rand-m7-n4-mstd0.5-inc1'"),
+    ({"randaugment": "rand-m9-increasing"}, "randaugment is 'rand-m9-increasing' (a section is unknown, or "
+     "there twice); write it as 'rand-m7-n4-mstd0.5-inc1'"),
     ({"precision": "half", "steps": 0, "lr": "nan", "floor": 2, "clip_norm": 0, "workers": -1, "cache": ""},
      "steps is 0; it must be at least 1; lr is nan; it must be a number from 0 to 1; floor is 2.0; it must "
      "be a "
@@ -743,7 +796,7 @@ DAMAGED = [  # what, the damage, what is run ("train", "start" or "test") with w
      "<run>/best knows 3 classes and list has 4, or others; test it on the dataset it was trained on"),
     ("unknown data", None, "test", {"data": "ucf101"}, "data is 'ucf101'; it must be one of ssv1, <...>"),
     ("no root", lambda ground: edit_run(ground, settings={"root": None, "annotation": None}), "test", {},
-     "data is 'list'; name the folder of its videos and annotation files with --root"),
+     "data is 'list'; name the folder of its videos and annotation files with --root: <...>"),
     ("two crops", None, "test", {"crops": 2}, "crops is 2; it must be 1 (centre) or 3 (left, right, centre)"),
     ("a folder with other views", other_views, "test", {"out": "<tmp>/out", "clips": 1},
      "<tmp>/out/answers/00-of-01.jsonl holds answers of another run (protocol.clips was 2, is 1); evaluate "

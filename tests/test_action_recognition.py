@@ -1,7 +1,9 @@
 """Owns: a classifier's loss and its scores - views averaged, every clip counted, nothing scored twice."""
 
+import csv
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +14,12 @@ from torch import nn
 from moss_vllm import action_recognition, classifier_checkpoint, engines
 from moss_vllm.action_checkup import BEST, ActionCheckup
 from moss_vllm.action_recognition import Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
+from moss_vllm.action_settings import choose_views
 from moss_vllm.answer_store import Shard
 from moss_vllm.data.action import ActionClip, ActionSplit
 from moss_vllm.data.rows import Rejected
 from moss_vllm.data.video import read_frames
-from moss_vllm.data.views import NO_LABEL, ActionTestSet, ActionTrainingSet, ViewSettings
+from moss_vllm.data.views import CLIP_MEAN, CLIP_STD, NO_LABEL, ActionTestSet, ActionTrainingSet, ViewSettings
 from moss_vllm.errors import RunStopped
 from moss_vllm.recognition import build_classifier
 from moss_vllm.run_folder import tidy
@@ -151,16 +154,17 @@ def test_few_classes_have_fewer_likely_ones(split, tmp_path):
     assert all(len(row["top5"]) == 3 and row["in_top5"] for row in found.rows) and found.top5 == 100
 
 
-def row(answer, correct, in_top5=True):
-    return {"uid": "x", "task": answer, "answer": answer, "correct": correct, "in_top5": in_top5}
+def row(label, correct, in_top5=True, name="a, b"):
+    """Of a class; all share one name."""
+    return {"uid": "x", "label": label, "answer": name, "correct": correct, "in_top5": in_top5}
 
 
 def test_the_mean_over_classes_counts_each_class_alike_and_is_finegyms_score(tmp_path):
-    rows = [row("a", True), row("a", True), row("a", False), row("b", False, False), row("c", True)]
+    rows = [row(9, True), row(9, True), row(9, False), row(10, False, False), row(2, True, name='"c"')]
     found = Accuracy(rows, pending=2, failed={"y": "is broken"})
     assert (found.top1, found.top5) == (60.0, 80.0)
     assert found.class_mean == pytest.approx((200 / 3 + 0 + 100) / 3)
-    assert found.by("answer") == {"a": (pytest.approx(200 / 3), 3), "b": (0.0, 1), "c": (100.0, 1)}
+    assert found.by("label") == {2: (100.0, 1), 9: (pytest.approx(200 / 3), 3), 10: (0.0, 1)}
     assert [found.main(data) for data in ("gym99", "gym288")] == [found.class_mean] * 2
     assert {found.main(data) for data in ("ssv1", "ssv2", "diving48", "k400", "list", "mini")} == {60.0}
     save_accuracy(found, tmp_path, {"data": "list"})
@@ -173,10 +177,57 @@ def test_the_mean_over_classes_counts_each_class_alike_and_is_finegyms_score(tmp
         "failed": 1,
         "pending": 2,
     }
-    told = (tmp_path / "per_class.csv").read_text().splitlines()
-    assert told == ["class,top1,clips", '"a",66.67,3', '"b",0.00,1', '"c",100.00,1']
+    with (tmp_path / "per_class.csv").open(newline="") as file:
+        told = list(csv.reader(file))
+    assert told[:2] == [["id", "class", "top1", "clips"], ["2", '"c"', "100.00", "1"]]
+    assert told[2:] == [["9", "a, b", "66.67", "3"], ["10", "a, b", "0.00", "1"]]
     assert str(found).startswith("top-1 60.00, top-5 80.00, mean over classes 55.56 of 5 clips, 1 of which")
     assert (Accuracy().top1, Accuracy().class_mean, str(Accuracy())[-8:]) == (0.0, 0.0, " 0 clips")
+
+
+def test_classes_of_one_name_are_counted_apart(split, tmp_path):
+    """gym99 with the authors' two repeated names: a clip of each class, all called the 59th."""
+    classes = [f"(VT) {number}" for number in range(99)]
+    classes[58] = classes[70] = "(BB) salto backward tucked"
+    clips = tuple(ActionClip(f"{n:02d}", split.clips[0].path, n) for n in range(99))
+    gym = ActionSplit("gym99", "test", tuple(classes), clips, (), None, "gym99_val_element.txt")
+    model = Colours(classes=99)
+    model.weight.data.zero_()
+    model.weight.data[:, 58] = 1.0
+    model.weight.data[:, 70] = 0.5
+    views = ViewSettings(frames=2, size_px=16, test_scale=24, clips=1, crops=1, mean=(-1,) * 3)
+    found = score_clips(model, gym, views, tmp_path, header=HEADER, workers=0, quiet=True)
+    assert list(found.by("label")) == list(range(99)) and found.by("label")[70] == (0.0, 1)
+    assert found.main("gym99") == found.class_mean == pytest.approx(100 / 99)
+    assert {tuple(row["guesses"][:2]) for row in found.rows} == {(58, 70)}
+    assert [row["label"] for row in found.rows if row["correct"]] == [58]
+    save_accuracy(found, tmp_path, {})
+    told = (tmp_path / "per_class.csv").read_text().splitlines()
+    assert len(told) == 100 and told[59] == "58,(BB) salto backward tucked,100.00,1"
+    assert told[71] == "70,(BB) salto backward tucked,0.00,1"
+
+
+def test_lines_of_earlier_versions_get_their_class_from_the_split_and_others_are_refused(split, tmp_path):
+    whole = score(split, tmp_path)
+    file = tmp_path / "answers" / "00-of-01.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+
+    def write(**change):
+        for line in lines[1:]:
+            (answer,) = line["answers"]
+            answer |= change
+            for key in ("label", "guesses"):
+                answer.pop(key, None) if not change else None
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    write()
+    old = score(split, tmp_path)
+    assert [row["label"] for row in old.rows] == list(LABELS) and old.class_mean == whole.class_mean
+    write(label=3)
+    with pytest.raises(
+        ValueError, match=r"clip clip 0 has label 3, list.txt says class 0 \('left'\); evaluate"
+    ):
+        collect_clips(tmp_path, split)
 
 
 # ---- nothing twice, nothing lost
@@ -221,6 +272,12 @@ def test_a_store_of_another_test_is_refused(split, tmp_path):
         ValueError, match=r"another run \(checkpoint was step 1, is step 2\); evaluate again with"
     ):
         score(split, tmp_path, header={"checkpoint": "step 2"})
+    trained = Colours()
+    trained.weight.data[0, 0] += 1  # under the name of the first
+    with pytest.raises(ValueError, match=r"another run \(weights was \w{16}, is \w{16}\)"):
+        score(split, tmp_path, trained)
+    with pytest.raises(ValueError, match=r"another run \(dtype was torch.float32, is torch.bfloat16\)"):
+        score(split, tmp_path, dtype=torch.bfloat16)
     other = partial(
         score_clips, Colours(), split, ViewSettings(frames=2, size_px=16, test_scale=24), tmp_path
     )
@@ -249,7 +306,7 @@ def test_clips_that_cannot_be_read_are_named_and_count_as_wrong(damaged, split, 
     assert "clip clip 4 not scored: " in capsys.readouterr().err
     right = sum(row["correct"] for row in score(split, tmp_path / "whole").rows if row["uid"][-1] not in "14")
     assert found.top1 == pytest.approx(100 * right / 7)
-    assert found.by("answer")["round"] == (0.0, 1)
+    assert found.by("label")[5] == (0.0, 1) and found.rows[4]["answer"] == "round"
     assert "7 clips, 2 of which could not be read and count as wrong" in str(found)
     assert score(damaged, tmp_path / "out", model).failed == found.failed and model.seen == 5 * 6
 
@@ -293,10 +350,26 @@ def kept(out):
     return json.loads((out / BEST / "run.json").read_text())["step"]
 
 
+def test_one_view_is_scaled_as_in_the_authors_code(split, tmp_path):
+    """`get_augmentation(False)` and, of Diving48, their test with one crop: to 256, of which 224 are cut."""
+    encoder = SimpleNamespace(frames_per_encoded=1, mean=CLIP_MEAN, std=CLIP_STD, patch_size=16)
+    for data, scale, one_crop in (
+        ("k400", 256, 224),
+        ("diving48", 256, 256),
+        ("ssv2", (256, 320), (256, 320)),
+    ):
+        views = choose_views(data, "paper", "b", {}, encoder)
+        shown = ActionCheckup(None, None, split, views, tmp_path, save=None, test={}).views
+        assert (shown.test_scale, shown.size_px, shown.clips, shown.crops) == (scale, 224, 1, 1)
+        assert choose_views(data, "paper", "b", {"crops": 1}, encoder).test_scale == one_crop
+    halved = choose_views("diving48", "paper", "b", {"crops": 1, "size_px": 112}, encoder)
+    assert (halved.test_scale, halved.size_px) == (128, 112)
+
+
 def test_the_best_is_kept_and_of_two_as_good_the_first(checkup, tmp_path):
     wanted = []
     for step, right in enumerate((1, 3, 2, 3, 4), start=1):
-        checkup.keep(step, Accuracy([row("a", index < right) for index in range(4)]))
+        checkup.keep(step, Accuracy([row(0, index < right) for index in range(4)]))
         wanted.append(kept(tmp_path))
     assert wanted == [1, 2, 2, 2, 5]
     assert [line["score"] for line in checkup.lines()] == [25.0, 75.0, 50.0, 75.0, 100.0]
@@ -304,8 +377,8 @@ def test_the_best_is_kept_and_of_two_as_good_the_first(checkup, tmp_path):
 
 
 def test_for_finegym_the_mean_over_classes_decides(checkup, split, tmp_path):
-    even = Accuracy([row("a", True), row("a", False), row("a", False), row("b", True)])  # 50 %, mean 66.7
-    uneven = Accuracy([row("a", True), row("a", True), row("a", True), row("b", False)])  # 75 %, mean 50
+    even = Accuracy([row(0, True), row(0, False), row(0, False), row(1, True)])  # 50 %, mean 66.7
+    uneven = Accuracy([row(0, True), row(0, True), row(0, True), row(1, False)])  # 75 %, mean 50
     for data, best in (("list", 2), ("gym99", 1)):
         checkup.split = ActionSplit(data, "test", CLASSES, split.clips, (), None, "")
         (tmp_path / "evals.jsonl").unlink(missing_ok=True)
@@ -315,7 +388,7 @@ def test_for_finegym_the_mean_over_classes_decides(checkup, split, tmp_path):
 
 
 def test_a_best_that_is_gone_or_of_steps_the_run_has_left_is_replaced(checkup, tmp_path):
-    good, bad = Accuracy([row("a", True)]), Accuracy([row("a", False)])
+    good, bad = Accuracy([row(0, True)]), Accuracy([row(0, False)])
     checkup.keep(1, bad)
     checkup.keep(2, good)
     tidy(tmp_path, 1)  # goes on from step 1

@@ -15,6 +15,29 @@ from moss_vllm.backbones import add_to_patches, full_name, open_encoder, open_vi
 SMALL = "test_vit"  # 64 wide, 6 layers, patches of 16
 
 
+def test_a_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
+    """timm asks for two files, six times each: 54 seconds."""
+    asked = []
+
+    class Unreachable(Exception):
+        """As of an HTTP client; no OSError."""
+
+    def ask(url):
+        asked.append(url)
+        raise Unreachable("name resolution")
+
+    monkeypatch.setattr(backbones, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was let wait"))
+    with pytest.raises(OSError, match=r"could not be had from huggingface.co/timm/vit_.*\(ConnectionError\)"):
+        backbones.open_encoder("clip_b16", layers=[2])
+    assert len(asked) == 1 and asked[0].endswith("model.safetensors")
+    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_, **__: str(tmp_path))  # no need to ask
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: "of the cache")
+    assert backbones._create("vit_base_patch16_224.mae", pretrained=True, image_size=224) == "of the cache"
+    assert len(asked) == 1
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A file with all that timm's small model holds, its classifier too; and what it holds."""

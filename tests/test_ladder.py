@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from moss_vllm.core import MOSS
-from moss_vllm.core.ladder import Ladder, Tokeniser, shift_in_time
+from moss_vllm.core import MOSS, presets
+from moss_vllm.core.ladder import Ladder, TemporalBlock, Tokeniser, shift_in_time
 
 GOLDEN = Path(__file__).parent / "golden" / "ladder_every_second_layer.safetensors"
 
@@ -166,3 +166,21 @@ def test_errors_name_what_does_not_fit():
     for layers in ((), (3, 2), (2, 2), (0, 2)):
         with pytest.raises(ValueError, match="increasing layers counted from 1"):
             small_ladder(layers=layers)
+
+
+@pytest.mark.parametrize("preset", [presets.MOSS_S, presets.MOSS_B], ids=["s", "b"])
+def test_first_weights_are_spread_as_the_authors(preset):
+    """Their adapters keep torch's default whatever the width; what is fixed by width is the rest."""
+    torch.manual_seed(0)
+    block = TemporalBlock(768, preset.d_out, heads=preset.d_out // 64)
+    bound = 768**-0.5
+    assert block.adapter.weight.abs().max() <= bound and block.adapter.bias.abs().max() <= bound
+    spreads = {
+        "adapter": (block.adapter.weight, 0.0208),
+        "attn in": (block.attn.in_proj_weight, preset.d_out**-0.5),
+        "attn out": (block.attn.out_proj.weight, (24 * preset.d_out) ** -0.5),
+        "mlp in": (block.mlp.get_submodule("in").weight, (2 * preset.d_out) ** -0.5),
+        "mlp out": (block.mlp.get_submodule("out").weight, (24 * preset.d_out) ** -0.5),
+    }
+    for name, (weight, spread) in spreads.items():
+        assert weight.std().item() == pytest.approx(spread, rel=0.01), name

@@ -1,19 +1,22 @@
 """Owns: which frames and what part of them a clip shows, how it is changed, and what that depends on."""
 
+import dataclasses
 import pickle
 import random
+import re
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from action_layouts import moving_square, write_layout
-from PIL import Image
+from action_layouts import moving_square, write_frames, write_layout
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
 from moss_vllm.data import augment, views
 from moss_vllm.data.action import ActionClip, ActionSplit, read_action
 from moss_vllm.data.augment import ClipRandAugment, draw_box, grey
+from moss_vllm.data.cache import FrameCache
 from moss_vllm.data.order import PlacedRow, RowOrder, StepBatches
 from moss_vllm.data.rows import Rejected
 from moss_vllm.data.sampling import SAMPLINGS, draw_indices, spread_indices
@@ -323,8 +326,58 @@ def test_randaugment_is_timms():
     ]
     assert {(op.prob, op.magnitude, op.magnitude_std) for op in policy.ops} == {(0.5, 7, 0.5)}
     assert policy.ops[3].kwargs == {"fillcolor": (128, 128, 128), "resample": Image.Resampling.BICUBIC}
-    with pytest.raises(ValueError, match="randaugment is 'v0'; write it as 'rand-m7-n4-mstd0.5-inc1'"):
-        ClipRandAugment("v0")
+
+
+@pytest.mark.parametrize(
+    "config, reason",
+    [
+        ("v0", ""),
+        ("", ""),
+        ("rand-m9-foo1", " (a section is unknown, or there twice)"),
+        ("rand-m9-inc", " (a section is unknown, or there twice)"),  # timm: not increasing
+        ("rand-m9-tall", " (a section is unknown, or there twice)"),  # timm: its usual set
+        ("rand-m9-m7", " (a section is unknown, or there twice)"),
+        ("rand-m9.5-n2", " (invalid literal for int() with base 10: '9.5')"),
+        ("rand-n16-tweights", " (16 operations of 15 that are drawn once each)"),
+    ],
+)
+def test_a_notation_that_timm_would_not_follow_is_refused(config, reason):
+    with pytest.raises(
+        ValueError, match=re.escape(f"randaugment is {config!r}{reason}; write it as 'rand-m7")
+    ):
+        ClipRandAugment(config)
+
+
+@pytest.mark.parametrize("sets", ["", "-inc0", "-inc1", "-tweights", "-t3a", "-t3aw"])
+def test_no_operation_fails_at_any_magnitude(sets):
+    """Pillow 13 refuses 0 bits: "rand-m9-n2-mstd0.5-inc1" raised in 11 of 6,000 views."""
+    image = Image.fromarray(noise(1, 3, 5)[0])
+    for op in ClipRandAugment(f"rand-m10{sets}").ops:
+        for level in (*np.arange(0, 10.25, 0.25), 11.0, 20.0, 9999.0):
+            for seed in (0, 1):  # of both signs
+                op.aug_fn(image, *augment._level(op, float(level), seed), **op.kwargs)
+
+
+@pytest.mark.parametrize("more", ["", "-inc1", "-inc1-mmax20", "-mstd0.5-inc1", "-mstd101-inc1-p1", "-t3aw"])
+def test_no_view_fails_at_any_magnitude(more):
+    image = Image.fromarray(noise(1, 3, 5)[0])
+    for magnitude in (*range(12), 40):
+        policy = ClipRandAugment(f"rand-m{magnitude}-n4{more}")
+        for seed in range(20):
+            assert policy([image], rng(seed))[0].size == (5, 3)
+
+
+def test_the_view_that_killed_a_run():
+    image = Image.fromarray(noise(1, 8, 8)[0])
+    for config, seed in (
+        ("rand-m9-n2-mstd0.5-inc1", 269),
+        *(("rand-m10-n2-inc1", seed) for seed in range(60)),
+    ):
+        (changed,) = ClipRandAugment(config)([image], rng(seed))
+        assert changed.size == image.size
+    policy = ClipRandAugment("rand-m10-n1-p1-inc1")
+    policy.ops = [op for op in policy.ops if op.name == "PosterizeIncreasing"]
+    assert policy([image], rng())[0].tobytes() == ImageOps.posterize(image, 1).tobytes()
 
 
 def test_randaugment_draws_operations_signs_and_magnitudes(monkeypatch):
@@ -390,6 +443,15 @@ def test_mirrored_clips_of_left_and_right_exchange_their_labels(dataset, monkeyp
     drawn = training_views
     monkeypatch.setattr(views, "training_views", lambda *a: (drawn(*a)[0], np.array([True, False])))
     assert [dataset[i][2].tolist() for i in range(4)] == [[2, 3], [3, 2], [1, 1], [0, 0]]
+
+
+def test_mirrored_clips_of_finegym_keep_their_labels_where_names_repeat(tmp_path):
+    write_layout("gym99", tmp_path)
+    split = read_action("gym99", tmp_path, "train")
+    for label in (58, 70, 75, 97, 98):
+        one = dataclasses.replace(split, clips=(dataclasses.replace(split.clips[0], label=label),))
+        training = ActionTrainingSet(one, dataclasses.replace(PLAIN, flip=1.0, repeats=40), seed=0)
+        assert training[0][2].tolist() == [label] * 40
 
 
 def test_the_whole_row_is_what_its_parts_give(dataset, ssv2):
@@ -479,6 +541,28 @@ def broken(tmp_path):
 def test_a_broken_video_is_rejected_by_name(broken):
     for row in (ActionTrainingSet(broken, PLAIN, seed=0)[0], ActionTestSet(broken, PLAIN)[0]):
         assert isinstance(row, Rejected) and row.row_id == "x" and "not a video" in row.reason
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_folder_with_another_number_of_images_than_its_line_says_is_refused(tmp_path, cached):
+    """`list_flow`: 8 frames with 14 pictures of optical flow beside them, which sort first."""
+    write_frames(tmp_path / "clip", moving_square(0, 8), "img_{:05d}.jpg")
+    read = FrameCache(tmp_path / "cache").read_frames if cached else read_frames
+
+    def rows(frames):
+        clips = (ActionClip("x", str(tmp_path / "clip"), 1, frames),)
+        split = ActionSplit("list", "train", ("a", "b"), clips, (), None, "")
+        return ActionTrainingSet(split, PLAIN, seed=0, read=read)[0], ActionTestSet(split, PLAIN, read=read)[
+            0
+        ]
+
+    assert not any(isinstance(row, Rejected) for _ in range(2) for row in (*rows(8), *rows(None)))
+    for row in rows(22):
+        assert row == Rejected(
+            "x",
+            f"{tmp_path}/clip: 8 frames are there, its line in the list says 22 (remedy: keep only the "
+            "clip's own frames in the folder, or correct the line)",
+        )
 
 
 def test_a_batch_counts_its_usable_rows(dataset):

@@ -63,9 +63,9 @@ class TemporalBlock(nn.Module):
         self.mlp_norm = nn.BatchNorm3d(d_out)
         mlp_in, mlp_out = nn.Linear(d_out, 4 * d_out), nn.Linear(4 * d_out, d_out)
         self.mlp = nn.Sequential(OrderedDict({"in": mlp_in, "gelu": nn.GELU(), "out": mlp_out}))
-        # CLIP's rule for a transformer of 12 layers; Side4Video keeps it whatever the ladder's depth.
+        # CLIP's rule for a transformer of 12 layers; Side4Video keeps it whatever the ladder's depth. The
+        # adapter keeps torch's default, as in the authors' models.
         into_residual = (2 * 12 * d_out) ** -0.5
-        nn.init.normal_(self.adapter.weight, std=(2 * d_out) ** -0.5)
         nn.init.normal_(self.attn.in_proj_weight, std=d_out**-0.5)
         nn.init.normal_(self.attn.out_proj.weight, std=into_residual)
         nn.init.normal_(mlp_in.weight, std=(2 * d_out) ** -0.5)

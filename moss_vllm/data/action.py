@@ -8,6 +8,8 @@ Which file means what is in `action_lists`.
 
 import os
 import re
+import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +25,19 @@ from moss_vllm.data.action_lists import (
     read_ssv1,
     read_ssv2,
 )
-from moss_vllm.data.rows import MissingVideo, Rejected
+from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
 
 SPLITS = ("train", "test")
+# What is looked for below the root, in the spelling of the release.
+FILES = {
+    "ssv1": "something-something-v1-{labels,train,validation}.csv, 20bn-something-something-v1/ID/00001.jpg",
+    "ssv2": "labels/{labels,train,validation}.json, 20bn-something-something-v2/ID.webm",
+    "diving48": "Diving48_V2_{train,test}.json, Diving48_vocab.json, rgb/NAME.mp4",
+    "gym99": "gym99_{train_element_v1.1,val_element}.txt, gym99_categories.txt, subactions/ID.mp4",
+    "gym288": "gym288_{train_element_v1.1,val_element}.txt, gym288_categories.txt, subactions/ID.mp4",
+    "k400": "{train,val}.csv, {train,val}/CLASS/ID_000001_000011.mp4",
+    "list": "{train,test}.txt, labels.csv, and what the lists name",
+}
 READERS: dict[str, Callable[[Files, str], Annotation]] = {
     "ssv1": read_ssv1,
     "ssv2": read_ssv2,
@@ -46,15 +58,20 @@ PUBLISHED = {
     "k400": (246_535, 19_907),
 }
 SHOWN_MISSING = 5
+# Of Something-Something: pulling, pushing, turning the camera. They tell the order of the names.
+SOMETHING_CLASSES, SOMETHING_SWAPS = 174, {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+_NUMBER = re.compile(r"\s+[-+\d.,]+$")
+_SIDE = re.compile(r"\b([Ll]eft|[Rr]ight)\b")
 
 
 @dataclass(frozen=True)
 class ActionClip:
-    """One clip: a video file, or a folder of frames."""
+    """One clip: a video file, or a folder of frames; `frames` is how many images its line says there are."""
 
     clip_id: str
     path: str
     label: int
+    frames: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,8 +99,15 @@ class ActionSplit:
 
     @property
     def swaps(self) -> dict[int, int]:
-        """Which class a clip is of once it is mirrored, for those that change."""
-        return left_right_swaps(self.classes)
+        """Which class a clip is of once it is mirrored: Something-Something defines it, and no other data."""
+        found = left_right_swaps(self.classes)
+        listed = len(self.classes) == SOMETHING_CLASSES and found == SOMETHING_SWAPS
+        return found if self.dataset in ("ssv1", "ssv2") or (self.dataset == "list" and listed) else {}
+
+    @property
+    def may_mirror(self) -> bool:
+        """Whether training may mirror clips: not where a list tells left from right in its own way."""
+        return self.dataset != "list" or bool(self.swaps) or not any(map(_SIDE.search, self.classes))
 
     def report(self) -> str:
         """Counts in one line."""
@@ -113,16 +137,15 @@ def read_action(
         allow_missing: leave out clips without a video instead of refusing them.
 
     Raises: BadRow or BadRows (ValueErrors) for files that are not there or wrong, a class or clip that
-    cannot be, a clip listed twice, a path out of `root`; MissingVideo for clips without a video, where they
-    are refused or are all there is.
+    cannot be, a clip or file listed twice, several classes of one clip, a path out of `root`; MissingVideo
+    for clips without a video, where they are refused or are all there is.
     """
     if data not in READERS or split not in SPLITS:
         raise ValueError(f"{data!r}, {split!r} is not one of {', '.join(DATASETS)} and {' or '.join(SPLITS)}")
     root = Path(root)
     listed = READERS[data](Files(root, None if annotation is None else Path(annotation)), split)
     check_repeats(listed)
-    disk = _Disk(root)
-    found = [(row, disk.find(listed.folders, row.names)) for row in listed.rows]
+    found = _find_videos(listed, _Disk(root))
     missing = [row for row, path in found if path is None]
     if missing and not (allow_missing and len(missing) < len(found)):
         raise _missing(listed, root, missing)
@@ -130,7 +153,9 @@ def read_action(
         dataset=data,
         split=split,
         classes=listed.classes,
-        clips=tuple(ActionClip(row.clip_id, path, row.label) for row, path in found if path is not None),
+        clips=tuple(
+            ActionClip(row.clip_id, path, row.label, row.frames) for row, path in found if path is not None
+        ),
         missing=tuple(Rejected(row.clip_id, f"{row.names[0]} is not below {root}") for row in missing),
         published=PUBLISHED[data][SPLITS.index(split)] if data in PUBLISHED else None,
         file=listed.file,
@@ -138,26 +163,93 @@ def read_action(
     )
 
 
+def refuse_shared_clips(train: ActionSplit, test: ActionSplit) -> None:
+    """Raise ValueError where a test shows what was trained on."""
+    trained = {clip.path for clip in train.clips}
+    if shared := [clip.clip_id for clip in test.clips if clip.path in trained]:
+        more = f" and {len(shared) - SHOWN_MISSING:,} more" if len(shared) > SHOWN_MISSING else ""
+        raise ValueError(
+            f"{test.file}: {len(shared):,} clips are in {train.file} too: {', '.join(shared[:SHOWN_MISSING])}"
+            f"{more}; leave them out of one of the two"
+        )
+
+
+def _find_videos(listed: Annotation, disk: "_Disk") -> list[tuple[Listed, str | None]]:
+    """Each row with its video, or None; raises the rows that cannot be meant."""
+    found: list[tuple[Listed, str | None]] = []
+    first: dict[str, Listed] = {}
+    for row in listed.rows:
+        reason, remedy, name = "", "repair the line", row.names[0]
+        path, cut, stem = None, name, None
+        try:
+            path = disk.find(listed.folders, row.names)
+            while path is stem is None and (match := _NUMBER.search(cut)):
+                cut = cut[: match.start()]
+                stem = disk.find(listed.folders, (cut,))
+        except _TwoForms as error:
+            reason, remedy = str(error), "rename one of them, or write the name as it is on disk"
+        # A folder of frames may be called as the video it was.
+        if path and row.frames is not None and "." in os.path.basename(path) and os.path.isfile(path):
+            reason = f"{name!r} is a video file; it takes one class, and no number of frames"
+        elif stem:
+            behind = name[len(cut) :].strip()
+            reason = f"{behind!r} and a class stand behind {cut!r}; that takes 'class', or 'frames class'"
+        elif path and path in first:
+            reason = f"{name!r} is the file of {first[path].where} ({first[path].names[0]!r})"
+        if reason:
+            listed.bad.append(BadRow(listed.file, row.where, reason, remedy))
+        first.setdefault(path or "", row)
+        found.append((row, path))
+    raise_bad_rows(listed.bad)
+    return found
+
+
+class _TwoForms(ValueError):
+    """A name that is on disk in two Unicode forms, and in neither as it was asked for."""
+
+
 class _Disk:
-    """Which files are there, by one listing of each folder: 200,000 questions cost a network disk minutes."""
+    """Which files are there, by one listing of each folder: 200,000 questions cost a network disk minutes.
+
+    A name is also found in another Unicode form than it is written in: some disks and archives change it.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
-        self._names: dict[str, frozenset[str]] = {}
+        self._names: dict[str, tuple[frozenset[str], dict[str, list[str]]]] = {}
 
     def find(self, folders: tuple[str, ...], names: tuple[str, ...]) -> str | None:
         """The first path `root/folder/name` that is there."""
         for folder in folders:
             for name in names:
-                parent, last = os.path.split(os.path.join(self.root, folder, name))
-                if parent not in self._names:
-                    try:
-                        self._names[parent] = frozenset(os.listdir(parent))
-                    except (FileNotFoundError, NotADirectoryError):
-                        self._names[parent] = frozenset()
-                if last in self._names[parent]:
-                    return os.path.join(parent, last)
+                parts = [part for part in f"{folder}/{name}".split("/") if part not in ("", ".")]
+                place: str | None = self.root if parts else None
+                for part in parts:
+                    place = place and self._inside(place, part)
+                if place:
+                    return place
         return None
+
+    def _inside(self, folder: str, name: str) -> str | None:
+        if folder not in self._names:
+            try:
+                there = os.listdir(folder)
+            except (FileNotFoundError, NotADirectoryError):
+                there = []
+            forms: dict[str, list[str]] = defaultdict(list)
+            for one in there:
+                if not one.isascii():
+                    forms[unicodedata.normalize("NFC", one)].append(one)
+            self._names[folder] = frozenset(there), forms
+        exact, others = self._names[folder]
+        if name in exact:
+            return os.path.join(folder, name)
+        alike = others.get(unicodedata.normalize("NFC", name), [])
+        if len(alike) > 1:
+            raise _TwoForms(
+                f"{folder} has {name!r} in {len(alike)} Unicode forms, none as it is written here"
+            )
+        return os.path.join(folder, alike[0]) if alike else None
 
 
 def _missing(listed: Annotation, root: Path, missing: list[Listed]) -> MissingVideo:
@@ -165,7 +257,8 @@ def _missing(listed: Annotation, root: Path, missing: list[Listed]) -> MissingVi
     more = f", ... and {len(missing) - SHOWN_MISSING:,} more" if len(missing) > SHOWN_MISSING else ""
     looked = ", ".join(folder or "." for folder in listed.folders)
     every = len(missing) == len(listed.rows)
-    remedy = "pass the folder of the videos as root" if every else "download them, or allow missing videos"
+    remedy = "download them, or allow missing videos (--allow-missing)"
+    remedy = "pass the folder of the videos as root" if every else remedy
     where = f"{'all ' if every else ''}{len(missing):,} of {len(listed.rows):,} clips"
     return MissingVideo(listed.file, where, f"no video in {looked} of {root}: {shown}{more}", remedy)
 
@@ -173,9 +266,11 @@ def _missing(listed: Annotation, root: Path, missing: list[Listed]) -> MissingVi
 def left_right_swaps(classes: tuple[str, ...]) -> dict[int, int]:
     """Ids of classes whose names differ in left and right alone, each to the other's.
 
-    On Something-Something 86 and 87 (pulling), 93 and 94 (pushing), 166 and 167 (turning the camera).
+    Names that several classes share have no swap. On Something-Something it is SOMETHING_SWAPS.
     """
     other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    ids = {plain(name): index for index, name in enumerate(classes)}
-    mirrored = [re.sub(r"\b([Ll]eft|[Rr]ight)\b", lambda match: other[match[0]], name) for name in ids]
-    return {index: ids[name] for index, name in enumerate(mirrored) if ids.get(name, index) != index}
+    names = [plain(name) for name in classes]
+    count = Counter(names)
+    ids = {name: index for index, name in enumerate(names) if count[name] == 1}
+    mirrored = {name: _SIDE.sub(lambda match: other[match[0]], name) for name in ids}
+    return {ids[name]: ids[there] for name, there in mirrored.items() if there != name and there in ids}

@@ -6,6 +6,7 @@ another form is a `BadRow`.
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -18,12 +19,18 @@ ANNOTATION_FOLDERS = ("", "annotations", "annotation", "labels", "lists")
 
 @dataclass(frozen=True)
 class Listed:
-    """A row of an annotation file; `names` are spellings of its video below any of the video folders."""
+    """A row of an annotation file.
+
+    Args:
+        names: spellings of its video below any of the video folders.
+        frames: how many images the row says that its folder has.
+    """
 
     clip_id: str
     label: int
     where: str
     names: tuple[str, ...]
+    frames: int | None = None
 
 
 @dataclass
@@ -95,8 +102,11 @@ class Files:
 
 
 def plain(name: str) -> str:
-    """A class name without commas and doubled spaces: the authors' lists leave the commas out."""
-    return " ".join(name.replace(",", "").split())
+    """A class name without commas and doubled spaces, in one Unicode form.
+
+    The authors' lists leave the commas out.
+    """
+    return unicodedata.normalize("NFC", " ".join(name.replace(",", "").split()))
 
 
 def class_ids(classes: Sequence[str], file: str) -> dict[str, int]:

@@ -6,15 +6,15 @@ Reference: Fig. 8 and Sec. D of the paper, whose groups are those of Goyal et al
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from moss_vllm.data import mini_actions
-from moss_vllm.data.action import left_right_swaps
+from moss_vllm.data.action import SOMETHING_CLASSES, SOMETHING_SWAPS, left_right_swaps
 from moss_vllm.data.action_files import plain, read_text
 from moss_vllm.data.rows import BadRow
 
-HEADER = ["name", "group"]
+HEADERS = (["name", "group"], ["id", "group"])
 FINEGYM = ("gym99", "gym288")
 # Class ids by group; V1 and V2 have the same 174 classes, numbered as their sorted names.
 SOMETHING = {
@@ -71,8 +71,6 @@ SOMETHING = {
     "Twisting something": "64 169-170",
     "Wiping something off of something": "63 173",
 }
-# Classes that mirroring exchanges: pulling, pushing, turning the camera. They tell the order of the names.
-SOMETHING_SWAPS = {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
 
 
 def something_groups() -> dict[int, str]:
@@ -85,53 +83,57 @@ def something_groups() -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def find_groups(data: str, classes: Sequence[str]) -> dict[str, str]:
-    """The group of each class that is known without a file; keys are `plain` names.
+def find_groups(data: str, classes: Mapping[int, str]) -> dict[int, str]:
+    """The group of each class that is known without a file, by class id.
 
     Args:
         data: as the recipe names it; lists in Something-Something's order of classes count as it.
-        classes: names by class id.
+        classes: names by class id, of those that are known.
 
     Raises:
         ValueError: data without known groups, or Something-Something's in another order.
     """
     if data == "mini":
-        return {plain(name): group for name, group in mini_actions.CLASSES.items()}
+        return dict(enumerate(mini_actions.CLASSES.values()))
     if data in FINEGYM:  # "(VT) round-off, ...": vault, floor, beam, uneven bars
-        events = {name: re.match(r"\((\w+)\)", name) for name in classes}
-        return {plain(name): event[1] for name, event in events.items() if event}
-    groups = something_groups()
-    is_something = len(classes) == len(groups) and left_right_swaps(tuple(classes)) == SOMETHING_SWAPS
-    if is_something:
-        return {plain(name): groups[index] for index, name in enumerate(classes)}
+        events = {number: re.match(r"\((\w+)\)", name) for number, name in classes.items()}
+        return {number: event[1] for number, event in events.items() if event}
+    names = tuple(classes.get(number, "") for number in range(SOMETHING_CLASSES))
+    if len(classes) == SOMETHING_CLASSES and left_right_swaps(names) == SOMETHING_SWAPS:
+        return something_groups()
     if data in ("ssv1", "ssv2"):
         raise ValueError(
-            f"the {len(classes)} classes of {data} are not Something-Something's {len(groups)} in the order "
-            "of their names; use its own label file, or name a csv 'name,group' with --groups"
+            f"the {len(classes)} classes of {data} are not Something-Something's {SOMETHING_CLASSES} in the "
+            "order of their names; use its own label file, or name a csv 'name,group' with --groups"
         )
     raise ValueError(f"no action groups are known of {data!r}; name a csv 'name,group' with --groups")
 
 
-def read_groups(file: Path) -> dict[str, str]:
-    """The group of each class in a csv with the header `name,group`; keys are `plain` names.
+def read_groups(file: Path, classes: Mapping[int, str]) -> dict[int, str]:
+    """The group of each class by its id, from a csv with the header `name,group` or `id,group`.
 
     Raises:
-        BadRow: the file is not there or not like that, or has a class twice.
+        BadRow: the file is not there or not like that, or names a class twice.
     """
     lines = csv.reader(io.StringIO(read_text(file), newline=""), skipinitialspace=True)
-    header, groups = [field.strip() for field in next(lines)], {}
-    if header != HEADER:
-        reason, remedy = f"{','.join(header)[:80]!r} is not the header 'name,group'", "add it"
+    header, groups = [field.strip() for field in next(lines)], dict[str, str]()
+    if header not in HEADERS:
+        reason, remedy = f"{','.join(header)[:80]!r} is not the header 'name,group' or 'id,group'", "add it"
         raise BadRow(str(file), "line 1", reason, remedy)
     for fields in lines:
         where = f"line {lines.line_num}"
         name, group = [field.strip() for field in fields] if len(fields) == 2 else ("", "")
         if not fields:
             continue
-        if not name or not group:
-            reason = f"{','.join(fields)[:80]!r} is not 'name,group'"
+        if not name or not group or (header[0] == "id" and not name.isdecimal()):
+            reason = f"{','.join(fields)[:80]!r} is not '{','.join(header)}'"
             raise BadRow(str(file), where, reason, 'repair it; a name with a comma needs "quotes"')
-        if plain(name) in groups:
-            raise BadRow(str(file), where, f"has class {name!r} twice", "keep one of the two")
-        groups[plain(name)] = group
-    return groups
+        key = plain(name) if header[0] == "name" else str(int(name))
+        # Names of a dataset may repeat; only another group tells that different classes are meant.
+        if groups.setdefault(key, group) != group:
+            reason = f"has class {name!r} in group {group!r}, above it is in {groups[key]!r}"
+            raise BadRow(
+                str(file), where, reason, "keep one; classes of one name are told apart by 'id,group'"
+            )
+    known = {number: plain(name) if header[0] == "name" else str(number) for number, name in classes.items()}
+    return {number: groups[key] for number, key in known.items() if key in groups}

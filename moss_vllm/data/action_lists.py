@@ -10,6 +10,7 @@ spellings of open-mmlab/mmaction2 and KimManjin/CorrelationSideTuning are read t
 import csv
 import io
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def read_k400(files: Files, split: str) -> Annotation:
     def read_row(row: dict[str, str], where: str) -> Listed:
         try:
             start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
-        except ValueError:
+        except (ValueError, OverflowError):  # infinity
             reason = f"time_start {row['time_start']!r} and time_end {row['time_end']!r} are not both numbers"
             raise BadRow(file, where, reason, "repair the row") from None
         clip = clip_name(f"{row['youtube_id']}_{start:06d}_{end:06d}", file, where)
@@ -198,18 +199,22 @@ def _k400_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     if lacking:
         reason = f"its header has no {', '.join(lacking)}"
         raise BadRow(str(path), "line 1", reason, "use the train or validate csv: the test csv has no labels")
-    for row in reader:
-        where = f"line {reader.line_num}"
-        lacking = [name for name in needed if not (row[name] or "").strip()]
-        if lacking:
-            raise BadRow(str(path), where, f"has no {', '.join(lacking)}", "repair the row")
-        yield where, {name: row[name].strip() for name in needed}
+    try:
+        for row in reader:
+            where = f"line {reader.line_num}"
+            lacking = [name for name in needed if not (row[name] or "").strip()]
+            if lacking:
+                raise BadRow(str(path), where, f"has no {', '.join(lacking)}", "repair the row")
+            # The class ids are places of names: both lists need them in one Unicode form.
+            yield where, {name: unicodedata.normalize("NFC", row[name].strip()) for name in needed}
+    except csv.Error as error:
+        raise BadRow(str(path), f"line {reader.line_num}", f"is no csv ({error})", "repair the row") from None
 
 
 def read_list(files: Files, split: str) -> Annotation:
     """The authors' lists: `folder frames class` or `video class` lines, and a csv of `id,name`.
 
-    A path may hold spaces. The number of frames is checked but not used: the folder is counted when read.
+    A path may hold spaces. A number of frames must be that of the folder's images when they are read.
     """
     labels = files.find(("labels.csv", "*labels*.csv"))
     classes = _list_classes(labels)
@@ -226,7 +231,8 @@ def read_list(files: Files, split: str) -> Annotation:
             reason = f"{line[:80]!r} is neither 'folder frames class' nor 'video class'"
             raise BadRow(file, where, reason, "repair the line")
         clip = clip_path(fields[0].rstrip("/"), file, where)
-        return Listed(clip, label_id(fields[-1], classes, file, where), where, (clip,))
+        frames = int(fields[1]) if len(fields) == 3 else None
+        return Listed(clip, label_id(fields[-1], classes, file, where), where, (clip,), frames)
 
     return Annotation(file, classes, ("", "videos", "frames", "rawframes")).add(text_places(path), read_row)
 

@@ -5,15 +5,19 @@ All random numbers come from the generator passed.
 
 import math
 import random
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
+from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 
 RATIO = (3 / 4, 4 / 3)
+# timm drops a section it does not know, takes any unknown set for its usual one, and of two alike one.
+_SECTION = re.compile(r"(mstd|mmax|inc|[mnp])\d{1,4}(?:\.\d{1,4})?|(t)(?:weights|3aw?)")
 _LUMA = (0.299, 0.587, 0.114)  # as PIL's mode "L"
 
 
@@ -23,18 +27,29 @@ class ClipRandAugment:
     Args:
         config: timm's notation, e.g. "rand-m7-n4-mstd0.5-inc1".
 
+    Raises: ValueError for a notation that timm refuses or would not follow.
+
     Reference: Table 7; the bicubic filter and grey filling are those of the authors' code.
     """
 
     def __init__(self, config: str) -> None:
         self.config = config
+        sections = [_SECTION.fullmatch(section) for section in config.split("-")[1:]]
+        names = [match[1] or match[2] for match in sections if match]
         try:
+            if len(set(names)) < len(sections):
+                raise ValueError("a section is unknown, or there twice")
             # translate_const, in pixels, is needed by timm's older operations only.
             hparams = {"translate_const": int(256 * 0.45), "interpolation": Image.Resampling.BICUBIC}
             policy = rand_augment_transform(config, hparams)
+            self.ops, self.count, self.weights = policy.ops, policy.num_layers, policy.choice_weights
+            if self.weights is not None and self.count > len(self.ops):
+                raise ValueError(f"{self.count} operations of {len(self.ops)} that are drawn once each")
         except (AssertionError, ValueError) as error:
-            raise ValueError(f"randaugment is {config!r}; write it as 'rand-m7-n4-mstd0.5-inc1'") from error
-        self.ops, self.count, self.weights = policy.ops, policy.num_layers, policy.choice_weights
+            reason = f" ({error})" if str(error) else ""
+            raise ValueError(
+                f"randaugment is {config!r}{reason}; write it as 'rand-m7-n4-mstd0.5-inc1'"
+            ) from error
 
     def __call__(self, images: Sequence[Image.Image], rng: np.random.Generator) -> list[Image.Image]:
         """The frames, changed alike; an operation not drawn leaves them as they are."""
@@ -53,14 +68,16 @@ class ClipRandAugment:
         return images
 
 
-def _level(op: object, magnitude: float, seed: int) -> tuple[float, ...]:
+def _level(op: Any, magnitude: float, seed: int) -> tuple[float, ...]:
     """An operation's arguments; timm draws signs from Python's own generator, which is left as it was."""
     state = random.getstate()
     random.seed(seed)
     try:
-        return op.level_fn(magnitude, op.hparams) if op.level_fn else ()  # type: ignore[attr-defined]
+        level = op.level_fn(magnitude, op.hparams) if op.level_fn else ()
     finally:
         random.setstate(state)
+    # timm 1.0 asks for 0 bits and fewer at the strong end, which Pillow 13 refuses.
+    return tuple(max(1, bits) for bits in level) if op.aug_fn is posterize else level
 
 
 def draw_box(

@@ -1,7 +1,8 @@
 """Clips of a classifier: which frames, which part of the picture, how changed; for training and for tests.
 
 `PROTOCOLS[dataset]["paper"]` is Table 7; "authors" is what their configuration files say where the two
-differ (Kinetics: sampling and repeats; grey on all but Something-Something).
+differ (Kinetics: sampling and repeats; grey on all but Something-Something). `protocol_views` adds what
+depends on the variant.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from moss_vllm.data.action import ActionSplit
+from moss_vllm.data.action import ActionClip, ActionSplit
 from moss_vllm.data.augment import ClipRandAugment, draw_box, grey
 from moss_vllm.data.frames import BadVideo, scaled_size
 from moss_vllm.data.order import PlacedRow
@@ -95,9 +96,10 @@ class ViewSettings:
 _SSV = ViewSettings(
     train_scale=(256, 320), test_scale=(256, 320), randaugment="rand-m7-n4-mstd0.5-inc1", repeats=2
 )
-# Table 2 has 16 frames for L, 32 for B; the authors' configuration files have 16 for both.
+# Dense at 32 frames reaches over 256 with Table 7's stride of 8; the authors' dense branch over 128 whatever
+# the number of frames, which is a stride of 4 then.
 _K400 = ViewSettings(frames=16, sampling="dense", clips=4, grayscale=0.2, repeats=2)
-_DIVING48 = ViewSettings(frames=32)  # of a single crop the authors' code scales to 256, not 224
+_DIVING48 = ViewSettings(frames=32)
 _FINEGYM = ViewSettings(frames=32, test_scale=256)
 _PAPER = {
     "ssv1": _SSV,
@@ -111,7 +113,6 @@ _PAPER = {
     "mini": ViewSettings(size_px=84, train_scale=84, test_scale=84, clips=1, crops=1, min_area=1.0, flip=0.0),
 }
 _AUTHORS = {
-    # Repeats are 2 for L there.
     "k400": dataclasses.replace(_K400, sampling="uniform-k400", repeats=1),
     "diving48": dataclasses.replace(_DIVING48, grayscale=0.2),
     "gym99": dataclasses.replace(_FINEGYM, grayscale=0.2),
@@ -121,6 +122,24 @@ PROTOCOLS: dict[str, dict[str, ViewSettings]] = {
     dataset: {"paper": settings, "authors": _AUTHORS.get(dataset, settings)}
     for dataset, settings in _PAPER.items()
 }
+# Table 2 has 32 frames for B and 16 for L, the authors' configuration files 16 for both and 2 repeats for L.
+# S and M are not in the paper, and are as the variant beside the same image encoder.
+_BY_VARIANT: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("k400", "paper"): {"s": {"frames": 32}, "b": {"frames": 32}},
+    ("k400", "authors"): {"m": {"repeats": 2}, "l": {"repeats": 2}},
+}
+
+
+def protocol_views(data: str, protocol: str, variant: str) -> ViewSettings:
+    """What a protocol says of a dataset and a variant of the ladder.
+
+    Raises:
+        ValueError: an unknown protocol.
+    """
+    if protocol not in PROTOCOLS[data]:
+        raise ValueError(f"protocol is {protocol!r}; it must be one of {', '.join(PROTOCOLS[data])}")
+    changes = _BY_VARIANT.get((data, protocol), {}).get(variant, {})
+    return dataclasses.replace(PROTOCOLS[data][protocol], **changes)
 
 
 def training_views(
@@ -203,6 +222,14 @@ def _normalised(views: Tensor, settings: ViewSettings) -> Tensor:
     return views.mul_(1 / (255 * std)).sub_(mean / std)
 
 
+def _refuse_other_count(clip: ActionClip, n_frames: int) -> None:
+    """Raise BadVideo for a folder that holds more or fewer images than its line says."""
+    if clip.frames not in (None, n_frames):
+        reason = f"{n_frames:,} frames are there, its line in the list says {clip.frames:,}"
+        remedy = "keep only the clip's own frames in the folder, or correct the line"
+        raise BadVideo(clip.path, reason, remedy)
+
+
 class ActionTrainingSet:
     """Labelled clips to train on; a `training.RowDataset`.
 
@@ -238,6 +265,7 @@ class ActionTrainingSet:
         rng = np.random.default_rng([self.seed, index.place if isinstance(index, PlacedRow) else 0, index])
 
         def choose(n_frames: int) -> np.ndarray:
+            _refuse_other_count(clip, n_frames)
             return draw_indices(
                 n_frames, rng, frames=settings.frames, sampling=settings.sampling, stride=settings.stride
             )
@@ -296,6 +324,7 @@ class ActionTestSet:
         clip, settings = self.clips[index], self.settings
 
         def choose(n_frames: int) -> np.ndarray:
+            _refuse_other_count(clip, n_frames)
             return spread_indices(
                 n_frames,
                 frames=settings.frames,
