@@ -17,19 +17,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoProcessor,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     VideoLlama3Config,
     VideoLlama3ForConditionalGeneration,
-    VideoLlama3Processor,
 )
 from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
 from moss_vllm.files import read_json
 from moss_vllm.vlm import fit
+from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3 import (
     MOSS_FIELDS,
@@ -47,8 +46,6 @@ MERGED_FILE = "merged.json"
 RECORDS = ("miniature.json", MERGED_FILE)
 TO_TRAIN = "moss_to_train"  # in MERGED_FILE of a model without MOSS: the sizes that its own base names
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-PROCESSOR_FILES = ["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"]
-PROCESSOR_FILES += ["tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"]
 IN_FULL = ["model.vision_model", "model.projector", "lm_head"]  # of a base in 4 bits
 
 
@@ -105,7 +102,7 @@ def load_base(
                 **({"quantization_config": _four_bits()} if quantize else {}),
             )
     except (TypeError, LookupError, AttributeError, RecursionError, StrictDataclassError) as error:
-        _blame(path, ["generation_config.json"], revision)
+        blame(path, ["generation_config.json"], revision)
         raise ValueError(f"{source}: cannot be opened ({fit.tell(error)}); fetch it again") from error
     missing = [key for key in info["missing_keys"] if trained_moss or ".moss." not in key]
     if wrong := sorted(missing) + sorted(info["unexpected_keys"]):
@@ -120,53 +117,6 @@ def load_base(
         model.model.vision_model.moss.float()  # with its BatchNorm statistics
     model.opened_from = origin
     return cast(PreTrainedModel, model)
-
-
-def load_processor(source: str | Path, revision: str | None = None) -> VideoLlama3Processor:
-    """The processor of a base model.
-
-    Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: another kind of model.
-    """
-    _check_kind(source, revision)
-    return open_processor(resolve(source), revision)
-
-
-def open_processor(folder: str | Path, revision: str | None = None) -> VideoLlama3Processor:
-    """The processor of a folder or hub id; one that names code is refused, without a question."""
-    how: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    try:
-        processor = AutoProcessor.from_pretrained(str(folder), **how)
-    except Exception as error:  # of tokenizers, which has no class of its own, and many more
-        _blame(folder, PROCESSOR_FILES, revision)
-        raise ValueError(
-            f"{folder}: its processor cannot be read ({fit.tell(error)}); use a complete checkpoint"
-        ) from error
-    if not isinstance(processor, VideoLlama3Processor):
-        raise ValueError(
-            f"{folder}: its processor is a {type(processor).__name__}, not VideoLLaMA3's; use a complete "
-            "checkpoint"
-        )
-    return processor
-
-
-def choose_attention(device: str | torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
-    """The fastest attention that runs there, by transformers' name, and why it is this one."""
-    kind = torch.device(device).type
-    if kind != "cuda":
-        return "sdpa", f"flash-attn needs a CUDA device, this is {kind}"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return "sdpa", f"flash-attn needs a bf16 or fp16 base, this one is {dtype or torch.float32}"
-    try:
-        import flash_attn
-    except ModuleNotFoundError as error:
-        if error.name == "flash_attn":
-            return "sdpa", "flash-attn is not installed: pip install flash-attn --no-build-isolation"
-        return "sdpa", f"flash-attn is installed but does not load: {error}"
-    except (ImportError, OSError) as error:  # built for another torch: undefined symbols
-        return "sdpa", f"flash-attn is installed but does not load: {error}"
-    return "flash_attention_2", f"flash-attn {flash_attn.__version__}"
 
 
 def resolve(source: str | Path) -> str:
@@ -274,7 +224,7 @@ def _weight_files(path: str, revision: str | None) -> list[Path]:
 
 def _open_config(source: str | Path, revision: str | None) -> tuple[PretrainedConfig, dict[str, Tensor]]:
     """The config of a base and the header of its weights; they are compared before lists are made of it."""
-    settings, path = _check_kind(source, revision), resolve(source)
+    settings, path = check_kind(source, revision), resolve(source)
     headers = [read_header(file, "fetch it again") for file in _weight_files(path, revision)]
     header = {name: value for one in headers for name, value in one.items()}
     fit.check_counts(source, settings, header)
@@ -295,14 +245,15 @@ def _open_config(source: str | Path, revision: str | None) -> tuple[PretrainedCo
     return cast(PretrainedConfig, config), header
 
 
-def _blame(path: str | Path, names: Iterable[str], revision: str | None) -> None:
+def blame(path: str | Path, names: Iterable[str], revision: str | None) -> None:
     """Name the file that is no JSON, if one of these is the reason of an error."""
     for name in names:
         if file := find_file(path, name, revision):
             read_json(file, "use a complete checkpoint")
 
 
-def _check_kind(source: str | Path, revision: str | None) -> dict[str, Any]:
+def check_kind(source: str | Path, revision: str | None) -> dict[str, Any]:
+    """What config.json says; ValueError if it is of another kind of model."""
     # Read as json first: AutoConfig answers the authors' release with a question about running its code.
     file = find_file(resolve(source), "config.json", revision)
     if file is None:

@@ -38,16 +38,17 @@ from moss_vllm.vlm.adapter import (
 )
 from moss_vllm.vlm.adapter import attach_lora as attach_lora
 from moss_vllm.vlm.adapter import trained_state as trained_state
+from moss_vllm.vlm.attention import choose_attention as choose_attention
 from moss_vllm.vlm.base import base_fingerprint as base_fingerprint
 from moss_vllm.vlm.base import base_record as base_record
-from moss_vllm.vlm.base import choose_attention as choose_attention
-from moss_vllm.vlm.base import find_file, is_hub_id, open_processor
+from moss_vllm.vlm.base import find_file, is_hub_id
 from moss_vllm.vlm.base import load_base as load_base
-from moss_vllm.vlm.base import load_processor as load_processor
 from moss_vllm.vlm.base import moss_to_train as moss_to_train
 from moss_vllm.vlm.base import resolve as resolve
 from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.miniature import MINIATURE
+from moss_vllm.vlm.processor import load_processor as load_processor
+from moss_vllm.vlm.processor import open_processor
 from moss_vllm.vlm.video_llama3 import MOSS_FIELDS, MossVideoLlama3VisionConfig, moss_settings
 from moss_vllm.weights import faults
 
