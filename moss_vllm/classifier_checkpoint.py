@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moss_vllm.files import read_json
+from moss_vllm.files import read_json, readable
 from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.recognition import build_classifier
 from moss_vllm.vlm.checkpoint import RUN_FILE, versions
@@ -54,6 +54,7 @@ def save(
     """Write the folder's files; `run` has `model`, what `build_classifier` is called with."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
+    readable(folder / WEIGHTS_FILE)
     record = {**run, "encoder_fingerprint": encoder_fingerprint(model), "versions": versions()}
     (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
 
@@ -107,9 +108,7 @@ def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> 
     if but_head:
         weights = {name: value for name, value in weights.items() if not head.match(name)}
     expected = {
-        name: list(value.shape)
-        for name, value in trained_state(model).items()
-        if not (but_head and head.match(name))
+        name: value for name, value in trained_state(model).items() if not (but_head and head.match(name))
     }
     if wrong := faults(weights, expected):
         raise ValueError(f"{file}: {wrong}; use a checkpoint of this classifier, whole")

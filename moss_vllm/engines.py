@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers.integrations import unset_hf_deepspeed_config
 
 from moss_vllm.errors import RunStopped
+from moss_vllm.files import readable
 from moss_vllm.vlm.video_llama3 import VideoMOSS
 from moss_vllm.weights import faults
 
@@ -210,6 +211,7 @@ def save_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, f
     rank = accelerator.process_index
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_random_state(), folder / f"random-{rank}.safetensors")
+    readable(folder / f"random-{rank}.safetensors")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed.runtime.zero.config import ZeroStageEnum
 
@@ -223,6 +225,7 @@ def save_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, f
         named: dict[str, dict[str, Tensor]] = state["state"]
         flat = {f"{name}/{key}": t.contiguous() for name, one in named.items() for key, t in one.items()}
         save_file(flat, folder / OPTIMIZER_FILE)
+        readable(folder / OPTIMIZER_FILE)
 
 
 def load_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, folder: Path) -> None:
@@ -261,8 +264,8 @@ def load_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, f
 
 def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
     state: Any = get_optimizer_state_dict(objective, optimizer, options=FULL)  # all zero, with its names
-    shapes = {f"{name}/{key}": t.shape for name, one in state["state"].items() for key, t in one.items()}
-    if wrong := faults(saved, shapes):
+    like = {f"{name}/{key}": t for name, one in state["state"].items() for key, t in one.items()}
+    if wrong := faults(saved, like):
         raise RuntimeError(f"of the optimizer's states {wrong}")
     for name, one in state["state"].items():
         one.update({key: saved[f"{name}/{key}"] for key in one})

@@ -37,14 +37,28 @@ def write_whole(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def readable(*files: Path) -> None:
+    """Give files the mode that any file written beside them gets.
+
+    safetensors 0.8 leaves its files to their writer alone (huggingface/safetensors#782).
+    """
+    for file in files:
+        probe = file.with_name(f".{file.name}.{os.getpid()}.mode")  # asking for the umask would set it
+        probe.touch()
+        mode = probe.stat().st_mode
+        probe.unlink()
+        file.chmod(mode)
+
+
 def read_json(file: Path, remedy: str = "use an earlier checkpoint") -> dict[str, Any]:
     """A JSON object; ValueError names the file that holds none, and the remedy."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not names with values")
-    except ValueError as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{file}: cannot be read as JSON ({reason}); {remedy}") from error
     return found
 
 

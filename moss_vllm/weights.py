@@ -2,26 +2,65 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-def faults(weights: Mapping[str, Tensor], expected: Mapping[str, Any]) -> str:
-    """What is wrong with `weights`, in words; `expected` has a shape for each name, or None for any."""
+
+def read_header(file: Path, remedy: str = "use an earlier checkpoint") -> dict[str, Tensor]:
+    """What a safetensors file holds, as tensors without contents, on the device "meta".
+
+    Raises:
+        ValueError: it cannot be read; the header tells the file's length, so a cut file is noticed here.
+    """
+    found = {}
+    try:
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():
+                part = opened.get_slice(name)
+                shape = part.get_shape()
+                dtype = (part[:0] if shape else opened.get_tensor(name)).dtype
+                found[name] = torch.empty(shape, dtype=dtype, device="meta")
+    except (SafetensorError, LookupError) as error:
+        raise ValueError(
+            f"{file}: cannot be read as safetensors ({error}); the file is cut short or damaged, {remedy}"
+        ) from error
+    return found
+
+
+def faults(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]) -> str:
+    """What is wrong with `weights`, in words; `expected` has a tensor like each of them, or None for any.
+
+    Numbers of another kind are wrong: whole numbers for real ones, eight bits, and more than float32 holds.
+    Tensors on "meta" are judged by shape and type alone.
+    """
 
     def of_another_shape(name: str) -> bool:
-        return expected[name] is not None and list(weights[name].shape) != list(expected[name])
+        like = expected[name]
+        return like is not None and weights[name].shape != like.shape
+
+    def of_another_type(name: str) -> bool:
+        like, dtype = expected[name], weights[name].dtype
+        return like is not None and (dtype not in REAL if like.dtype in REAL else dtype != like.dtype)
+
+    def is_finite(name: str) -> bool:
+        value = weights[name]
+        return value.is_meta or bool(torch.isfinite(value.float() if value.dtype in REAL else value).all())
 
     both = weights.keys() & expected.keys()
     empty = [name for name in both if weights[name].numel() == 0]
+    strange = [name for name in both if of_another_type(name)]
     found: dict[str, Iterable[str]] = {
         "missing": expected.keys() - weights.keys(),
         "left over": weights.keys() - expected.keys(),
         "empty": empty,
         "of another shape": [name for name in both if of_another_shape(name) and name not in empty],
-        "not finite": [name for name in both if not bool(torch.isfinite(weights[name]).all())],
+        "of another type": strange,
+        "not finite": [name for name in both if name not in strange and not is_finite(name)],
     }
     told = []
     for fault, names in found.items():

@@ -124,8 +124,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         rows = plan_rows(
             settings, processor, None if flags.dry_run else out, write=accelerator.is_main_process
         )
-    # The miniature names its own MOSS sizes; without any, the config's defaults are the paper's.
-    moss = checkpoint.base_record(settings.model).get("moss", {}) if settings.use_moss else None
+    moss = checkpoint.moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights

@@ -39,6 +39,7 @@ from moss_vllm.data.chat import (
 from moss_vllm.data.rows import Question
 from moss_vllm.data.synthetic import Choice
 from moss_vllm.data.video import Clip
+from moss_vllm.files import readable
 from moss_vllm.optim import warmup_cosine
 from moss_vllm.scoring import judge_favor, parse_letter
 from moss_vllm.vlm.miniature import MINIATURE_MOSS, build, build_processor, build_tokenizer
@@ -84,6 +85,7 @@ def save(
 ) -> dict[str, float]:
     """Write the folder, and measure what was written."""
     model.bfloat16().save_pretrained(args.out)
+    readable(*args.out.glob("*.safetensors"))
     processor.save_pretrained(args.out)
     accuracy = measure(model.float(), processor, sights=args.measured, seed=args.seed + HELD_OUT)
     talk = " ".join(map(str, args.talk))

@@ -3,7 +3,8 @@
     python scripts/merge.py runs/favor_lora/step-000360 runs/merged
     python scripts/merge.py CKPT OUT --dtype fp32
 
-Writes a folder: safetensors (shards of 4 GB), processor, generation config and the run's record, merged.json.
+Writes a folder: safetensors (shards of 4 GB), processor, generation config, the run's record (merged.json),
+and README.md, which says what opens it.
 `AutoModelForImageTextToText.from_pretrained(OUT)` opens it: with MOSS after `import moss_vllm.vlm`, without
 MOSS in plain transformers. The evaluations and `scripts/ask.py` take it as `--ckpt`, the recipe as `--model`.
 
@@ -24,7 +25,9 @@ from typing import Any
 from rich.console import Console
 
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.vlm.base import DTYPES, MERGED_FILE, base_record
+from moss_vllm.files import readable
+from moss_vllm.vlm.base import DTYPES, MERGED_FILE, TO_TRAIN, base_record
+from moss_vllm.vlm.card import loading_code, merged_readme
 from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
 
 SHARD = "4GB"
@@ -52,7 +55,8 @@ def main(argv: list[str] | None = None) -> float:
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        expected = write_merged(folder, part, args.dtype)
+        record, expected = write_merged(folder, part, args.dtype)
+        (part / "README.md").write_text(merged_readme(out.name, record))
         with showing("comparing it with the checkpoint"):
             reloaded = load(part)
             difference = float((next_logits(reloaded.model, reloaded.processor) - expected).abs().max())
@@ -68,12 +72,13 @@ def main(argv: list[str] | None = None) -> float:
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    print(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}")
+    print(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}, or in Python:\n")
+    print(loading_code(str(out), record, merged=True))
     return difference
 
 
-def write_merged(folder: Path, part: Path, dtype: str) -> Any:
-    """Write the merged model of the checkpoint `folder`; returns the checkpoint's own `next_logits`."""
+def write_merged(folder: Path, part: Path, dtype: str) -> tuple[dict[str, Any], Any]:
+    """Write the merged model of the checkpoint `folder`; returns its record, and the checkpoint's logits."""
     with showing("opening the checkpoint"):
         loaded = load(folder)
         expected = next_logits(loaded.model, loaded.processor)
@@ -81,13 +86,14 @@ def write_merged(folder: Path, part: Path, dtype: str) -> Any:
         peft_model: Any = loaded.model
         model = peft_model.merge_and_unload().to(DTYPES[dtype])
         model.save_pretrained(part, max_shard_size=SHARD)
+        readable(*part.glob("*.safetensors"))
         loaded.processor.save_pretrained(part)
-        known = {name: value for name, value in loaded.run.items() if value is not None}
-        record = {**known, "merged_from": loaded.name}
-        if "moss" not in record and (sizes := base_record(loaded.run["base_model"]).get("moss")):
-            record["moss"] = sizes  # none is attached; what the base names for training with MOSS
+        record = {**loaded.run, "merged_from": loaded.name}
+        known = base_record(loaded.run["base_model"], loaded.run["base_revision"])
+        if record["moss"] is None and (sizes := known.get(TO_TRAIN) or known.get("moss")):
+            record[TO_TRAIN] = sizes  # none is attached: what the base names for training with MOSS
         (part / MERGED_FILE).write_text(json.dumps(record, indent=2) + "\n")
-    return expected
+    return record, expected
 
 
 def showing(what: str) -> AbstractContextManager[Any]:

@@ -3,31 +3,44 @@
     python scripts/push.py runs/favor_lora/step-000360 OWNER/NAME --results RUN/result.json
     python scripts/push.py CKPT OWNER/NAME --dry-run           # writes the folder to --out, uploads nothing
 
-What goes up, in one commit: safetensors, json and the processor's files of the folder itself, and README.md
-made from its record. Optimizer state, logs and all else stay; they are named. Log in with `hf auth login`
-first. Without a network, or where the upload fails, the folder is written to --out and can be uploaded later.
+What goes up, in one commit: the files that the recipe and scripts/merge.py write, by their names, and
+README.md made from the record. All else stays and is named: optimizer state, logs, links, hidden files. An
+access key in anything that goes up stops it. Paths, hosts and accounts are replaced by names in the copy.
+
+Log in with `hf auth login` first. Without a network, or where the upload fails, the folder is written to
+--out and can be uploaded later.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.constants import is_offline_mode
+from safetensors import safe_open
 
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.vlm.adapter import PICKLE_FILE, read_json
-from moss_vllm.vlm.base import MERGED_FILE
+from moss_vllm.files import read_json
+from moss_vllm.vlm.adapter import ADAPTER_FILE, PICKLE_FILE, SETTINGS_FILE
+from moss_vllm.vlm.base import INDEX, MERGED_FILE, WEIGHTS
 from moss_vllm.vlm.card import model_card, read_result
-from moss_vllm.vlm.checkpoint import FILES, RUN_FILE, read_run
-from moss_vllm.vlm.video_llama3 import MossVideoLlama3Config
+from moss_vllm.vlm.checkpoint import RUN_FILE, read_run
+from moss_vllm.vlm.private import find_secrets, hide_secrets, without_path, without_places
+from moss_vllm.vlm.processor import PROCESSOR_FILES
+from moss_vllm.vlm.video_llama3 import MOSS_FIELDS, MossVideoLlama3Config
+from moss_vllm.weights import read_header
 
 CARD = "README.md"
-TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
+NEEDED = {False: (RUN_FILE, SETTINGS_FILE, ADAPTER_FILE), True: (MERGED_FILE, "config.json")}
+OPTIONAL = ("generation_config.json", WEIGHTS, INDEX)  # of a merged model
+TEMPLATE = "chat_template.jinja"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+VOCABULARY = "tokenizer.json"  # as it is: it may have words like paths
+Contents = dict[str, Path | bytes]
 
 
 @errors_in_one_line()
@@ -42,84 +55,177 @@ def main(argv: list[str] | None = None) -> str:
     add("--results", type=Path, nargs="+", default=[], help="result.json files of eval/*.py for the card")
     add("--licence", default="other", help="of the weights, by the hub's name for it (other)")
     add("--out", type=Path, help="folder for --dry-run and without a network (runs/push/NAME)")
-    add("--dry-run", action="store_true", help="write the folder to --out, upload nothing")
+    add("--dry-run", action="store_true", help="write the folder to --out, upload nothing; list the files")
     args = parser.parse_args(argv)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo_id):
         raise ValueError(f"REPO_ID is {args.repo_id!r}; it must be OWNER/NAME")
     folder = args.checkpoint.expanduser()
-    run, merged = read_record(folder)
+    merged = is_merged(folder)
+    files = choose_files(folder, merged)
+    run = read_record(folder, merged)
     results = [read_result(file.expanduser(), run) for file in args.results]
-    has_moss = not merged or is_moss(
-        folder
-    )  # a merged model's record may name sizes for a MOSS to be attached
-    card_run = run if has_moss else {**run, "moss": None}
-    card = model_card(args.repo_id, card_run, merged=merged, licence=args.licence, results=results)
-    files = choose_files(folder)
-    refuse_tokens([card, *(file.read_text() for file in files if file.name in (RUN_FILE, MERGED_FILE))])
+    if merged:  # a record of before may name sizes for a MOSS to be attached
+        run = {**run, "moss": moss_of(folder)}
+    contents, hidden = without_this_machine(files)
+    card = model_card(
+        args.repo_id,
+        without_places(run),
+        merged=merged,
+        licence=args.licence,
+        results=without_places(results),
+    )
+    contents[CARD] = card.encode()
+    refuse_secrets(folder, contents)
+    if hidden:
+        print(f"without paths, hosts and accounts of this machine: {', '.join(hidden)}")
 
     out = args.out or Path("runs/push", args.repo_id.split("/")[1])
     if args.dry_run or is_offline_mode():
         why = "dry run" if args.dry_run else "the hub is switched off (HF_HUB_OFFLINE)"
-        write_folder(files, card, out)
+        write_folder(contents, out)
+        for name, content in contents.items():
+            size = len(content) if isinstance(content, bytes) else content.stat().st_size
+            print(f"{size:>15,} bytes  {name}")
         print(f"{why}: nothing is uploaded; {out} is ready. {how_to_upload(args.repo_id, out, args.private)}")
         return str(out)
     try:
-        address = upload(args.repo_id, files, card, private=args.private)
+        address = upload(args.repo_id, contents, private=args.private)
     except Exception as error:  # the hub's client and what it is built on raise several kinds
-        write_folder(files, card, out)
-        reason = TOKEN.sub("hf_***", " ".join(str(error).split()))
+        write_folder(contents, out)
+        reason = hide_secrets(" ".join(str(error).split()))
         then = how_to_upload(args.repo_id, out, args.private)
         raise SystemExit(f"error: not uploaded: {reason}; {out} is ready. {then}") from None
-    print(f"uploaded {len(files) + 1} files: {address}")
+    print(f"uploaded {len(contents)} files: {address}")
     return address
 
 
-def read_record(folder: Path) -> tuple[dict[str, Any], bool]:
-    """run.json of a checkpoint or merged.json of a merged model, and whether it is a merged one."""
-    if (folder / RUN_FILE).is_file():
-        return read_run(folder), False
-    if (folder / MERGED_FILE).is_file():
-        return read_json(folder / MERGED_FILE), True
+def is_merged(folder: Path) -> bool:
+    """Whether it is a merged model; FileNotFoundError where it is no checkpoint either."""
+    for name, merged in ((RUN_FILE, False), (MERGED_FILE, True)):
+        if (folder / name).is_file():
+            return merged
     raise FileNotFoundError(
         f"{folder} has no {RUN_FILE} and no {MERGED_FILE}; give a step-NNNNNN folder or a merged model"
     )
 
 
-def is_moss(folder: Path) -> bool:
-    """Whether a merged model has MOSS."""
-    return read_json(folder / "config.json").get("model_type") == MossVideoLlama3Config.model_type
+def read_record(folder: Path, merged: bool) -> dict[str, Any]:
+    """run.json of a checkpoint or merged.json of a merged model."""
+    if not merged:
+        return read_run(folder)
+    run = read_json(folder / MERGED_FILE, "merge the checkpoint again")
+    if not all(isinstance(run.get(name), str) for name in ("base_model", "base_fingerprint")):
+        raise ValueError(f"{folder / MERGED_FILE}: does not name its base; merge the checkpoint again")
+    return run
 
 
-def choose_files(folder: Path) -> list[Path]:
-    """The files to publish; those that stay are told."""
+def moss_of(folder: Path) -> dict[str, Any] | None:
+    """What the MOSS of a merged model is, as its config has it."""
+    config = read_json(folder / "config.json", "merge the checkpoint again")
+    if config.get("model_type") != MossVideoLlama3Config.model_type:
+        return None
+    vision = config.get("vision_config")
+    if not isinstance(vision, dict) or any(name not in vision for name in MOSS_FIELDS):
+        raise ValueError(f"{folder / 'config.json'}: does not say what MOSS is; merge the checkpoint again")
+    return {name: vision[name] for name in MOSS_FIELDS}
+
+
+def choose_files(folder: Path, merged: bool) -> list[Path]:
+    """The files to publish, by the names under which they are written; those that stay are told."""
     if (folder / PICKLE_FILE).exists():
         raise ValueError(f"{folder / PICKLE_FILE} is a pickle, which can run code when opened; remove it")
+    names = {*NEEDED[merged], *PROCESSOR_FILES, TEMPLATE, *(OPTIONAL if merged else ())}
     inside = sorted(folder.iterdir())
-    chosen = [path for path in inside if path.is_file() and any(fnmatch(path.name, each) for each in FILES)]
-    if not any(path.suffix == ".safetensors" for path in chosen):
-        raise FileNotFoundError(f"{folder} has no safetensors file; the checkpoint is incomplete")
-    if left := [path.name + "/" * path.is_dir() for path in inside if path not in chosen]:
+    chosen = [
+        path
+        for path in inside
+        if (path.name in names or (merged and SHARD.fullmatch(path.name)))
+        and path.is_file()
+        and not path.is_symlink()
+    ]
+    missing = {*NEEDED[merged]} - {path.name for path in chosen}
+    if missing or not any(path.suffix == ".safetensors" for path in chosen):
+        told = ", ".join(sorted(missing)) or "safetensors file"
+        raise FileNotFoundError(
+            f"{folder} has no {told}; the checkpoint is incomplete (links are not followed: copy the folder "
+            "with cp -rL)"
+        )
+    if left := [_told(path) for path in inside if path not in chosen and path.name != CARD]:
         print(f"not published, {len(left)}: {', '.join(left)}")
     return chosen
 
 
-def refuse_tokens(texts: list[str]) -> None:
-    """A command line of run.json may hold an access token."""
-    if any(TOKEN.search(text) for text in texts):
-        raise ValueError(f"{RUN_FILE} or the card holds what looks like an access token (hf_...); remove it")
+def _told(path: Path) -> str:
+    kind = " (a link)" if path.is_symlink() else "/" * path.is_dir()
+    return path.name.encode("unicode_escape").decode() + kind
 
 
-def write_folder(files: list[Path], card: str, out: Path) -> None:
-    """Copy what would be uploaded; `out` appears when all of it is there."""
+def without_this_machine(files: list[Path]) -> tuple[Contents, list[str]]:
+    """What goes up under each name, and the names of those that were changed for it."""
+    contents: Contents = {}
+    changed = []
+    for file in files:
+        contents[file.name] = file
+        if file.suffix != ".json" or file.name == VOCABULARY:
+            continue
+        was = read_json(file, "use a whole checkpoint")
+        now = without_places(was) if file.name in (RUN_FILE, MERGED_FILE) else without_path(was)
+        if file.name == SETTINGS_FILE:
+            now = {**now, "base_model_name_or_path": _base_of(file.parent)}
+        if now != was:
+            contents[file.name] = (json.dumps(now, indent=2) + "\n").encode()
+            changed.append(file.name)
+    return contents, changed
+
+
+def _base_of(folder: Path) -> str:
+    """The base as run.json names it: peft writes where it was opened."""
+    return str(without_places(read_run(folder)["base_model"]))
+
+
+def refuse_secrets(folder: Path, contents: Contents) -> None:
+    """ValueError that names every place of what looks like an access key; notes in a header of weights."""
+    found = []
+    for name, content in contents.items():
+        file = folder / name
+        if file.suffix == ".safetensors":
+            text = "\n".join(read_header(file))
+            with safe_open(file, "pt") as opened:
+                notes = {k: v for k, v in (opened.metadata() or {}).items() if k != "format"}
+            if notes:
+                raise ValueError(
+                    f"{file}: its header has notes ({', '.join(sorted(notes))}), which this package writes "
+                    "none of; write the file anew without them"
+                )
+        elif name == CARD:
+            text = bytes(content).decode() if isinstance(content, bytes) else ""
+        else:
+            text = file.read_text(encoding="utf-8")
+            if "\\u" in text and file.suffix == ".json" and name != VOCABULARY:
+                text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+        found += [
+            f"{name}: line {line}: {kind}" for line, kind in find_secrets(text, vocabulary=name == VOCABULARY)
+        ]
+    if found:
+        raise ValueError(
+            f"{folder}: what looks like an access key would be published: {'; '.join(sorted(set(found)))}; "
+            "remove it there, and withdraw the key if others could read it"
+        )
+
+
+def write_folder(contents: Contents, out: Path) -> None:
+    """Write what would be uploaded; `out` appears when all of it is there."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there and not empty; name another --out")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        for file in files:
-            shutil.copyfile(file, part / file.name)
-        (part / CARD).write_text(card)
+        for name, content in contents.items():
+            if isinstance(content, bytes):
+                (part / name).write_bytes(content)
+            else:
+                shutil.copyfile(content, part / name)
         if out.exists():
             out.rmdir()
         os.replace(part, out)
@@ -127,13 +233,15 @@ def write_folder(files: list[Path], card: str, out: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def upload(repo_id: str, files: list[Path], card: str, *, private: bool) -> str:
+def upload(repo_id: str, contents: Contents, *, private: bool) -> str:
     """One commit: a repository is never seen with half of a checkpoint."""
     api = HfApi()
     # None leaves a repository that is there as it is.
     address = api.create_repo(repo_id, private=private or None, exist_ok=True)
-    operations = [CommitOperationAdd(file.name, str(file)) for file in files]
-    operations.append(CommitOperationAdd(CARD, card.encode()))
+    operations = [
+        CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+        for name, content in contents.items()
+    ]
     api.create_commit(repo_id, operations, commit_message="Upload with moss_vllm")
     return str(address)
 

@@ -3,8 +3,9 @@
 A base is a native VideoLLaMA3 folder or hub id, a folder that `scripts/merge.py` wrote, or "miniature".
 """
 
+import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,33 +14,38 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
     BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     VideoLlama3Config,
-    VideoLlama3Processor,
+    VideoLlama3ForConditionalGeneration,
 )
 from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
 from moss_vllm.files import read_json
+from moss_vllm.vlm import fit
+from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3 import (
+    MOSS_FIELDS,
     MossVideoLlama3Config,
     MossVideoLlama3ForConditionalGeneration,
-    MossVideoLlama3VisionConfig,
     moss_config,
+    moss_settings,
 )
+from moss_vllm.weights import faults, read_header
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTHORS_MODEL_TYPE = "videollama3_qwen2"
 # What a base says of itself beside its config: the miniature's record, and that of `scripts/merge.py`.
 MERGED_FILE = "merged.json"
 RECORDS = ("miniature.json", MERGED_FILE)
+TO_TRAIN = "moss_to_train"  # in MERGED_FILE of a model without MOSS: the sizes that its own base names
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 IN_FULL = ["model.vision_model", "model.projector", "lm_head"]  # of a base in 4 bits
 
 
@@ -71,80 +77,46 @@ def load_base(
         ValueError: another kind of model, wrong MOSS settings, or weights other than a new MOSS's missing.
     """
     path, dtype = resolve(source), dtype or torch.float32
-    _check_kind(source, revision)
-    origin = _origin(path, revision)  # which reads every file's header, and names one that is damaged
-    config = AutoConfig.from_pretrained(path, revision=revision)
+    config, header = _open_config(source, revision)
+    origin = _origin(path, revision)
     trained_moss = isinstance(config, MossVideoLlama3Config)
     if moss is not None:
         config = _with_moss(source, config, moss)
-    loader: Any = AutoModelForImageTextToText
+    loader: Any = VideoLlama3ForConditionalGeneration
     if isinstance(config, MossVideoLlama3Config):
         loader = MossVideoLlama3ForConditionalGeneration
+    new = None if trained_moss else ".moss."
+    fit.check_model(source, lambda: loader(copy.deepcopy(config)), header, new=new)
     if attention is None:
         attention, _ = choose_attention("cuda" if torch.cuda.is_available() else "cpu", dtype)
-    with _quiet_transformers():  # its report of missing weights lists all of MOSS; ours is below
-        model, info = loader.from_pretrained(
-            path,
-            config=config,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=attention,
-            use_safetensors=True,
-            output_loading_info=True,
-            **({"quantization_config": _four_bits()} if quantize else {}),
-        )
+    try:
+        with _quiet_transformers():  # its report of missing weights lists all of MOSS; ours is below
+            model, info = loader.from_pretrained(
+                path,
+                config=config,
+                revision=revision,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                **({"quantization_config": _four_bits()} if quantize else {}),
+            )
+    except (TypeError, LookupError, AttributeError, RecursionError, StrictDataclassError) as error:
+        blame(path, ["generation_config.json"], revision)
+        raise ValueError(f"{source}: cannot be opened ({fit.tell(error)}); fetch it again") from error
     missing = [key for key in info["missing_keys"] if trained_moss or ".moss." not in key]
     if wrong := sorted(missing) + sorted(info["unexpected_keys"]):
         raise ValueError(
             f"{source}: weights missing or left over: {', '.join(wrong[:10])}; use a complete checkpoint"
         )
+    if any(value.dtype == torch.float64 for value in header.values()):
+        _check_finite(source, model)
     if config.tie_word_embeddings:
         _check_tied(source, model)
     if isinstance(model, MossVideoLlama3ForConditionalGeneration):
         model.model.vision_model.moss.float()  # with its BatchNorm statistics
     model.opened_from = origin
     return cast(PreTrainedModel, model)
-
-
-def load_processor(source: str | Path, revision: str | None = None) -> VideoLlama3Processor:
-    """The processor of a base model.
-
-    Raises:
-        FileNotFoundError: a path that does not exist.
-        ValueError: another kind of model.
-    """
-    _check_kind(source, revision)
-    return open_processor(resolve(source), revision)
-
-
-def open_processor(folder: str | Path, revision: str | None = None) -> VideoLlama3Processor:
-    """The processor of a folder or hub id; one that names code is refused, without a question."""
-    how: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    try:
-        return AutoProcessor.from_pretrained(str(folder), **how)
-    except (ValueError, OSError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"{folder}: its processor cannot be read ({reason}); use a complete checkpoint"
-        ) from error
-
-
-def choose_attention(device: str | torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
-    """The fastest attention that runs there, by transformers' name, and why it is this one."""
-    kind = torch.device(device).type
-    if kind != "cuda":
-        return "sdpa", f"flash-attn needs a CUDA device, this is {kind}"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return "sdpa", f"flash-attn needs a bf16 or fp16 base, this one is {dtype or torch.float32}"
-    try:
-        import flash_attn
-    except ModuleNotFoundError as error:
-        if error.name == "flash_attn":
-            return "sdpa", "flash-attn is not installed: pip install flash-attn --no-build-isolation"
-        return "sdpa", f"flash-attn is installed but does not load: {error}"
-    except (ImportError, OSError) as error:  # built for another torch: undefined symbols
-        return "sdpa", f"flash-attn is installed but does not load: {error}"
-    return "flash_attention_2", f"flash-attn {flash_attn.__version__}"
 
 
 def resolve(source: str | Path) -> str:
@@ -191,13 +163,26 @@ def find_file(source: str | Path, name: str, revision: str | None = None) -> Pat
         return None
 
 
-def base_record(source: str | Path) -> dict[str, Any]:
+def base_record(source: str | Path, revision: str | None = None) -> dict[str, Any]:
     """What a base model says of itself: how it was made and is used; nothing for others' bases."""
     path = resolve(source)
     for name in RECORDS:
-        if file := find_file(path, name):
+        if file := find_file(path, name, revision):
             return read_json(file, "fetch it again")
     return {}
+
+
+def moss_to_train(source: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """Every setting of the MOSS to train on a base: its own; or the sizes it names, and the paper's.
+
+    Raises: as `load_base`.
+    """
+    config, record = _open_config(source, revision)[0], base_record(source, revision)
+    named = record.get(TO_TRAIN) or record.get("moss") or {}
+    if not isinstance(named, dict):
+        raise ValueError(f"{source}: its record has moss={fit.shorten(named)}, not names with values")
+    own = moss_settings(config)
+    return own or cast(dict[str, Any], moss_settings(_with_moss(source, config, named)))
 
 
 def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
@@ -208,17 +193,8 @@ def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
     Raises:
         ValueError: there are no safetensors files, or one cannot be read.
     """
-    path = resolve(source)
-    files = [find_file(path, "model.safetensors", revision)]
-    if files == [None] and (index := find_file(path, "model.safetensors.index.json", revision)):
-        shards = sorted(set(read_json(index, "fetch it again")["weight_map"].values()))
-        files = [find_file(path, name, revision) for name in shards]
     weights: dict[str, bytes] = {}
-    for file in files:
-        if file is None:
-            raise ValueError(
-                f"{source}: has no model.safetensors, or not all its shards; use a complete checkpoint"
-            )
+    for file in _weight_files(resolve(source), revision):
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():
@@ -233,12 +209,57 @@ def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
     return hashlib.sha256(b"".join(weights[name] for name in sorted(weights))).hexdigest()[:16]
 
 
-def _check_kind(source: str | Path, revision: str | None) -> None:
+def _weight_files(path: str, revision: str | None) -> list[Path]:
+    files = [find_file(path, WEIGHTS, revision)]
+    if files == [None] and (index := find_file(path, INDEX, revision)):
+        places = read_json(index, "fetch it again").get("weight_map")
+        names: Any = list(places.values()) if isinstance(places, dict) else [None]
+        if not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise ValueError(f"{index}: its weight_map is not names of weights with files; fetch it again")
+        files = [find_file(path, name, revision) for name in sorted(set(names))]
+    if not files or None in files:
+        raise ValueError(f"{path}: has no {WEIGHTS}, or not all its shards; use a complete checkpoint")
+    return cast(list[Path], files)
+
+
+def _open_config(source: str | Path, revision: str | None) -> tuple[PretrainedConfig, dict[str, Tensor]]:
+    """The config of a base and the header of its weights; they are compared before lists are made of it."""
+    settings, path = check_kind(source, revision), resolve(source)
+    headers = [read_header(file, "fetch it again") for file in _weight_files(path, revision)]
+    header = {name: value for one in headers for name, value in one.items()}
+    fit.check_counts(source, settings, header)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision)
+    except (ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
+        raise ValueError(
+            f"{source}: its config.json cannot be used ({fit.tell(error)}); fetch it again"
+        ) from error
+    vision = settings.get("vision_config")
+    if isinstance(config, MossVideoLlama3Config):
+        absent = [name for name in MOSS_FIELDS if not isinstance(vision, dict) or name not in vision]
+        if absent:
+            raise ValueError(
+                f"{source}: config.json does not say what its MOSS is: vision_config has no "
+                f"{', '.join(absent)}; merge the checkpoint again"
+            )
+    return cast(PretrainedConfig, config), header
+
+
+def blame(path: str | Path, names: Iterable[str], revision: str | None) -> None:
+    """Name the file that is no JSON, if one of these is the reason of an error."""
+    for name in names:
+        if file := find_file(path, name, revision):
+            read_json(file, "use a complete checkpoint")
+
+
+def check_kind(source: str | Path, revision: str | None) -> dict[str, Any]:
+    """What config.json says; ValueError if it is of another kind of model."""
     # Read as json first: AutoConfig answers the authors' release with a question about running its code.
     file = find_file(resolve(source), "config.json", revision)
     if file is None:
         raise FileNotFoundError(f"{source}: has no config.json that can be fetched; check the name")
-    kind = read_json(file, "fetch it again").get("model_type")
+    settings = read_json(file, "fetch it again")
+    kind = settings.get("model_type")
     if kind not in (VideoLlama3Config.model_type, MossVideoLlama3Config.model_type):
         remedy = "give a native VideoLLaMA3 folder or hub id"
         if kind == AUTHORS_MODEL_TYPE:
@@ -250,6 +271,7 @@ def _check_kind(source: str | Path, revision: str | None) -> None:
             f"{source}: model_type '{kind}' is not native VideoLLaMA3 "
             f"('{VideoLlama3Config.model_type}'); {remedy}"
         )
+    return settings
 
 
 def _origin(path: str, revision: str | None) -> dict[str, Any]:
@@ -258,34 +280,27 @@ def _origin(path: str, revision: str | None) -> dict[str, Any]:
     if is_hub_id(path):
         commit = extract_commit_hash(str(find_file(path, "config.json", revision)), None)
         return {"base_model": path, "base_revision": commit or revision, **known}
-    place = "miniature" if path == str(MINIATURE) else str(Path(path).absolute())
+    place = "miniature" if path == str(MINIATURE) else str(Path(path).resolve())
     return {"base_model": place, "base_revision": None, **known}
 
 
 def _with_moss(source: str | Path, config: PretrainedConfig, moss: dict[str, Any]) -> MossVideoLlama3Config:
-    try:
-        if not isinstance(config, MossVideoLlama3Config):
+    found = moss_settings(config)
+    if found is None:
+        try:
             return moss_config(config, **moss)
-        wanted = vars(MossVideoLlama3VisionConfig(**moss))
-    except StrictDataclassError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"MOSS settings {moss} are wrong: {reason}; correct them") from error
-    found = vars(config.vision_config)
-    other = [
-        name
-        for name, value in wanted.items()
-        if name.startswith("moss_") and _plain(value) != _plain(found[name])
-    ]
+        except StrictDataclassError as error:
+            raise ValueError(
+                f"MOSS settings {fit.shorten(moss)} are wrong: {fit.tell(error)}; correct them"
+            ) from error
+    asked = {name: list(value) if isinstance(value, tuple) else value for name, value in moss.items()}
+    other = [name for name in asked if asked[name] != found.get(name)]
     if other:
         told = ", ".join(
-            f"{name}={_plain(found[name])} (asked for: {_plain(wanted[name])})" for name in other
+            f"{name}={found.get(name)} (asked for: {fit.shorten(asked[name])})" for name in other
         )
         raise ValueError(f"{source} has a MOSS already, with {told}; ask for the same, or for none")
-    return config
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    return cast(MossVideoLlama3Config, config)
 
 
 def _four_bits() -> BitsAndBytesConfig:
@@ -301,6 +316,12 @@ def _four_bits() -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=IN_FULL,  # its name says int8, and it is read for 4 bits too
     )
+
+
+def _check_finite(source: str | Path, model: nn.Module) -> None:
+    """Numbers beyond the range of the type that the weights are opened in become infinite without a word."""
+    if wrong := faults(model.state_dict(), model.state_dict()):
+        raise ValueError(f"{source}: of its weights {wrong}; use weights of float32 or less")
 
 
 def _check_tied(source: str | Path, model: Any) -> None:

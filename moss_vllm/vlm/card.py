@@ -1,14 +1,19 @@
 """The model card of a checkpoint or a merged model, filled from its own record and result.json files."""
 
-import json
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from moss_vllm.files import read_json
 from moss_vllm.report import format_cell
+from moss_vllm.scoring import OFFICIAL_COUNTS
 from moss_vllm.vlm.base import is_hub_id
 
+HUB_DATA = {"FAVOR-Bench": "zl2048/FAVOR", "MotionBench-Dev": "zai-org/MotionBench"}
+TASK = "video-text-to-text"
 CITATION = """```bibtex
 @misc{moss,
   title = {Exploring High-Order Self-Similarity for Video Understanding},
@@ -36,33 +41,34 @@ def model_card(
 
     Args:
         repo_id: owner/name.
-        run: run.json of a checkpoint, or merged.json of a merged model.
+        run: run.json of a checkpoint, or merged.json of a merged model; `moss` says what the model has.
         merged: a full model, not an adapter on its base.
         licence: the hub's id of a licence.
         results: result.json files of `eval/`.
     """
     base, moss = run["base_model"], run.get("moss")
-    kind = "VideoLLaMA3 with MOSS" if moss else "VideoLLaMA3"
+    has_moss = moss is not None
+    kind = "VideoLLaMA3 with MOSS" if has_moss else "VideoLLaMA3"
     what = (
         f"{kind}, fine-tuned and merged into one full model."
         if merged
         else f"A fine-tuning of {kind}: LoRA on the language model"
-        + (", MOSS" if moss else "")
+        + (", MOSS" if has_moss else "")
         + " and the projector. The base model is not in it."
     )
     about_moss = (
-        "MOSS (Multi-Order Self-Similarity) reads an early layer of the vision encoder and adds what it "
+        " MOSS (Multi-Order Self-Similarity) reads an early layer of the vision encoder and adds what it "
         "finds of motion to the encoder's output."
     )
     revision = f", revision {run['base_revision']}" if run.get("base_revision") else ""
     sections = {
-        "": f"{what} {about_moss if moss else ''}".rstrip(),
+        "": what + about_moss * has_moss,
         "Base": f"`{base}`{revision}; fingerprint `{run['base_fingerprint']}`.",
         "How to load": _how_to_load(repo_id, run, merged=merged),
-        "MOSS": _table(moss) if moss else "None: the same training without MOSS.",
+        "MOSS": "None: the same training without MOSS." if moss is None else _table(moss),
         "Training": _training(run),
         "Clips": _table(run.get("protocol", {})),
-        "Scores": _scores(results),
+        "Scores": "\n\n".join(map(_score, results)) or "None were given.",
         "Versions": _table(run.get("versions", {})),
         "Licence": (
             "That of the code it was made with (moss_vllm) is Apache-2.0. The terms of the base model and of "
@@ -71,7 +77,34 @@ def model_card(
         "Citation": CITATION,
     }
     body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
-    return f"{_front_matter(run, merged=merged, licence=licence)}\n# {repo_id}\n\n{body}\n"
+    matter = _front_matter(repo_id, run, merged=merged, licence=licence, results=results)
+    return f"---\n{matter.to_yaml()}\n---\n\n# {repo_id}\n\n{body}\n"
+
+
+def merged_readme(name: str, run: Mapping[str, Any]) -> str:
+    """README.md of a merged folder called `name`: transformers' own error would send its reader elsewhere."""
+    has_moss = run.get("moss") is not None
+    needs = "moss_vllm, which has the class of the model" if has_moss else "transformers alone"
+    return (
+        f"VideoLLaMA3{' with MOSS' * has_moss}, merged by moss_vllm. It needs {needs}. "
+        f"Beside this folder:\n\n```python\n{loading_code(name, run, merged=True)}\n```\n"
+    )
+
+
+def loading_code(name: str, run: Mapping[str, Any], *, merged: bool) -> str:
+    """The Python that opens the model from the folder or hub id `name`."""
+    if not merged:
+        return (
+            "from moss_vllm.vlm.checkpoint import load\n\n"
+            f'loaded = load("{name}")  # on its base, ready to generate'
+        )
+    register = "import moss_vllm.vlm  # registers the model with transformers\n"
+    return (
+        f"{register * (run.get('moss') is not None)}"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+        f'model = AutoModelForImageTextToText.from_pretrained("{name}")\n'
+        f'processor = AutoProcessor.from_pretrained("{name}")'
+    )
 
 
 def read_result(file: Path, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,39 +125,72 @@ def read_result(file: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _front_matter(run: Mapping[str, Any], *, merged: bool, licence: str) -> str:
-    plain = merged and not run.get("moss")
-    lines = [f"license: {json.dumps(licence)}"]
-    # Of an adapter the hub would show peft's own way to open it, which leaves MOSS out in silence.
-    lines += [f"library_name: {'transformers' if plain else 'moss_vllm'}"]
-    if is_hub_id(run["base_model"]):
-        relation = "finetune" if merged else "adapter"
-        lines += [f"base_model: {json.dumps(run['base_model'])}", f"base_model_relation: {relation}"]
-    lines += ["pipeline_tag: video-text-to-text", "tags:", "- video", "- motion"]
-    return "\n".join(["---", *lines, *(["- moss"] if run.get("moss") else []), "---", ""])
+def _front_matter(
+    repo_id: str,
+    run: Mapping[str, Any],
+    *,
+    merged: bool,
+    licence: str,
+    results: Sequence[Mapping[str, Any]],
+) -> ModelCardData:
+    has_moss, on_hub = run.get("moss") is not None, is_hub_id(run["base_model"])
+    return ModelCardData(
+        license=licence,
+        # Of an adapter the hub would show peft's own way to open it, which a MOSS refuses.
+        library_name="transformers" if merged and not has_moss else "moss_vllm",
+        base_model=run["base_model"] if on_hub else None,
+        base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
+        pipeline_tag=TASK,
+        tags=["video", "motion", *["moss"] * has_moss],
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=[entry for result in results for entry in _entries(result)] or None,
+    )
+
+
+def _entries(result: Mapping[str, Any]) -> list[EvalResult]:
+    """A score as the hub lists it: under the benchmark's name only if its own questions were all asked."""
+    benchmark, told = result["benchmark"], _unlike(result)
+    protocol = str(result["protocol"].get("name", ""))
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type="other" if told else HUB_DATA.get(benchmark, "other"),
+            dataset_name=f"{benchmark}'s format ({told})" if told else benchmark,
+            metric_type="accuracy",
+            metric_value=round(value, 2),
+            metric_name=f"accuracy (%), {task}, protocol {protocol}",
+        )
+        for task, value in result["accuracy_percent"].items()
+    ]
+
+
+def _unlike(result: Mapping[str, Any]) -> str:
+    """Why the questions are not the benchmark's; nothing where they are."""
+    official, asked = OFFICIAL_COUNTS.get(result["benchmark"]), f"{result['asked']:,} questions"
+    counts = result.get("counts", {}).get("total", {})
+    if any("not comparable" in note for note in result.get("notes", ())):
+        return f"{asked} of the motion world, not comparable"
+    if result["asked"] != result["questions"]:
+        return f"partial: {asked} of {result['questions']:,}"
+    if official and {task: n for task, n in counts.items() if task != "all" and n} != official:
+        return f"{asked}; the published benchmark has {sum(official.values()):,}"
+    return ""
 
 
 def _how_to_load(repo_id: str, run: Mapping[str, Any], *, merged: bool) -> str:
+    code = f"```python\n{loading_code(repo_id, run, merged=merged)}\n```"
     if merged:
-        register = (
-            "import moss_vllm.vlm  # registers the model with transformers\n" if run.get("moss") else ""
-        )
-        return (
-            f"```python\n{register}from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
-            f'model = AutoModelForImageTextToText.from_pretrained("{repo_id}")\n'
-            f'processor = AutoProcessor.from_pretrained("{repo_id}")\n```'
-        )
-    text = (
-        "```python\nfrom moss_vllm.vlm.checkpoint import load\n\n"
-        f'loaded = load("{repo_id}")  # on its base, ready to generate\n```\n\n'
-        f'or `python scripts/ask.py VIDEO "question" --ckpt {repo_id}`. Not through peft: it would leave out '
-        "MOSS without a word."
-    )
-    if not is_hub_id(run["base_model"]) and run["base_model"] != "miniature":
+        return code
+    text = f'{code}\n\nor `python scripts/ask.py VIDEO "question" --ckpt {repo_id}`.'
+    if run.get("moss") is not None:
+        text += " Not through peft: it knows no MOSS, and refuses."
+    base = run["base_model"]
+    if not is_hub_id(base) and base != "miniature":
         text += (
-            f" The base was a folder on the machine of the training: `hf download {repo_id} --local-dir DIR`,"
-            " write your folder of the same base (the fingerprint above is checked) as `base_model` into "
-            "DIR/run.json, and give DIR in place of the name."
+            f" The base is not on the hub. A folder `{base}` of the same base is looked for where the code "
+            f"runs, and the fingerprint above is checked. If yours is elsewhere: `hf download {repo_id} "
+            "--local-dir DIR`, write where it is as `base_model` into DIR/run.json, and give DIR in place of "
+            "the name."
         )
     return text
 
@@ -145,23 +211,25 @@ def _training(run: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) or "Not recorded."
 
 
-def _scores(results: Sequence[Mapping[str, Any]]) -> str:
-    if not results:
-        return "None were given."
-    return "\n\n".join(_score(result) for result in results)
-
-
 def _score(result: Mapping[str, Any]) -> str:
     accuracy, chance = result["accuracy_percent"], result["chance_percent"]
-    lines = ["| task | accuracy % | chance % |", "|---|---:|---:|"]
+    spans, counts = result.get("interval_95_percent", {}), result.get("counts", {})
+    lines = ["| task | accuracy % | chance % | 95 % interval | answered | questions |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
     for task in accuracy:
-        lines.append(f"| {_cell(task)} | {format_cell(accuracy[task])} | {format_cell(chance.get(task))} |")
+        span = " to ".join(format_cell(end) for end in spans.get(task, ())) or "-"
+        some = [format_cell(counts.get(name, {}).get(task)) for name in ("answered", "total")]
+        cells = [_cell(task), format_cell(accuracy[task]), format_cell(chance.get(task)), span, *some]
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = list(result.get("notes", ()))
+    if failed := result.get("failed"):
+        notes.append(f"{len(failed)} videos missing or unreadable: their questions count as wrong")
+    if (told := _unlike(result)) and not any("not comparable" in note for note in notes):
+        notes.append(told)
     protocol = ", ".join(f"{name}={value}" for name, value in result["protocol"].items())
     partial = "" if result["asked"] == result["questions"] else f" **Partial: of {result['questions']:,}.**"
-    return (
-        f"{result['benchmark']}, {result['asked']:,} questions.{partial} Protocol: {_cell(protocol)}.\n\n"
-        + "\n".join(lines)
-    )
+    head = f"{result['benchmark']}, {result['asked']:,} questions.{partial} Protocol: {_cell(protocol)}.\n"
+    return "\n".join([head, *(f"- **{_cell(note)}**" for note in notes), *[""] * bool(notes), *lines])
 
 
 def _table(values: Mapping[str, Any]) -> str:
@@ -172,4 +240,4 @@ def _table(values: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")

@@ -28,17 +28,28 @@ from moss_vllm.data.video import Clip
 from moss_vllm.errors import RunStopped
 from moss_vllm.files import read_json
 from moss_vllm.vlm.adapter import ADAPTER_FILE as ADAPTER_FILE
-from moss_vllm.vlm.adapter import SETTINGS_FILE, check_lora, load_adapter, read_lora
+from moss_vllm.vlm.adapter import (
+    SETTINGS_FILE,
+    check_header,
+    check_lora,
+    load_adapter,
+    read_lora,
+    save_adapter,
+)
 from moss_vllm.vlm.adapter import attach_lora as attach_lora
 from moss_vllm.vlm.adapter import trained_state as trained_state
+from moss_vllm.vlm.attention import choose_attention as choose_attention
 from moss_vllm.vlm.base import base_fingerprint as base_fingerprint
 from moss_vllm.vlm.base import base_record as base_record
-from moss_vllm.vlm.base import choose_attention as choose_attention
-from moss_vllm.vlm.base import find_file, is_hub_id, open_processor
+from moss_vllm.vlm.base import find_file, is_hub_id
 from moss_vllm.vlm.base import load_base as load_base
-from moss_vllm.vlm.base import load_processor as load_processor
+from moss_vllm.vlm.base import moss_to_train as moss_to_train
 from moss_vllm.vlm.base import resolve as resolve
+from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.miniature import MINIATURE
+from moss_vllm.vlm.processor import load_processor as load_processor
+from moss_vllm.vlm.processor import open_processor
+from moss_vllm.vlm.video_llama3 import MOSS_FIELDS, MossVideoLlama3VisionConfig, moss_settings
 from moss_vllm.weights import faults
 
 RUN_FILE = "run.json"
@@ -127,7 +138,7 @@ def save(
         folder: written to.
         model: from `attach_lora` on a base of `load_base`.
         processor: the model's.
-        run: what is known of the run; `moss` (None without) is needed for `load`.
+        run: what is known of the run; its `moss` is written as the model has it, every setting.
         state: `trained_state` in full, where the model's own tensors are in parts (ZeRO-3, FSDP).
 
     Raises:
@@ -140,12 +151,11 @@ def save(
             "gathered from all processes, and weights that are not finite come from a run that diverged"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    # Without the False, peft asks the hub for the base's config at every save.
-    model.save_pretrained(str(folder), state_dict=state, save_embedding_layers=False)
-    (folder / "README.md").unlink()  # peft's, a form to fill in; scripts/push.py writes a filled one
+    save_adapter(folder, model, state)
     processor.save_pretrained(str(folder))
-    origin = cast(Any, model.get_base_model()).opened_from
-    text = json.dumps({**run, **origin, "versions": versions()}, indent=2)
+    base = cast(Any, model.get_base_model())
+    known = {"moss": moss_settings(base.config), **base.opened_from, "versions": versions()}
+    text = json.dumps({**run, **known}, indent=2)
     (folder / RUN_FILE).write_text(text + "\n")
 
 
@@ -239,15 +249,33 @@ def read_run(folder: Path) -> dict[str, Any]:
     for name, kind in {**kinds, "moss": dict | None}.items():
         if not isinstance(run[name], kind):
             told = "names with values, or null" if name == "moss" else "text"
-            raise ValueError(f"{file}: {name}={run[name]!r} is not {told}; use an earlier checkpoint")
+            value = shorten(run[name])
+            raise ValueError(f"{file}: {name}={value} is not {told}; use an earlier checkpoint")
+    _check_moss(file, run["moss"])
     protocol = run.get("protocol", {})
     if not isinstance(protocol, dict) or any(isinstance(v, str | list | dict) for v in protocol.values()):
-        raise ValueError(f"{file}: protocol={protocol} is not names with numbers; use an earlier checkpoint")
+        told = shorten(protocol)
+        raise ValueError(f"{file}: protocol={told} is not names with numbers; use an earlier checkpoint")
     return run
+
+
+def _check_moss(file: Path, moss: dict[str, Any] | None) -> None:
+    """What MOSS was stands there in full: nothing of it is taken from this version's defaults."""
+    if moss is None:
+        return
+    if unknown := sorted(moss.keys() - set(MOSS_FIELDS)):
+        raise ValueError(f"{file}: unknown MOSS settings {unknown}; known are {sorted(MOSS_FIELDS)}")
+    if absent := [name for name in MOSS_FIELDS if name not in moss]:
+        paper = {name: getattr(MossVideoLlama3VisionConfig, name) for name in absent}
+        raise ValueError(
+            f"{file}: moss does not say {', '.join(absent)}, which this version does not guess; write there "
+            f"what it was trained with (the paper has {json.dumps(paper)})"
+        )
 
 
 def _open_adapter(folder: Path, run: Mapping[str, Any], how: Mapping[str, Any]) -> PeftModel:
     lora = read_lora(folder / SETTINGS_FILE)
+    check_header(folder, lora, run["moss"])
     try:
         base = load_base(run["base_model"], moss=run["moss"], revision=run["base_revision"], **how)
     except FileNotFoundError as error:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoProcessor, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
+from moss_vllm.files import readable
 from moss_vllm.vlm import original
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -268,6 +269,7 @@ def write_weights(
             if more := shapes[name][0] - len(tensors[name]):
                 tensors[name] = torch.cat([tensors[name], tensors[name][like].expand(more, -1)])
         save_file(tensors, folder / file, {"format": "pt"})
+        readable(folder / file)
         weight_map |= dict.fromkeys(names, file)
         done += sum(sizes[name] for name in names)
         tell(done, total)

@@ -51,6 +51,9 @@ class MossVideoLlama3VisionConfig(VideoLlama3VisionConfig):
     moss_input_fc: bool = VIDEO_LLM.input_fc
 
 
+MOSS_FIELDS = tuple(name for name in MossVideoLlama3VisionConfig.__annotations__ if name.startswith("moss_"))
+
+
 @strict
 class MossVideoLlama3Config(VideoLlama3Config):
     """VideoLLaMA3's config with a vision tower that has MOSS."""
@@ -109,6 +112,24 @@ class VideoMOSS(MOSS):
         return passed
 
 
+def build_moss(config: MossVideoLlama3VisionConfig) -> VideoMOSS:
+    """The module that the `moss_*` fields describe; all else of it is written here, not left to defaults."""
+    length, rows, columns = config.moss_window
+    return VideoMOSS(
+        config.hidden_size,
+        config.hidden_size,
+        orders=config.moss_orders,
+        window=(length, rows, columns),
+        d_hidden=config.moss_d_hidden,
+        d_similarity=config.moss_d_similarity,
+        d_fuse=config.moss_d_fuse,
+        fusion="none",
+        second="stss",
+        zero_init=True,
+        input_fc=config.moss_input_fc,
+    )
+
+
 class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
     """SigLIP whose output carries MOSS features of an early layer."""
 
@@ -121,18 +142,7 @@ class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
                 f"{config.num_hidden_layers}; the paper taps layer 6"
             )
         super().__init__(config)
-        length, rows, columns = config.moss_window
-        self.moss = VideoMOSS(
-            config.hidden_size,
-            config.hidden_size,
-            orders=config.moss_orders,
-            window=(length, rows, columns),
-            d_hidden=config.moss_d_hidden,
-            d_similarity=config.moss_d_similarity,
-            d_fuse=config.moss_d_fuse,
-            zero_init=True,
-            input_fc=config.moss_input_fc,
-        )
+        self.moss = build_moss(config)
         for linear in self.moss.last_linears():
             linear.starts_at_zero = True  # type: ignore[assignment]
         self.post_init()
@@ -235,14 +245,21 @@ def moss_config(base: PretrainedConfig, **moss: Any) -> MossVideoLlama3Config:
             f"MOSS attaches to model_type '{VideoLlama3Config.model_type}', this checkpoint is "
             f"'{base.model_type}'; give a native VideoLLaMA3 folder or hub id"
         )
-    known = {name for name in MossVideoLlama3VisionConfig.__annotations__ if name.startswith("moss_")}
-    if unknown := set(moss) - known:
-        raise ValueError(f"unknown MOSS settings {sorted(unknown)}; known are {sorted(known)}")
+    if unknown := set(moss) - set(MOSS_FIELDS):
+        raise ValueError(f"unknown MOSS settings {sorted(unknown)}; known are {sorted(MOSS_FIELDS)}")
     settings = base.to_dict()
     vision = {**settings.pop("vision_config"), **moss, "model_type": MossVideoLlama3VisionConfig.model_type}
     for outdated in ("model_type", "architectures", "transformers_version"):
         settings.pop(outdated, None)
     return MossVideoLlama3Config(**settings, vision_config=vision)
+
+
+def moss_settings(config: PretrainedConfig) -> dict[str, Any] | None:
+    """What the MOSS of a model is, every `moss_*` field as json has it; None for a model without."""
+    if not isinstance(config, MossVideoLlama3Config):
+        return None
+    values = {name: getattr(config.vision_config, name) for name in MOSS_FIELDS}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 AutoConfig.register(MossVideoLlama3VisionConfig.model_type, MossVideoLlama3VisionConfig)
