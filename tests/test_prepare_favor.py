@@ -151,10 +151,10 @@ def test_wrong_cut_is_noticed(tmp_path, source, monkeypatch):
         cut_clip(str(source), str(tmp_path / "clip.mp4"), 1, 2)
     monkeypatch.undo()
     encode = cutting._encode
-    monkeypatch.setattr(cutting, "_encode", lambda f, ticks, to: encode(islice(f, 9), ticks[:9], to))
+    monkeypatch.setattr(cutting, "_encode", lambda f, ticks, *to: encode(islice(f, 9), ticks[:10], *to))
     with pytest.raises(BadVideo, match="10 frames were written, 9 decode"):
         cut_clip(str(source), str(tmp_path / "clip.mp4"), 1, 2)
-    monkeypatch.setattr(cutting, "_encode", lambda f, ticks, to: encode(f, ticks * 2, to))
+    monkeypatch.setattr(cutting, "_encode", lambda f, ticks, *to: encode(f, ticks * 2, *to))
     with pytest.raises(BadVideo, match="other times"):
         cut_clip(str(source), str(tmp_path / "clip.mp4"), 1, 2)
 
