@@ -43,6 +43,7 @@ from moss_vllm.data.rows import (
     MissingVideo,
     find_annotation,
     find_video,
+    name_field,
     read_json_rows,
     text_field,
     video_stem,
@@ -145,7 +146,7 @@ def place_row(
     Raises: MissingVideo, BadRow for a row that cannot be used, OSError if `out` cannot hold it.
     """
     file = str(annotation)
-    name = text_field(row, "video_name", file=file, where=index)
+    name = name_field(row, "video_name", file=file, where=index)
     text_field(row, "caption", file=file, where=index)
     if "questions" in row:
         raise BadRow(file, index, "is a row of FAVOR-Bench, the test set", "take FAVOR-Train's annotation")
@@ -189,7 +190,7 @@ def cut_times(row: dict[str, Any], index: int, annotation: Path) -> tuple[float,
     except (KeyError, TypeError, ValueError, OverflowError):
         start_s = end_s = math.nan
     if not 0 <= start_s < end_s < math.inf:
-        seen = f"start {row.get('start')!r} and end {row.get('end')!r}"
+        seen = f"start {row.get('start')!r:.1000} and end {row.get('end')!r:.1000}"
         reason = f"{seen} are not seconds with 0 <= start < end"
         raise BadRow(str(annotation), index, reason, "write both as seconds in the YouTube video")
     return start_s, end_s

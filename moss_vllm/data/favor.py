@@ -20,6 +20,7 @@ from moss_vllm.data.rows import (
     collect_videos,
     find_annotation,
     find_video,
+    name_field,
     read_clip_rows,
     read_json_rows,
     text_field,
@@ -55,7 +56,7 @@ def read_favor_train(
     file = str(path)
 
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
-        name = text_field(row, "video_name", file=file, where=f"row {index}")
+        name = name_field(row, "video_name", file=file, where=f"row {index}")
         where = f"row {index} (video {name!r})"
         if "questions" in row:  # its rows have captions too
             reason = "is a row of FAVOR-Bench, the test set"
@@ -86,7 +87,9 @@ def _find_clip(
     except (TypeError, ValueError, OverflowError):
         start_s = end_s = math.nan
     if not 0 <= start_s < end_s < math.inf:
-        reason = f"start {row['start']!r} and end {row['end']!r} are not seconds with 0 <= start < end"
+        reason = (
+            f"start {row['start']!r:.1000} and end {row['end']!r:.1000} are not seconds with 0 <= start < end"
+        )
         raise BadRow(file, where, reason, "write both as seconds in the YouTube video")
     return path, start_s, end_s
 
@@ -107,7 +110,7 @@ def read_favor_bench(
     counts: dict[str, int] = {}
     for index, row in enumerate(read_json_rows(path)):
         try:
-            name = text_field(row, "video_name", file=file, where=f"row {index}")
+            name = name_field(row, "video_name", file=file, where=f"row {index}")
             where = f"row {index} (video {name!r})"
             questions = row.get("questions", [row])
             if not isinstance(questions, list) or not questions:

@@ -72,9 +72,12 @@ class Look:
 
     @property
     def shown_size(self) -> tuple[int, int]:
-        """Height and width as a player shows them: a stored column is `pixel_aspect` wide."""
-        width = max(1, round(self.width * self.pixel_aspect))
-        return (width, self.height) if self.swaps_sides else (self.height, width)
+        """Height and width as a player shows them, in square pixels: one side is stretched, none shrinks."""
+        height, width = (
+            round(self.height / min(1, self.pixel_aspect)),
+            round(self.width * max(1, self.pixel_aspect)),
+        )
+        return (width, height) if self.swaps_sides else (height, width)
 
     @property
     def is_turned(self) -> bool:
@@ -115,7 +118,7 @@ def index_frames(path: str) -> Index:
     Raises: BadVideo if the file cannot be opened, has no picture stream, or none of its pictures decodes.
     """
     packets: list[_Packet] = []
-    data_end_s, damage, look = 0.0, "", None
+    data_end_s, damage, look, last_key, has_one_header = 0.0, "", None, None, True
     with open_file(path) as container:
         stream = picture_stream(path, container)
         start_s, promised_s = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
@@ -128,12 +131,17 @@ def index_frames(path: str) -> Index:
                     data_end_s = max(data_end_s, packet_end_s - start_s)
                 if packet.size and packet.stream is stream:
                     packets.append(_Packet(*(getattr(packet, field) for field in _Packet._fields)))
-                    if look is None and packet.is_keyframe:
-                        look = _look_at(path, stream, packet)
+                    if packet.is_keyframe:
+                        look = look or _look_at(path, stream, packet)
+                        last_key = packet
+                    has_one_header = has_one_header and not packet.has_sidedata("new_extradata")
         except av.FFmpegError as error:
             damage = f"its data cannot be read on ({error})"
         stores_order_only = container_name == "avi" and stream.codec_context.has_b_frames
-        is_alone = len(container.streams.video) == 1
+        # Where the size changes on the way, others scale to the first one, whatever its shape.
+        is_simple = has_one_header and len(container.streams.video) == 1
+        if is_known and is_simple and last_key is not None and not damage:
+            is_simple = _look_at(path, stream, last_key) == look
     # A cut mkv, webm or avi ends without an error; only its header knows how long it was meant to be.
     if is_known and data_end_s < promised_s - max(1.0, 0.05 * promised_s):
         damage = f"cut short: the header promises {promised_s:.2f} s, the data end at {data_end_s:.2f} s"
@@ -157,12 +165,12 @@ def index_frames(path: str) -> Index:
     if look is None or not is_plain:
         return _index_by_decoding(path, look, len(shown), (pts[-1:], end), damage)
     suits_decord = (
-        is_alone
+        is_simple
         and _has_closed_gops(packets)
         and not look.is_mirrored
         and (container_name == _MOV or not look.is_turned)  # it sees no turn elsewhere
     )
-    suits_torchcodec = is_alone and not look.is_turned
+    suits_torchcodec = is_simple and not look.is_turned
     times_s, end_s = np.array(pts) * time_base, end * time_base
     return Index(times_s, end_s, damage, suits_decord, suits_torchcodec, look, can_seek=True)
 
