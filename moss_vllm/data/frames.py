@@ -65,7 +65,8 @@ def list_images(folder: str) -> list[str]:
     names = [n for n in names if not n.lower().startswith(OPTICAL_FLOW)] or names
     kinds = Counter(re.sub(r"\d+", "#", os.path.splitext(name)[0]).casefold() for name in names)
     if len(kinds) > 1:
-        told = ", ".join(f"{count} called {kind!r}" for kind, count in kinds.most_common(5))
+        shown = sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:5]
+        told = ", ".join(f"{kinds[kind]} called {kind!r}" for kind in shown)
         more = f" and {len(kinds) - 5} more" if len(kinds) > 5 else ""
         raise BadVideo(folder, f"the folder holds more than one kind of image: {told}{more}", ONE_SEQUENCE)
     names.sort(key=_natural)
@@ -100,6 +101,7 @@ def read_images(folder: str, names: list[str]) -> Iterator[np.ndarray]:
             if image.mode.startswith("I"):  # Pillow would clip to 255
                 frame = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, -1)
             else:
+                image.info.pop("transparency", None)  # of a palette: Pillow would warn
                 frame = np.asarray(image.convert("RGB"))
         first_size = first_size or frame.shape
         if frame.shape != first_size:
