@@ -73,10 +73,9 @@ class Look:
     @property
     def shown_size(self) -> tuple[int, int]:
         """Height and width as a player shows them, in square pixels: one side is stretched, none shrinks."""
-        height, width = (
-            round(self.height / min(1, self.pixel_aspect)),
-            round(self.width * max(1, self.pixel_aspect)),
-        )
+        one = Fraction(1)
+        height = round(self.height / min(one, self.pixel_aspect))
+        width = round(self.width * max(one, self.pixel_aspect))
         return (width, height) if self.swaps_sides else (height, width)
 
     @property
