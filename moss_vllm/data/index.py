@@ -24,7 +24,7 @@ from moss_vllm.data.frames import REPLACE_FILE, BadVideo, check_frame_size, fold
 # descriptions, subtitles, patterns of file names and single pictures are none of them.
 CONTAINERS = (
     *("mov", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut", "rm", "dv"),
-    *("gif", "apng", "ivf", "obu", "mpegvideo", "m4v", "h261", "h263", "h264", "hevc", "vvc", "vc1"),
+    *("gif", "apng", "ivf", "obu", "mpegvideo", "mjpeg", "m4v", "h261", "h263", "h264", "hevc", "vvc", "vc1"),
     "yuv4mpegpipe",
 )
 _OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
@@ -37,7 +37,9 @@ _PLAIN_CONTAINERS = (_MOV, "matroska,webm", "avi")
 
 DEFAULT_BONUS_PX = 5_000_000  # of the stream marked as default, as in the ffmpeg command
 SQUARE_WITHIN = Fraction(1, 100)  # scalers write what their even sides leave over into the pixel aspect
-JOINT_PACKETS = 4  # that a parser may hold back when a joint is met
+JOINT_PACKETS = (
+    4  # of ts that may be flagged before a joint, where two counters meet; no picture is bad there
+)
 _NO_TIMES = 0x80  # libavformat's AVFMT_NOTIMESTAMPS, as of raw streams
 MAX_TILT = 0.02  # radians that a display matrix may be off a right angle
 
@@ -144,13 +146,14 @@ def index_frames(path: str) -> Index:
     # A cut mkv, webm or avi ends without an error; only its header knows how long it was meant to be.
     if is_known and data_end_s < promised_s - max(1.0, 0.05 * promised_s):
         damage = f"cut short: the header promises {promised_s:.2f} s, the data end at {data_end_s:.2f} s"
-    elif any(packet.is_corrupt for packet in _without_joints(packets)):
+    joints = _joints(packets)
+    at_joints = {i - held for i in joints for held in range(JOINT_PACKETS + 1)}
+    if any(packet.is_corrupt for i, packet in enumerate(packets) if i not in at_joints):
         damage = damage or "a packet is incomplete or damaged"
 
     shown = [packet for packet in packets if not packet.is_discard]
     pts = sorted(packet.pts for packet in shown if packet.pts is not None)
     end = _end_of_last(shown, pts)
-    key_pts = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
     is_plain = (
         is_known
         and look is not None
@@ -158,7 +161,7 @@ def index_frames(path: str) -> Index:
         and len(set(pts)) == len(packets) > 0
         and packets[0].is_keyframe
         and packets[0].pts == pts[0]
-        and key_pts == sorted(key_pts)  # they are not where time starts again
+        and not joints
         and not any(packet.is_corrupt for packet in packets)
     )
     if look is None or not is_plain:
@@ -199,18 +202,16 @@ def _index_by_decoding(
     return Index(np.array(times) * base, end * base, damage, look=look)
 
 
-def _without_joints(packets: list[_Packet]) -> list[_Packet]:
-    """Packets but for those where time starts again: ts files flag these, for two counters meet there.
-
-    What a decoder then finds damaged is still noticed.
-    """
-    latest, joints = -math.inf, set[int]()
+def _joints(packets: list[_Packet]) -> list[int]:
+    """Key frames at which time starts again: no picture stored before one is shown after it."""
+    found, latest = [], -math.inf
     for i, packet in enumerate(packets):
-        if packet.is_keyframe and packet.pts is not None:
-            if packet.pts <= latest:
-                joints.update(range(i - JOINT_PACKETS, i + 1))
-            latest = packet.pts
-    return [packet for i, packet in enumerate(packets) if i not in joints]
+        if packet.pts is not None:
+            if packet.is_keyframe and packet.pts <= latest:
+                found.append(i)
+                latest = -math.inf
+            latest = max(latest, packet.pts)
+    return found
 
 
 def _end_of_last(packets: list[_Packet], pts: list[int]) -> int:
