@@ -9,8 +9,8 @@ import pytest
 from PIL import ExifTags, Image
 from test_video_kinds import SIZE, UPRIGHT, corners, every, numbers, picture
 
+from moss_vllm.data.container import native_size
 from moss_vllm.data.frames import BadVideo, list_images
-from moss_vllm.data.index import native_size
 from moss_vllm.data.video import frame_size, read_clip, read_frames
 
 

@@ -13,9 +13,10 @@ import av
 import numpy as np
 import pytest
 
+from moss_vllm.data.container import native_size
 from moss_vllm.data.cutting import cut_clip
 from moss_vllm.data.frames import BadVideo
-from moss_vllm.data.index import index_frames, native_size
+from moss_vllm.data.index import index_frames
 from moss_vllm.data.probe import probe_clip
 from moss_vllm.data.video import frame_size, read_clip, read_frames
 

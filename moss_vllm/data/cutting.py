@@ -7,8 +7,9 @@ from itertools import chain
 import av
 import numpy as np
 
+from moss_vllm.data.container import Look, decode_in_order
 from moss_vllm.data.frames import REPLACE_FILE, BadVideo, check_same_shape
-from moss_vllm.data.index import Index, Look, decode_in_order, index_frames
+from moss_vllm.data.index import Index, index_frames
 from moss_vllm.data.video import ROUNDING_S, SAME_FRAME_S
 
 TICKS_PER_S = 90_000  # of the clip's clock; time stamps are off by 6 microseconds at most

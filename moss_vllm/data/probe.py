@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import track
 
 from moss_vllm.data.cache import describe_clip
+from moss_vllm.data.container import native_size
 from moss_vllm.data.frames import target_size
-from moss_vllm.data.index import native_size
 from moss_vllm.data.video import BadVideo, choose_frames
 
 TELL_EVERY_S = 10.0

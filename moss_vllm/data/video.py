@@ -18,6 +18,7 @@ from functools import partial
 import av
 import numpy as np
 
+from moss_vllm.data.container import Look, decode_in_order, native_size
 from moss_vllm.data.frames import (
     MULTIPLE_PX,
     REPLACE_FILE,
@@ -30,7 +31,7 @@ from moss_vllm.data.frames import (
     target_size,
     unique_frames,
 )
-from moss_vllm.data.index import Index, Look, decode_in_order, index_frames, native_size
+from moss_vllm.data.index import Index, index_frames
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
