@@ -27,9 +27,9 @@ from moss_vllm.answer_store import AnswerFile, Shard, Stored, read_answers
 from moss_vllm.answering import Answers, Prompts, answer, base_model, choose, prepare
 from moss_vllm.core import MOSS
 from moss_vllm.data.chat import has_special_token
+from moss_vllm.data.container import native_size
 from moss_vllm.data.file_state import describe_file, refuse_others
 from moss_vllm.data.frames import short_side_within
-from moss_vllm.data.index import native_size
 from moss_vllm.data.probe import probe_all
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.data.video import BadVideo, Clip, read_clip

@@ -123,7 +123,7 @@ def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], 
     """
     parts: dict[Part, list[str]] = defaultdict(list)
     if data.is_dir() and not any(data.glob("*.json*")):
-        files = sorted(path for path in data.rglob("*") if path.is_file())
+        files = sorted(path for path in data.rglob("*") if not path.is_dir())
         for path in files:
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 parts[Part(str(path.absolute()))] = []

@@ -17,9 +17,7 @@ What is cut is not cut again, so a run that was stopped goes on with the same co
 
 import argparse
 import json
-import math
 import os
-import re
 import shutil
 import sys
 import uuid
@@ -34,7 +32,7 @@ import av
 from check_videos import at_least
 
 from moss_vllm.data.cutting import cut_clip
-from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS
+from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS, cut_times, youtube_id
 from moss_vllm.data.index import index_frames
 from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.rows import (
@@ -43,6 +41,7 @@ from moss_vllm.data.rows import (
     MissingVideo,
     find_annotation,
     find_video,
+    name_field,
     read_json_rows,
     text_field,
     video_stem,
@@ -101,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
             if (first := places.setdefault(str(target), index)) != index:
                 raise BadRow(str(annotation), index, f"its video is that of row {first}", "keep one of them")
             if source is not None:
-                todo[str(source)].append(Cut(str(target), *cut_times(row, index, annotation)))
+                todo[str(source)].append(Cut(str(target), *cut_times(row, str(annotation), index)))
         except MissingVideo:
             missing.append(describe_missing(row, index))
         except BadRow as error:
@@ -145,7 +144,7 @@ def place_row(
     Raises: MissingVideo, BadRow for a row that cannot be used, OSError if `out` cannot hold it.
     """
     file = str(annotation)
-    name = text_field(row, "video_name", file=file, where=index)
+    name = name_field(row, "video_name", file=file, where=index)
     text_field(row, "caption", file=file, where=index)
     if "questions" in row:
         raise BadRow(file, index, "is a row of FAVOR-Bench, the test set", "take FAVOR-Train's annotation")
@@ -174,25 +173,6 @@ def place_row(
     link.symlink_to(os.path.relpath(clip.resolve(), target.parent.resolve()))
     os.replace(link, target)
     return target, None
-
-
-def youtube_id(row: dict[str, Any]) -> str | None:
-    """The id in the row's `url`."""
-    found = re.search(r"(?:v=|youtu\.be/|shorts/|embed/)([\w-]{11})(?![\w-])", str(row.get("url")), re.ASCII)
-    return found[1] if found else None
-
-
-def cut_times(row: dict[str, Any], index: int, annotation: Path) -> tuple[float, float]:
-    """The row's `start` and `end` in seconds, which may be written as text."""
-    try:
-        start_s, end_s = float(row["start"]), float(row["end"])
-    except (KeyError, TypeError, ValueError, OverflowError):
-        start_s = end_s = math.nan
-    if not 0 <= start_s < end_s < math.inf:
-        seen = f"start {row.get('start')!r} and end {row.get('end')!r}"
-        reason = f"{seen} are not seconds with 0 <= start < end"
-        raise BadRow(str(annotation), index, reason, "write both as seconds in the YouTube video")
-    return start_s, end_s
 
 
 def describe_missing(row: dict[str, Any], index: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Annotation files, through the recipe: 1 missing video, 2 empty list, 3 empty file, 4 broken json, 5 no caption
 in a row, 6 caption that is no string, 7 path out of the folder, 8 video captioned twice, 9 no annotation.
-Videos, through the data set: 10 empty file, 11 text renamed mp4, 12 truncated mp4, 13 sound only,
+Videos, through the data set: 10 empty file, 11 text or playlist renamed mp4, 12 truncated mp4, 13 sound only,
 14 overwritten payload, 15 deleted after the start. Rows, through the data set: 16 special token in a caption,
 17 conversation too long. Models and checkpoints, through the recipe: 18 missing folder, 19 another kind of
 model, 20 missing checkpoint to resume, 21 a folder that is no checkpoint, 22 unknown precision.
@@ -166,6 +166,10 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def make_playlist(path):
+    path.write_text(f"ffconcat version 1.0\nfile '{next(path.parent.glob('*.mp4'))}'\n")
+
+
 def sound_only(path):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000)
@@ -187,6 +191,7 @@ def overwrite_payload(path):
     [
         (make_empty, "the file is empty"),
         (make_text, "not a video, or its header is lost"),
+        (make_playlist, "not a video by its content"),
         (truncate, "not a video, or its header is lost"),
         (sound_only, "there is no video stream"),
         (overwrite_payload, "frames decode"),

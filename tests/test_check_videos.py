@@ -96,6 +96,23 @@ def test_corrupt_files_are_listed_with_their_rows(tmp_path, here, capsys):
     assert checked == {(good.name, None): 4, ("aB3_-xY9zQ0.mp4", 1.0): 2}
 
 
+def test_playlists_and_pipes_are_listed_as_bad(tmp_path, here, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    write(folder / "good.mp4")
+    outside = write(tmp_path / "outside.mp4")
+    (folder / "concat.mp4").write_text(f"ffconcat version 1.0\nfile '{outside}'\n")
+    (folder / "list.mov").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nfile://{outside}\n")
+    os.mkfifo(folder / "pipe.mp4")
+    assert check(folder, tmp_path / "out") == 1
+    reasons = {
+        os.path.basename(line["path"]): line["reason"] for line in lines(tmp_path / "out" / "bad.jsonl")
+    }
+    assert sorted(reasons) == ["concat.mp4", "list.mov", "pipe.mp4"]
+    assert all("not a video" in reasons[name] for name in ("concat.mp4", "list.mov"))
+    assert "a pipe" in reasons["pipe.mp4"]
+
+
 def test_rows_of_one_clip_are_decoded_once(tmp_path, here):
     part = {"caption": "It moves.", "url": "https://youtu.be/aB3_-xY9zQ0", "start": 0, "end": 99}
     (tmp_path / "train.json").write_text(json.dumps([part | {"video_name": name} for name in "ab"]))

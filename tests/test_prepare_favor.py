@@ -145,16 +145,35 @@ def test_unusual_sources_train_alike(tmp_path, kind):
         np.testing.assert_allclose(clip.frame_times_s, whole.frame_times_s, atol=1e-3)
 
 
+def test_a_row_about_a_picture_that_stays_is_kept_and_cut(tmp_path, source, here):
+    held = tmp_path / "held.mp4"
+    with av.open(str(source)) as file, av.open(str(held), "w") as target:
+        stream = target.add_stream_from_template(file.streams.video[0])
+        packets = [packet for packet in file.demux(video=0) if packet.size]
+        packets[-1].duration = round((10 - packets[-1].pts * packets[-1].time_base) / packets[-1].time_base)
+        for packet in packets:
+            packet.stream = stream
+            target.mux(packet)
+    put(tmp_path / "FAVOR", [row("a.mp4", 3, 8)], (held, f"{ID}.mp4"))
+    assert prepare(tmp_path / "FAVOR", "--out", tmp_path / "out") == 0
+    clip = read_clip(tmp_path / "out" / "videos" / "FAVOR-Train" / "a.mp4", sample_fps=1)
+    assert numbers(clip.frames) == [30, 40, 50, 59]
+    np.testing.assert_allclose(clip.frame_times_s, [0, 1, 2, 2.9], atol=1e-3)
+    assert numbers(read_clip(tmp_path / "out" / "videos" / "FAVOR-Train" / "a.mp4", start_s=4.5).frames) == [
+        59
+    ]
+
+
 def test_wrong_cut_is_noticed(tmp_path, source, monkeypatch):
     monkeypatch.setattr(cutting, "decode_in_order", lambda path, **_: iter([]))
     with pytest.raises(BadVideo, match="0 of the part's 10 frames decode, then: the file ends"):
         cut_clip(str(source), str(tmp_path / "clip.mp4"), 1, 2)
     monkeypatch.undo()
     encode = cutting._encode
-    monkeypatch.setattr(cutting, "_encode", lambda f, ticks, to: encode(islice(f, 9), ticks[:9], to))
+    monkeypatch.setattr(cutting, "_encode", lambda f, ticks, *to: encode(islice(f, 9), ticks[:10], *to))
     with pytest.raises(BadVideo, match="10 frames were written, 9 decode"):
         cut_clip(str(source), str(tmp_path / "clip.mp4"), 1, 2)
-    monkeypatch.setattr(cutting, "_encode", lambda f, ticks, to: encode(f, ticks * 2, to))
+    monkeypatch.setattr(cutting, "_encode", lambda f, ticks, *to: encode(f, ticks * 2, *to))
     with pytest.raises(BadVideo, match="other times"):
         cut_clip(str(source), str(tmp_path / "clip.mp4"), 1, 2)
 

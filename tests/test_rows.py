@@ -3,6 +3,8 @@
 import json
 import os
 import pickle
+import time
+import unicodedata
 
 import pytest
 
@@ -30,6 +32,7 @@ from moss_vllm.data.rows import (
     Turn,
     find_video,
     read_json_rows,
+    video_stem,
 )
 
 OPTIONS = ["Pick up the pot", "Turn left", "Turn around", "Put down the pot", "Turn around and walk forward"]
@@ -187,6 +190,41 @@ def test_refuses_hostile_names(tmp_path, name):
     )
     assert not isinstance(error, MissingVideo)
     str(error).encode()  # printable, whatever the name
+
+
+@pytest.mark.parametrize("asked", ["NFC", "NFD"])
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+@pytest.mark.parametrize("name", ["caf\u00e9.mp4", "\u00fcb\u00fcng/\ud55c\uae00", "\u00e9 \u1e69.webm"])
+def test_a_name_in_other_code_points_is_the_same_name(tmp_path, asked, stored, name):
+    place = tmp_path / (unicodedata.normalize(stored, name) + ("" if "." in name else ".mp4"))
+    place.parent.mkdir(exist_ok=True)
+    place.touch()
+    name = unicodedata.normalize(asked, name)
+    assert find_video(tmp_path, name, ("videos", ""), file="x", row=0) == place
+    assert video_stem(name) == video_stem(unicodedata.normalize(stored, name))
+
+
+def test_a_name_that_is_neither_composed_nor_decomposed(tmp_path):
+    place = tmp_path / "e\u0301 \u00e9.mp4"
+    place.touch()
+    assert find_video(tmp_path, "\u00e9 \u00e9", ("",), file="x", row=0) == place
+    other = tmp_path / "\u00e9 e\u0301.mp4"
+    other.touch()
+    with pytest.raises(
+        BadRow, match="is that of 2 files .* in other code points; remove all but one of them"
+    ):
+        find_video(tmp_path, "\u00e9 \u00e9", ("",), file="x", row=0)
+    assert find_video(tmp_path, other.name, ("",), file="x", row=0) == other  # an exact name is one file
+
+
+@pytest.mark.parametrize("name", [".mp4" * 100_000 + "x", "x" + ".mp4" * 100_000, "a/" * 100_000, "x" * 300])
+def test_a_name_that_no_file_can_have_is_a_bad_row_at_once(tmp_path, name):
+    (tmp_path / "train.json").write_text(json.dumps([{**TRAIN_ROW, "video_name": name}]))
+    started = time.monotonic()
+    video_stem(name)
+    with pytest.raises(BadRow, match="row 0") as caught:
+        read_favor_train(tmp_path, tmp_path)
+    assert time.monotonic() - started < 1 and len(str(caught.value)) < 2000
 
 
 def test_accepts_links_made_by_download_tools(tmp_path):

@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -426,6 +427,15 @@ def test_bad_video_pickles():
     again = pickle.loads(pickle.dumps(error))
     assert (again.path, again.reason, again.remedy) == (error.path, error.reason, error.remedy)
     assert str(again) == str(error)
+
+
+def test_bad_video_is_rebuilt_from_a_long_traceback_at_once():
+    error = BadVideo("BadVideo: a: b, " * 50_000, "3 of 4: (x) frames", "copy (it) again")
+    started = time.monotonic()
+    again = BadVideo(f"Caught BadVideo in worker\n  File ...\nmoss_vllm.data.frames.BadVideo: {error}\n")
+    assert (again.reason, again.remedy) != ("", "") and time.monotonic() - started < 1
+    again = BadVideo("frames.BadVideo: /a/c.mp4: 3 of 4: (x) frames (remedy: copy (it) again)\n")
+    assert (again.path, again.reason, again.remedy) == ("/a/c.mp4", "3 of 4: (x) frames", "copy (it) again")
 
 
 class Files(Dataset):

@@ -27,7 +27,7 @@ from safetensors.numpy import save
 from moss_vllm.data.frames import BadVideo, list_images, unique_frames
 from moss_vllm.data.video import Clip, read_clip, read_frames
 
-FORMAT = 1  # to be raised whenever read_clip or read_frames gives other frames than before
+FORMAT = 2  # to be raised whenever read_clip or read_frames gives other frames than before
 MAX_FRAMES = 1000  # of a video whose every frame is kept: 0.35 GB at 256 x 455
 SUFFIX = ".safetensors"
 _LEDGER = "added"  # one byte for every _UNIT bytes that any process has ever added

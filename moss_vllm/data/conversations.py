@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.data.rows import BadRow, ClipRow, Turn, find_video, read_clip_rows, text_field
+from moss_vllm.data.rows import BadRow, ClipRow, Turn, find_video, name_field, read_clip_rows, text_field
 
 VIDEO_FOLDERS = ("", "videos")
 VIDEO_TAG, IMAGE_TAG = "<video>", "<image>"
@@ -45,7 +45,7 @@ def read_videollama3(
             raise BadRow(file, where, f"'video' lists {len(video)} videos, one is needed", REPAIR)
         name = video[0] if isinstance(video, list) else video
         if name is not None:
-            name = text_field({"video": name}, "video", file=file, where=where)
+            name = name_field({"video": name}, "video", file=file, where=where)
             where = f"row {index} (video {name!r})"
         turns = _alternating(row.get("conversations"), name is not None, file, where)
         clip = None if name is None else find_video(video_root, name, VIDEO_FOLDERS, file=file, row=where)
@@ -103,7 +103,7 @@ def read_turns(
             raise BadRow(file, where, f"end_s {end_s} is not above start_s {start_s or 0.0}", REPAIR)
         name, clip = "text", None
         if "video" in row:  # null is refused: a row that lost its video must not teach blind answers
-            name = text_field(row, "video", file=file, where=where)
+            name = name_field(row, "video", file=file, where=where)
             where = f"row {index} (video {name!r})"
             clip = find_video(video_root, name, VIDEO_FOLDERS, file=file, row=where)
         elif start_s is not None or end_s is not None:

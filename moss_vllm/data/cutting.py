@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 
 import av
 import numpy as np
 
-from moss_vllm.data.frames import REPLACE_FILE, BadVideo
-from moss_vllm.data.index import Index, decode_in_order, index_frames
+from moss_vllm.data.container import Look, decode_in_order
+from moss_vllm.data.frames import REPLACE_FILE, BadVideo, check_same_shape
+from moss_vllm.data.index import Index, index_frames
 from moss_vllm.data.video import ROUNDING_S, SAME_FRAME_S
 
 TICKS_PER_S = 90_000  # of the clip's clock; time stamps are off by 6 microseconds at most
 SEEK_MARGIN_S = 1.0  # pictures next to the key frame that a seek lands on may be incomplete
-X264 = {"crf": "18", "preset": "veryfast"}
+X264 = {"crf": "18", "preset": "veryfast", "bf": "0"}
 REPORT = "please report it with the source video"
 
 
@@ -21,9 +23,10 @@ def cut_clip(
 ) -> np.ndarray:
     """Write the frames on screen in [start_s, end_s) of a video to an mp4 without sound; return their times.
 
-    They are the frames that `read_clip(source, start_s=..., end_s=...)` samples from, at the same times, so
-    the clip and the part train alike. They are encoded again (H.264, nearly lossless), decoded and counted;
-    rotation is applied. `index` is that of `index_frames`, if it is known.
+    They are the frames that `read_clip(source, start_s=..., end_s=...)` samples from, at the same times, the
+    last until end_s, so the clip and the part train alike. They are encoded again (H.264, nearly lossless),
+    decoded and counted; they are stored upright, with the aspect of their pixels. `index` is that of
+    `index_frames`, if it is known.
 
     Shape: (T,), seconds from start_s; the first is 0.
     Raises: BadVideo if the source is shorter or a frame of it is lost; av.FFmpegError if writing fails.
@@ -31,7 +34,8 @@ def cut_clip(
     index = index or index_frames(source)
     times_s = index.frame_times_s - index.frame_times_s[0]
     frame_s = float(times_s[-1] - times_s[-2]) if len(times_s) > 1 else 0.0
-    video_end_s, remedy = float(times_s[-1]) + frame_s, "check start and end, or download the video again"
+    video_end_s = index.end_s - float(index.frame_times_s[0])
+    remedy = "check start and end, or download the video again"
     if start_s >= video_end_s:
         raise BadVideo(source, f"start is {start_s:g} s, the video ends at {video_end_s:.2f} s", remedy)
     if end_s > video_end_s + frame_s + ROUNDING_S:
@@ -40,25 +44,26 @@ def cut_clip(
     first = max(0, int(np.searchsorted(times_s, start_s + ROUNDING_S, "right")) - 1)
     stop = max(first + 1, int(np.searchsorted(times_s, end_s - ROUNDING_S, "left")))
     ticks = np.maximum(np.rint((times_s[first:stop] - start_s) * TICKS_PER_S), 0).astype(int)
-    _encode(_frames_at(source, index.frame_times_s[first:stop]), ticks, target)
+    end_tick = max(int(ticks[-1]) + 1, round((min(end_s, video_end_s) - start_s) * TICKS_PER_S))
+    frames = _frames_at(source, index, index.frame_times_s[first:stop])
+    _encode(frames, np.append(ticks, end_tick), target, index.look or Look(0, 0))
     _verify(target, ticks / TICKS_PER_S)
     return ticks / TICKS_PER_S
 
 
-def _frames_at(source: str, wanted_s: np.ndarray) -> Iterator[av.VideoFrame]:
+def _frames_at(source: str, index: Index, wanted_s: np.ndarray) -> Iterator[av.VideoFrame]:
     """The frames at these times of the file's own clock, from the nearest key frame on, else from the start.
 
     Raises: BadVideo if one does not come.
     """
     n_found, reason = 0, ""
-    for from_s in (float(wanted_s[0]) - SEEK_MARGIN_S, None):
+    for from_s in (float(wanted_s[0]) - SEEK_MARGIN_S, None) if index.can_seek else (None,):
         reason = "the file ends"
         try:
             for frame in decode_in_order(source, from_s=from_s):
-                time_s = -1.0 if frame.time is None else frame.time
-                if time_s < wanted_s[n_found] - SAME_FRAME_S:
+                if frame.time < wanted_s[n_found] - SAME_FRAME_S:
                     continue
-                if time_s > wanted_s[n_found] + SAME_FRAME_S or frame.is_corrupt:
+                if frame.time > wanted_s[n_found] + SAME_FRAME_S or frame.is_corrupt:
                     reason = "a frame is lost or damaged"
                     break
                 yield frame
@@ -73,35 +78,40 @@ def _frames_at(source: str, wanted_s: np.ndarray) -> Iterator[av.VideoFrame]:
     raise BadVideo(source, reason, REPLACE_FILE)
 
 
-def _encode(frames: Iterator[av.VideoFrame], ticks: np.ndarray, target: str) -> None:
+def _encode(frames: Iterator[av.VideoFrame], ticks: np.ndarray, target: str, look: Look) -> None:
+    """Write each frame at its tick; `ticks` has one more, where the last frame ends."""
+    pictures = (_as_encoded(frame, look) for frame in frames)
+    first = next(pictures)
+    seconds = Fraction(int(ticks[-2] - ticks[0]), TICKS_PER_S)
+    rate = (len(ticks) - 2) / seconds if seconds else Fraction(25)
     with av.open(f"file:{target}", "w", format="mp4") as container:
-        stream = None
-        for frame, tick in zip(frames, ticks, strict=True):
-            picture = _as_encoded(frame)
-            if stream is None:
-                seconds = Fraction(int(ticks[-1] - ticks[0]), TICKS_PER_S)
-                rate = (len(ticks) - 1) / seconds if seconds else Fraction(25)
-                stream = container.add_stream("libx264", rate=rate.limit_denominator(1001), options=X264)
-                stream.width, stream.height, stream.pix_fmt = (
-                    picture.width,
-                    picture.height,
-                    picture.format.name,
-                )
-                context = stream.codec_context
-                context.time_base, context.thread_count = Fraction(1, TICKS_PER_S), 1
-                for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
-                    setattr(context, name, getattr(picture, name))
-            picture.pts, picture.time_base = int(tick), Fraction(1, TICKS_PER_S)
-            picture.pict_type = av.video.frame.PictureType.NONE  # else the source's key frames are copied
-            container.mux(stream.encode(picture))
-        if stream is not None:
-            container.mux(stream.encode(None))
+        stream = container.add_stream("libx264", rate=rate.limit_denominator(1001), options=X264)
+        stream.width, stream.height, stream.pix_fmt = first.width, first.height, first.format.name
+        context = stream.codec_context
+        context.time_base, context.thread_count = Fraction(1, TICKS_PER_S), 1
+        context.sample_aspect_ratio = 1 / look.pixel_aspect if look.swaps_sides else look.pixel_aspect
+        for name in ("color_range", "colorspace", "color_primaries", "color_trc"):
+            setattr(context, name, getattr(first, name))
+
+        waiting: av.Packet | None = None
+        for tick, picture in zip(ticks, chain([first], pictures, [None]), strict=True):
+            if picture is not None:
+                check_same_shape(target, (first.height, first.width), (picture.height, picture.width))
+                picture.pts, picture.time_base = int(tick), Fraction(1, TICKS_PER_S)
+                picture.pict_type = av.video.frame.PictureType.NONE  # else the source's key frames are copied
+            for packet in stream.encode(picture):
+                if waiting:
+                    container.mux(waiting)
+                waiting = packet
+        assert waiting is not None, "every picture becomes a packet"
+        waiting.duration = int(ticks[-1] - ticks[-2])  # it holds the last picture: X264 stores them in order
+        container.mux(waiting)
 
 
-def _as_encoded(frame: av.VideoFrame) -> av.VideoFrame:
+def _as_encoded(frame: av.VideoFrame, look: Look) -> av.VideoFrame:
     """Upright and in 8 bits; 4:2:0 holds even sides only."""
-    if turns := round(frame.rotation / 90) % 4:
-        upright = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+    if look.is_turned:
+        upright = look.upright(frame.to_ndarray(format="rgb24"))
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(upright, np.uint8), format="rgb24")
     is_even = frame.width % 2 == frame.height % 2 == 0
     wanted = "yuv420p" if is_even else "yuv444p"

@@ -20,6 +20,7 @@ from moss_vllm.data.rows import (
     collect_videos,
     find_annotation,
     find_video,
+    name_field,
     read_clip_rows,
     read_json_rows,
     text_field,
@@ -55,7 +56,7 @@ def read_favor_train(
     file = str(path)
 
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
-        name = text_field(row, "video_name", file=file, where=f"row {index}")
+        name = name_field(row, "video_name", file=file, where=f"row {index}")
         where = f"row {index} (video {name!r})"
         if "questions" in row:  # its rows have captions too
             reason = "is a row of FAVOR-Bench, the test set"
@@ -74,21 +75,36 @@ def _find_clip(
     try:
         return find_video(video_root, name, TRAIN_FOLDERS, file=file, row=where), None, None
     except MissingVideo as missing:
-        source = re.search(r"(?:v=|youtu\.be/|shorts/)([\w-]{11})(?![\w-])", str(row.get("url", "")))
+        source = youtube_id(row)
         if source is None or "start" not in row or "end" not in row:
             raise
         try:
-            path = find_video(video_root, f"{source[1]}.mp4", TRAIN_FOLDERS, file=file, row=where)
+            path = find_video(video_root, f"{source}.mp4", TRAIN_FOLDERS, file=file, row=where)
         except MissingVideo:
             raise missing from None
+    return path, *cut_times(row, file, where)
+
+
+def youtube_id(row: dict[str, Any]) -> str | None:
+    """The id in the row's `url`."""
+    found = re.search(r"(?:v=|youtu\.be/|shorts/|embed/)([\w-]{11})(?![\w-])", str(row.get("url")), re.ASCII)
+    return found[1] if found else None
+
+
+def cut_times(row: dict[str, Any], file: str, where: str | int) -> tuple[float, float]:
+    """The row's `start` and `end` in seconds, which may be written as text.
+
+    Raises: BadRow.
+    """
     try:
         start_s, end_s = float(row["start"]), float(row["end"])
-    except (TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         start_s = end_s = math.nan
     if not 0 <= start_s < end_s < math.inf:
-        reason = f"start {row['start']!r} and end {row['end']!r} are not seconds with 0 <= start < end"
+        seen = f"start {row.get('start')!r:.1000} and end {row.get('end')!r:.1000}"
+        reason = f"{seen} are not seconds with 0 <= start < end"
         raise BadRow(file, where, reason, "write both as seconds in the YouTube video")
-    return path, start_s, end_s
+    return start_s, end_s
 
 
 def read_favor_bench(
@@ -107,7 +123,7 @@ def read_favor_bench(
     counts: dict[str, int] = {}
     for index, row in enumerate(read_json_rows(path)):
         try:
-            name = text_field(row, "video_name", file=file, where=f"row {index}")
+            name = name_field(row, "video_name", file=file, where=f"row {index}")
             where = f"row {index} (video {name!r})"
             questions = row.get("questions", [row])
             if not isinstance(questions, list) or not questions:

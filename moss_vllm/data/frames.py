@@ -8,17 +8,24 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+# What a name may end in, and the only format that is then read: Pillow would start Ghostscript for another.
+IMAGE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+IMAGE_EXTENSIONS = tuple(IMAGE_FORMATS)
+OPTICAL_FLOW = ("flow_x", "flow_y")  # mmaction2 keeps these beside the pictures
 MULTIPLE_PX = 28  # a side holds whole 2 x 2 groups of 14-pixel patches
 MAX_ASPECT = 20
 MAX_FRAME_PX = 100_000_000
 MAX_CLIP_BYTES = 2 * 1024**3
+ONE_SEQUENCE = "keep the frames of one video in the folder and nothing else, numbered, such as img_00001.jpg"
 REPLACE_FILE = "copy or download the file again, or leave it out of the annotation file"
 
 
@@ -31,8 +38,9 @@ class BadVideo(ValueError):
     def __init__(self, path: str, reason: str = "", remedy: str = "") -> None:
         super().__init__(path, reason, remedy)
         if not reason:  # rebuilt by the DataLoader: `path` is a traceback that ends in str(original)
-            found = re.search(r"BadVideo: (.+?): (.+) \(remedy: (.+)\)\s*$", path)
-            path, reason, remedy = found.groups() if found else (path, reason, remedy)
+            told = path.rstrip().rpartition("BadVideo: ")[2].removesuffix(")")
+            told, _, remedy = told.rpartition(" (remedy: ")
+            path, reason = told.split(": ", 1) if ": " in told else (path, reason)
         self.path, self.reason, self.remedy = path, reason, remedy
 
     def __str__(self) -> str:
@@ -42,7 +50,10 @@ class BadVideo(ValueError):
 def list_images(folder: str) -> list[str]:
     """Names of the frames in a folder, in the order of the numbers in them.
 
-    Raises: BadVideo if the folder cannot be listed or holds no image.
+    They are one sequence: the names differ in their numbers only, and one of the numbers is another in each.
+    Files of optical flow beside other frames are left out.
+
+    Raises: BadVideo if the folder cannot be listed, holds no image, or more than one sequence.
     """
     try:
         names = [n for n in os.listdir(folder) if n.lower().endswith(IMAGE_EXTENSIONS) and n[0] != "."]
@@ -51,7 +62,22 @@ def list_images(folder: str) -> list[str]:
     if not names:
         remedy = f"name a video file, or a folder of {', '.join(IMAGE_EXTENSIONS)} frames"
         raise BadVideo(folder, "the folder holds no images", remedy)
-    return sorted(names, key=_natural)
+    names = [n for n in names if not n.lower().startswith(OPTICAL_FLOW)] or names
+    kinds = Counter(re.sub(r"\d+", "#", os.path.splitext(name)[0]).casefold() for name in names)
+    if len(kinds) > 1:
+        shown = sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:5]
+        told = ", ".join(f"{kinds[kind]} called {kind!r}" for kind in shown)
+        more = f" and {len(kinds) - 5} more" if len(kinds) > 5 else ""
+        raise BadVideo(folder, f"the folder holds more than one kind of image: {told}{more}", ONE_SEQUENCE)
+    names.sort(key=_natural)
+    numbers = [[int(number) for number in re.findall(r"\d+", os.path.splitext(name)[0])] for name in names]
+    if len(names) > 1 and not any(len(set(column)) == len(names) for column in zip(*numbers, strict=True)):
+        first: dict[int, str] = {}
+        for name, found in zip(names, numbers, strict=True):
+            other = first.setdefault(found[-1] if found else 0, name)
+            if other != name:
+                raise BadVideo(folder, f"two images have one number: {other!r} and {name!r}", ONE_SEQUENCE)
+    return names
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -60,7 +86,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def read_images(folder: str, names: list[str]) -> Iterator[np.ndarray]:
-    """The images named, one at a time.
+    """The images named, one at a time, turned as their EXIF data say.
+
+    16-bit greys are scaled to 8 bits; transparency is ignored, as in video.
 
     Shape: uint8 (H, W, 3), RGB.
     Raises: BadVideo for an image that cannot be read, or is not of the first one's size.
@@ -68,20 +96,56 @@ def read_images(folder: str, names: list[str]) -> Iterator[np.ndarray]:
     first_size = None
     for name in names:
         path = os.path.join(folder, name)
-        try:
-            with Image.open(path) as image:
-                check_frame_size(path, image.height, image.width)
+        with open_image(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # Pillow would clip to 255
+                frame = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, -1)
+            else:
+                image.info.pop("transparency", None)  # of a palette: Pillow would warn
                 frame = np.asarray(image.convert("RGB"))
-        except BadVideo:
-            raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BadVideo(path, f"the image cannot be read ({error})", REPLACE_FILE) from error
         first_size = first_size or frame.shape
         if frame.shape != first_size:
             sizes = [f"{width}x{height}" for height, width, _ in (frame.shape, first_size)]
             seen = f"the image is {sizes[0]}, the folder's first frame {sizes[1]}"
             raise BadVideo(path, seen, "keep one video of one size per folder")
         yield frame
+
+
+def folder_frame_size(folder: str) -> tuple[int, int]:
+    """Height and width of a folder's first frame.
+
+    Raises: BadVideo as `list_images` and `read_images`.
+    """
+    with open_image(os.path.join(folder, list_images(folder)[0])) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if is_turned else (image.height, image.width)
+
+
+@contextmanager
+def open_image(path: str) -> Iterator[Image.Image]:
+    """An image of the format that its name promises, of at most MAX_FRAME_PX, still to be decoded.
+
+    Raises: BadVideo, also for what fails while it is open.
+    """
+    wanted = IMAGE_FORMATS[os.path.splitext(path)[1].lower()]
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on
+            raise BadVideo(path, "is a pipe, a device or a folder, not an image", ONE_SEQUENCE)
+        with Image.open(path, formats=[wanted]) as image:
+            check_frame_size(path, image.height, image.width)
+            if (
+                wanted != "JPEG" and getattr(image, "n_frames", 1) > 1
+            ):  # in JPEG they are views of one picture
+                reason = f"the image holds {image.n_frames} pictures, where one frame is wanted"
+                raise BadVideo(path, reason, "store each picture as a file of its own")
+            yield image
+    except BadVideo:
+        raise
+    except UnidentifiedImageError as error:
+        remedy = "name each image by its format, or convert it"
+        raise BadVideo(path, f"the image is no {wanted} by its content", remedy) from error
+    except Exception as error:  # Pillow's readers raise many kinds for damaged files
+        raise BadVideo(path, f"the image cannot be read ({error})", REPLACE_FILE) from error
 
 
 def check_frame_size(path: str, height: int, width: int) -> None:
@@ -143,28 +207,40 @@ def stack_frames(
 
 
 def stack_resized(
-    path: str, frames: Iterator[np.ndarray], count: int, resized: Callable[[int, int], tuple[int, int]]
+    path: str,
+    frames: Iterator[np.ndarray],
+    count: int,
+    resized: Callable[[int, int], tuple[int, int]],
 ) -> np.ndarray:
     """Resize `count` frames as they come, so that one frame of full size is held at a time.
 
-    `resized` says which height and width become of a height and width.
+    `resized` says which height and width become of those of the first frame.
 
     Shape: frames uint8 (H, W, 3) -> (T, H, W, 3).
-    Raises: BadVideo for frames beyond the limits, or a clip of more than MAX_CLIP_BYTES.
+    Raises: BadVideo for frames beyond the limits, of more than one shape, or a clip of over MAX_CLIP_BYTES.
     """
     clip: np.ndarray | None = None
     for i, frame in enumerate(frames):
         if clip is None:
-            check_frame_size(path, frame.shape[0], frame.shape[1])
-            size = resized(frame.shape[0], frame.shape[1])
+            stored = frame.shape[:2]
+            check_frame_size(path, *stored)
+            size = resized(*stored)
             n_bytes = count * size[0] * size[1] * 3
             if n_bytes > MAX_CLIP_BYTES:
                 reason = f"{count} frames of {size[1]}x{size[0]} take {n_bytes} bytes, over {MAX_CLIP_BYTES}"
                 raise BadVideo(path, reason, "lower short_side_px or max_frames")
             clip = np.empty((count, *size, 3), np.uint8)
+        check_same_shape(path, stored, frame.shape[:2])
         if frame.shape[:2] != size:
             image = Image.fromarray(np.ascontiguousarray(frame))
             frame = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
         clip[i] = frame
     assert clip is not None, f"{path}: no frame was chosen"
     return clip
+
+
+def check_same_shape(path: str, first: tuple[int, int], size: tuple[int, int]) -> None:
+    """Raise BadVideo where a picture (height, width) scaled to the first one's size would be distorted."""
+    if abs(first[0] * size[1] - first[1] * size[0]) > max(*first, *size):  # each side may be rounded
+        reason = f"its pictures change from {first[1]}x{first[0]} to {size[1]}x{size[0]}"
+        raise BadVideo(path, reason, "encode it to one size, `ffmpeg -i IN OUT.mp4`, or cut it there")

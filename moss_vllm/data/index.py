@@ -1,24 +1,31 @@
-"""When every frame of a video file is shown, by its packets; opening files, decoding them from the start."""
+"""When every picture of a video file is shown, by its packets, or by decoding it where they do not tell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import av
 import numpy as np
 
-from moss_vllm.data.frames import REPLACE_FILE, BadVideo, check_frame_size
+from moss_vllm.data.container import Look, decode_in_order, look_at, open_file, picture_stream
+from moss_vllm.data.frames import REPLACE_FILE, BadVideo
 
 # decord 0.6 returns other frames than asked for, without an error, from mpeg2, edit lists, cut ts files and
 # open GOPs (the default of x265), so it gets these codecs in these containers, and closed GOPs only.
 _PLAIN_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
-_PLAIN_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
+_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+_PLAIN_CONTAINERS = (_MOV, "matroska,webm", "avi")
+
+JOINT_PACKETS = (
+    4  # of ts that may be flagged before a joint, where two counters meet; no picture is bad there
+)
 
 
 class _Packet(NamedTuple):
     pts: int | None
+    duration: int | None
     is_keyframe: bool
     is_discard: bool
     is_corrupt: bool
@@ -26,27 +33,28 @@ class _Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """Times of all frames shown, in the file's own clock; `damage` says what the file promised but lacks."""
+    """Times of all frames shown and the end of the last, in the file's own clock.
+
+    `damage` says what the file promised but lacks. `look` is None for a folder of images. Where `can_seek` is
+    false, times are known only by decoding from the start.
+    """
 
     frame_times_s: np.ndarray
-    damage: str
-    suits_decord: bool
+    end_s: float
+    damage: str = ""
+    suits_decord: bool = False
+    suits_torchcodec: bool = False
+    look: Look | None = None
+    can_seek: bool = False
 
 
 def index_frames(path: str) -> Index:
     """List the presentation times of a file from its packets, or by decoding it where packets do not tell.
 
-    Raises: BadVideo if the file cannot be opened, has no picture stream, or its pictures have no times.
+    Raises: BadVideo if the file cannot be opened, has no picture stream, or none of its pictures decodes.
     """
-    try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise BadVideo(path, "the file is empty (0 bytes)", REPLACE_FILE)
-    except OSError as error:
-        raise BadVideo(path, f"{error.strerror}", "check the path, and that you may read it") from error
-
     packets: list[_Packet] = []
-    data_end_s, damage = 0.0, ""
+    data_end_s, damage, look, last_key, has_one_header = 0.0, "", None, None, True
     with open_file(path) as container:
         stream = picture_stream(path, container)
         start_s, promised_s = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
@@ -59,98 +67,102 @@ def index_frames(path: str) -> Index:
                     data_end_s = max(data_end_s, packet_end_s - start_s)
                 if packet.size and packet.stream is stream:
                     packets.append(_Packet(*(getattr(packet, field) for field in _Packet._fields)))
+                    if packet.is_keyframe:
+                        look = look or look_at(path, stream, packet)
+                        last_key = packet
+                    has_one_header = has_one_header and not packet.has_sidedata("new_extradata")
         except av.FFmpegError as error:
             damage = f"its data cannot be read on ({error})"
+        stores_order_only = container_name == "avi" and stream.codec_context.has_b_frames
+        # Where the size changes on the way, others scale to the first one, whatever its shape.
+        is_simple = has_one_header and len(container.streams.video) == 1
+        if is_known and is_simple and last_key is not None and not damage:
+            is_simple = look_at(path, stream, last_key) == look
     # A cut mkv, webm or avi ends without an error; only its header knows how long it was meant to be.
     if is_known and data_end_s < promised_s - max(1.0, 0.05 * promised_s):
         damage = f"cut short: the header promises {promised_s:.2f} s, the data end at {data_end_s:.2f} s"
-    elif any(packet.is_corrupt for packet in packets):
+    joints = _joints(packets)
+    at_joints = {i - held for i in joints for held in range(JOINT_PACKETS + 1)}
+    if any(packet.is_corrupt for i, packet in enumerate(packets) if i not in at_joints):
         damage = damage or "a packet is incomplete or damaged"
 
-    pts = [packet.pts for packet in packets if packet.pts is not None and packet.pts >= 0]
+    shown = [packet for packet in packets if not packet.is_discard]
+    pts = sorted(packet.pts for packet in shown if packet.pts is not None)
+    end = _end_of_last(shown, pts)
     is_plain = (
         is_known
+        and look is not None
+        and not stores_order_only
         and len(set(pts)) == len(packets) > 0
         and packets[0].is_keyframe
-        and packets[0].pts == min(pts)
-        and not any(packet.is_discard or packet.is_corrupt for packet in packets)
-        and (container_name != "avi" or pts == sorted(pts))  # avi stores no pts, they are guessed
+        and packets[0].pts == pts[0]
+        and not joints
+        and not any(packet.is_corrupt for packet in packets)
     )
-    if is_plain:
-        return Index(np.array(sorted(pts)) * time_base, damage, _has_closed_gops(packets, pts))
+    if look is None or not is_plain:
+        return _index_by_decoding(path, look, len(shown), (pts[-1:], end), damage)
+    suits_decord = (
+        is_simple
+        and _has_closed_gops(packets)
+        and not look.is_mirrored
+        and (container_name == _MOV or not look.is_turned)  # it sees no turn elsewhere
+    )
+    suits_torchcodec = is_simple and not look.is_turned
+    times_s, end_s = np.array(pts) * time_base, end * time_base
+    return Index(times_s, end_s, damage, suits_decord, suits_torchcodec, look, can_seek=True)
 
-    times_s, is_interlaced = [], False
+
+def _index_by_decoding(
+    path: str, look: Look | None, n_packets: int, last: tuple[list[int], int], damage: str
+) -> Index:
+    """What `decode_in_order` gives; `last` is the time of the last packet, if it has one, and its end."""
+    times: list[int] = []
+    is_interlaced, base, step = False, 0.0, 0
     try:
         for frame in decode_in_order(path):
+            look = look or Look(frame.height, frame.width)
             is_interlaced = is_interlaced or frame.interlaced_frame
-            if frame.time is not None and frame.time >= 0:
-                times_s.append(frame.time)
+            pts = frame.pts or 0  # `decode_in_order` sets it
+            step = frame.duration or (pts - times[-1] if times else 0)
+            base = float(frame.time_base or 0)
+            times.append(pts)
     except av.FFmpegError as error:
-        damage = f"{len(times_s)} of {len(packets)} frames decode, then: {error}"
-    if not times_s:
-        raise BadVideo(path, f"0 of {len(packets)} frames decode to a picture with a time", REPLACE_FILE)
+        damage = f"{len(times)} of {n_packets} frames decode, then: {error}"
+    if not times:
+        raise BadVideo(path, f"0 of {n_packets} frames decode to a picture", REPLACE_FILE)
     # Some packets hold no picture: vp8's hidden frames, pictures before the first key frame, half pictures.
-    n_shown = sum(not packet.is_discard for packet in packets)
-    if not damage and len(times_s) < n_shown * (0.45 if is_interlaced else 0.9) - 2:
-        damage = f"{len(times_s)} of {n_shown} frames decode"
-    return Index(np.array(sorted(set(times_s))), damage, False)
+    if not damage and len(times) < n_packets * (0.45 if is_interlaced else 0.9) - 2:
+        damage = f"{len(times)} of {n_packets} frames decode"
+    end = last[1] if last[0] == times[-1:] else times[-1] + step
+    return Index(np.array(times) * base, end * base, damage, look=look)
 
 
-def _has_closed_gops(packets: list[_Packet], pts: list[int]) -> bool:
+def _joints(packets: list[_Packet]) -> list[int]:
+    """Key frames at which time starts again: no picture stored before one is shown after it."""
+    found, latest = [], -math.inf
+    for i, packet in enumerate(packets):
+        if packet.pts is not None:
+            if packet.is_keyframe and packet.pts <= latest:
+                found.append(i)
+                latest = -math.inf
+            latest = max(latest, packet.pts)
+    return found
+
+
+def _end_of_last(packets: list[_Packet], pts: list[int]) -> int:
+    """When the last picture goes: by its own duration, else after as long as the picture before it stays.
+
+    In mp4 the last picture stored, which may be another one, has the duration.
+    """
+    if not pts:
+        return 0
+    lasting = [packet for packet in packets if packet.pts == pts[-1]] + packets[-1:]
+    end = max((p.pts + p.duration for p in lasting if p.pts is not None and p.duration), default=pts[-1])
+    return end if end > pts[-1] else 2 * pts[-1] - pts[max(len(pts) - 2, 0)]
+
+
+def _has_closed_gops(packets: list[_Packet]) -> bool:
     """Whether no frame stored after a key frame is shown before it: decord miscounts after a seek there."""
+    pts = [packet.pts or 0 for packet in packets]
     earliest_later = np.minimum.accumulate(pts[::-1])[::-1]
     return all(earliest_later[i] == pts[i] for i, packet in enumerate(packets) if packet.is_keyframe)
-
-
-def open_file(path: str) -> av.container.InputContainer:
-    """The file, whatever its name and its titles hold.
-
-    Raises: BadVideo for what is no video.
-    """
-    try:
-        # "file:" for names with a colon; old avi files carry titles that are not UTF-8.
-        return av.open(f"file:{path}", metadata_errors="ignore")
-    except (av.FFmpegError, ValueError) as error:
-        raise BadVideo(path, f"not a video, or its header is lost ({error})", REPLACE_FILE) from error
-
-
-def picture_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
-    """The moving picture of a file.
-
-    Raises: BadVideo where there is none, or one that cannot be decoded.
-    """
-    stream = container.streams.best("video")
-    if not isinstance(stream, av.VideoStream) or stream.disposition & av.stream.Disposition.attached_pic:
-        raise BadVideo(path, "there is no video stream (sound only?)", "check that it is the right file")
-    if stream.codec_context is None:  # half a header is left; asking for the width then is an AttributeError
-        raise BadVideo(path, "its header does not say how the video is coded", REPLACE_FILE)
-    if stream.width and stream.height:
-        check_frame_size(path, stream.height, stream.width)  # before a decoder claims memory for it
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def decode_in_order(path: str, *, from_s: float | None = None) -> Iterator[av.VideoFrame]:
-    """All frames of a file, or those from a key frame before `from_s` on (in the file's own clock).
-
-    Raises: BadVideo for a file that cannot be opened, av.FFmpegError on the way.
-    """
-    with open_file(path) as container:
-        stream = picture_stream(path, container)
-        if from_s is not None:
-            container.seek(int(from_s * 1e6))
-        yield from container.decode(stream)
-
-
-def native_size(path: str) -> tuple[int, int]:
-    """Height and width in the file's header.
-
-    Raises: BadVideo for a header without them, or a size beyond the limits.
-    """
-    with open_file(path) as container:
-        stream = picture_stream(path, container)
-        height, width = stream.height, stream.width
-    if not height or not width:
-        raise BadVideo(path, "its header names no frame size", REPLACE_FILE)
-    check_frame_size(path, height, width)
-    return height, width

@@ -20,6 +20,7 @@ from moss_vllm.data.rows import (
     collect_videos,
     find_annotation,
     find_video,
+    name_field,
     read_clip_rows,
     read_json_rows,
     text_field,
@@ -70,7 +71,7 @@ def read_motionbench(
     asked: list[tuple[str, str, Question]] = []
     for index, row in enumerate(read_json_rows(path)):
         try:
-            name = text_field(row, "video_path", file=file, where=f"row {index}")
+            name = name_field(row, "video_path", file=file, where=f"row {index}")
             where = f"row {index} (video {name!r})"
             if not isinstance(row.get("qa"), list) or not row["qa"]:
                 raise BadRow(file, where, "'qa' is not a filled list", "fill it or remove the row")
@@ -107,7 +108,7 @@ def read_motionbench_captions(
     file = str(path)
 
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
-        name = text_field(row, "video_path", file=file, where=f"row {index}")
+        name = name_field(row, "video_path", file=file, where=f"row {index}")
         where = f"row {index} (video {name!r})"
         caption = text_field(row, "motion_caption", file=file, where=where)
         clip = find_video(video_root, name, CAPTION_FOLDERS, file=file, row=where)

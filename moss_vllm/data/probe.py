@@ -1,4 +1,4 @@
-"""What `read_clip` would return but for the pixels: times from a file's packets, the size from its header."""
+"""What `read_clip` would return but for the pixels: the times and the size of the frames."""
 
 import json
 import os
@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import track
 
 from moss_vllm.data.cache import describe_clip
-from moss_vllm.data.video import BadVideo, choose_frames, frame_size
+from moss_vllm.data.container import native_size
+from moss_vllm.data.frames import target_size
+from moss_vllm.data.video import BadVideo, choose_frames
 
 TELL_EVERY_S = 10.0
 ClipPart = tuple[Path, float | None, float | None]  # a file, start_s, end_s
@@ -21,7 +23,7 @@ ClipPart = tuple[Path, float | None, float | None]  # a file, start_s, end_s
 
 @dataclass(frozen=True)
 class Probe:
-    """The times and the size of a clip's frames; the sides of a turned video may be swapped."""
+    """The times and the size of a clip's frames."""
 
     frame_times_s: tuple[float, ...]
     height: int
@@ -37,15 +39,16 @@ def probe_clip(
     start_s: float = 0.0,
     end_s: float | None = None,
 ) -> Probe:
-    """Frame times and frame size that `read_clip` gives for a file, without decoding a picture.
+    """Frame times and frame size that `read_clip` gives for a file, mostly without decoding.
 
     Raises: BadVideo for a file that cannot be opened or ends early.
     """
     path = os.fspath(path)
-    _, _, times_s, _ = choose_frames(
+    index, _, times_s, _ = choose_frames(
         path, sample_fps=sample_fps, max_frames=max_frames, start_s=start_s, end_s=end_s
     )
-    return Probe(tuple(times_s.tolist()), *frame_size(path, short_side_px))
+    size = index.look.shown_size if index.look else native_size(path)
+    return Probe(tuple(times_s.tolist()), *target_size(*size, short_side_px))
 
 
 def probe_all(

@@ -7,9 +7,13 @@ messages rows count from 0, lines from 1.
 
 import json
 import math
+import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -17,6 +21,7 @@ from typing import Any
 MAX_ANNOTATION_BYTES = 512 * 2**20
 CAPTION_PROMPT = "Describe what is happening in the video."
 OTHER_SUFFIXES = (".mkv", ".webm", ".avi", ".mov", ".mpg", ".gif")
+MAX_NAME = 4096  # characters; no path of a file is longer
 SHOWN_ROWS = 10
 
 
@@ -235,18 +240,32 @@ def text_field(row: dict[str, Any], key: str, *, file: str, where: str | int) ->
     return value
 
 
+def name_field(row: dict[str, Any], key: str, *, file: str, where: str | int) -> str:
+    """`text_field` for the name of a file."""
+    name = text_field(row, key, file=file, where=where)
+    if len(name) > MAX_NAME:
+        reason = (
+            f"{key!r} has {len(name):,} characters ({name[:20]!r}...), no file name has over {MAX_NAME:,}"
+        )
+        raise BadRow(file, where, reason, f"write the name of a file into {key!r}")
+    return name
+
+
 def video_stem(name: str) -> str:
     """Drop `.mp4`, once or doubled: the id under which every spelling of a video's name is one video."""
-    return re.sub(r"(\.mp4)+$", "", name, flags=re.IGNORECASE)
+    suffixes = re.match(r"(?:4pm\.)*", name[::-1], re.IGNORECASE)  # from the end, in one pass
+    return unicodedata.normalize("NFC", name[: len(name) - len(suffixes[0] if suffixes else "")])
 
 
 def find_video(root: str | Path, name: str, subfolders: Sequence[str], *, file: str, row: str | int) -> Path:
     """Find the file of `name` in the first of `root/subfolder` that has it.
 
-    The name may come with or without `.mp4`, and the file may be spelled `.MP4` or `.mp4.mp4`. It must
-    stay below its folder; only the file itself may be a link elsewhere, as in the hub's download cache.
+    The name may come with or without `.mp4`, and the file may be spelled `.MP4` or `.mp4.mp4`, or with other
+    code points for the same letters, as a Mac's disk does. It must stay below its folder; only the file
+    itself may be a link elsewhere, as in the hub's download cache.
 
-    Raises: BadRow for a name that leaves the folder, MissingVideo when no spelling is there.
+    Raises: BadRow for a name that leaves the folder or is that of two files, MissingVideo when no spelling is
+    there.
     """
     stem, parts = video_stem(name), re.split(r"[/\\]", name)
     controls = any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in name)
@@ -257,22 +276,54 @@ def find_video(root: str | Path, name: str, subfolders: Sequence[str], *, file: 
     spellings = [name]
     if not name.lower().endswith(OTHER_SUFFIXES):
         spellings += [stem + suffix for suffix in (".mp4", ".MP4", ".mp4.mp4")]
-    if stem == name:
+    if stem == unicodedata.normalize("NFC", name):
         spellings += [name + suffix for suffix in OTHER_SUFFIXES]
-    for folder in [Path(root) / subfolder for subfolder in subfolders]:
-        for spelling in dict.fromkeys(spellings):
-            path = folder / spelling
+    folders = [Path(root) / subfolder for subfolder in subfolders]
+    for find in [_exactly] if name.isascii() else [_exactly, _in_other_letters]:
+        for folder, spelling in product(folders, dict.fromkeys(spellings)):
             try:
-                found = path.is_file()
+                paths = [path for path in find(folder, spelling) if path.is_file()]
             except OSError as error:  # a name that is too long, a folder without permission
                 raise BadRow(file, row, f"video {name!r}: {error.strerror}", remedy) from None
-            if found and not path.parent.resolve().is_relative_to(folder.resolve()):
+            if len(paths) > 1:
+                reason = (
+                    f"video name {name!r} is that of {len(paths)} files in {folder}, in other code points"
+                )
+                raise BadRow(file, row, reason, "remove all but one of them")
+            if paths and not paths[0].parent.resolve().is_relative_to(folder.resolve()):
                 raise BadRow(file, row, f"video name {name!r} follows a link out of {folder}", remedy)
-            if found:
-                return path
+            if paths:
+                return paths[0]
     tried = ", ".join(subfolder or "." for subfolder in subfolders)
     reason = f"video {name!r} is in none of the folders {tried} of {root}"
     raise MissingVideo(file, row, reason, "download it or pass the folder that holds it")
+
+
+def _exactly(folder: Path, name: str) -> list[Path]:
+    return [folder / name]
+
+
+def _in_other_letters(folder: Path, name: str) -> list[Path]:
+    """What below the folder has the name, whichever code points write its letters."""
+    places = [folder]
+    for part in name.split("/"):
+        form = unicodedata.normalize("NFC", part)
+        places = [
+            place / entry
+            for place in places
+            if place.is_dir()
+            for entry in _entries(str(place), place.stat().st_mtime_ns).get(form, [])
+        ]
+    return places
+
+
+@lru_cache(maxsize=64)
+def _entries(folder: str, mtime_ns: int) -> dict[str, list[str]]:
+    """The names in a folder (as it was at `mtime_ns`) by their composed form."""
+    entries: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        entries.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return entries
 
 
 def collect_videos(

@@ -18,10 +18,12 @@ from functools import partial
 import av
 import numpy as np
 
+from moss_vllm.data.container import Look, decode_in_order, native_size
 from moss_vllm.data.frames import (
     MULTIPLE_PX,
     REPLACE_FILE,
     BadVideo,
+    check_same_shape,
     list_images,
     read_images,
     scaled_size,
@@ -29,7 +31,7 @@ from moss_vllm.data.frames import (
     target_size,
     unique_frames,
 )
-from moss_vllm.data.index import Index, decode_in_order, index_frames, native_size
+from moss_vllm.data.index import Index, index_frames
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
@@ -65,9 +67,10 @@ def read_clip(
     """Read the frames on screen at start_s + k / sample_fps, each frame at most once.
 
     More than max_frames are thinned evenly, first and last kept. The part read is [start_s, end_s) and may
-    end after the video does. A frame already on screen at start_s has time 0. Frames with a negative time
-    stamp (cut away by an edit list) are not shown and not counted. A folder of images is a video of
-    folder_fps. Sides become multiples of MULTIPLE_PX; short_side_px=None keeps the size but for that.
+    end after the video does. A frame already on screen at start_s has time 0. Frames cut away by an edit
+    list are not shown and not counted. Frames are turned, mirrored and as wide as a player shows them. A
+    folder of images is a video of folder_fps. Sides become multiples of MULTIPLE_PX; short_side_px=None keeps
+    the size but for that.
 
     Shape: see Clip.
     Raises: BadVideo for what is wrong with the file, ValueError for an argument out of range, ImportError
@@ -145,8 +148,7 @@ def choose_frames(
         raise ValueError(f"end_s is {end_s}; it must be above start_s, which is {start_s}")
     index, names = _list_frames(path, folder_fps)
     times_s = index.frame_times_s - index.frame_times_s[0]
-    last_gap_s = times_s[-1] - times_s[-2] if len(times_s) > 1 else 1 / sample_fps
-    video_end_s = float(times_s[-1] + last_gap_s)
+    video_end_s = index.end_s - float(index.frame_times_s[0]) or 1 / sample_fps  # of one frame without a time
     if start_s >= video_end_s:
         reason = f"start_s is {start_s}, the video ends at {video_end_s:.2f} s"
         raise BadVideo(path, reason, "check the annotation against the file")
@@ -162,11 +164,11 @@ def _list_frames(path: str, folder_fps: float) -> tuple[Index, list[str]]:
     if not os.path.isdir(path):
         return index_frames(path), []
     names = list_images(path)
-    return Index(np.arange(len(names)) / folder_fps, "", False), names
+    return Index(np.arange(len(names)) / folder_fps, len(names) / folder_fps), names
 
 
 def frame_size(path: str, short_side_px: int | None) -> tuple[int, int]:
-    """Height and width of `read_clip`'s frames by the file's header; swapped where the video is turned.
+    """Height and width of `read_clip`'s frames.
 
     Raises: as `native_size`.
     """
@@ -197,6 +199,7 @@ def _decode(
     decoder: str,
 ) -> np.ndarray:
     """Deliver the chosen frames of a file, resized, from the decoder asked for."""
+    resized = partial(_resized_as_shown, path, index.look, resized)
     if decoder == "torchcodec":
         return stack_resized(path, _torchcodec_frames(path, index, chosen), len(chosen), resized)
     if decoder == "decord" or (decoder == "auto" and index.suits_decord):
@@ -213,6 +216,15 @@ def _decode(
                 raise BadVideo(path, reason, "use decoder='auto', which turns to PyAV") from error
             _log.warning("%s: %s; reading it with PyAV", path, reason)
     return stack_resized(path, _pyav_frames(path, index, chosen), len(chosen), resized)
+
+
+def _resized_as_shown(
+    path: str, look: Look | None, resized: Callable[[int, int], tuple[int, int]], height: int, width: int
+) -> tuple[int, int]:
+    """The size for frames of a file, which come upright in stored pixels."""
+    assert look is not None, f"{path} is a file"
+    check_same_shape(path, look.upright_size, (height, width))
+    return resized(*look.shown_size)
 
 
 def _decord_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
@@ -234,19 +246,17 @@ def _decord_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.n
 
 
 def _pyav_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.ndarray]:
-    n_seen, n_found, wanted_s = 0, 0, index.frame_times_s[chosen]
+    n_seen, n_found, wanted_s, look = 0, 0, index.frame_times_s[chosen], index.look or Look(0, 0)
     reason = "the file ends"
     try:
         for frame in decode_in_order(path):
             n_seen += 1
-            time_s = -1.0 if frame.time is None else frame.time
-            if time_s < wanted_s[n_found] - SAME_FRAME_S:
+            if frame.time < wanted_s[n_found] - SAME_FRAME_S:
                 continue
-            if time_s > wanted_s[n_found] + SAME_FRAME_S or frame.is_corrupt:
+            if frame.time > wanted_s[n_found] + SAME_FRAME_S or frame.is_corrupt:
                 reason = "a frame is lost or damaged"
                 break
-            # PyAV, unlike decord, leaves the turning to us; frame.rotation is counterclockwise.
-            yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4)
+            yield look.upright(frame.to_ndarray(format="rgb24"))
             n_found += 1
             if n_found == len(wanted_s):
                 return
@@ -263,8 +273,13 @@ def _torchcodec_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[
     except (ImportError, OSError, RuntimeError) as error:
         text = "decoder='torchcodec' needs `pip install moss_vllm[torchcodec]` and FFmpeg's libraries"
         raise ImportError(text) from error
+    if not index.suits_torchcodec:
+        reason = "torchcodec may give other frames of this kind of file, or turned ones"
+        raise BadVideo(path, reason, "use decoder='auto'")
     try:  # approximate mode is wrong for variable frame rates
-        video = VideoDecoder(path, seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=1)
+        video = VideoDecoder(
+            os.path.abspath(path), seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=1
+        )
         for i, time_s in zip(chosen, index.frame_times_s[chosen], strict=True):
             frame = video.get_frame_at(int(i))  # get_frame_played_at of 0.17 gave other frames
             if abs(frame.pts_seconds - time_s) > ROUNDING_S:
