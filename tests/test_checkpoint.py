@@ -235,7 +235,8 @@ def test_a_checkpoint_from_before_that_peft_did_not_refuse_opens(saved, copy):
 @pytest.mark.parametrize("saved", ["moss"], indirect=True)
 def test_plain_peft_refuses_moss_in_a_process_without_this_package(saved, tiny_base):
     code = (
-        "import sys\nfrom peft import PeftModel\nfrom transformers import AutoModelForImageTextToText as Auto\n"
+        "import sys\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForImageTextToText as Auto\n"
         f"base = Auto.from_pretrained({str(tiny_base)!r})\nassert 'moss_vllm' not in sys.modules\n"
         f"PeftModel.from_pretrained(base, {str(saved[1])!r})"
     )
