@@ -297,7 +297,8 @@ def test_two_processes_train_the_ladder_and_share_its_tests(argv, actions, tmp_p
     assert result["top1"] == collect_clips(two / "test", split).top1
     # Both tested what was saved: BatchNorm's statistics are the main process's.
     loaded = classifier_checkpoint.load(latest_checkpoint(two))
-    views = ViewSettings(**{**loaded.run["views"], "clips": 1, "crops": 1})
+    shown = loaded.run["views"]
+    views = ViewSettings(**{**shown, "clips": 1, "crops": 1, "test_scale": shown["train_scale"]})
     how = {"header": {"checkpoint": "again"}, "workers": 0, "batch_size": 2}
     again = score_clips(loaded.model, split, views, tmp_path / "again", **how)
     for row, other in zip(again.rows, collect_clips(two / "evals" / "step-000006", split).rows, strict=True):

@@ -1,17 +1,20 @@
 """Owns: a checkpoint folder reloads alone to exactly the model that was saved, or is refused by name."""
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Qwen2Config
+from transformers import AutoModelForImageTextToText, Qwen2Config, VideoLlama3ForConditionalGeneration
 
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.optim import VIDEO_LLM_RATES, parameter_groups
@@ -20,7 +23,7 @@ from moss_vllm.vlm.adapter import SETTINGS_FILE
 from moss_vllm.vlm.checkpoint import ADAPTER_FILE, RUN_FILE
 from moss_vllm.vlm.miniature import MINIATURE
 from moss_vllm.vlm.objective import AnswerLoss
-from moss_vllm.vlm.video_llama3 import MossVideoLlama3ForConditionalGeneration
+from moss_vllm.vlm.video_llama3 import MOSS_FIELDS, MossVideoLlama3ForConditionalGeneration
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +167,85 @@ def test_restore_puts_everything_trained_into_another_model(saved, tiny_base, mo
     message = "holds MOSS and" if has_moss else "of another shape .* and the rank of LoRA"
     with pytest.raises(ValueError, match=message):
         checkpoint.restore(folder, another)
+
+
+def test_what_moss_was_is_written_in_full_whatever_was_passed(saved, copy, processor):
+    model, folder = saved
+    config = model.get_base_model().config.vision_config
+    run = checkpoint.read_run(folder)
+    if run["moss"] is None:
+        assert not hasattr(model.get_base_model().model.vision_model, "moss")
+        return
+    assert run["moss"].keys() == set(MOSS_FIELDS)
+    assert all(list(v) == list(getattr(config, n)) for n, v in run["moss"].items() if isinstance(v, list))
+    assert all(v == getattr(config, n) for n, v in run["moss"].items() if not isinstance(v, list))
+    for name in MOSS_FIELDS:  # nothing of it is this version's default
+        change_run(copy, moss={key: value for key, value in run["moss"].items() if key != name})
+        with pytest.raises(
+            ValueError, match=rf"run\.json: moss does not say {name}, which this version does"
+        ):
+            checkpoint.load(copy)
+
+
+def test_its_files_can_be_read_by_whoever_may(saved, processor, tmp_path):
+    before = os.umask(0o027)
+    try:
+        checkpoint.save(tmp_path / "shared", saved[0], processor, {})
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "shared").iterdir()} == {0o640}
+
+
+def test_a_base_is_recorded_by_its_whole_path(tiny_base, monkeypatch):
+    (tiny_base.parent / "below").mkdir(exist_ok=True)
+    monkeypatch.chdir(tiny_base.parent / "below")
+    assert checkpoint.load_base("../tiny").opened_from["base_model"] == str(tiny_base.resolve())
+
+
+# ---- plain peft
+
+
+def test_plain_peft_refuses_moss_and_opens_a_checkpoint_without(saved, tiny_base, batch):
+    model, folder = saved
+    plain = VideoLlama3ForConditionalGeneration.from_pretrained(tiny_base)
+    if checkpoint.read_run(folder)["moss"] is None:
+        opened = PeftModel.from_pretrained(plain, folder)
+        with torch.no_grad():
+            torch.testing.assert_close(opened(**batch).logits, model(**batch).logits)
+        return
+    for attempt in (
+        lambda: PeftModel.from_pretrained(plain, folder),
+        lambda: PeftConfig.from_pretrained(folder),
+        lambda: AutoPeftModel.from_pretrained(folder),
+        lambda: plain.load_adapter(str(folder)),
+        lambda: AutoModelForImageTextToText.from_pretrained(folder),
+    ):
+        with pytest.raises(KeyError, match="LORA with MOSS: open it with moss_vllm.vlm.checkpoint.load"):
+            attempt()
+
+
+@pytest.mark.parametrize("saved", ["moss"], indirect=True)
+def test_a_checkpoint_from_before_that_peft_did_not_refuse_opens(saved, copy):
+    change_settings(copy, peft_type="LORA")
+    after = checkpoint.trained_state(checkpoint.load(copy).model)
+    assert all(torch.equal(value, after[name]) for name, value in checkpoint.trained_state(saved[0]).items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", ["moss"], indirect=True)
+def test_plain_peft_refuses_moss_in_a_process_without_this_package(saved, tiny_base):
+    code = (
+        "import sys\nfrom peft import PeftModel\n"
+        "from transformers import AutoModelForImageTextToText as Auto\n"
+        f"base = Auto.from_pretrained({str(tiny_base)!r})\nassert 'moss_vllm' not in sys.modules\n"
+        f"PeftModel.from_pretrained(base, {str(saved[1])!r})"
+    )
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("KeyError: 'LORA with MOSS: open it with moss_vllm")
+    )
 
 
 # ---- the self-test

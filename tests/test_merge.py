@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -120,8 +121,25 @@ def test_a_merged_model_without_some_of_moss_is_refused(merged, tmp_path):
 
 @pytest.mark.parametrize("trained", ["plain"], indirect=True)
 def test_a_plain_one_keeps_what_its_base_says_of_moss(merged, moss):
-    assert checkpoint.base_record(merged)["moss"] == moss
-    assert checkpoint.load_base(merged, moss=moss).model.vision_model.moss is not None
+    record = checkpoint.base_record(merged)
+    assert record["moss"] is None and record["moss_to_train"] == moss
+    wanted = checkpoint.moss_to_train(merged)
+    assert wanted == {"moss_after_layer": 6, "moss_orders": [1, 2], "moss_input_fc": True, **moss}
+    assert checkpoint.load_base(merged, moss=wanted).model.vision_model.moss is not None
+
+
+def test_its_weights_can_be_read_by_whoever_reads_its_config(merged):
+    assert {file.stat().st_mode for file in merged.iterdir()} == {(merged / "config.json").stat().st_mode}
+
+
+@pytest.mark.parametrize("trained", ["moss"], indirect=True)
+def test_a_config_that_leaves_out_some_of_moss_is_refused(merged, tmp_path):
+    folder = shutil.copytree(merged, tmp_path / "merged")
+    config = json.loads((folder / "config.json").read_text())
+    del config["vision_config"]["moss_after_layer"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="does not say what its MOSS is: .* has no moss_after_layer; merge"):
+        checkpoint.load(folder)
 
 
 def test_its_card_says_whether_it_has_moss(trained, merged, tmp_path):

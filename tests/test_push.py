@@ -1,14 +1,22 @@
-"""Owns: what is published is the checkpoint and a true card, in one commit; no optimizer state, no token."""
+"""Owns: what is published is the checkpoint and a true card, in one commit; no key, no path, nothing else."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import merge
 import push
 import pytest
 import yaml
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
 
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.card import model_card
+from moss_vllm.vlm.private import find_secrets, without_path, without_places
 
 RUN = {
     "moss": None,
@@ -88,7 +96,7 @@ PUBLISHED = {
 }
 
 
-def test_a_dry_run_writes_a_folder_that_loads(trained, result, tmp_path, capsys, hub):
+def test_a_dry_run_writes_a_folder_that_loads(trained, result, tiny_base, tmp_path, capsys, hub, monkeypatch):
     out = tmp_path / "ready"
     push.main(
         [str(trained), "me/moss", "--dry-run", "--out", str(out), "--results", str(result), "--private"]
@@ -97,8 +105,10 @@ def test_a_dry_run_writes_a_folder_that_loads(trained, result, tmp_path, capsys,
     said = capsys.readouterr().out
     assert "not published, 2: notes.log, state/" in said
     assert f"hf upload me/moss {out} --private" in said and "nothing is uploaded" in said
-    loaded = checkpoint.load(out)
-    assert loaded.run == checkpoint.read_run(trained)
+    listed = {line.split()[-1]: line.split()[0] for line in said.splitlines() if " bytes  " in line}
+    assert listed == {path.name: f"{path.stat().st_size:,}" for path in out.iterdir()}
+    monkeypatch.chdir(tiny_base.parent)  # where the base is that run.json names, without its path now
+    assert checkpoint.load(out).run == {**checkpoint.read_run(trained), "base_model": "tiny"}
 
 
 def test_the_card_says_what_it_is(trained, result, tmp_path, tiny_base):
@@ -110,12 +120,35 @@ def test_the_card_says_what_it_is(trained, result, tmp_path, tiny_base):
         "library_name": "moss_vllm",  # peft would open it without MOSS
         "pipeline_tag": "video-text-to-text",
         "tags": ["video", "motion", "moss"],
+        "model-index": [
+            {
+                "name": "moss",
+                "results": [
+                    {
+                        "task": {"type": "video-text-to-text"},
+                        "dataset": {
+                            "type": "other",
+                            "name": "MotionBench-Dev's format (partial: 1,200 questions of 4,018)",
+                        },
+                        "metrics": [
+                            {
+                                "type": "accuracy",
+                                "value": value,
+                                "name": f"accuracy (%), {task}, protocol letter",
+                            }
+                            for task, value in (("all", 51.26), ("MR", 40.0))
+                        ],
+                    }
+                ],
+            }
+        ],
     }
+    assert ModelCard(card).data.eval_results[0].metric_value == 51.26  # as the hub reads it
     run = checkpoint.read_run(trained)
     for text in (
         "# me/moss\n",
         "LoRA on the language model, MOSS and the projector. The base model is not in it.",
-        f"`{tiny_base}`; fingerprint `{run['base_fingerprint']}`",
+        f"`{tiny_base.name}`; fingerprint `{run['base_fingerprint']}`",
         'loaded = load("me/moss")',
         "as `base_model` into DIR/run.json",
         "| moss_d_fuse | 12 |",
@@ -163,8 +196,9 @@ def test_an_upload_is_one_commit(trained, hub, capsys, tmp_path, monkeypatch):
     created, committed = hub.calls
     assert created == ("create_repo", "me/moss", {"private": True, "exist_ok": True})
     assert committed[:2] == ("create_commit", "me/moss") and set(committed[2]) == PUBLISHED
-    assert committed[2]["run.json"] == str(trained / "run.json")
-    assert committed[2]["README.md"].startswith(b"---\nlicense: ")
+    assert committed[2]["tokenizer.json"] == str(trained / "tokenizer.json")
+    assert json.loads(committed[2]["run.json"])["step"] == 360
+    assert committed[2]["README.md"].startswith(b"---\nlibrary_name: ")
     assert "uploaded 8 files: https://hub.example/me/moss" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
@@ -222,8 +256,287 @@ def test_tokens_and_pickles_are_refused(trained, tmp_path, hub):
     run = json.loads((folder / "run.json").read_text())
     run["command"] += " --token hf_abcdefghijklmnopqrstuvwxyz"
     (folder / "run.json").write_text(json.dumps(run))
-    refused([folder, "me/moss"], "holds what looks like an access token")
+    refused([folder, "me/moss"], r"would be published: .*run\.json: line \d+: a Hugging Face token \(hf_a")
     shutil.copy(trained / "run.json", folder)
     (folder / "adapter_model.bin").touch()
     refused([folder, "me/moss"], r"adapter_model\.bin is a pickle")
     assert hub.calls == []
+
+
+# ---- bases that are not the miniature
+
+
+@pytest.fixture(scope="module")
+def other_base(tiny_base, tmp_path_factory):
+    """A base that names no sizes of MOSS, as every base but the miniature."""
+    folder = shutil.copytree(tiny_base, tmp_path_factory.mktemp("models") / "VideoLLaMA3-native")
+    (folder / "miniature.json").unlink()
+    return folder
+
+
+@pytest.fixture(scope="module", params=["paper", "sizes", "plain", "merged base"])
+def published(request, other_base, moss, processor, tmp_path_factory):
+    """A checkpoint on such a base and the same merged, with what their MOSS is."""
+    root = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
+    asked = {"paper": checkpoint.moss_to_train(other_base), "plain": None}.get(request.param, moss)
+
+    def train(base, settings, name):
+        model = checkpoint.attach_lora(checkpoint.load_base(base, moss=settings), rank=2, alpha=2, dropout=0)
+        folder = root / name / "step-000360"
+        checkpoint.save(folder, model, processor, {**RUN, "moss": settings})
+        merge.main([str(folder), str(root / f"{name}-merged"), "--dtype", "fp32"])
+        return folder, root / f"{name}-merged"
+
+    folder, merged = train(other_base, asked, "run")
+    if request.param == "merged base":
+        folder, merged = train(merged, checkpoint.moss_to_train(merged), "second")
+    paper = {"moss_d_hidden": 256, "moss_d_similarity": 256, "moss_d_fuse": 256, "moss_window": [7, 11, 11]}
+    paper |= {"moss_after_layer": 6, "moss_orders": [1, 2], "moss_input_fc": True}
+    return folder, merged, {"paper": paper, "plain": None}.get(request.param, paper | moss)
+
+
+def test_the_records_and_the_card_say_what_moss_was(published, tmp_path, other_base):
+    folder, merged, moss = published
+    assert (
+        checkpoint.read_run(folder)["moss"]
+        == json.loads((merged / "merged.json").read_text())["moss"]
+        == moss
+    )
+    for source, is_merged in ((folder, False), (merged, True)):
+        out = tmp_path / source.name
+        push.main([str(source), "me/model", "--dry-run", "--out", str(out)])
+        card = (out / "README.md").read_text()
+        has_moss = moss is not None
+        assert ("moss" in front_matter(card)["tags"]) is has_moss is ("VideoLLaMA3 with MOSS" in card)
+        assert ("None: the same training without MOSS." in card) is not has_moss
+        for name, value in (moss or {}).items():
+            assert f"| {name} | {value} |" in card
+        library = "transformers" if is_merged and not has_moss else "moss_vllm"
+        assert front_matter(card)["library_name"] == library
+        assert ("import moss_vllm.vlm" in card) is (is_merged and has_moss)
+        for file in out.iterdir():
+            assert str(other_base.parent.parent).encode() not in file.read_bytes(), file
+
+
+def test_a_card_without_moss_is_told_from_one_of_no_settings():
+    run = {"base_model": "O/B", "base_revision": None, "base_fingerprint": "x"}
+    for merged in (False, True):
+        card = model_card("me/x", {**run, "moss": {}}, merged=merged)
+        assert "VideoLLaMA3 with MOSS" in card and "moss" in front_matter(card)["tags"]
+
+
+def python_of(text):
+    """The Python that a card or a README.md prints."""
+    return text.split("```python\n")[1].split("```")[0]
+
+
+def run_python(code, cwd):
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=cwd)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("published", ["paper", "plain"], indirect=True)
+def test_what_is_printed_opens_the_model(published, tmp_path, other_base, monkeypatch, capsys):
+    folder, merged, moss = published
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / other_base.name).symlink_to(other_base)
+    push.main([str(folder), "me/adapter", "--dry-run", "--out", "me/adapter"])
+    push.main([str(merged), "me/merged", "--dry-run", "--out", "me/merged"])
+    wanted = f"{'Moss' * (moss is not None)}VideoLlama3ForConditionalGeneration"
+    printed = [(Path("me/merged/README.md"), tmp_path, "model")]
+    if moss is not None:
+        printed = [(merged / "README.md", merged.parent, "model")]
+        printed.append((Path("me/adapter/README.md"), tmp_path, "loaded.model.get_base_model()"))
+    for file, where, name in printed:
+        status, said, errors = run_python(
+            f"{python_of(file.read_text())}\nprint(type({name}).__name__)", where
+        )
+        assert status == 0 and said.split()[-1] == wanted, errors
+
+
+# ---- what is not published
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "step-000360")
+
+
+def test_only_what_this_package_writes_goes_out(copy, tmp_path, capsys):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "private.json").write_text("{}")
+    for name in (
+        "todo.txt",
+        "notes.json",
+        "other.safetensors",
+        "merges.txt",
+        "config.json",
+        ".env.txt",
+        ".a.json",
+    ):
+        (copy / name).write_text("hf_abcdefghijklmnopqrstuvwxyz")
+    (copy / "link.txt").symlink_to(outside / "private.json")
+    (copy / "special_tokens_map.json").symlink_to(outside / "private.json")
+    (copy / "chat_template.jinja").rename(copy / "real.jinja")
+    (copy / "chat_template.jinja").symlink_to("real.jinja")
+    (copy / "folder").symlink_to(outside)
+    os.mkfifo(copy / "added_tokens.json")
+    push.main([str(copy), "me/moss", "--dry-run", "--out", str(tmp_path / "ready")])
+    assert {path.name for path in (tmp_path / "ready").iterdir()} == PUBLISHED - {"chat_template.jinja"}
+    said = capsys.readouterr().out.splitlines()[0]
+    for name in (
+        "todo.txt",
+        ".env.txt",
+        "link.txt (a link)",
+        "folder (a link)",
+        "chat_template.jinja (a link)",
+    ):
+        assert name in said
+    (copy / "adapter_model.safetensors").rename(tmp_path / "weights")
+    (copy / "adapter_model.safetensors").symlink_to(tmp_path / "weights")
+    refused([copy, "me/moss"], r"has no adapter_model\.safetensors; .*links are not followed")
+
+
+HEX = "0123456789abcdef0123456789abcdef01234567"
+KEYS = [
+    "hf_abcdefghijklmnopqrstuv",
+    f"--wandb-key {HEX}",
+    HEX,
+    "AKIAABCDEFGHIJKLMNOP",
+    f"ghp_{'a' * 36}",
+    f"github_pat_{'a' * 40}",
+    f"sk-proj-{'b' * 40}",
+    "xoxb-1234567890-abcdefgh",
+    f"AIza{'x' * 35}",
+    "-----BEGIN OPENSSH PRIVATE KEY-----",
+    "https://jane:pw@host/x.git",
+    "--token abcdefgh",
+    "--hub-token=abcdefgh",
+    "WANDB_API_KEY=abcdefgh",
+    "Authorization: Bearer abcdefgh123",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_stop_it_wherever_they_stand(copy, key, hub):
+    before = (copy / "run.json").read_text()
+    for name, field in (
+        ("run.json", "command"),
+        ("tokenizer_config.json", "note"),
+        ("adapter_config.json", "x"),
+    ):
+        kept = (copy / name).read_text()
+        (copy / name).write_text(json.dumps({**json.loads(kept), field: f"a.py {key} --steps 3"}))
+        with pytest.raises(SystemExit, match=rf"would be published: .*{name}: line 1: ") as ended:
+            push.main([str(copy), "me/moss"])
+        assert key not in str(ended.value)
+        (copy / name).write_text(kept)
+    (copy / "chat_template.jinja").write_text(f"{{# {key} #}}")
+    refused([copy, "me/moss"], r"chat_template\.jinja: line 1")
+    assert hub.calls == [] and (copy / "run.json").read_text() == before
+
+
+def test_what_is_no_key_is_none(trained):
+    for text in (
+        f'"base_revision": "{HEX}"',
+        f"--revision {HEX}",
+        "--max-tokens 4096 --compress-tokens",
+        '"eos_token": "abcdefgh", "image_token": "<|image_pad|>", "image_token_id": 151655',
+        *(file.read_text() for file in trained.iterdir() if file.suffix in (".json", ".jinja")),
+    ):
+        assert list(find_secrets(text)) == []
+
+
+def test_notes_in_a_header_of_weights_are_refused(copy):
+    weights = load_file(copy / "adapter_model.safetensors")
+    save_file(weights, copy / "adapter_model.safetensors", {"format": "pt", "made_on": "/home/jane"})
+    refused([copy, "me/moss"], r"adapter_model\.safetensors: its header has notes \(made_on\)")
+
+
+def test_paths_of_the_machine_stay(copy, tmp_path, result):
+    run = checkpoint.read_run(copy)
+    run |= {
+        "base_model": "/home/jane/VideoLLaMA3-native",
+        "command": "recipes/favor_lora.py --data '/home/jane/my data/FAVOR' --out=/scratch/jane/run "
+        "--lr-moss 0.001 --config recipes/configs/a.yaml --cache ../../jane/cache --model zl2048/base "
+        "--videos node7:/export/v",
+        "settings": {"data": "/home/jane/my data/FAVOR", "out": "~jane/run", "lr_moss": 1e-3, "seed": 0},
+    }
+    (copy / "run.json").write_text(json.dumps(run))
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps({**settings, "name_or_path": "/home/jane/base"}))
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    push.main([str(copy), "me/moss", "--dry-run", "--out", str(tmp_path / "ready")])
+    for file in (tmp_path / "ready").iterdir():
+        assert not any(word in file.read_bytes() for word in (b"jane", b"/home", b"node7", b"/scratch"))
+    went = json.loads((tmp_path / "ready" / "run.json").read_text())
+    assert went["command"] == (
+        "recipes/favor_lora.py --data FAVOR --out=run --lr-moss 0.001 --config recipes/configs/a.yaml "
+        "--cache cache --model zl2048/base --videos v"
+    )
+    assert went["settings"] == {"data": "FAVOR", "out": "run", "lr_moss": 1e-3, "seed": 0}
+    adapter = json.loads((tmp_path / "ready" / "adapter_config.json").read_text())
+    assert went["base_model"] == adapter["base_model_name_or_path"] == "VideoLLaMA3-native"
+    assert before == {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("/home/jane", "HOME"),
+        ("C:\\Users\\jane\\FAVOR", "FAVOR"),
+        ("see /mnt/jane/FAVOR and 2/3 or and/or", "see FAVOR and 2/3 or and/or"),
+        ("https://files.intern/x/FAVOR", "FAVOR"),
+        ("https://huggingface.co/zl2048/FAVOR", "https://huggingface.co/zl2048/FAVOR"),
+        ("mail jane@node7.intern", "mail ACCOUNT"),
+        ("runs/favor_lora", "runs/favor_lora"),
+    ],
+)
+def test_names_stand_in_place_of_places(text, left):
+    assert without_places({"a": [text]}) == {"a": [left]}
+
+
+def test_tokens_are_no_paths():
+    assert without_path({"eos": "</s>", "think": "/think", "path": "/a/b"})["think"] == "/think"
+
+
+def test_notes_counts_and_intervals_stay_with_the_scores(trained, result, tmp_path):
+    told = json.loads(result.read_text())
+    told |= {
+        "asked": 300,
+        "questions": 300,
+        "accuracy_percent": {"all": 30.8},
+        "interval_95_percent": {"all": [25.9, 36.3]},
+        "counts": {"correct": {"all": 92}, "answered": {"all": 171}, "total": {"all": 300}},
+        "notes": ["the paper's rows are of MotionBench-Dev; these data are the motion world, not comparable"],
+        "failed": {"a": "gone"},
+    }
+    result.write_text(json.dumps(told))
+    push.main([str(trained), "me/m", "--dry-run", "--out", str(tmp_path / "r"), "--results", str(result)])
+    card = (tmp_path / "r" / "README.md").read_text()
+    assert (
+        "- **the paper's rows are of MotionBench-Dev; these data are the motion world, not comparable**"
+        in card
+    )
+    assert "- **1 videos missing or unreadable: their questions count as wrong**" in card
+    assert "| all | 30.8 | 25.0 | 25.9 to 36.3 | 171 | 300 |" in card
+    listed = front_matter(card)["model-index"][0]["results"][0]
+    assert listed["dataset"]["name"] == (
+        "MotionBench-Dev's format (300 questions of the motion world, not comparable)"
+    )
+    assert listed["metrics"][0]["value"] == 30.8
+
+
+def test_a_whole_benchmark_is_listed_under_its_name(trained, result):
+    counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
+    told = {**json.loads(result.read_text()), "asked": 4018, "counts": {"total": counts}}
+    card = model_card("me/m", {**checkpoint.read_run(trained)}, merged=False, licence="a: b", results=[told])
+    found = front_matter(card)
+    assert found["license"] == "a: b"
+    assert found["model-index"][0]["results"][0]["dataset"] == {
+        "name": "MotionBench-Dev",
+        "type": "zai-org/MotionBench",
+    }

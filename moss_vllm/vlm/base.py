@@ -87,6 +87,7 @@ def load_base(
         loader = MossVideoLlama3ForConditionalGeneration
     new = None if trained_moss else ".moss."
     fit.check_model(source, lambda: loader(copy.deepcopy(config)), header, new=new)
+    blame(path, ["generation_config.json"], revision)  # transformers takes a broken one for none, in silence
     if attention is None:
         attention, _ = choose_attention("cuda" if torch.cuda.is_available() else "cpu", dtype)
     try:
@@ -102,7 +103,6 @@ def load_base(
                 **({"quantization_config": _four_bits()} if quantize else {}),
             )
     except (TypeError, LookupError, AttributeError, RecursionError, StrictDataclassError) as error:
-        blame(path, ["generation_config.json"], revision)
         raise ValueError(f"{source}: cannot be opened ({fit.tell(error)}); fetch it again") from error
     missing = [key for key in info["missing_keys"] if trained_moss or ".moss." not in key]
     if wrong := sorted(missing) + sorted(info["unexpected_keys"]):
@@ -246,7 +246,7 @@ def _open_config(source: str | Path, revision: str | None) -> tuple[PretrainedCo
 
 
 def blame(path: str | Path, names: Iterable[str], revision: str | None) -> None:
-    """Name the file that is no JSON, if one of these is the reason of an error."""
+    """ValueError that names the first of these files that is there and no JSON."""
     for name in names:
         if file := find_file(path, name, revision):
             read_json(file, "use a complete checkpoint")

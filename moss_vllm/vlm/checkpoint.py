@@ -47,8 +47,8 @@ from moss_vllm.vlm.base import moss_to_train as moss_to_train
 from moss_vllm.vlm.base import resolve as resolve
 from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.miniature import MINIATURE
+from moss_vllm.vlm.processor import check_processor, open_processor
 from moss_vllm.vlm.processor import load_processor as load_processor
-from moss_vllm.vlm.processor import open_processor
 from moss_vllm.vlm.video_llama3 import MOSS_FIELDS, MossVideoLlama3VisionConfig, moss_settings
 from moss_vllm.weights import faults
 
@@ -121,6 +121,7 @@ def load(
         run = read_run(folder)
         model = _open_adapter(folder, run, how)
         processor = open_processor(folder)
+    check_processor(source, processor, cast(Any, model).config)
     return Loaded(model.to(device).eval(), processor, name, run)
 
 

@@ -73,6 +73,9 @@ def check_model(
     wanted, found = dict(model.state_dict()), dict(header)
     if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
         wanted.pop(HEAD), found.pop(HEAD, None)
+    tables = {name: value.numel() for name, value in model.named_buffers() if name not in wanted}
+    if large := [f"{name} of {size:,} numbers" for name, size in tables.items() if size > 10**6]:
+        raise ValueError(f"{source}: its config.json asks for {', '.join(large)}; fetch it again")
     if new is not None:
         wanted = {name: value for name, value in wanted.items() if new not in name}
     both = wanted.keys() & found.keys()
@@ -103,4 +106,4 @@ def tell(error: Exception) -> str:
 def shorten(value: Any, *, quoted: bool = True) -> str:
     """A value as it can stand in a message, however long it is."""
     text = repr(value) if quoted else str(value)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return text if len(text) <= 200 else f"{text[:200]}..."

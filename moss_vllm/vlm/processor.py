@@ -39,3 +39,21 @@ def open_processor(folder: str | Path, revision: str | None = None) -> VideoLlam
             "checkpoint"
         )
     return processor
+
+
+def check_processor(source: str | Path, processor: VideoLlama3Processor, config: Any) -> None:
+    """ValueError for a processor that writes other patches or tokens than the model of `config` reads."""
+    names = {
+        "patch_size": [config.vision_config.patch_size, processor.image_processor.patch_size],
+        "patch_size of videos": [config.vision_config.patch_size, processor.video_processor.patch_size],
+        "image_token_id": [config.image_token_id, processor.image_token_id],
+        "video_token_id": [config.video_token_id, processor.video_token_id],
+    }
+    wrong = [
+        f"{name} {own}, the model's is {wanted}" for name, (wanted, own) in names.items() if own != wanted
+    ]
+    last, rows = max(processor.tokenizer.get_vocab().values()), config.text_config.vocab_size
+    if last >= rows:
+        wrong.append(f"a token {last}, the model knows {rows}")
+    if wrong:
+        raise ValueError(f"{source}: its processor has {'; '.join(wrong)}; take both from one checkpoint")
