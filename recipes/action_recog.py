@@ -49,7 +49,7 @@ from moss_vllm.action_settings import (
 )
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.config import parse, setting
-from moss_vllm.data.action import refuse_shared_clips
+from moss_vllm.data.action import tell_shared_clips
 from moss_vllm.data.cache import choose_frame_reader
 from moss_vllm.data.views import ActionTrainingSet, ViewSettings
 from moss_vllm.errors import errors_in_one_line
@@ -165,7 +165,6 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         splits = {name: open_split(settings.data, settings.root, name, **where) for name in ("train", "test")}
     if splits["train"].classes != splits["test"].classes:
         raise ValueError(f"{settings.data}: train and test name other classes; are they of one release?")
-    refuse_shared_clips(splits["train"], splits["test"])
     set_seed(settings.seed)
     how = model_arguments(settings, len(splits["train"].classes))
     try:
@@ -196,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         "engine": engines.name(accelerator),
         "processes": accelerator.num_processes,
         "parameters": describe(model, table),
-        "data_lines": [split.report() for split in splits.values()],
+        "data_lines": [split.report() for split in splits.values()] + tell_shared_clips(**splits),
         "views": dataclasses.asdict(views),
         "steps": loop.steps,
         "clips_a_step": loop.batch_size * loop.accumulate * accelerator.num_processes,
@@ -301,21 +300,19 @@ def fill_in(settings: ActionRecog) -> ActionRecog:
 
 def show(record: dict[str, Any], model: VideoClassifier) -> None:
     """Print what the run will do."""
-    console, settings, views = Console(), record["settings"], record["views"]
+    console, settings, views = Console(markup=False, highlight=False), record["settings"], record["views"]
     for line in record["data_lines"]:
-        console.print(line, highlight=False)
+        console.print(line)
     placed = getattr(model, "ladder", model).temporal_names
     layers = ", ".join(f"after layer {layer}" for layer in placed) or "nowhere"
     console.print(
         f"{settings['host']} {settings['variant']} beside {model.encoder_name}, weights "
         f"{settings['weights']}; {settings['temporal']} {layers}",
-        highlight=False,
     )
     console.print(
         f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {record['steps']} "
         f"steps of {record['clips_a_step']} clips x {views['repeats']} views of {views['frames']} frames, "
         f"{views['size_px']} px, sampled {views['sampling']}; tests show {views['clips']} x {views['crops']}",
-        highlight=False,
     )
     start_report.show_parameters(console, record["parameters"])
 

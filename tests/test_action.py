@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from action_layouts import DATASETS, REPEATED, SSV_NAMES, moving_square, write_layout, write_video
 
-from moss_vllm.data.action import ActionSplit, left_right_swaps, read_action, refuse_shared_clips
+from moss_vllm.data.action import ActionSplit, left_right_swaps, read_action, tell_shared_clips
 from moss_vllm.data.rows import BadRow, BadRows, MissingVideo
 
 
@@ -503,15 +503,15 @@ def test_tabs_empty_lines_spaces_and_folders_called_as_videos(make):
     assert [(clip.label, clip.frames) for clip in clips] == [(3, 12), (1, None), (2, 12), (0, None)]
 
 
-def test_a_clip_of_both_lists_is_refused(make):
+def test_clips_of_both_lists_are_told(make):
     root = make("list")
     (root / "val.txt").write_text("clip 4.mp4 3\n./some class/clip 1 12 2\n")
     train, test = (read_action("list", root, split) for split in ("train", "test"))
-    with pytest.raises(
-        ValueError, match=r"val.txt: 1 clips are in .*train.txt too: ./some class/clip 1; leave"
-    ):
-        refuse_shared_clips(train, test)
-    refuse_shared_clips(train, dataclasses.replace(test, clips=test.clips[:1]))
+    assert tell_shared_clips(train, test) == [
+        f"WARNING: 1 clips of {root}/val.txt are trained on: ./some class/clip 1; leave them out of one "
+        "of the two lists"
+    ]
+    assert tell_shared_clips(train, dataclasses.replace(test, clips=test.clips[:1])) == []
 
 
 # ---- names in two Unicode forms

@@ -529,11 +529,14 @@ def test_an_unknown_class_is_named(refused, copied, data):
     assert f": class {wrong.get(data, repr(new[5:]))}" in told
 
 
-def test_clips_of_both_lists_are_named(refused, copied):
-    root = copied("list")
+def test_clips_of_both_lists_are_told_and_paths_are_no_markup(recipe, copied, tmp_path, capsys):
+    root = copied("list").rename(tmp_path / "[old] list")
     (root / "val.txt").write_text((root / "train.txt").read_text())
-    told = refused(data="list", root=root)
-    assert told.startswith(f"{root}/val.txt: 4 clips are in {root}/train.txt too: some class/clip 0, some")
+    recipe.main([*words({**TINY, "root": root, "out": tmp_path / "run"}), "--dry-run"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "WARNING: 4 clips of" in shown and "[old] list/val.txt are trained on: some class/clip 0, so" in shown
+    )
 
 
 @pytest.mark.parametrize("data", DATASETS)

@@ -163,15 +163,13 @@ def read_action(
     )
 
 
-def refuse_shared_clips(train: ActionSplit, test: ActionSplit) -> None:
-    """Raise ValueError where a test shows what was trained on."""
+def tell_shared_clips(train: ActionSplit, test: ActionSplit) -> list[str]:
+    """A line for the reader where a test shows what is trained on, or none."""
     trained = {clip.path for clip in train.clips}
-    if shared := [clip.clip_id for clip in test.clips if clip.path in trained]:
-        more = f" and {len(shared) - SHOWN_MISSING:,} more" if len(shared) > SHOWN_MISSING else ""
-        raise ValueError(
-            f"{test.file}: {len(shared):,} clips are in {train.file} too: {', '.join(shared[:SHOWN_MISSING])}"
-            f"{more}; leave them out of one of the two"
-        )
+    shared = [clip.clip_id for clip in test.clips if clip.path in trained]
+    more = f" and {len(shared) - SHOWN_MISSING:,} more" if len(shared) > SHOWN_MISSING else ""
+    told = f"{len(shared):,} clips of {test.file} are trained on: {', '.join(shared[:SHOWN_MISSING])}{more}"
+    return [f"WARNING: {told}; leave them out of one of the two lists"] if shared else []
 
 
 def _find_videos(listed: Annotation, disk: "_Disk") -> list[tuple[Listed, str | None]]:
