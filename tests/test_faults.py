@@ -865,8 +865,8 @@ def _(ground, folder):
 
 @fault_of_a_checkpoint(
     "a setting that MOSS does not have",
-    "unknown MOSS settings ['moss_win']; known are ['moss_after_layer', 'moss_d_fuse', 'moss_d_hidden', "
-    "'moss_d_similarity', 'moss_input_fc', 'moss_orders', 'moss_window']",
+    "<tmp>/run/step-000001/run.json: unknown MOSS settings ['moss_win']; known are ['moss_after_layer', "
+    "'moss_d_fuse', 'moss_d_hidden', 'moss_d_similarity', 'moss_input_fc', 'moss_orders', 'moss_window']",
 )
 def _(ground, folder):
     edit_json(folder / "run.json", moss={"moss_win": [3, 3, 3]})
@@ -948,7 +948,8 @@ def _(ground, folder):
 
 @fault_of_a_base(
     "a base that is cut short",
-    "<tmp>/base/model.safetensors: cannot be read as safetensors (<...>); fetch it again",
+    "<tmp>/base/model.safetensors: cannot be read as safetensors (<...>); the file is cut short or damaged, "
+    "fetch it again",
 )
 def _(ground, folder):
     file = folder / "model.safetensors"
@@ -1170,7 +1171,8 @@ fault_of_a_script(
 fault_of_a_script(
     "an access token in the record",
     1,
-    "run.json or the card holds what looks like an access token (hf_...); remove it",
+    "<tmp>/run/step-000001: what looks like an access key would be published: <...>run.json: line 1: a "
+    "Hugging Face token (hf_a...)<...>; remove it there, and withdraw the key if others could read it",
     PUSH,
     prepare=token_in_record,
 )

@@ -79,7 +79,8 @@ def check_header(folder: Path, lora: Mapping[str, Any], moss: Mapping[str, Any] 
     """
     file = _adapter_file(folder)
     header = read_header(file)
-    ranks = {tuple(value.shape)[:1] for name, value in header.items() if name.endswith(".lora_A.weight")}
+    sizes = [value.shape for name, value in header.items() if name.endswith(".lora_A.weight")]
+    ranks = {tuple(size)[:1] for size in sizes if 0 not in size}  # an empty one is told by `load_adapter`
     if ranks != {(lora["r"],)}:
         told = ", ".join(str(rank) for (rank,) in sorted(ranks)) or "none"
         raise ValueError(
