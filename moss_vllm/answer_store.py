@@ -106,7 +106,9 @@ def read_answers(folder: Path, header: Mapping[str, Any] | None = None) -> Store
                 remedy = f"remove it, to ask its questions again, or {REMEDY}" if number > 1 else REMEDY
                 reason = f"line {number} is no line of an answer store ({error}); {remedy}"
                 raise ValueError(f"{file}: {reason}") from None
-            if len(lines) > 1 or not answered:  # else of a run that was given up before its first answer
+            if len(lines) > 1 or (
+                lines and not answered
+            ):  # else of a run that was given up before its first answer
                 stored.header = stored.header or head
                 stored.environments.append(head.get("environment", {}))
                 _refuse_another_run(file, head, stored.header)

@@ -66,6 +66,8 @@ def test_overwriting_beside_a_living_process_is_refused_and_costs_no_answer(tmp_
         assert living.path.read_bytes() == before + before.splitlines(keepends=True)[1]
     AnswerFile(tmp_path, HEADER, Shard(), overwrite=True).file.close()
     assert names(tmp_path) == ["00-of-01.jsonl"]
+    (tmp_path / "00-of-01.jsonl").write_bytes(b"")  # as a refused run leaves it
+    assert read_answers(tmp_path).header is None
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
