@@ -39,7 +39,8 @@ def test_it_trains_and_writes_a_checkpoint_that_loads(recipe, flags, tmp_path, m
     # moss's biases and norms share its row: a weight decay of 0 leaves one group a row.
     assert list(lines[0]["lr"]) == names
     loaded = checkpoint.load(tmp_path / "run" / "step-000002")
-    assert loaded.name == "run" and loaded.run["moss"] == (moss if with_moss else None)
+    every = {"moss_after_layer": 6, "moss_orders": [1, 2], "moss_input_fc": True, **moss}
+    assert loaded.name == "run" and loaded.run["moss"] == (every if with_moss else None)
     assert loaded.run["step"] == 2 and loaded.run["processes"] == 1
     assert loaded.run["settings"]["lora_rank"] == 4 and loaded.run["command"].startswith(
         "recipes/favor_lora.py"
