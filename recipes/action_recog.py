@@ -41,6 +41,7 @@ from moss_vllm.action_settings import DATA, choose_views, model_arguments, open_
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.config import parse, setting
 from moss_vllm.data.cache import choose_frame_reader
+from moss_vllm.data.decoders import check_decoder
 from moss_vllm.data.views import PROTOCOLS, ActionTrainingSet, ViewSettings
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import refuse_unwritable
@@ -109,6 +110,7 @@ class ActionRecog:
     workers: int = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
     cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
+    decoder: str = setting("auto", "what reads video files: 'auto' (PyAV), 'pyav', 'decord' or 'torchcodec'")
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(None, "stop after as many steps; the schedule fits them")
@@ -154,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         classifier_checkpoint.restore(Path(settings.start), model, but_head=True)
     table = model.rate_table(settings.lr, settings.weight_decay, settings.layer_decay)
     groups = parameter_groups(model, table)
-    read = choose_frame_reader(settings.cache, settings.cache_gib)
+    read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
     dataset = ActionTrainingSet(splits["train"], views, seed=settings.seed, read=read)
     steps_an_epoch, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
     command = shlex.join(sys.argv if argv is None else ["recipes/action_recog.py", *argv])
@@ -298,6 +300,7 @@ def check(settings: ActionRecog) -> None:
         wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if wrong:
         raise ValueError("; ".join(wrong))
+    check_decoder(settings.decoder)
     refuse_unwritable(Path(settings.out), "out")
     if settings.cache:
         refuse_unwritable(Path(settings.cache), "cache")

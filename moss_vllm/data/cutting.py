@@ -6,9 +6,9 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from moss_vllm.data.decoders import ROUNDING_S, SAME_FRAME_S
 from moss_vllm.data.frames import REPLACE_FILE, BadVideo
 from moss_vllm.data.index import Index, decode_in_order, index_frames
-from moss_vllm.data.video import ROUNDING_S, SAME_FRAME_S
 
 TICKS_PER_S = 90_000  # of the clip's clock; time stamps are off by 6 microseconds at most
 SEEK_MARGIN_S = 1.0  # pictures next to the key frame that a seek lands on may be incomplete

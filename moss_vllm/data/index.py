@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import av
@@ -13,7 +14,8 @@ from moss_vllm.data.frames import REPLACE_FILE, BadVideo, check_frame_size
 
 # decord 0.6 returns other frames than asked for, without an error, from mpeg2, edit lists, cut ts files and
 # open GOPs (the default of x265), so it gets these codecs in these containers, and closed GOPs only.
-_PLAIN_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
+_DECORD_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
+_PLAIN_CODECS = (*_DECORD_CODECS, "av1")
 _PLAIN_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi")
 
 
@@ -26,39 +28,39 @@ class _Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """Times of all frames shown, in the file's own clock; `damage` says what the file promised but lacks."""
+    """Times of all frames shown, in the file's own clock; `damage` says what the file promised but lacks.
+
+    `key_times_s` are those of the key frames that decoding may start from; none where packets do not tell.
+    """
 
     frame_times_s: np.ndarray
     damage: str
     suits_decord: bool
+    key_times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def index_frames(path: str) -> Index:
+def index_frames(path: str, container: av.container.InputContainer | None = None) -> Index:
     """List the presentation times of a file from its packets, or by decoding it where packets do not tell.
+
+    `container` is the file as `open_file` opened it, if it is; it is read to its end.
 
     Raises: BadVideo if the file cannot be opened, has no picture stream, or its pictures have no times.
     """
-    try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                raise BadVideo(path, "the file is empty (0 bytes)", REPLACE_FILE)
-    except OSError as error:
-        raise BadVideo(path, f"{error.strerror}", "check the path, and that you may read it") from error
-
     packets: list[_Packet] = []
     data_end_s, damage = 0.0, ""
-    with open_file(path) as container:
+    with open_file(path) if container is None else nullcontext(container) as container:
         stream = picture_stream(path, container)
         start_s, promised_s = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
         container_name, time_base = container.format.name, float(stream.time_base or 0)
-        is_known = stream.codec.canonical_name in _PLAIN_CODECS and container_name in _PLAIN_CONTAINERS
+        codec_name = stream.codec.canonical_name
+        is_known = codec_name in _PLAIN_CODECS and container_name in _PLAIN_CONTAINERS
         try:
             for packet in container.demux():
                 if packet.size and packet.pts is not None:
                     packet_end_s = (packet.pts + (packet.duration or 0)) * float(packet.time_base)
                     data_end_s = max(data_end_s, packet_end_s - start_s)
                 if packet.size and packet.stream is stream:
-                    packets.append(_Packet(*(getattr(packet, field) for field in _Packet._fields)))
+                    packets.append(_Packet(*(getattr(packet, name) for name in _Packet._fields)))
         except av.FFmpegError as error:
             damage = f"its data cannot be read on ({error})"
     # A cut mkv, webm or avi ends without an error; only its header knows how long it was meant to be.
@@ -77,7 +79,11 @@ def index_frames(path: str) -> Index:
         and (container_name != "avi" or pts == sorted(pts))  # avi stores no pts, they are guessed
     )
     if is_plain:
-        return Index(np.array(sorted(pts)) * time_base, damage, _has_closed_gops(packets, pts))
+        keys = [packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None]
+        suits_decord = codec_name in _DECORD_CODECS and _has_closed_gops(packets, pts)
+        return Index(
+            np.array(sorted(pts)) * time_base, damage, suits_decord, np.array(sorted(keys)) * time_base
+        )
 
     times_s, is_interlaced = [], False
     try:
@@ -108,6 +114,12 @@ def open_file(path: str) -> av.container.InputContainer:
     Raises: BadVideo for what is no video.
     """
     try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                raise BadVideo(path, "the file is empty (0 bytes)", REPLACE_FILE)
+    except OSError as error:
+        raise BadVideo(path, f"{error.strerror}", "check the path, and that you may read it") from error
+    try:
         # "file:" for names with a colon; old avi files carry titles that are not UTF-8.
         return av.open(f"file:{path}", metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
@@ -126,7 +138,8 @@ def picture_stream(path: str, container: av.container.InputContainer) -> av.Vide
         raise BadVideo(path, "its header does not say how the video is coded", REPLACE_FILE)
     if stream.width and stream.height:
         check_frame_size(path, stream.height, stream.width)  # before a decoder claims memory for it
-    stream.codec_context.thread_count = 1
+    if not stream.codec_context.is_open:
+        stream.codec_context.thread_count = 1
     return stream
 
 

@@ -42,7 +42,7 @@ def probe_clip(
     Raises: BadVideo for a file that cannot be opened or ends early.
     """
     path = os.fspath(path)
-    _, _, times_s, _ = choose_frames(
+    _, _, times_s = choose_frames(
         path, sample_fps=sample_fps, max_frames=max_frames, start_s=start_s, end_s=end_s
     )
     return Probe(tuple(times_s.tolist()), *frame_size(path, short_side_px))
