@@ -3,6 +3,7 @@
 The pictures move and have texture, so that a frame made from a wrong neighbour differs.
 """
 
+import sys
 from fractions import Fraction
 
 import av
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from moss_vllm.data import decoders
+from moss_vllm.data.cache import choose_frame_reader, choose_reader, describe_clip
 from moss_vllm.data.index import index_frames
 from moss_vllm.data.video import read_clip, read_frames
 
@@ -49,7 +51,7 @@ def flash(i):
     return 255 - picture(i) if i % 9 == 0 else picture(i)
 
 
-def write(path, codec, options, n=N, times=None, colours=None, keys=(), rotation=None, pictures=picture):
+def write(path, codec, options, n=N, times=None, keys=(), rotation=None, pictures=picture):
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec} encoder")
     first = pictures(0)
@@ -60,8 +62,6 @@ def write(path, codec, options, n=N, times=None, colours=None, keys=(), rotation
         stream.codec_context.thread_count = 1
         if rotation is not None:
             stream.set_display_rotation(rotation)
-        for name, value in (colours or {}).items():
-            setattr(stream.codec_context, name, value)
         for i in [*range(n), None]:
             frame = None
             if i is not None:
@@ -137,3 +137,100 @@ def test_late_part(files, name):
     clip = read_clip(path, short_side_px=None, sample_fps=2, start_s=4.32, end_s=6.5)
     np.testing.assert_array_equal(clip.frames, [plain[i] for i in (43, 48, 53, 58, 63)])
     np.testing.assert_allclose(clip.frame_times_s, [0, 0.48, 0.98, 1.48, 1.98], atol=1e-3)
+
+
+WEIGHTS = {"bt709": (0.2126, 0.0722), "bt601": (0.299, 0.114)}
+COLOURS = {  # name -> tags of a file, its matrix, and whether levels go from 0 to 255
+    "untagged": ({}, "bt601", False),
+    "bt601": ({"colorspace": 6}, "bt601", False),
+    "bt709": ({"colorspace": 1}, "bt709", False),
+    "full bt601": ({"color_range": 2}, "bt601", True),
+    "full bt709": ({"colorspace": 1, "color_range": 2}, "bt709", True),
+}
+
+
+@pytest.mark.parametrize("short_side_px", [None, 28, 112])
+@pytest.mark.parametrize("name", COLOURS)
+def test_colours_are_those_the_file_is_tagged_with(tmp_path, name, short_side_px):
+    tags, matrix, is_full = COLOURS[name]
+    y, u, v = 120, 100, 160
+    path = tmp_path / "flat.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "0"})
+        stream.height, stream.width = SIZE
+        stream.pix_fmt = "yuv420p"
+        for tag, value in tags.items():
+            setattr(stream.codec_context, tag, value)
+        planes = np.full((SIZE[0] * 3 // 2, SIZE[1]), y, np.uint8)
+        planes[SIZE[0] : SIZE[0] * 5 // 4], planes[SIZE[0] * 5 // 4 :] = u, v
+        for i in range(4):
+            frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            for tag, value in tags.items():
+                setattr(frame, tag, value)
+            frame.pts, frame.time_base = i, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    red, blue = WEIGHTS[matrix]
+    light = y / 255 if is_full else (y - 16) / 219
+    cb, cr = ((chroma - 128) / (255 if is_full else 224) for chroma in (u, v))
+    r, b = light + 2 * cr * (1 - red), light + 2 * cb * (1 - blue)
+    g = (light - red * r - blue * b) / (1 - red - blue)
+    seen = read_clip(path, short_side_px=short_side_px, sample_fps=10).frames.reshape(-1, 3)
+    assert np.ptp(seen, 0).max() <= 1
+    tolerance = 3 if short_side_px is None else 1  # FFmpeg's quick way for pictures of one size rounds down
+    np.testing.assert_allclose(seen.mean(0), np.array([r, g, b]) * 255, atol=tolerance)
+
+
+def test_scaling_is_smooth_and_keeps_colour_at_every_pixel(tmp_path):
+    """Near to an antialiased resizing of the stored planes, also where colours change within 3 pixels."""
+    rows, columns = np.mgrid[:448, :672]
+    luma = 120 + 60 * np.sin(rows / 9) * np.cos(columns / 7)
+    stripes = np.cos(columns[:224, :336] * (2 * np.pi / 6)).reshape(112, 672)
+    stored = np.concatenate([luma, 100 + 50 * stripes, 140 - 60 * stripes]).round().astype(np.uint8)
+    path = tmp_path / "stripes.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"qp": "0", "preset": "ultrafast"})
+        stream.height, stream.width, stream.pix_fmt = 448, 672, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(stored, format="yuv420p")
+        frame.pts, frame.time_base = 0, Fraction(1, 10)
+        container.mux([*stream.encode(frame), *stream.encode()])
+    y, u, v = stored[:448], stored[448:560].reshape(224, 336), stored[560:].reshape(224, 336)
+    y, u, v = (
+        np.asarray(Image.fromarray(plane.astype(np.float32)).resize((336, 224), Image.Resampling.BICUBIC))
+        for plane in (y, u, v)
+    )
+    light, cb, cr = (y - 16) / 219, (u - 128) / 224, (v - 128) / 224
+    green = light - 0.344136 * cb - 0.714136 * cr
+    wanted = np.stack([light + 1.402 * cr, green, light + 1.772 * cb], -1).clip(0, 1) * 255
+    off = np.abs(read_clip(path).frames[0] - wanted)
+    assert off.mean() < 14  # packed RGB, with a colour at every other pixel, is off by 22
+
+
+def test_named_decoder_is_told_at_once_when_it_is_not_there(monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    for name in ("decord", "torchcodec"):
+        with pytest.raises(ImportError, match=rf"pip install moss_vllm\[{name}\]"):
+            choose_reader(None, decoder=name)
+    with pytest.raises(ValueError, match="decoder is 'opencv'; it must be one of auto, pyav, decord"):
+        choose_frame_reader(None, decoder="opencv")
+
+
+def test_auto_is_pyav_whatever_is_installed(files, monkeypatch):
+    path, _ = files("closed.mp4")
+    seen = read_clip(path).frames
+    np.testing.assert_array_equal(seen, read_clip(path, decoder="pyav").frames)
+    monkeypatch.setitem(sys.modules, "decord", None)
+    np.testing.assert_array_equal(seen, read_clip(path).frames)
+
+
+def test_cache_keeps_decoders_apart(files, tmp_path):
+    pytest.importorskip("decord")
+    path, _ = files("closed.mp4")
+    read, read_other = (choose_reader(tmp_path, decoder=name) for name in ("auto", "decord"))
+    for _ in range(2):
+        np.testing.assert_array_equal(read(path).frames, read_clip(path).frames)
+        np.testing.assert_array_equal(read_other(path).frames, read_clip(path, decoder="decord").frames)
+    assert len(list(tmp_path.glob("??/*.safetensors"))) == 2
+    assert describe_clip(path) == describe_clip(path, decoder="pyav") != describe_clip(path, decoder="decord")
+    assert '"format": 2' in describe_clip(path)

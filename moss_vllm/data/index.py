@@ -52,12 +52,13 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
         stream = picture_stream(path, container)
         start_s, promised_s = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
         container_name, time_base = container.format.name, float(stream.time_base or 0)
+        ticks_s = {every.index: float(every.time_base or 0) for every in container.streams}
         codec_name = stream.codec.canonical_name
         is_known = codec_name in _PLAIN_CODECS and container_name in _PLAIN_CONTAINERS
         try:
             for packet in container.demux():
                 if packet.size and packet.pts is not None:
-                    packet_end_s = (packet.pts + (packet.duration or 0)) * float(packet.time_base)
+                    packet_end_s = (packet.pts + (packet.duration or 0)) * ticks_s[packet.stream.index]
                     data_end_s = max(data_end_s, packet_end_s - start_s)
                 if packet.size and packet.stream is stream:
                     packets.append(_Packet(*(getattr(packet, name) for name in _Packet._fields)))
