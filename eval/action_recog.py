@@ -24,6 +24,7 @@ from moss_vllm.action_recognition import Accuracy, save_accuracy, score_clips
 from moss_vllm.action_settings import choose_views, open_split
 from moss_vllm.answer_store import Shard
 from moss_vllm.data.cache import choose_frame_reader
+from moss_vllm.data.decoders import DECODERS
 from moss_vllm.environment import describe_environment
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.weights import answering_weights, fingerprint
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     add("--workers", type=int, default=2, help="processes that read videos (default: %(default)s)")
     add("--cache", type=Path, help="folder of decoded clips, read and filled")
     add("--cache-gib", type=float, help="add to --cache up to this size (default: no limit)")
+    add("--decoder", choices=DECODERS, default="auto", help="what reads video files (default: auto, PyAV)")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help=f"as torch names it (here: {device})")
     add("--dtype", choices=DTYPES, default="fp32", help="what to compute in (default: %(default)s)")
@@ -106,7 +108,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
         device=place,
         dtype=DTYPES[args.dtype],
         shard=shard,
-        read=choose_frame_reader(args.cache, args.cache_gib),
+        read=choose_frame_reader(args.cache, args.cache_gib, args.decoder),
         overwrite=args.overwrite,
     )
     if found.pending:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from moss_vllm.data.action import DATASETS, FILES, ActionSplit, read_action
+from moss_vllm.data.decoders import check_decoder
 from moss_vllm.data.mini_actions import DEFAULT_ROOT, ensure_mini_actions
 from moss_vllm.data.views import PROTOCOLS, ViewSettings, protocol_views
 from moss_vllm.files import refuse_unwritable
@@ -72,6 +73,7 @@ def check(settings: Any) -> None:
         wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if wrong:
         raise ValueError("; ".join(wrong))
+    check_decoder(settings.decoder)
     refuse_unwritable(Path(settings.out), "out")
     if settings.cache:
         refuse_unwritable(Path(settings.cache), "cache")

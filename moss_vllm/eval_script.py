@@ -12,6 +12,7 @@ from rich.console import Console
 
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.data.cache import choose_reader
+from moss_vllm.data.decoders import DECODERS
 from moss_vllm.data.rows import BenchmarkVideo
 from moss_vllm.evaluation import STORE, digest_data, evaluate, look_over
 from moss_vllm.files import refuse_unwritable
@@ -32,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
     add("--cache", type=Path, help=cache)
     add("--cache-gib", type=float, help="add to the cache up to this size (default: no limit)")
+    add("--decoder", choices=DECODERS, default="auto", help="what reads video files (default: auto, PyAV)")
     add("--overwrite", action="store_true", help="drop the answers in --out and start again")
     missing = "go on without missing or unreadable videos; their questions count as wrong, and it is said"
     add("--allow-missing", action="store_true", help=missing)
@@ -97,7 +99,7 @@ def run(
             refuse_unwritable(args.out, "--out")
         if args.cache_gib is not None and not args.cache:
             raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
-        read = choose_reader(args.cache, args.cache_gib)
+        read = choose_reader(args.cache, args.cache_gib, args.decoder)
         protocol = benchmark.protocols[args.protocol].adapt(CLIPS.get(args.clips, {}), vars(args))
         uids = {q.uid for q in [q for video in videos for q in video.questions][: args.limit]}
         try:

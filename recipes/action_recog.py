@@ -137,6 +137,7 @@ class ActionRecog:
     workers: int = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
     cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
+    decoder: str = setting("auto", "what reads video files: 'auto' (PyAV), 'pyav', 'decord' or 'torchcodec'")
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(
@@ -186,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         classifier_checkpoint.restore(Path(settings.start), model, but_head=True)
     table = model.rate_table(settings.lr, settings.weight_decay, settings.layer_decay)
     groups = parameter_groups(model, table)
-    read = choose_frame_reader(settings.cache, settings.cache_gib)
+    read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
     dataset = ActionTrainingSet(splits["train"], views, seed=settings.seed, read=read)
     steps_an_epoch, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
     command = shlex.join(sys.argv if argv is None else ["recipes/action_recog.py", *argv])

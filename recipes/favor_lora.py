@@ -32,6 +32,7 @@ from moss_vllm import engines, start_report
 from moss_vllm.checkup import Checkup
 from moss_vllm.config import parse, setting
 from moss_vllm.data.cache import choose_reader
+from moss_vllm.data.decoders import check_decoder
 from moss_vllm.data.frames import MULTIPLE_PX
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.plan import Plan, plan
@@ -66,6 +67,7 @@ class FavorLora:
     videos: str | None = setting(None, "folder of the videos, if not found beside the annotation")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
     cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
+    decoder: str = setting("auto", "what reads video files: 'auto' (PyAV), 'pyav', 'decord' or 'torchcodec'")
     out: str = setting("runs/favor_lora", "where checkpoints and logs go")
     use_moss: bool = setting(True, "attach MOSS; without, the '+ FAVOR-Train' row of Table 5")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
@@ -128,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
-    read = choose_reader(settings.cache, settings.cache_gib)
+    read = choose_reader(settings.cache, settings.cache_gib, settings.decoder)
     dataset = TrainingSet(
         rows.rows,
         processor,
@@ -233,6 +235,7 @@ def check(settings: FavorLora) -> None:
         wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
     if wrong:
         raise ValueError("; ".join(wrong))
+    check_decoder(settings.decoder)
     refuse_unwritable(Path(settings.out), "out")
     if settings.cache:
         refuse_unwritable(Path(settings.cache), "cache")

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from check_videos import Part, add_options, as_failure, describe, list_parts, tell_bad, write_bad
+from check_videos import SAMPLING, Part, add_options, as_failure, describe, list_parts, tell_bad, write_bad
 
 from moss_vllm.data.cache import FrameCache
 from moss_vllm.data.isolated import Failure, run_isolated, show_progress
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
-    sampling = {name: getattr(args, name) for name in ("sample_fps", "short_side_px", "max_frames")}
+    sampling = {name: getattr(args, name) for name in SAMPLING}
     keys = {part: describe(part, sampling) for part in parts}
     todo = [part for part, key in keys.items() if key is None or not cache.entry(key).exists()]
     random.Random(0).shuffle(todo)  # so that the first clips stand for all

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moss_vllm.data.cache import describe_clip
+from moss_vllm.data.decoders import DECODERS
 from moss_vllm.data.frames import MULTIPLE_PX
 from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
@@ -29,6 +30,7 @@ from moss_vllm.data.video import BadVideo, read_clip
 from moss_vllm.files import refuse_unwritable, whole_file
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
+SAMPLING = ("sample_fps", "short_side_px", "max_frames", "decoder")
 
 
 class Part(NamedTuple):
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
-    sampling = {name: getattr(args, name) for name in ("sample_fps", "short_side_px", "max_frames")}
+    sampling = {name: getattr(args, name) for name in SAMPLING}
     todo = [part for part in parts if describe(part, sampling) not in done]
     args.out.mkdir(parents=True, exist_ok=True)
     work = partial(decode or decode_part, sampling)
@@ -92,6 +94,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     cores = os.cpu_count() or 1
     add("--workers", type=at_least(1, int), default=cores, help=f"processes that decode (here: {cores})")
     add("--limit-s", type=at_least(0.1, float), default=60.0, help="seconds a clip may take (default: 60)")
+    add("--decoder", choices=DECODERS, default="auto", help="what reads video files (default: auto, PyAV)")
     group = parser.add_argument_group("sampling, as in training", "the defaults are the paper's")
     add = group.add_argument
     add("--sample-fps", type=at_least(1e-3, float), default=2.0, help="frames per second (default: 2)")

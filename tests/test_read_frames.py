@@ -59,12 +59,8 @@ def test_any_order_and_repeats(video):
 def test_every_frame_is_what_read_clip_shows(video):
     clip = read_clip(video, sample_fps=1000, short_side_px=None, max_frames=1000)
     assert len(clip.frames) == 20
-    # read_clip makes sides multiples of 28; its own resizing of the same frames.
-    resized = [
-        np.asarray(Image.fromarray(f).resize((56, 56), Image.Resampling.BICUBIC))
-        for f in read_frames(video, every)
-    ]
-    np.testing.assert_array_equal(clip.frames, resized)
+    # read_clip makes sides multiples of 28
+    np.testing.assert_array_equal(clip.frames, read_frames(video, every, scale=(56, 56)))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +71,11 @@ def test_frames_are_scaled_on_the_way(video, scale, size):
     wanted = [np.asarray(Image.fromarray(f).resize(size[::-1], Image.Resampling.BICUBIC)) for f in full]
     if size == (48, 64):
         wanted = full
-    np.testing.assert_array_equal(read_frames(video, at(2, 5), scale=scale), wanted)
+    frames = read_frames(video, at(2, 5), scale=scale)
+    if video.suffix and size != (48, 64):  # FFmpeg scales stored colours, Pillow RGB that was rounded down
+        assert frames.shape == (2, *size, 3) and np.abs(frames.astype(int) - wanted).mean() < 2.5
+    else:
+        np.testing.assert_array_equal(frames, wanted)
 
 
 def test_sizes_are_rounded_as_torchvision_does():

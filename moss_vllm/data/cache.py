@@ -24,6 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from moss_vllm.data.decoders import check_decoder
 from moss_vllm.data.frames import BadVideo, list_images, unique_frames
 from moss_vllm.data.video import Clip, read_clip, read_frames
 
@@ -44,6 +45,7 @@ def describe_clip(
     max_frames: int = 180,
     start_s: float = 0.0,
     end_s: float | None = None,
+    decoder: str = "auto",
 ) -> str:
     """All that decides what `read_clip` returns, as one line of json: the file's state and the sampling.
 
@@ -57,18 +59,22 @@ def describe_clip(
         "end_s": end_s,
     }
     numbers = {name: None if value is None else float(value) for name, value in settings.items()}
-    return json.dumps(_describe_file(path) | numbers)
+    return json.dumps(_describe_file(path, decoder) | numbers)
 
 
-def describe_frames(path: str | os.PathLike[str], *, scale: int | tuple[int, int] | None = None) -> str:
+def describe_frames(
+    path: str | os.PathLike[str], *, scale: int | tuple[int, int] | None = None, decoder: str = "auto"
+) -> str:
     """All that decides what `read_frames` may return, as `describe_clip`."""
-    return json.dumps(_describe_file(path) | {"every_frame": True, "scale": scale})
+    return json.dumps(_describe_file(path, decoder) | {"every_frame": True, "scale": scale})
 
 
-def _describe_file(path: str | os.PathLike[str]) -> dict[str, object]:
-    """The state a file or folder is in."""
+def _describe_file(path: str | os.PathLike[str], decoder: str) -> dict[str, object]:
+    """The state a file or folder is in, and what reads it: pixels differ from decoder to decoder."""
     path = os.path.abspath(path)
     told: dict[str, object] = {"format": FORMAT, "path": path}
+    if decoder not in ("auto", "pyav"):
+        told["decoder"] = decoder
     if os.path.isdir(path):
         stats = [(name, os.stat(os.path.join(path, name))) for name in list_images(path)]
         listed = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
@@ -107,6 +113,7 @@ class FrameCache:
         max_frames: int = 180,
         start_s: float = 0.0,
         end_s: float | None = None,
+        decoder: str = "auto",
     ) -> Clip:
         """What `read_clip` returns for the same arguments, bit for bit; decoded once, then from disk.
 
@@ -122,6 +129,7 @@ class FrameCache:
                     max_frames=max_frames,
                     start_s=start_s,
                     end_s=end_s,
+                    decoder=decoder,
                 )
             except (OSError, ValueError):  # read_clip says better what is wrong
                 return None
@@ -136,6 +144,7 @@ class FrameCache:
             max_frames=max_frames,
             start_s=start_s,
             end_s=end_s,
+            decoder=decoder,
         )
         # A file that is still being copied has changed by now: what was read then is of no state of it.
         if key is not None and not self.is_closed and key == describe():
@@ -149,6 +158,7 @@ class FrameCache:
         choose: Callable[[int], np.ndarray],
         *,
         scale: int | tuple[int, int] | None = None,
+        decoder: str = "auto",
     ) -> np.ndarray:
         """What `video.read_frames` returns for the same arguments, bit for bit.
 
@@ -160,7 +170,7 @@ class FrameCache:
 
         def describe() -> str | None:
             try:
-                return describe_frames(path, scale=scale)
+                return describe_frames(path, scale=scale, decoder=decoder)
             except (OSError, ValueError):  # read_frames says better what is wrong
                 return None
 
@@ -171,11 +181,11 @@ class FrameCache:
                 return frames[order]
             choose = partial(_chosen_before, shown[order], choose)  # a generator would go on
         if key is None or self.is_closed:
-            return read_frames(path, choose, scale=scale)
+            return read_frames(path, choose, scale=scale, decoder=decoder)
         try:
-            every = read_frames(path, _every_frame, scale=scale)
+            every = read_frames(path, _every_frame, scale=scale, decoder=decoder)
         except (BadVideo, _TooManyFrames):  # the frames chosen may be good, or few enough
-            return read_frames(path, choose, scale=scale)
+            return read_frames(path, choose, scale=scale, decoder=decoder)
         shown, order = unique_frames(choose(len(every)), len(every))
         if key == describe():
             self._add(key, {"frames": every, "frame_crc32": _frame_checksums(every)}, {})
@@ -323,13 +333,26 @@ def _checksum(clip: Clip) -> str:
     return f"{total:08x}"
 
 
-def choose_reader(folder: str | os.PathLike[str] | None, max_gib: float | None = None) -> Callable[..., Clip]:
-    """`read_clip`, or for a folder the cached one."""
-    return read_clip if folder is None else FrameCache(folder, max_gib).read
+def choose_reader(
+    folder: str | os.PathLike[str] | None, max_gib: float | None = None, decoder: str = "auto"
+) -> Callable[..., Clip]:
+    """`read_clip`, or for a folder the cached one, with this decoder.
+
+    Raises: as `check_decoder` and FrameCache.
+    """
+    return _with_decoder(read_clip if folder is None else FrameCache(folder, max_gib).read, decoder)
 
 
 def choose_frame_reader(
-    folder: str | os.PathLike[str] | None, max_gib: float | None = None
+    folder: str | os.PathLike[str] | None, max_gib: float | None = None, decoder: str = "auto"
 ) -> Callable[..., np.ndarray]:
-    """`read_frames`, or for a folder the cached one."""
-    return read_frames if folder is None else FrameCache(folder, max_gib).read_frames
+    """`read_frames`, or for a folder the cached one, with this decoder.
+
+    Raises: as `choose_reader`.
+    """
+    return _with_decoder(read_frames if folder is None else FrameCache(folder, max_gib).read_frames, decoder)
+
+
+def _with_decoder(read: Callable[..., Taken], decoder: str) -> Callable[..., Taken]:
+    check_decoder(decoder)
+    return read if decoder == "auto" else partial(read, decoder=decoder)

@@ -126,7 +126,8 @@ def picture_stream(path: str, container: av.container.InputContainer) -> av.Vide
     )
     if stream.width and stream.height:
         check_frame_size(path, stream.height, stream.width)  # before a decoder claims memory for it
-    stream.codec_context.thread_count = 1
+    if not stream.codec_context.is_open:
+        stream.codec_context.thread_count = 1
     return stream
 
 

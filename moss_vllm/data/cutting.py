@@ -8,9 +8,9 @@ import av
 import numpy as np
 
 from moss_vllm.data.container import Look, decode_in_order
+from moss_vllm.data.decoders import ROUNDING_S, SAME_FRAME_S
 from moss_vllm.data.frames import REPLACE_FILE, BadVideo, check_same_shape
 from moss_vllm.data.index import Index, index_frames
-from moss_vllm.data.video import ROUNDING_S, SAME_FRAME_S
 
 TICKS_PER_S = 90_000  # of the clip's clock; time stamps are off by 6 microseconds at most
 SEEK_MARGIN_S = 1.0  # pictures next to the key frame that a seek lands on may be incomplete
@@ -57,7 +57,7 @@ def _frames_at(source: str, index: Index, wanted_s: np.ndarray) -> Iterator[av.V
     Raises: BadVideo if one does not come.
     """
     n_found, reason = 0, ""
-    for from_s in (float(wanted_s[0]) - SEEK_MARGIN_S, None) if index.can_seek else (None,):
+    for from_s in (float(wanted_s[0]) - SEEK_MARGIN_S, None) if len(index.key_times_s) else (None,):
         reason = "the file ends"
         try:
             for frame in decode_in_order(source, from_s=from_s):

@@ -158,6 +158,14 @@ def check_frame_size(path: str, height: int, width: int) -> None:
         raise BadVideo(path, reason, "crop the video, or leave it out of the annotation file")
 
 
+def check_clip_size(path: str, count: int, size: tuple[int, int]) -> None:
+    """Raise BadVideo for `count` frames of this height and width that take more than MAX_CLIP_BYTES."""
+    n_bytes = count * size[0] * size[1] * 3
+    if n_bytes > MAX_CLIP_BYTES:
+        reason = f"{count} frames of {size[1]}x{size[0]} take {n_bytes} bytes, over {MAX_CLIP_BYTES}"
+        raise BadVideo(path, reason, "lower short_side_px or max_frames")
+
+
 def target_size(height: int, width: int, short_side_px: int | None) -> tuple[int, int]:
     """Height and width after resizing: the nearest multiples of MULTIPLE_PX."""
     scale = 1.0 if short_side_px is None else short_side_px / min(height, width)
@@ -225,10 +233,7 @@ def stack_resized(
             stored = frame.shape[:2]
             check_frame_size(path, *stored)
             size = resized(*stored)
-            n_bytes = count * size[0] * size[1] * 3
-            if n_bytes > MAX_CLIP_BYTES:
-                reason = f"{count} frames of {size[1]}x{size[0]} take {n_bytes} bytes, over {MAX_CLIP_BYTES}"
-                raise BadVideo(path, reason, "lower short_side_px or max_frames")
+            check_clip_size(path, count, size)
             clip = np.empty((count, *size, 3), np.uint8)
         check_same_shape(path, stored, frame.shape[:2])
         if frame.shape[:2] != size:

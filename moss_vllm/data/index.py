@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import av
@@ -14,13 +15,12 @@ from moss_vllm.data.frames import REPLACE_FILE, BadVideo
 
 # decord 0.6 returns other frames than asked for, without an error, from mpeg2, edit lists, cut ts files and
 # open GOPs (the default of x265), so it gets these codecs in these containers, and closed GOPs only.
-_PLAIN_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
+_DECORD_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
+_PLAIN_CODECS = (*_DECORD_CODECS, "av1")
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _PLAIN_CONTAINERS = (_MOV, "matroska,webm", "avi")
 
-JOINT_PACKETS = (
-    4  # of ts that may be flagged before a joint, where two counters meet; no picture is bad there
-)
+JOINT_PACKETS = 4  # of ts may be flagged before a joint, where two counters meet; no picture is bad there
 
 
 class _Packet(NamedTuple):
@@ -35,8 +35,8 @@ class _Packet(NamedTuple):
 class Index:
     """Times of all frames shown and the end of the last, in the file's own clock.
 
-    `damage` says what the file promised but lacks. `look` is None for a folder of images. Where `can_seek` is
-    false, times are known only by decoding from the start.
+    `damage` says what the file promised but lacks. `look` is None for a folder of images. `key_times_s` are
+    those of the key frames that decoding may start from; none where packets do not tell.
     """
 
     frame_times_s: np.ndarray
@@ -45,39 +45,39 @@ class Index:
     suits_decord: bool = False
     suits_torchcodec: bool = False
     look: Look | None = None
-    can_seek: bool = False
+    key_times_s: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def index_frames(path: str) -> Index:
+def index_frames(path: str, container: av.container.InputContainer | None = None) -> Index:
     """List the presentation times of a file from its packets, or by decoding it where packets do not tell.
+
+    `container` is the file as `open_file` opened it, if it is; it is read to its end.
 
     Raises: BadVideo if the file cannot be opened, has no picture stream, or none of its pictures decodes.
     """
     packets: list[_Packet] = []
-    data_end_s, damage, look, last_key, has_one_header = 0.0, "", None, None, True
-    with open_file(path) as container:
+    data_end_s, damage, look, has_one_header = 0.0, "", None, True
+    with open_file(path) if container is None else nullcontext(container) as container:
         stream = picture_stream(path, container)
         start_s, promised_s = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
         container_name, time_base = container.format.name, float(stream.time_base or 0)
-        is_known = stream.codec.canonical_name in _PLAIN_CODECS and container_name in _PLAIN_CONTAINERS
+        ticks_s = {every.index: float(every.time_base or 0) for every in container.streams}
+        codec_name = stream.codec.canonical_name
+        is_known = codec_name in _PLAIN_CODECS and container_name in _PLAIN_CONTAINERS
         try:
             for packet in container.demux():
                 if packet.size and packet.pts is not None:
-                    packet_end_s = (packet.pts + (packet.duration or 0)) * float(packet.time_base)
+                    packet_end_s = (packet.pts + (packet.duration or 0)) * ticks_s[packet.stream.index]
                     data_end_s = max(data_end_s, packet_end_s - start_s)
                 if packet.size and packet.stream is stream:
-                    packets.append(_Packet(*(getattr(packet, field) for field in _Packet._fields)))
+                    packets.append(_Packet(*(getattr(packet, name) for name in _Packet._fields)))
                     if packet.is_keyframe:
                         look = look or look_at(path, stream, packet)
-                        last_key = packet
                     has_one_header = has_one_header and not packet.has_sidedata("new_extradata")
         except av.FFmpegError as error:
             damage = f"its data cannot be read on ({error})"
         stores_order_only = container_name == "avi" and stream.codec_context.has_b_frames
-        # Where the size changes on the way, others scale to the first one, whatever its shape.
         is_simple = has_one_header and len(container.streams.video) == 1
-        if is_known and is_simple and last_key is not None and not damage:
-            is_simple = look_at(path, stream, last_key) == look
     # A cut mkv, webm or avi ends without an error; only its header knows how long it was meant to be.
     if is_known and data_end_s < promised_s - max(1.0, 0.05 * promised_s):
         damage = f"cut short: the header promises {promised_s:.2f} s, the data end at {data_end_s:.2f} s"
@@ -103,13 +103,15 @@ def index_frames(path: str) -> Index:
         return _index_by_decoding(path, look, len(shown), (pts[-1:], end), damage)
     suits_decord = (
         is_simple
+        and codec_name in _DECORD_CODECS
         and _has_closed_gops(packets)
         and not look.is_mirrored
         and (container_name == _MOV or not look.is_turned)  # it sees no turn elsewhere
     )
     suits_torchcodec = is_simple and not look.is_turned
     times_s, end_s = np.array(pts) * time_base, end * time_base
-    return Index(times_s, end_s, damage, suits_decord, suits_torchcodec, look, can_seek=True)
+    keys_s = np.array(sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None)) * time_base
+    return Index(times_s, end_s, damage, suits_decord, suits_torchcodec, look, keys_s)
 
 
 def _index_by_decoding(

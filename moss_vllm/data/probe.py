@@ -44,7 +44,7 @@ def probe_clip(
     Raises: BadVideo for a file that cannot be opened or ends early.
     """
     path = os.fspath(path)
-    index, _, times_s, _ = choose_frames(
+    index, _, times_s = choose_frames(
         path, sample_fps=sample_fps, max_frames=max_frames, start_s=start_s, end_s=end_s
     )
     size = index.look.shown_size if index.look else native_size(path)
