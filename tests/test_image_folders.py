@@ -10,8 +10,8 @@ from PIL import ExifTags, Image
 from test_video_kinds import SIZE, UPRIGHT, corners, every, numbers, picture
 
 from moss_vllm.data.container import native_size
-from moss_vllm.data.frames import BadVideo, list_images
-from moss_vllm.data.video import frame_size, read_clip, read_frames
+from moss_vllm.data.frames import BadVideo, list_images, target_size
+from moss_vllm.data.video import read_clip, read_frames
 
 
 def save(folder, names, change=lambda image: image, **options):
@@ -51,7 +51,7 @@ def test_exif_turns(tmp_path, orientation, suffix):
     frames = read_frames(folder, every)
     assert frames.shape[1:3] == SIZE == native_size(str(folder)) and corners(frames[0]) == UPRIGHT
     assert numbers(frames) == [0, 1, 2]
-    assert read_clip(folder).frames.shape[1:3] == frame_size(str(folder), 224)
+    assert read_clip(folder).frames.shape[1:3] == target_size(*native_size(str(folder)), 224)
 
 
 def test_16_bit_greys_are_scaled(tmp_path):

@@ -15,10 +15,10 @@ import pytest
 
 from moss_vllm.data.container import native_size
 from moss_vllm.data.cutting import cut_clip
-from moss_vllm.data.frames import BadVideo
+from moss_vllm.data.frames import BadVideo, target_size
 from moss_vllm.data.index import index_frames
 from moss_vllm.data.probe import probe_clip
-from moss_vllm.data.video import frame_size, read_clip, read_frames
+from moss_vllm.data.video import read_clip, read_frames
 
 SIZE = (84, 112)
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
@@ -175,7 +175,7 @@ def test_display_matrix_and_pixel_aspect(tmp_path, turn, expected, aspect, decod
     clip = read_clip(path, decoder=decoder)
     assert corners(clip.frames[0]) == expected
     probe = probe_clip(path, sample_fps=2, short_side_px=224, max_frames=9)
-    assert clip.frames.shape[1:3] == frame_size(str(path), 224) == (probe.height, probe.width)
+    assert clip.frames.shape[1:3] == target_size(*native_size(str(path)), 224) == (probe.height, probe.width)
 
     cut_clip(str(path), str(tmp_path / "cut.mp4"), 0, 0.3)
     again = read_frames(tmp_path / "cut.mp4", every)
