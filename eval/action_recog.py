@@ -23,6 +23,7 @@ from moss_vllm.action_settings import choose_views, open_split
 from moss_vllm.answer_store import Shard
 from moss_vllm.data.cache import choose_frame_reader
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.screen import say
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIEWS = ("frames", "sampling", "clips", "crops")
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     given |= {name: value for name in VIEWS if (value := getattr(args, name)) is not None}
     views = choose_views(data, loaded.run["protocol"], given, loaded.model)
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test-{views.clips}x{views.crops}"
-    print(split.report(), file=sys.stderr)
+    say(split.report(), file=sys.stderr)
     header = {
         "checkpoint": str(args.ckpt.absolute()),
         "run": {"step": loaded.run["step"], "command": loaded.run["command"]},
@@ -99,11 +100,11 @@ def main(argv: list[str] | None = None) -> Accuracy:
         overwrite=args.overwrite,
     )
     if found.pending:
-        print(f"{found.pending:,} clips are left to other processes; whoever ends last writes the scores")
+        say(f"{found.pending:,} clips are left to other processes; whoever ends last writes the scores")
         return found
     shown = f"{views.clips} clips x {views.crops} crops of {views.frames} frames"
     save_accuracy(found, out, {"data": data, "step": loaded.run["step"], "views": shown})
-    print(f"{data}, {shown}: {found}; written to {out}")
+    say(f"{data}, {shown}: {found}; written to {out}")
     return found
 
 

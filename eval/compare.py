@@ -21,7 +21,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -30,6 +30,8 @@ from moss_vllm.comparison import DRAWS, SEED, Comparison, compare, read_evaluati
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import whole_file
 from moss_vllm.protocols import LETTERS
+from moss_vllm.report import in_markdown
+from moss_vllm.screen import Screen, plain, say
 
 OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
 
@@ -68,12 +70,12 @@ def main(argv: list[str] | None = None) -> list[Comparison]:
         with whole_file(args.json) as part:
             part.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     if args.markdown:
-        print("\n".join(markdown(one, args.changed) for one in found).rstrip())
+        say(*"\n".join(markdown(one, args.changed) for one in found).rstrip().split("\n"), sep="\n")
     else:
-        console = Console()
+        console = Screen()
         console.print(*(render(one, args.changed, console.width) for one in found), sep="\n")
     if args.json:
-        print(f"written to {args.json}", file=sys.stderr)
+        say(f"written to {args.json}", file=sys.stderr)
     return found
 
 
@@ -104,21 +106,27 @@ def render(comparison: Comparison, changed: int, width: int) -> Group:
     letters = [] if fit else [(0, f"{a}: {name}") for a, name in zip("AB", comparison.names, strict=True)]
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if number else "left", no_wrap=True)
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     lines = [*((2, note) for note in comparison.notes), *tell_changed(comparison, changed)]
-    above, below = ([Padding(Text(told), (0, 0, 0, n)) for n, told in some] for some in (letters, lines))
-    return Group(Text(title, style="bold"), *above, Padding(table, (1, 0)), *below)
+    above, below = ([Padding(plain(told), (0, 0, 0, n)) for n, told in some] for some in (letters, lines))
+    return Group(Text(plain(title), style="bold"), *above, Padding(table, (1, 0)), *below)
 
 
 def markdown(comparison: Comparison, changed: int) -> str:
     """The same as GitHub's markdown."""
     title, heads, rows = tabulate(comparison)
-    heads = [head.replace("|", "\\|") for head in heads]
-    lines = [f"**{title}**", "", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    lines += [*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in comparison.notes)]
-    told = [" " * n + line.replace("```", "'''") for n, line in tell_changed(comparison, changed)]
+    heads = [in_markdown(head) for head in heads]
+    lines = [
+        f"**{in_markdown(title)}**",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---|" + "---:|" * (len(heads) - 1),
+    ]
+    lines += [*(f"| {' | '.join(map(in_markdown, row))} |" for row in rows), ""]
+    lines += [f"- {in_markdown(note)}" for note in comparison.notes]
+    told = [" " * n + plain(line).replace("```", "'''") for n, line in tell_changed(comparison, changed)]
     return "\n".join([*lines, *(["", "```text", *told, "```"] if told else []), "", ""])
 
 

@@ -27,6 +27,7 @@ from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import whole_file
 from moss_vllm.protocols import Benchmark, Protocol
 from moss_vllm.result import Result
+from moss_vllm.screen import say
 
 # A caption is the answer to a question without options whose uid is the video's; nothing is right or wrong.
 CAPTIONS = Benchmark(
@@ -66,7 +67,7 @@ def write_captions(result: Result, out: Path, args: argparse.Namespace) -> None:
     caption, and a part of the videos goes to a file of another name.
     """
     if result.pending:
-        print(
+        say(
             f"{result.pending:,} videos have no caption yet, because of other processes or a run that was "
             f"stopped; whoever ends last writes captions.json to {out}, and so does: "
             f"{eval_script.merge_command(args, out)}",
@@ -89,12 +90,12 @@ def write_captions(result: Result, out: Path, args: argparse.Namespace) -> None:
     for path, content in ((out / "about.json", about), (file, captions)):
         with whole_file(path) as part:
             part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    print(
+    say(
         f"{len(captions):,} of {result.header['questions']:,} captions, {len(about['empty']):,} of them empty"
     )
     if result.failed:
-        print(f"missing or unreadable, with an empty caption: {', '.join(result.failed)}")
-    print(f"written to {file}", file=sys.stderr)
+        say(f"missing or unreadable, with an empty caption: {', '.join(result.failed)}")
+    say(f"written to {file}", file=sys.stderr)
 
 
 if __name__ == "__main__":

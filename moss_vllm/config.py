@@ -58,7 +58,7 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         tree: Any = yaml.compose(text)
         keys = [key.value for key, _ in tree.value] if isinstance(values, dict) else []
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
+        raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected 'name: value' lines, got {type(values).__name__}")
     if twice := sorted({name for name in keys if keys.count(name) > 1}):

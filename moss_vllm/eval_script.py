@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.data.cache import choose_reader
@@ -17,6 +16,7 @@ from moss_vllm.evaluation import STORE, digest_data, evaluate, look_over
 from moss_vllm.files import refuse_unwritable
 from moss_vllm.protocols import CLIPS, Benchmark, restore
 from moss_vllm.result import Result, collect
+from moss_vllm.screen import Screen, say
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import load
 
@@ -163,15 +163,15 @@ def merge_command(args: argparse.Namespace, out: Path) -> str:
 def finish(result: Result, out: Path, args: argparse.Namespace) -> None:
     """Write and print the table once every process is done; before that, say what is missing."""
     if result.pending:
-        print(
+        say(
             f"{result.pending:,} questions are not answered yet, by other processes or a run that was "
             f"stopped; whoever ends last writes the table to {out}, and so does: {merge_command(args, out)}",
             file=sys.stderr,
         )
         return
     result.save(out)
-    Console().print(result.table())
-    print(f"written to {out}", file=sys.stderr)
+    Screen().print(result.table())
+    say(f"written to {out}", file=sys.stderr)
 
 
 def _is_one_of_many(args: argparse.Namespace, shard: Shard) -> bool:

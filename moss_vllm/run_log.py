@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moss_vllm.data.rows import Rejected
+from moss_vllm.screen import Screen, say
 
 REMEMBERED = 20  # steps a shown speed is the mean of, at least
 
@@ -40,7 +40,7 @@ class RunLog:
         self.named = _named(self.refusals)
         self.recent: list[dict[str, Any]] = []
         shown = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")]
-        console = Console(stderr=True, quiet=not self.main)
+        console = Screen(stderr=True, quiet=not self.main)
         self.progress = Progress(
             *shown, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
         )
@@ -79,7 +79,7 @@ class RunLog:
         if line["step"] % self.every == 0 and self.progress.disable:
             seconds = sum(one["seconds"] for one in self.recent) / len(self.recent)
             left_min = (self.steps - line["step"]) * seconds / 60
-            print(f"step {line['step']}/{self.steps}  {now}  {left_min:.1f} min left", flush=True)
+            say(f"step {line['step']}/{self.steps}  {now}  {left_min:.1f} min left", flush=True)
 
     def _speeds(self) -> dict[str, float]:
         seconds = sum(one["seconds"] for one in self.recent)
@@ -106,7 +106,7 @@ class RunLog:
             if row.row_id in self.named:
                 continue
             self.named.add(row.row_id)
-            print(f"row {row.row_id} not used: {row.reason}", file=sys.stderr, flush=True)
+            say(f"row {row.row_id} not used: {row.reason}", file=sys.stderr, flush=True)
             with self.refusals.open("a") as file:
                 file.write(json.dumps({"row_id": row.row_id, "reason": row.reason}) + "\n")
 

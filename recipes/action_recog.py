@@ -32,7 +32,6 @@ from typing import Any
 import torch
 import yaml
 from accelerate.utils import set_seed
-from rich.console import Console
 
 from moss_vllm import classifier_checkpoint, engines, start_report
 from moss_vllm.action_checkup import BEST, ActionCheckup
@@ -48,6 +47,7 @@ from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.optim import describe, parameter_groups
 from moss_vllm.recognition import build_classifier
 from moss_vllm.run_folder import choose_resume
+from moss_vllm.screen import Screen, say
 from moss_vllm.training import train
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
@@ -174,11 +174,11 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         show(record, model)
     if flags.dry_run:
         if accelerator.is_main_process:
-            print("\n".join(f"{name}: {value}" for name, value in record["settings"].items()))
+            say(*(f"{name}: {value}" for name, value in record["settings"].items()), sep="\n")
             for name, value in dataset.collate(
                 [dataset[index] for index in range(min(2, len(dataset)))]
             ).items():
-                print(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
+                say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
         return None
     run = {
         "model": how,
@@ -305,9 +305,9 @@ def check(settings: ActionRecog) -> None:
 
 def show(record: dict[str, Any], model: VideoClassifier) -> None:
     """Print what the run will do."""
-    console, settings, views = Console(), record["settings"], record["views"]
+    console, settings, views = Screen(), record["settings"], record["views"]
     for line in record["data_lines"]:
-        console.print(line, highlight=False)
+        console.print(line)
     placed = getattr(model, "ladder", model).temporal_names
     layers = ", ".join(f"after layer {layer}" for layer in placed) or "nowhere"
     console.print(
@@ -335,7 +335,7 @@ def finish(found: Accuracy, folder: Path, data: str, views: ViewSettings, step: 
     """Print the scores and write them beside the clips' lines."""
     about = {"data": data, "step": step, "views": f"{views.clips} clips x {views.crops} crops"}
     save_accuracy(found, folder, about)
-    print(f"test of step {step}, {about['views']}: {found}; written to {folder}")
+    say(f"test of step {step}, {about['views']}: {found}; written to {folder}")
     return found
 
 

@@ -41,6 +41,7 @@ from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import refuse_unwritable
 from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
 from moss_vllm.run_folder import choose_resume
+from moss_vllm.screen import plain, say
 from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.objective import AnswerLoss
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         start_report.show(record)
     if flags.dry_run:
         if accelerator.is_main_process:
-            print("\n".join(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()))
+            say(*(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()), sep="\n")
             start_report.show_batch(dataset, settings.batch_size)
         return []
 
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         evaluate_every=settings.eval_every,
     )
     if accelerator.is_main_process and lines and lines[-1]["step"] == settings.steps:
-        print(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
+        say(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
     accelerator.end_training()
     return lines
 
@@ -244,7 +245,7 @@ def with_clips_a_step(settings: FavorLora, accelerator: Accelerator) -> FavorLor
     at_once, wanted = settings.batch_size * accelerator.num_processes, settings.clips_a_step or 0
     accumulate = max(1, round(wanted / at_once))
     if accumulate * at_once != wanted:
-        accelerator.print(f"{accumulate * at_once} clips a step: {wanted} are no multiple of {at_once}")
+        accelerator.print(f"{accumulate * at_once} clips per step: {wanted} is no multiple of {at_once}")
     return dataclasses.replace(settings, accumulate=accumulate)
 
 
@@ -301,7 +302,7 @@ def reload_check(
     def compare(folder: Path) -> None:
         if engines.name(accelerator).startswith("FSDP"):
             accelerator.print(
-                f"{folder} is not reloaded for comparison: FSDP's model cannot be asked outside a step"
+                f"{plain(folder)} is not reloaded for comparison: FSDP's model cannot be asked outside a step"
             )
             return
         expected = checkpoint.next_logits(model, processor)  # on every process: ZeRO-3 gathers weights for it
@@ -320,7 +321,7 @@ def reload_check(
             except RuntimeError as error:
                 if "allocate" not in str(error):  # the GPU's error has a class of its own, the CPU's has not
                     raise
-                print(f"{folder} is not compared: no memory for a second model beside the run")
+                say(f"{folder} is not compared: no memory for a second model beside the run")
         accelerator.wait_for_everyone()
 
     return compare

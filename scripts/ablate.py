@@ -59,13 +59,13 @@ from ablation_results import (
     refuse_other_data,
 )
 from paper_tables import FILE, TABLES, Row
-from rich.console import Console
 
 from moss_vllm.action_settings import DATA, MINI
 from moss_vllm.config import parse
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import read_json, refuse_unwritable, whole_file
 from moss_vllm.recognition import build_classifier
+from moss_vllm.screen import Screen, say
 from moss_vllm.start_report import SETTINGS_FILE
 from moss_vllm.vlm.checkpoint import versions
 
@@ -106,9 +106,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise ValueError(f"no row of {', '.join(plan)} runs on --data {args.data}: {'; '.join(reasons)}")
     refuse_other_settings(runs)
     left = [run for run in runs if not run.is_finished]
-    print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before", flush=True)
+    say(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before", flush=True)
     if args.dry_run:
-        print("\n".join(shlex.join(["python", str(RECIPE), *run.flags]) for run in left))
+        say(*(shlex.join(["python", str(RECIPE), *run.flags]) for run in left), sep="\n")
         return {"left": [list(run.flags) for run in left]}
     groups = class_groups(args.root) if args.data == MINI else {}
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
@@ -126,11 +126,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         refuse_other_data(numbers)
         with whole_file(args.out / "TABLE.md") as part:
             part.write_text(markdown(plan, numbers, args.data))
-    console = Console(width=170 if groups else 120, highlight=False)
+    console = Screen(width=170 if groups else 120)
     for table in make_tables(plan, numbers, args.data):
         console.print(table)
-    console.print(does_order_2_add(plan, numbers))
-    print(f"written to {args.out / 'TABLE.md'}")
+    console.print(*does_order_2_add(plan, numbers).split("\n"), sep="\n")
+    say(f"written to {args.out / 'TABLE.md'}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     cores = f"{os.cpu_count()} cores, {args.jobs} runs at once of {threads} threads"
     written = {
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.json is not None:
         with whole_file(args.json) as part:
             part.write_text(json.dumps(written, indent=2) + "\n")
-        print(f"written to {args.json}")
+        say(f"written to {args.json}")
     return written
 
 
@@ -319,7 +319,7 @@ def run_all(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], 
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
                 running[start(run, environment)] = run, time.monotonic()
-                print(f"start {run.name}, log in {run.folder / LOG}", flush=True)
+                say(f"start {run.name}, log in {run.folder / LOG}", flush=True)
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
                 run, begun = running.pop(process)
@@ -331,7 +331,7 @@ def run_all(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], 
                 else:
                     failed.append(run)
                     told = f"{place}: {last_words(run, process.returncode)}"
-                print(f"{told}; about {minutes:.0f} min left" if waiting or running else told, flush=True)
+                say(f"{told}; about {minutes:.0f} min left" if waiting or running else told, flush=True)
     finally:
         for process in running:
             process.terminate()  # the recipe writes a checkpoint then

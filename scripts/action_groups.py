@@ -22,7 +22,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -34,6 +33,7 @@ from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import read_json, whole_file
 from moss_vllm.page.reading import ANSWERS, holds_answers
 from moss_vllm.report import COLOURS, DOTS_PER_INCH
+from moss_vllm.screen import Screen, say
 
 # action_checkup.BEST and checkpoint.RUN_FILE; importing those takes seconds, of transformers and peft.
 BEST, RUN_FILE = "best", "run.json"
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.out:
         draw(names, whole, found, args.out)
     for file in filter(None, (args.json, args.out)):
-        print(f"written: {file}")
+        say(f"written: {file}")
     return record
 
 
@@ -224,10 +224,10 @@ def show(
         counts = [f"{one.gained:,}", f"{one.lost:,}"]
         cells = [f"{one.questions:,}", *shares, signed(one.points), interval, *counts]
         table.add_row(Text(group), *cells, end_section=group == list(found)[-1])
-    console = Console(highlight=False)
-    console.print(Text(f"A: {names[0]}\nB: {names[1]}\n"), table, Text(f"\n{summary(whole, found)}"))
+    console = Screen()
+    console.print(f"A: {names[0]}", f"B: {names[1]}", "", table, "", summary(whole, found), sep="\n")
     for note in [*notes, "interval: bootstrap over clips, each group by itself"]:
-        console.print(Text(f"  {note}"))
+        console.print(f"  {note}")
 
 
 def draw(names: Sequence[str], whole: Difference, found: Mapping[str, Difference], path: Path) -> None:

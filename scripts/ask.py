@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import TextStreamer
 
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import read_clip
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.screen import say, working
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
 
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> list[str]:
         raise ValueError(f"--max-new-tokens is {args.max_new_tokens}; it must be at least 1")
     if not args.video.expanduser().exists():
         raise FileNotFoundError(f"{args.video}: no such file or folder; give a video or a folder of frames")
-    with Console(stderr=True).status(f"opening {args.ckpt}"):
+    with working(f"opening {args.ckpt}"):
         loaded = load(args.ckpt, device=args.device, dtype=DTYPES[args.dtype])
     given = {name: getattr(args, name) for name in PAPER}
     how: dict[str, Any] = {**PAPER, **loaded.run.get("protocol", {})}
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     clip = read_clip(args.video.expanduser(), start_s=args.start_s, end_s=args.end_s, **how)
     frames, height, width, _ = clip.frames.shape
     last_s = clip.frame_times_s[-1]
-    print(
+    say(
         f"{loaded.name} sees {frames} frames of {width} x {height}, 0 to {last_s:g} s of the part",
         file=sys.stderr,
     )
@@ -87,13 +87,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def read_questions() -> Iterator[str]:
     """Lines typed by the user, until Ctrl-D; empty ones are passed over."""
     while True:
-        print("question: ", end="", file=sys.stderr, flush=True)
+        say("question: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
-            print(file=sys.stderr)
+            say(file=sys.stderr)
             return
         if line.strip():
             yield line.strip()
+
+
+class _Streamer(TextStreamer):
+    """Prints an answer as it comes; a control character in it does not reach the terminal."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        say(*text.split("\n"), sep="\n", end="\n" if stream_end else "", flush=True)
 
 
 @torch.inference_mode()
@@ -107,7 +114,7 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     # A released checkpoint's own settings may sample or penalise repetition; those unused would be warned of.
     unused = {"temperature": None, "top_p": None, "top_k": None}
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **unused}
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with loaded.autocast():
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **greedy)
     return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

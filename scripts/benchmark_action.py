@@ -39,7 +39,6 @@ from benchmark_stss import MIB, Meter, clear, cpu_name
 from benchmark_training import run_all, show, spread
 from kept_for_backward import KeptForBackward
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from step_parts import WARM_UP, load_recipe
 from torch import Tensor, nn
@@ -54,6 +53,7 @@ from moss_vllm.data.video import read_frames
 from moss_vllm.data.views import PROTOCOLS, ActionTrainingSet
 from moss_vllm.files import whole_file
 from moss_vllm.recognition import LadderClassifier, build_classifier, find_preset
+from moss_vllm.screen import Screen, plain
 from moss_vllm.vlm.checkpoint import versions
 
 PARTS = ("step", "reading", "waiting")
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
-    console, load = Console(width=130, highlight=False), os.getloadavg()
+    console, load = Screen(width=130), os.getloadavg()
     words = sys.argv[1:] if argv is None else argv
     record: dict[str, Any] = {
         "command": shlex.join(["python", "scripts/benchmark_action.py", *words]),
@@ -215,7 +215,7 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
     return {**asked, "frames": FRAMES, "stss": stss, "clock": clock, "ways": found}
 
 
-def print_step(console: Console, found: dict[str, Any]) -> None:
+def print_step(console: Screen, found: dict[str, Any]) -> None:
     """A row for each way."""
     told = f"{found['batch']} clips of {FRAMES} x {found['image_size']} px, precision {found['precision']}"
     title = f"a training step of {found['variant']}, {told}; median, and how many times ours"
@@ -278,7 +278,7 @@ def time_rows(dataset: ActionTrainingSet) -> tuple[float, float]:
     reader.seconds, started = 0.0, time.process_time()
     for index in range(len(dataset)):
         if isinstance(row := dataset[index], Rejected):
-            raise SystemExit(f"clip {row.row_id} cannot be read: {row.reason}")
+            raise SystemExit(plain(f"clip {row.row_id} cannot be read: {row.reason}"))
     whole = time.process_time() - started
     return 1000 * reader.seconds / len(dataset), 1000 * (whole - reader.seconds) / len(dataset)
 
@@ -306,7 +306,7 @@ def write_clips(folder: Path, suffix: str, clips: int) -> tuple[ActionSplit, flo
     return split, statistics.mean(path.stat().st_size for path in paths) / 1000
 
 
-def print_reading(console: Console, found: Sequence[dict[str, Any]]) -> None:
+def print_reading(console: Screen, found: Sequence[dict[str, Any]]) -> None:
     """A row for each container and way."""
     views = f"{found[0]['views_a_clip']} x {FRAMES} of {IMAGE_SIZE} px"
     told = f"{CLIP_FRAMES} frames of {HEIGHT} x {WIDTH} to {views}"
@@ -361,7 +361,7 @@ def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {**speeds, "waiting_share": waited / seconds, "first_waited_s": lines[0]["waited_s"]}
 
 
-def print_waiting(console: Console, found: dict[str, Any]) -> None:
+def print_waiting(console: Screen, found: dict[str, Any]) -> None:
     """A row for each number of workers."""
     heads = ("clips/s", "s a step", "waiting, % of a step", "load average")
     table = Table("workers", *heads, title="training the miniature; median (least-most)")

@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from benchmark_stss import cpu_name
-from rich.console import Console
 from rich.table import Table
 
 from moss_vllm.core.encoder import stss_path
@@ -38,6 +37,7 @@ from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation import evaluate, read_as
 from moss_vllm.files import whole_file
 from moss_vllm.protocols import FAVOR_BENCH, Protocol
+from moss_vllm.screen import Screen, say
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.sizes import SHAPES, build_shape
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for turn in range(args.repeats):
         for way, runs in measure(loaded, videos, protocol).items():
             ways[way].append(runs)
-            print(f"{turn + 1} of {args.repeats}, {way}: {runs['seconds']:.1f} s", file=sys.stderr)
+            say(f"{turn + 1} of {args.repeats}, {way}: {runs['seconds']:.1f} s", file=sys.stderr)
     pairs = list(zip(ways["one at a time"], ways["engine"], strict=True))
     asked = sum(len(video.questions) for video in videos)
     same = min(sum(map(str.__eq__, one.pop("texts"), all_.pop("texts"))) for one, all_ in pairs)
@@ -213,7 +213,7 @@ def peak_gib() -> float:
 
 def show(record: dict[str, Any]) -> None:
     """A row for each way, then the ratio."""
-    console = Console(width=140, highlight=False)
+    console = Screen(width=140)
     table = Table("way", title=f"{record['questions']} questions about {record['videos']} videos")
     for head in (
         "questions/s",

@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from kept_for_backward import KeptForBackward
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from moss_vllm import report
 from moss_vllm.core import MOSS, stss
 from moss_vllm.core.encoder import UVProjection, stss_path
 from moss_vllm.core.stss import Window
+from moss_vllm.screen import Screen
 
 # Features (B, T, H, W, C) that STSS compares, window, D, and the module's d_in, d_fuse and d_out.
 SHAPES: dict[str, tuple[tuple[int, ...], Window, int, int, int, int]] = {
@@ -249,7 +249,7 @@ def compare(part: str, shape: str, device: str, dtype: torch.dtype, repeats: int
     return result
 
 
-def print_table(console: Console, results: list[dict]) -> None:
+def print_table(console: Screen, results: list[dict]) -> None:
     """Textbook / ours, and their ratio, a row for each part and shape."""
     table = Table(title="textbook / ours (ratio)")
     columns = {
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
     if settings.json:
         settings.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
     torch.set_num_threads(settings.threads)
-    console = Console()
+    console = Screen()
     path, reason = stss_path(torch.device(settings.device), (5, 9, 9))
     console.print(f"STSS in MOSS: {path} ({reason})")
     todo = [(part, shape) for shape in settings.shapes for part in settings.parts]

@@ -35,7 +35,6 @@ import cache_frames
 import demo
 import torch
 from benchmark_stss import cpu_name
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, load_recipe, run_shape, shares
@@ -47,6 +46,7 @@ from moss_vllm.data.cache import choose_reader
 from moss_vllm.data.motion_world import DEFAULT_ROOT, ensure_world
 from moss_vllm.data.sources import read_sources
 from moss_vllm.data.training_set import TrainingSet
+from moss_vllm.screen import Screen, say
 from moss_vllm.vlm import checkpoint
 
 READ_CLIPS = 200
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
-    console, load = Console(width=150, highlight=False), os.getloadavg()
+    console, load = Screen(width=150), os.getloadavg()
     measured = measure_shape(args, console) if args.shape else measure_demo(args, console)
     words = sys.argv[1:] if argv is None else argv
     record = {
@@ -128,7 +128,7 @@ def refusal(args: argparse.Namespace) -> str | None:
 def run_all(jobs: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> list[dict[str, Any]]:
     """Run one job after the other; tell after each how long it took and how long the rest takes."""
     found: list[dict[str, Any]] = []
-    started, shown = time.monotonic(), Console(file=sys.stderr, highlight=False)
+    started, shown = time.monotonic(), Screen(file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=len(jobs))
@@ -153,14 +153,14 @@ def quietly() -> Iterator[None]:
                 yield
         except BaseException:
             said.seek(0)
-            print(said.read()[-3000:], file=sys.stderr)
+            say(*said.read()[-3000:].split("\n"), sep="\n", file=sys.stderr)
             raise
 
 
 # ---- the demo's runs
 
 
-def measure_demo(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure_demo(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
     """The demo's two runs in every way of `WAYS`, in turns, then reading alone."""
     world, settings = ensure_world(args.world), load_recipe(Path(demo.RECIPE)).FavorLora()
     with tempfile.TemporaryDirectory() as folder:
@@ -271,7 +271,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def print_arms(console: Console, arms: Sequence[dict[str, Any]], reading: dict[str, Any]) -> None:
+def print_arms(console: Screen, arms: Sequence[dict[str, Any]], reading: dict[str, Any]) -> None:
     """A row for each arm: its speed and its waiting, then the parts of its steps."""
     speed = Table("clips from", "MOSS", title="the demo's training, median (least-most)")
     for head in ("s a step", "clips/s", "waiting, % of a step", "% of the whole run"):
@@ -297,7 +297,7 @@ def show(found: dict[str, float], unit: int = 1) -> str:
 # ---- a shape with random weights
 
 
-def measure_shape(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure_shape(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
     """Steps on random clips of each length, without and with MOSS and recomputation."""
     cases: list[dict[str, Any]] = [
         {"clip_s": clip_s, "moss": moss, "recomputed": recomputed}
@@ -327,7 +327,7 @@ def measure_shape(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def print_shapes(console: Console, shape: str, results: Sequence[dict[str, Any]]) -> None:
+def print_shapes(console: Screen, shape: str, results: Sequence[dict[str, Any]]) -> None:
     """A row for each case: speed and memory, then the parts of its steps."""
     hours = f"h for {ITERATIONS:,} x {CLIPS_A_STEP} clips (paper: {PAPER_GPU_HOURS} GPU-h)"
     speed = Table("clip", "MOSS", "recomputed", title=f"training steps of one clip, shape {shape}")

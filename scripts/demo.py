@@ -19,11 +19,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from moss_vllm import report
 from moss_vllm.data.motion_world import DEFAULT_ROOT, WorldSize, ensure_world
 from moss_vllm.run_folder import latest_checkpoint
+from moss_vllm.screen import Screen, say
 
 BENCHMARKS = {
     "FAVOR-Bench": ("eval/favor_bench.py", "FAVOR"),
@@ -67,7 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "the motion world's questions in the benchmarks' formats; not comparable with the paper's numbers"
     ]
     table = report.table_5({"chance": chance, **rows}, title="Motion world, accuracy (%)", notes=notes)
-    Console().print(table)
+    Screen().print(table)
     (args.out / "table.md").write_text(table.markdown())
     (args.out / "results.json").write_text(json.dumps({"chance": chance, **rows}, indent=2) + "\n")
     curves = {name: losses(Path(ckpt).parent) for name, ckpt in arms.items() if name != BASE}
@@ -76,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         shown = {name: found[benchmark] for name, found in rows.items()}
         report.plot_accuracy(shown, args.out / f"{benchmark.lower()}.png", chance=chance[benchmark])
     minutes = (time.monotonic() - started) / 60
-    print(f"table.md, losses.png and a chart per benchmark are in {args.out}; {minutes:.1f} min")
+    say(f"table.md, losses.png and a chart per benchmark are in {args.out}; {minutes:.1f} min")
     return rows
 
 
@@ -143,15 +142,15 @@ def run(commands: dict[str, list[str]]) -> None:
     """Run `python COMMAND`s side by side, sharing the cores; stop the demo where one fails."""
     threads = max(1, (os.cpu_count() or 1) // len(commands))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    print()
+    say()
     for name, command in commands.items():
-        print(f"[{name}] $ python {shlex.join(command)}", flush=True)
+        say(f"[{name}] $ python {shlex.join(command)}", flush=True)
 
     def follow(name: str) -> int:
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
         with subprocess.Popen([sys.executable, *commands[name]], **piped) as process:
             for line in process.stdout:
-                print(f"[{name}] {line}", end="", flush=True)
+                say(f"[{name}] {line.rstrip()}", flush=True)
         return process.returncode
 
     with ThreadPoolExecutor(len(commands)) as pool:

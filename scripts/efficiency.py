@@ -29,7 +29,6 @@ import torch
 import torch.nn.functional as F
 from kept_for_backward import KeptForBackward
 from paper_tables import TABLES, Row
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -42,6 +41,7 @@ from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset
 from moss_vllm.core.stss import stss
 from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.recognition import build_classifier
+from moss_vllm.screen import Screen
 from moss_vllm.vlm.video_llama3 import MossVideoLlama3VisionConfig, MossVideoLlama3VisionModel
 
 FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         except OSError as error:
             parser.error(f"--json {args.json}: its folder cannot be made ({error.strerror})")
 
-    console = Console(width=130, highlight=False)
+    console = Screen(width=130)
     found: dict[str, Any] = {}
     for name, rows in TABLES.items():
         if args.table in ("all", name.rstrip("abcde")):

@@ -41,6 +41,7 @@ from moss_vllm.data.synthetic import Choice
 from moss_vllm.data.video import Clip
 from moss_vllm.optim import warmup_cosine
 from moss_vllm.scoring import judge_favor, parse_letter
+from moss_vllm.screen import say
 from moss_vllm.vlm.miniature import MINIATURE_MOSS, build, build_processor, build_tokenizer
 
 CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?")
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     processor = build_processor(build_tokenizer(_corpus()))
     torch.manual_seed(args.seed)
     model = build(processor.tokenizer).train()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
     started = time.monotonic()
     learn_to_see(model, processor, steps=args.see, seed=args.seed)
     learn_to_talk(model, processor, steps=args.read, seed=args.seed, told=True)
@@ -96,7 +97,7 @@ def save(
         "moss": MINIATURE_MOSS,
     }
     (args.out / "miniature.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
+    say(*json.dumps(record, indent=2).split("\n"), sep="\n")
     return accuracy
 
 

@@ -16,14 +16,11 @@ import argparse
 import json
 import os
 import shutil
-import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.screen import say, working
 from moss_vllm.vlm.base import DTYPES, MERGED_FILE, base_record
 from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
 
@@ -53,11 +50,11 @@ def main(argv: list[str] | None = None) -> float:
     shutil.rmtree(part, ignore_errors=True)
     try:
         expected = write_merged(folder, part, args.dtype)
-        with showing("comparing it with the checkpoint"):
+        with working("comparing it with the checkpoint"):
             reloaded = load(part)
             difference = float((next_logits(reloaded.model, reloaded.processor) - expected).abs().max())
         largest = float(expected.abs().max())
-        print(f"logits differ by at most {difference:.2g}; the largest is {largest:.3g}")
+        say(f"logits differ by at most {difference:.2g}; the largest is {largest:.3g}")
         if not difference <= ALLOWED[args.dtype] * largest:
             raise ValueError(
                 f"{folder} merged in {args.dtype} answers otherwise than the checkpoint: allowed is a "
@@ -68,16 +65,16 @@ def main(argv: list[str] | None = None) -> float:
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    print(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}")
+    say(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}")
     return difference
 
 
 def write_merged(folder: Path, part: Path, dtype: str) -> Any:
     """Write the merged model of the checkpoint `folder`; returns the checkpoint's own `next_logits`."""
-    with showing("opening the checkpoint"):
+    with working("opening the checkpoint"):
         loaded = load(folder)
         expected = next_logits(loaded.model, loaded.processor)
-    with showing("merging and writing"):
+    with working("merging and writing"):
         peft_model: Any = loaded.model
         model = peft_model.merge_and_unload().to(DTYPES[dtype])
         model.save_pretrained(part, max_shard_size=SHARD)
@@ -88,14 +85,6 @@ def write_merged(folder: Path, part: Path, dtype: str) -> Any:
             record["moss"] = sizes  # none is attached; what the base names for training with MOSS
         (part / MERGED_FILE).write_text(json.dumps(record, indent=2) + "\n")
     return expected
-
-
-def showing(what: str) -> AbstractContextManager[Any]:
-    """Say on stderr what goes on."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(what, file=sys.stderr)
-    return console.status(what)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from moss_vllm.data.rows import (
 )
 from moss_vllm.data.video import BadVideo
 from moss_vllm.files import refuse_unwritable, whole_file
+from moss_vllm.screen import plain, say
 
 ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs
 
@@ -79,14 +80,14 @@ def main(argv: list[str] | None = None) -> int:
         annotation = find_annotation(args.data, TRAIN_FILES)
         rows = read_json_rows(annotation)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(plain(error))
     videos, out = args.videos or annotation.parent, args.out or annotation.parent / "prepared"
     try:
         refuse_unwritable(out, "--out")
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(plain(error))
     if not videos.is_dir():
-        parser.error(f"--videos {videos} is not a folder")
+        parser.error(plain(f"--videos {videos} is not a folder"))
     out.mkdir(parents=True, exist_ok=True)
 
     for left in out.glob(".cutting-*"):  # by a run that was killed
@@ -118,20 +119,20 @@ def main(argv: list[str] | None = None) -> int:
             if (free := shutil.disk_usage(out).free) < ROOM_BYTES:
                 parser.error(f"{out} has {free / 2**20:.0f} MiB free; free space and run this again")
             rejected[places[cut.target]] = reason
-            print(f"bad: {Path(cut.target).name}: {reason}", file=sys.stderr)
+            say(f"bad: {Path(cut.target).name}: {reason}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     gone = rejected.keys() | {item["row"] for item in missing}
     kept = [row for index, row in enumerate(rows) if index not in gone]
     write_lists(out, rows, kept, rejected, missing)
-    print(
+    say(
         f"kept {len(kept):,} of {len(rows):,} rows: {n_cut:,} cut now, {len(rejected):,} bad, "
         f"{len(missing):,} missing"
     )
     if missing:
-        print(f"missing videos go into {videos}; urls: {out / 'missing_urls.txt'}; then run this again")
-    print(f"next: python scripts/check_videos.py --data {out / 'kept.json'}")
+        say(f"missing videos go into {videos}; urls: {out / 'missing_urls.txt'}; then run this again")
+    say(f"next: python scripts/check_videos.py --data {out / 'kept.json'}")
     return 0 if kept else 1
 
 

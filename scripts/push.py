@@ -20,6 +20,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.constants import is_offline_mode
 
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.screen import plain, say
 from moss_vllm.vlm.adapter import PICKLE_FILE, read_json
 from moss_vllm.vlm.base import MERGED_FILE
 from moss_vllm.vlm.card import model_card, read_result
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> str:
     if args.dry_run or is_offline_mode():
         why = "dry run" if args.dry_run else "the hub is switched off (HF_HUB_OFFLINE)"
         write_folder(files, card, out)
-        print(f"{why}: nothing is uploaded; {out} is ready. {how_to_upload(args.repo_id, out, args.private)}")
+        say(f"{why}: nothing is uploaded; {out} is ready. {how_to_upload(args.repo_id, out, args.private)}")
         return str(out)
     try:
         address = upload(args.repo_id, files, card, private=args.private)
@@ -69,8 +70,8 @@ def main(argv: list[str] | None = None) -> str:
         write_folder(files, card, out)
         reason = TOKEN.sub("hf_***", " ".join(str(error).split()))
         then = how_to_upload(args.repo_id, out, args.private)
-        raise SystemExit(f"error: not uploaded: {reason}; {out} is ready. {then}") from None
-    print(f"uploaded {len(files) + 1} files: {address}")
+        raise SystemExit(plain(f"error: not uploaded: {reason}; {out} is ready. {then}")) from None
+    say(f"uploaded {len(files) + 1} files: {address}")
     return address
 
 
@@ -99,7 +100,7 @@ def choose_files(folder: Path) -> list[Path]:
     if not any(path.suffix == ".safetensors" for path in chosen):
         raise FileNotFoundError(f"{folder} has no safetensors file; the checkpoint is incomplete")
     if left := [path.name + "/" * path.is_dir() for path in inside if path not in chosen]:
-        print(f"not published, {len(left)}: {', '.join(left)}")
+        say(f"not published, {len(left)}: {', '.join(left)}")
     return chosen
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.page.frame import PAGE_FILE, choose_file, write_page
 from moss_vllm.page.reading import holds_answers, read_run
+from moss_vllm.screen import say
 
 
 @errors_in_one_line("nothing is written")
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> Path:
     folder = args.folder.expanduser()
     make = _page_of_answers if holds_answers(folder) else _page_of_a_run
     out = make(folder, args.out and args.out.expanduser(), args.strips)
-    print(f"{out} is written ({out.stat().st_size / 1e3:,.0f} kB); open it in a browser")
+    say(f"{out} is written ({out.stat().st_size / 1e3:,.0f} kB); open it in a browser")
     return out
 
 

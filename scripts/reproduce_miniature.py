@@ -17,10 +17,10 @@ from typing import Any
 
 import demo
 import torch
-from rich.console import Console
 
 from moss_vllm import report
 from moss_vllm.data.motion_world import DEFAULT_ROOT
+from moss_vllm.screen import Screen, say
 from moss_vllm.vlm.checkpoint import versions
 
 CONTROL = "+ train + MOSS, one frame"
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     notes = [f"mean ± sample standard deviation over {args.seeds} seeds"]
     table = report.table_5({"chance": chance, **means}, title="Motion world (%)", notes=notes)
-    Console(width=200).print(table)
+    Screen(width=200).print(table)
     written = {
         "command": f"python scripts/reproduce_miniature.py --seeds {args.seeds}"
         + ("" if args.steps is None else f" --steps {args.steps}"),
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(written, indent=2) + "\n")
-    print(f"written to {args.json}")
+    say(f"written to {args.json}")
     return written
 
 

@@ -32,7 +32,9 @@ from torch import Tensor
 
 from moss_vllm.data.motion_world import write_clip
 from moss_vllm.data.video import Clip, read_clip
+from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import whole_file
+from moss_vllm.screen import say
 from moss_vllm.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
 from moss_vllm.stss_maps import (
     TOY_CELL_PX,
@@ -54,20 +56,18 @@ TOY_COLOURS = {"brown": "#a0622d", "yellow": "#e0a800"}
 ANIMATION_FPS, MP4_ROUNDS = 2, 4
 
 
+@errors_in_one_line("what is written stays")
 def main(argv: list[str] | None = None) -> Sheet:
     """Read, compare, draw; a wrong argument or file ends it with one line."""
     args = parse(argv)
-    try:
-        sheet = toy(args.orders) if args.toy else video(args)
-        with whole_file(args.out) as path:
-            draw_sheet(sheet).savefig(path, dpi=DOTS_PER_INCH)
-        print(f"wrote {args.out}")
-        if args.animate:
-            with whole_file(args.animate) as path:
-                write_animation([draw_column(sheet, i) for i in range(len(sheet.titles))], path)
-            print(f"wrote {args.animate}")
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+    sheet = toy(args.orders) if args.toy else video(args)
+    with whole_file(args.out) as path:
+        draw_sheet(sheet).savefig(path, dpi=DOTS_PER_INCH)
+    say(f"wrote {args.out}")
+    if args.animate:
+        with whole_file(args.animate) as path:
+            write_animation([draw_column(sheet, i) for i in range(len(sheet.titles))], path)
+        say(f"wrote {args.animate}")
     return sheet
 
 
@@ -131,11 +131,11 @@ def toy(orders: Sequence[int] | None) -> Sheet:
     pixels = patch_pixels(drawn.clip.frames, TOY_CELL_PX)
     views = flattened_orders(pixels, TOY_WINDOW, orders or (1, 2, 3))
     marked = [Marked(f"{name} query", query, TOY_COLOURS[name]) for name, query in drawn.queries.items()]
-    print("mean similarity to the query, in the other frames of its window")
+    say("mean similarity to the query, in the other frames of its window")
     for view in views:
         for name, query, _ in marked:
             means = toy_similarity(drawn, view, query)
-            print(f"order {view.order}, {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in means.items()))
+            say(f"order {view.order}, {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in means.items()))
     title = "Toy clip, grid 20 x 24, all of it in the window\npixels of a cell, g = flattening over (L, U, V)"
     return lay_out(drawn.clip, views, marked, title=title, strength=None, scale=(0.0, 0.6))
 
@@ -156,7 +156,7 @@ def video(args: argparse.Namespace) -> Sheet:
         raise ValueError(f"{args.video}: {one_frame(args)}; or give --query")
     queries = args.query or [pick_query(clip, (height, width), sides[0])]
     if not args.query:
-        print(f"query {','.join(map(str, queries[0]))} (t,y,x), where most moves")
+        say(f"query {','.join(map(str, queries[0]))} (t,y,x), where most moves")
     names = ["query"] if len(queries) == 1 else [f"query {i}" for i in range(1, len(queries) + 1)]
     marked = [Marked(*one) for one in zip(names, queries, cycle(QUERY_COLOURS), strict=False)]
     strength = "change over $l$" if args.ckpt is None else "norm of M"

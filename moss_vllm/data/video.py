@@ -30,6 +30,7 @@ from moss_vllm.data.frames import (
     unique_frames,
 )
 from moss_vllm.data.index import Index, decode_in_order, index_frames, native_size
+from moss_vllm.screen import plain
 
 DECODERS = ("auto", "decord", "pyav", "torchcodec")
 
@@ -211,7 +212,7 @@ def _decode(
             reason = f"decord failed ({str(error).splitlines()[0][:200]})"
             if decoder == "decord":
                 raise BadVideo(path, reason, "use decoder='auto', which turns to PyAV") from error
-            _log.warning("%s: %s; reading it with PyAV", path, reason)
+            _log.warning("%s: %s; reading it with PyAV", plain(path), plain(reason))
     return stack_resized(path, _pyav_frames(path, index, chosen), len(chosen), resized)
 
 
