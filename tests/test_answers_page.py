@@ -5,6 +5,7 @@ import html
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from moss_vllm.page import reading, strips
 from moss_vllm.page.choices import confusion
 from moss_vllm.page.results import read_results
 from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH
+from moss_vllm.screen import plain
 
 HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror='hacked = 1'>&amp;\0<!--\u2028"""
 LETTER = MOTIONBENCH.protocols["letter"]
@@ -389,10 +391,34 @@ def test_nothing_of_a_file_becomes_markup(tmp_path):
     page = write(tmp_path)
     assert page.tags.count("script") == 2 and "img" not in page.tags
     assert "onerror" not in {name for name, _ in page.attributes}
-    row = page.questions[HOSTILE]
-    assert row[4].startswith(HOSTILE) and row[4].endswith("more characters)") and row[5][0] == HOSTILE
-    assert len(row[4]) < 3100 and len(row[8]) < 3100
+    shown = plain(HOSTILE).replace("\\x00", "\\u0000")
+    row = page.questions[shown]
+    assert row[4].startswith(shown) and row[4].endswith("more characters)")
+    assert row[5][0] == shown and not re.search("[\0\u2028]", page.source)
+    assert len(row[4]) < 4000 and len(row[8]) < 4000
     assert page.text.count("</script><script>window.hacked = 1</script>") > 3  # shown, as text
+
+
+def test_names_that_turn_the_line_around_are_shown_escaped(tmp_path):
+    turned = "a\u202egnp.exe\\\u2066\x1b[2K\\u202e b\nc"
+    asked = (Question(turned, "MR", turned, (turned, "b"), "A", turned),)
+    ask(tmp_path, [BenchmarkVideo(turned, Path("no"), asked)], MOTIONBENCH, LETTER, lambda q: "A", save=False)
+    page = write(tmp_path)
+    shown = "a\\u202egnp.exe\\\\u2066\\x1b[2K\\u202e b\nc"
+    assert shown.replace("\n", " ") in page.text
+    assert list(page.questions) == [shown.replace("\\x1b", "\\u001b")]
+    assert not re.search("[\u202e\u2066\x1b]", page.source)
+
+
+def test_a_pipe_in_place_of_a_video_or_of_answers_is_named(tmp_path):
+    os.mkfifo(tmp_path / "v.mp4")
+    asked = (Question("q", "MR", "What?", ("a", "b"), "A", "What?"),)
+    videos = [BenchmarkVideo("v", tmp_path / "v.mp4", asked)]
+    ask(tmp_path, videos, MOTIONBENCH, LETTER, lambda q: "A", save=False)
+    assert "1 video cannot be read now: v." in write(tmp_path).text
+    os.mkfifo(tmp_path / "answers" / "1.jsonl")
+    with pytest.raises(SystemExit, match=r"error: .*answers/1\.jsonl is no file; remove it"):
+        report.main([str(tmp_path)])
 
 
 def test_the_page_needs_nothing_else(small):

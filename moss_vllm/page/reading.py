@@ -65,8 +65,14 @@ class Run:
 
 
 def holds_answers(folder: Path) -> bool:
-    """Whether it is a result folder of a script in eval/."""
-    return any((folder / ANSWERS).glob("*.jsonl"))
+    """Whether it is a result folder of a script in eval/.
+
+    Raises: ValueError for a file of answers that is a pipe or a device: to open one may wait for ever.
+    """
+    files = list((folder / ANSWERS).glob("*.jsonl"))
+    if strange := [str(file) for file in files if file.exists() and not file.is_file()]:
+        raise ValueError(f"{strange[0]} is no file; remove it, or name another folder")
+    return bool(files)
 
 
 def read_run(folder: Path) -> Run:
