@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from safetensors import SafetensorError
 
+from moss_vllm.quiet import quiet_deepspeed
 from moss_vllm.screen import plain
 
 
@@ -27,6 +28,7 @@ class UnusableData(SeveralLines, ValueError):
 @contextmanager
 def errors_in_one_line(goes_on: str = "the same command goes on from here") -> Iterator[None]:
     """End the script with one message and status 1 at a wrong argument or file, or Ctrl-C."""
+    quiet_deepspeed()
     try:
         yield
     except (ValueError, OSError, ImportError, SafetensorError, RunStopped) as error:

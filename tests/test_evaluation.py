@@ -27,7 +27,8 @@ from moss_vllm.data.favor import FAVOR_TASKS
 from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.data.video import BadVideo, Clip, read_clip
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.eval_script import add_options, choose_folder
+from moss_vllm.eval_options import add_options
+from moss_vllm.eval_script import choose_folder
 from moss_vllm.evaluation import evaluate, hold_middle_frame
 from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH
 from moss_vllm.result import collect

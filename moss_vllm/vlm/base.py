@@ -4,8 +4,6 @@ A base is a native VideoLLaMA3 folder or hub id, a folder that `scripts/merge.py
 """
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +21,10 @@ from transformers import (
     VideoLlama3Config,
     VideoLlama3Processor,
 )
-from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
 from moss_vllm.files import read_json
+from moss_vllm.quiet import quiet
 from moss_vllm.vlm.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3 import (
     MossVideoLlama3Config,
@@ -82,7 +80,7 @@ def load_base(
         loader = MossVideoLlama3ForConditionalGeneration
     if attention is None:
         attention, _ = choose_attention("cuda" if torch.cuda.is_available() else "cpu", dtype)
-    with _quiet_transformers():  # its report of missing weights lists all of MOSS; ours is below
+    with quiet():  # its report of missing weights lists all of MOSS; ours is below
         model, info = loader.from_pretrained(
             path,
             config=config,
@@ -310,13 +308,3 @@ def _check_tied(source: str | Path, model: Any) -> None:
             f"{source}: its config ties the head to the embedding and the loaded head is another tensor; "
             "install a version of transformers named in the README"
         )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
