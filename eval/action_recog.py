@@ -10,30 +10,19 @@ crops, Kinetics-400 4 x 3). Writes to OUT: `answers/`, a line for each clip with
 compared by scripts/action_groups.py.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
-import torch
-
-from moss_vllm import classifier_checkpoint
-from moss_vllm.action_recognition import Accuracy, save_accuracy, score_clips
-from moss_vllm.action_settings import choose_views, open_split
 from moss_vllm.answer_store import Shard
-from moss_vllm.data.cache import choose_frame_reader
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.flags import PRECISIONS, Flags, answer_help, choose_device
 from moss_vllm.screen import say
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-VIEWS = ("frames", "sampling", "clips", "crops")
 
-
-@errors_in_one_line()
-def main(argv: list[str] | None = None) -> Accuracy:
-    """Test; a wrong argument or file ends it with one line and status 1."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
     add, yes = parser.add_argument, "store_true"
     add(
         "--ckpt",
@@ -42,27 +31,48 @@ def main(argv: list[str] | None = None) -> Accuracy:
         help="folder that recipes/action_recog.py wrote: best or step-NNNNNN",
     )
     add("--root", type=Path, help="folder of the videos (default: the checkpoint's)")
-    add("--annotation", type=Path, help="folder of the annotation files, if it is another")
+    add("--annotation", type=Path, help="folder of the annotation files (default: that of the videos)")
     add("--data", help="dataset (default: the checkpoint's)")
     add("--weights", help="the image encoder's weights, if they moved: a .safetensors file")
     add("--out", type=Path, help="folder of the results (default: CKPT-test-CLIPSxCROPS)")
     add("--overwrite", action="store_true", help="drop the lines in --out and start again")
-    add("--allow-missing", action=yes, help="leave out clips without a video; how many is said")
-    add("--frames", type=int, help="frames of a clip")
-    add("--sampling", help="uniform, uniform-k400 or dense")
-    add("--clips", type=int, help="clips of a video, each in CROPS views")
+    add("--allow-missing", action=yes, help="leave out clips without a video, and tell how many")
+    add("--frames", type=int, help="frames per clip (default: the checkpoint's, as for the next three)")
+    add("--sampling", help="which frames: uniform, uniform-k400 or dense")
+    add("--clips", type=int, help="clips per video, each in CROPS views")
     add("--crops", type=int, help="1 (centre) or 3 (left, right, centre)")
     add("--batch-size", type=int, default=8, help="videos at once (default: %(default)s)")
     add("--workers", type=int, default=2, help="processes that read videos (default: %(default)s)")
     add("--cache", type=Path, help="folder of decoded clips, read and filled")
     add("--cache-gib", type=float, help="add to the cache up to this size (default: no limit)")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help=f"as torch names it (here: {device})")
-    add("--dtype", choices=DTYPES, default="fp32", help="what to compute in (default: %(default)s)")
+    add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the arithmetic")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+import torch
+
+from moss_vllm import classifier_checkpoint
+from moss_vllm.action_recognition import Accuracy, save_accuracy, score_clips
+from moss_vllm.action_settings import choose_views, open_split
+from moss_vllm.data.cache import choose_frame_reader
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+VIEWS = ("frames", "sampling", "clips", "crops")
+
+
+@errors_in_one_line()
+def main(argv: list[str] | None = None) -> Accuracy:
+    """Test; a wrong argument or file ends it with one line and status 1."""
+    parser = options()
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch-size takes 1 or more, --workers 0 or more")
 
+    choose_device(args)
     shard, place = Shard.from_environment(), args.device
     if shard.processes > 1 and args.device == "cuda":
         place = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -94,7 +104,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
         batch_size=args.batch_size,
         workers=args.workers,
         device=place,
-        dtype=DTYPES[args.dtype],
+        dtype=DTYPES[args.precision],
         shard=shard,
         read=choose_frame_reader(args.cache, args.cache_gib),
         overwrite=args.overwrite,

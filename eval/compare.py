@@ -11,7 +11,6 @@ the questions both have answered, so accuracies may not be those of the folders'
 is counted and named.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -26,21 +25,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moss_vllm.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import whole_file
+from moss_vllm.flags import Flags, answer_help
 from moss_vllm.protocols import LETTERS
 from moss_vllm.report import in_markdown
 from moss_vllm.screen import Screen, plain, say
 
-OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
 
-
-@errors_in_one_line("nothing is written")
-def main(argv: list[str] | None = None) -> list[Comparison]:
-    """Read, compare, print, write; a wrong argument or folder ends it with one line and status 1."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
     add = parser.add_argument
     folders_help = "two result folders or more, the baseline first"
     add("folders", nargs="+", type=Path, metavar="FOLDER", help=folders_help)
@@ -54,7 +49,21 @@ def main(argv: list[str] | None = None) -> list[Comparison]:
     )
     add("--json", type=Path, metavar="FILE", help="write everything there, with all changed questions")
     add("--markdown", action="store_true", help="print markdown, for a file or an issue")
-    args = parser.parse_args(argv)
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+from moss_vllm.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
+
+OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
+
+
+@errors_in_one_line("nothing is written")
+def main(argv: list[str] | None = None) -> list[Comparison]:
+    """Read, compare, print, write; a wrong argument or folder ends it with one line and status 1."""
+    args = options().parse_args(argv)
     if args.changed < 0:
         raise ValueError(f"--changed is {args.changed}; it must be at least 0")
     folders = [folder.expanduser() for folder in args.folders]

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 from moss_vllm.screen import say
@@ -77,6 +77,7 @@ def choose_device(args: argparse.Namespace) -> None:
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
 
 
-def asks_for_help(argv: Sequence[str] | None = None) -> bool:
-    """Whether `--help` is on the command line: a script answers it before the imports that take seconds."""
-    return not {"-h", "--help"}.isdisjoint(sys.argv[1:] if argv is None else argv)
+def answer_help(options: Callable[[], argparse.ArgumentParser]) -> None:
+    """End with the help if it is asked for; scripts call it before the imports that take seconds."""
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        options().parse_args()

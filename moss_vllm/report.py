@@ -8,9 +8,8 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import ConsoleOptions, RenderResult
 from rich.measure import Measurement
@@ -22,6 +21,9 @@ from rich.text import Text
 from moss_vllm.files import whole_file as whole_file
 from moss_vllm.scoring import OFFICIAL_COUNTS, PAPER_TABLE_5, Score
 from moss_vllm.screen import Screen, plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A percentage, its mean and spread over seeds, or a number of questions.
 Cell = float | tuple[float, float] | int
@@ -212,7 +214,7 @@ def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], path: str | P
     if not curves or not all(curves.values()):
         lengths = {name: len(points) for name, points in curves.items()}
         raise ValueError(f"a plot needs curves with one (step, loss) or more each, got {lengths}")
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = _figure(8)
     axes = figure.subplots()
     for (name, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         steps, losses = zip(*points, strict=True)
@@ -244,7 +246,7 @@ def plot_accuracy(
     tasks = list(dict.fromkeys(task for values in results.values() for task in values))
     if not tasks:
         raise ValueError(f"no accuracy to plot in {dict(results)}")
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure = _figure(10)
     axes = figure.subplots()
     width = 0.8 / len(results)
     for number, ((name, values), colour) in enumerate(zip(results.items(), cycle(COLOURS), strict=False)):
@@ -273,7 +275,13 @@ def plot_accuracy(
     _save(figure, path)
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def _figure(width: float) -> "Figure":
+    from matplotlib.figure import Figure  # half a second, which tables do not need
+
+    return Figure(figsize=(width, 4.5), layout="constrained")
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
     """A Figure made without pyplot renders with Agg, whatever backend the caller has chosen."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)

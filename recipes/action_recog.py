@@ -27,32 +27,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 import yaml
-from accelerate.utils import set_seed
 
-from moss_vllm import classifier_checkpoint, engines, start_report
-from moss_vllm.action_checkup import BEST, ActionCheckup
-from moss_vllm.action_recognition import STORE, Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
-from moss_vllm.action_settings import DATA, choose_views, model_arguments, open_split, plan_steps
 from moss_vllm.answer_store import Shard, read_answers
-from moss_vllm.config import parse, setting
-from moss_vllm.data.cache import choose_frame_reader
-from moss_vllm.data.views import PROTOCOLS, ActionTrainingSet, ViewSettings
+from moss_vllm.config import options, parse, setting, wrong_choices
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import refuse_unwritable
-from moss_vllm.hosts.classifier import VideoClassifier
-from moss_vllm.optim import describe, parameter_groups
-from moss_vllm.recognition import build_classifier
-from moss_vllm.run_folder import choose_resume
+from moss_vllm.flags import answer_help
 from moss_vllm.screen import Screen, say
-from moss_vllm.training import train
-
-PRECISIONS = {"no": None, "bf16": torch.bfloat16}
-SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
-VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
 
 
 @dataclass(frozen=True)
@@ -105,7 +89,9 @@ class ActionRecog:
     clip_norm: float = setting(20.0, "largest norm of the gradient; the paper names none")
     eval_every: int = setting(2, "epochs between tests with one view; the best checkpoint is kept")
     eval_batch_size: int = setting(8, "clips tested at once")
-    precision: str = setting("no", "'no' (float32) or 'bf16'; what trains is float32 in both")
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
+    )
     workers: int = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
     cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
@@ -113,7 +99,30 @@ class ActionRecog:
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(None, "stop after as many steps; the schedule fits them")
     seed: int = setting(0, "of weights, data order and views")
-    tracker: str = setting("tensorboard", "'tensorboard', 'wandb', 'trackio' or 'none'")
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
+
+
+if __name__ == "__main__":
+    answer_help(lambda: options(ActionRecog, __doc__))
+
+import torch
+from accelerate.utils import set_seed
+
+from moss_vllm import classifier_checkpoint, engines, start_report
+from moss_vllm.action_checkup import BEST, ActionCheckup
+from moss_vllm.action_recognition import STORE, Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
+from moss_vllm.action_settings import DATA, choose_views, model_arguments, open_split, plan_steps
+from moss_vllm.data.cache import choose_frame_reader
+from moss_vllm.data.views import PROTOCOLS, ActionTrainingSet, ViewSettings
+from moss_vllm.hosts.classifier import VideoClassifier
+from moss_vllm.optim import describe, parameter_groups
+from moss_vllm.recognition import build_classifier
+from moss_vllm.run_folder import choose_resume
+from moss_vllm.training import train
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
+VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
 
 
 def main(argv: Sequence[str] | None = None) -> Accuracy | None:
@@ -294,8 +303,7 @@ def check(settings: ActionRecog) -> None:
         wrong.append(f"protocol is {settings.protocol!r}; it must be one of {known}")
     if settings.annotation and Path(settings.annotation).is_file():
         wrong.append(f"annotation {settings.annotation} is a file; name the folder of both lists")
-    if settings.precision not in PRECISIONS:
-        wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    wrong += wrong_choices(settings)
     if wrong:
         raise ValueError("; ".join(wrong))
     refuse_unwritable(Path(settings.out), "out")

@@ -21,36 +21,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from peft import PeftModel
-
-from moss_vllm import engines, start_report
-from moss_vllm.checkup import Checkup
-from moss_vllm.config import parse, setting
-from moss_vllm.data.cache import choose_reader
-from moss_vllm.data.frames import MULTIPLE_PX
+from moss_vllm.config import options, parse, setting, wrong_choices
 from moss_vllm.data.motion_world import ensure_world
-from moss_vllm.data.plan import Plan, plan
-from moss_vllm.data.sources import read_sources
-from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import refuse_unwritable
-from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.run_folder import choose_resume
+from moss_vllm.flags import answer_help
 from moss_vllm.screen import plain, say
-from moss_vllm.training import Loop, train
-from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.objective import AnswerLoss
-from moss_vllm.vlm.sizes import describe_shape
-
-COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
-COUNTS += ["eval_every", "eval_questions"]
-SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
-PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -94,7 +72,9 @@ class FavorLora:
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
     seed: int = setting(0, "of weights and data order")
-    precision: str = setting("no", "'no' (float32) or 'bf16'; what trains is float32 in both")
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
+    )
     quantize: bool = setting(False, "keep the LLM's frozen weights in 4 bits, with bitsandbytes")
     checkpoint_llm: bool = setting(False, "recompute the LLM's activations to save memory")
     max_rejected_share: float = setting(0.01, "do not start when more rows than this cannot be used")
@@ -103,7 +83,35 @@ class FavorLora:
     eval_data: str | None = setting(None, "MotionBench or FAVOR-Bench folder to ask from while training")
     eval_every: int = setting(100, "steps between evaluations, with --eval-data")
     eval_questions: int = setting(200, "questions asked each time")
-    tracker: str = setting("tensorboard", "'tensorboard', 'wandb', 'trackio' or 'none'")
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
+
+
+if __name__ == "__main__":
+    answer_help(lambda: options(FavorLora, __doc__))
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import PeftModel
+
+from moss_vllm import engines, start_report
+from moss_vllm.checkup import Checkup
+from moss_vllm.data.cache import choose_reader
+from moss_vllm.data.frames import MULTIPLE_PX
+from moss_vllm.data.plan import Plan, plan
+from moss_vllm.data.sources import read_sources
+from moss_vllm.data.training_set import TrainingSet
+from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
+from moss_vllm.run_folder import choose_resume
+from moss_vllm.training import Loop, train
+from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.objective import AnswerLoss
+from moss_vllm.vlm.sizes import describe_shape
+
+COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
+COUNTS += ["eval_every", "eval_questions"]
+SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -231,8 +239,7 @@ def check(settings: FavorLora) -> None:
         for name in ("model", "data", "videos", "cache", "out", "resume", "eval_data")
         if getattr(settings, name) == ""
     ]
-    if settings.precision not in PRECISIONS:
-        wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    wrong += wrong_choices(settings)
     if wrong:
         raise ValueError("; ".join(wrong))
     refuse_unwritable(Path(settings.out), "out")
@@ -308,7 +315,7 @@ def reload_check(
         expected = checkpoint.next_logits(model, processor)  # on every process: ZeRO-3 gathers weights for it
         if accelerator.is_main_process:
             # The same arithmetic on the same device: what remains is the order of sums.
-            tolerance = 1e-4 if settings.precision == "no" else 1e-2
+            tolerance = 1e-4 if settings.precision == "fp32" else 1e-2
             try:
                 checkpoint.verify(
                     folder,

@@ -20,7 +20,6 @@ group of classes (moss_vllm/data/mini_actions.py). Rows that have no counterpart
 printed, and written to OUT/TABLE.md after each run.
 """
 
-import argparse
 import dataclasses
 import fcntl
 import hashlib
@@ -41,6 +40,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moss_vllm.config import parse
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.files import read_json, refuse_unwritable, whole_file
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help="table4a to table4d, table10a to table10e")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
+    parser.add_argument("--data", default="mini", help="data set, as of the recipe")
+    parser.add_argument("--root", help="folder of the videos, as of the recipe")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of a row, from seed 0 on (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of all runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores (default: 1)")
+    parser.add_argument("--json", type=Path, help="file to write every seed's numbers to")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are left")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
 from ablation_results import (
     FREE,
@@ -60,12 +84,8 @@ from ablation_results import (
 )
 from paper_tables import FILE, TABLES, Row
 
-from moss_vllm.action_settings import DATA, MINI
-from moss_vllm.config import parse
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import read_json, refuse_unwritable, whole_file
+from moss_vllm.action_settings import MINI
 from moss_vllm.recognition import build_classifier
-from moss_vllm.screen import Screen, say
 from moss_vllm.start_report import SETTINGS_FILE
 from moss_vllm.vlm.checkpoint import versions
 
@@ -79,18 +99,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what is left of the tables; returns what `--json` writes, and the failed runs."""
     command = list(sys.argv[1:] if argv is None else argv)
     cut = command.index("--") if "--" in command else len(command)
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("tables", nargs="+", choices=NAMES, metavar="TABLE", help=", ".join(NAMES))
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
-    parser.add_argument("--data", choices=DATA, default=MINI, help="as of the recipe (default: mini)")
-    parser.add_argument("--root", help="folder of the videos, as of the recipe")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of a row, from seed 0 on (default: 1)")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of all runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores (default: 1)")
-    parser.add_argument("--json", type=Path, help="file to write every seed's numbers to")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are left")
+    parser = options()
     args = parser.parse_args(command[:cut])
+    if unknown := [table for table in args.tables if table not in NAMES]:
+        parser.error(f"argument TABLE: invalid choice: {unknown[0]!r} (choose from {', '.join(NAMES)})")
     for name in ("seeds", "jobs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")

@@ -31,22 +31,43 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from moss_vllm import report
+from moss_vllm.data.motion_world import DEFAULT_ROOT, ensure_world
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    add = parser.add_argument
+    add("--shape", choices=("2b", "7b"), help="random weights of this shape; without, the demo's runs")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
+    add("--steps", type=int, default=20, help="steps timed in a run, after some to warm up")
+    add("--repeats", type=int, default=3, help="of the demo's runs, for their spread (default: %(default)s)")
+    add("--clip-s", type=float, nargs="+", default=[10, 30], help="seconds of --shape's clips (10 and 30)")
+    add("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world, for the demo's runs")
+    add("--json", type=Path, help="write the results here")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import cache_frames
 import demo
 import torch
 from benchmark_stss import cpu_name
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, load_recipe, run_shape, shares
 
-from moss_vllm import report
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.cache import choose_reader
-from moss_vllm.data.motion_world import DEFAULT_ROOT, ensure_world
 from moss_vllm.data.sources import read_sources
 from moss_vllm.data.training_set import TrainingSet
-from moss_vllm.screen import Screen, say
 from moss_vllm.vlm import checkpoint
 
 READ_CLIPS = 200
@@ -70,16 +91,7 @@ WAYS = [Way(cached, workers) for workers in (1, 0) for cached in (False, True)]
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and, if asked, write json; returns what is written."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    add = parser.add_argument
-    add("--shape", choices=FRAMES_PX, help="random weights of this shape; without, the demo's runs")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
-    add("--steps", type=int, default=20, help=f"steps timed in a run, after {WARM_UP} others (default: 20)")
-    add("--repeats", type=int, default=3, help="of the demo's runs, for their spread (default: %(default)s)")
-    add("--clip-s", type=float, nargs="+", default=[10, 30], help="seconds of --shape's clips (10 and 30)")
-    add("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world, for the demo's runs")
-    add("--json", type=Path, help="write the results here")
+    parser = options()
     args = parser.parse_args(argv)
     if wrong := refusal(args):
         parser.error(wrong)

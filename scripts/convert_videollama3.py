@@ -9,7 +9,6 @@ in. The chat template written is this project's: the authors' layout without the
 Writes a folder that `--model`, `moss_vllm.vlm.checkpoint.load` and transformers' Auto classes open.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,18 +18,28 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.flags import Flags, answer_help
 from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("source", type=Path, help="folder of the downloaded release")
+    parser.add_argument("out", type=Path, help="folder to write: a new or an empty one")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 from moss_vllm.vlm.convert import Conversion, convert
 
 
 @errors_in_one_line("nothing was written")
 def main(argv: list[str] | None = None) -> Conversion:
     """Convert, and say what was written; a wrong folder or file ends it with one line."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("source", type=Path, help="folder of the downloaded release")
-    parser.add_argument("out", type=Path, help="folder to write: a new or an empty one")
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
     with show_progress() as tell:
         done = convert(args.source.expanduser(), args.out.expanduser(), tell=tell)
     show(done, args.out)

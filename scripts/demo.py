@@ -8,7 +8,6 @@ in the shape of the paper's Table 5 and two pictures. Every stage is a command o
 before it runs; what an interrupted demo finished is not done again.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -21,8 +20,29 @@ from typing import Any
 
 from moss_vllm import report
 from moss_vllm.data.motion_world import DEFAULT_ROOT, WorldSize, ensure_world
-from moss_vllm.run_folder import latest_checkpoint
+from moss_vllm.flags import Flags, answer_help
 from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of checkpoints and results"
+    )
+    parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
+    parser.add_argument("--seed", type=int, default=0, help="of MOSS's weights and the order of clips")
+    parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few clips and steps: shows that it runs, not that it learns"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+from moss_vllm.run_folder import latest_checkpoint
 
 BENCHMARKS = {
     "FAVOR-Bench": ("eval/favor_bench.py", "FAVOR"),
@@ -35,19 +55,7 @@ QUICK_WORLD = WorldSize(train_clips=48, motionbench_questions=24, withheld_quest
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run every stage; returns accuracy in percent by row, benchmark and task."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/demo"), help="folder of checkpoints and results"
-    )
-    parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
-    parser.add_argument("--seed", type=int, default=0, help="of MOSS's weights and the order of clips")
-    parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few clips and steps: shows that it runs, not that it learns"
-    )
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
     started = time.monotonic()
     if args.quick:
         ensure_world(args.out / "world", QUICK_WORLD)

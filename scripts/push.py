@@ -8,7 +8,6 @@ made from its record. Optimizer state, logs and all else stay; they are named. L
 first. Without a network, or where the upload fails, the folder is written to --out and can be uploaded later.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -16,11 +15,32 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import plain, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="step-NNNNNN or merged folder")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    add = parser.add_argument
+    add("--results", type=Path, nargs="+", default=[], help="result.json files of eval/*.py for the card")
+    add("--license", default="other", help="license of the weights, by the hub's name for it")
+    out = "folder to write with --dry-run or without a network (default: runs/push/NAME)"
+    add("--out", type=Path, help=out)
+    add("--dry-run", action="store_true", help="write the folder to --out, upload nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.constants import is_offline_mode
 
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.screen import plain, say
 from moss_vllm.vlm.adapter import PICKLE_FILE, read_json
 from moss_vllm.vlm.base import MERGED_FILE
 from moss_vllm.vlm.card import model_card, read_result
@@ -34,17 +54,7 @@ TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> str:
     """Check, make the card, upload or write; returns the address or the folder."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="step-NNNNNN or merged folder")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub; made if it is not there")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    add = parser.add_argument
-    add("--results", type=Path, nargs="+", default=[], help="result.json files of eval/*.py for the card")
-    add("--licence", default="other", help="of the weights, by the hub's name for it (other)")
-    add("--out", type=Path, help="folder for --dry-run and without a network (runs/push/NAME)")
-    add("--dry-run", action="store_true", help="write the folder to --out, upload nothing")
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo_id):
         raise ValueError(f"REPO_ID is {args.repo_id!r}; it must be OWNER/NAME")
     folder = args.checkpoint.expanduser()
@@ -54,7 +64,7 @@ def main(argv: list[str] | None = None) -> str:
         folder
     )  # a merged model's record may name sizes for a MOSS to be attached
     card_run = run if has_moss else {**run, "moss": None}
-    card = model_card(args.repo_id, card_run, merged=merged, licence=args.licence, results=results)
+    card = model_card(args.repo_id, card_run, merged=merged, licence=args.license, results=results)
     files = choose_files(folder)
     refuse_tokens([card, *(file.read_text() for file in files if file.name in (RUN_FILE, MERGED_FILE))])
 

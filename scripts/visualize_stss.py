@@ -24,17 +24,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from moss_vllm.data.motion_world import write_clip
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.files import whole_file
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import say
+
+
+def triple(text: str) -> tuple[int, int, int]:
+    """Three integers, comma between."""
+    try:
+        first, second, third = map(int, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"takes three integers such as 5,9,9, got '{text}'") from error
+    return first, second, third
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--toy", action="store_true", help="the paper's toy clip; no weights")
+    what.add_argument("--video", type=Path, help="a video file or a folder of frames")
+    parser.add_argument("--orders", type=int, nargs="+", help="default: 1 2 3, or the checkpoint's")
+    parser.add_argument("--out", type=Path, default=Path("runs/stss.png"), help="default: %(default)s")
+    parser.add_argument("--animate", type=Path, metavar="FILE", help="also a .gif or .mp4, frame by frame")
+
+    source = parser.add_argument_group("with --video")
+    add = source.add_argument
+    add("--ckpt", metavar="FOLDER", help="checkpoint of recipes/favor_lora.py, trained with MOSS")
+    add("--encoder", metavar="NAME", help="raw (patch pixels; the default) or a ViT of timm, by its name")
+    add("--after-layer", type=int, metavar="K", help="of the timm ViT, counted from 1; default: 6")
+    add("--weights", help="of the timm ViT: a file, or 'random'; default: timm's own, from cache or hub")
+    where = "frame and grid cell to look from, from 0; repeat for more; default: where most moves"
+    add("--query", type=lambda t: Query(*triple(t)), action="append", metavar="T,Y,X", help=where)
+    add("--window", type=triple, metavar="L,U,V", help="odd sizes in frames and cells; default: 5,9,9")
+    add("--sample-fps", type=float, help="frames read per second; default: 4, or the checkpoint's")
+    add("--max-frames", type=int, help="thin longer videos evenly to as many frames; default: 16")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from moss_vllm.data.motion_world import write_clip
 from moss_vllm.data.video import Clip, read_clip
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import whole_file
-from moss_vllm.screen import say
 from moss_vllm.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
 from moss_vllm.stss_maps import (
     TOY_CELL_PX,
@@ -73,33 +113,14 @@ def main(argv: list[str] | None = None) -> Sheet:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked against each other."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--toy", action="store_true", help="the paper's toy clip; no weights")
-    what.add_argument("--video", type=Path, help="a video file or a folder of frames")
-    parser.add_argument("--orders", type=int, nargs="+", help="default: 1 2 3, or the checkpoint's")
-    parser.add_argument("--out", type=Path, default=Path("runs/stss.png"), help="default: %(default)s")
-    parser.add_argument("--animate", type=Path, metavar="FILE", help="also a .gif or .mp4, frame by frame")
-
-    source = parser.add_argument_group("with --video")
-    add = source.add_argument
-    add("--ckpt", metavar="FOLDER", help="checkpoint of recipes/favor_lora.py, trained with MOSS")
-    add("--encoder", metavar="NAME", help="raw (patch pixels; the default) or a ViT of timm, by its name")
-    add("--after-layer", type=int, metavar="K", help="of the timm ViT, counted from 1; default: 6")
-    add("--weights", help="of the timm ViT: a file, or 'random'; default: timm's own, from cache or hub")
-    where = "frame and grid cell to look from, from 0; repeat for more; default: where most moves"
-    add("--query", type=lambda t: Query(*triple(t)), action="append", metavar="T,Y,X", help=where)
-    add("--window", type=triple, metavar="L,U,V", help="odd sizes in frames and cells; default: 5,9,9")
-    add("--fps", type=float, help="frames read per second; default: 4, or the checkpoint's")
-    add("--frames", type=int, help="at most so many, spread evenly over a longer video; default: 16")
+    parser = options()
     args = parser.parse_args(argv)
 
     def given(*names: str) -> list[str]:
         return ["--" + name.replace("_", "-") for name in names if getattr(args, name) is not None]
 
     of_vit = given("after_layer", "weights")
-    of_video = given("ckpt", "encoder", "query", "window", "fps", "frames") + of_vit
+    of_video = given("ckpt", "encoder", "query", "window", "sample_fps", "max_frames") + of_vit
     if args.toy and of_video:
         parser.error(f"{of_video[0]} goes with --video, not with --toy")
     if args.ckpt is not None and (clash := given("encoder", "window") + of_vit):
@@ -114,15 +135,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         if path and path.is_dir():
             parser.error(f"{name} takes a file, and {path} is a folder")
     return args
-
-
-def triple(text: str) -> tuple[int, int, int]:
-    """Three integers, comma between."""
-    try:
-        first, second, third = map(int, text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"takes three integers such as 5,9,9, got '{text}'") from error
-    return first, second, third
 
 
 def toy(orders: Sequence[int] | None) -> Sheet:
@@ -166,13 +178,13 @@ def video(args: argparse.Namespace) -> Sheet:
 
 def read(args: argparse.Namespace, fps: float, short_side_px: int) -> Clip:
     """The video, at the rate asked for or the one given."""
-    fps = fps if args.fps is None else args.fps
-    frames = 16 if args.frames is None else args.frames
+    fps = fps if args.sample_fps is None else args.sample_fps
+    frames = 16 if args.max_frames is None else args.max_frames
     try:
         return read_clip(args.video, sample_fps=fps, max_frames=frames, short_side_px=short_side_px)
     except ValueError as error:
         said = str(error)
-        for name, flag in (("sample_fps is", "--fps is"), ("max_frames is", "--frames is")):
+        for name, flag in (("sample_fps is", "--sample-fps is"), ("max_frames is", "--max-frames is")):
             said = flag + said.removeprefix(name) if said.startswith(name) else said
         raise ValueError(said) from error
 
@@ -181,7 +193,7 @@ def one_frame(args: argparse.Namespace) -> str:
     """Why one frame was read of the video, and what helps."""
     if len(read_clip(args.video, sample_fps=100, max_frames=2).frames) < 2:
         return "the video has one frame, and motion takes two; take another video"
-    return "one frame was read, and motion takes two; raise --fps or --frames"
+    return "one frame was read, and motion takes two; raise --sample-fps or --max-frames"
 
 
 def from_encoder(args: argparse.Namespace) -> tuple[Clip, Tensor, str]:

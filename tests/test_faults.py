@@ -506,7 +506,7 @@ def fault_of_a_setting(what, message, *, kind=ValueError, **settings):
         return ground.dry(**settings)
 
 
-fault_of_a_setting("precision half", "precision is 'half'; it must be one of no, bf16", precision="half")
+fault_of_a_setting("precision half", "precision is 'half'; it must be one of fp32, bf16", precision="half")
 fault_of_a_setting("0 steps", "steps is 0; it must be at least 1", steps=0)
 fault_of_a_setting("a learning rate of NaN", "lr_moss is nan; it must be a number from 0 to 1", lr_moss="nan")
 fault_of_a_setting(
@@ -1395,7 +1395,7 @@ def test_a_cache_that_takes_no_more_ends_the_script(ground, limit_kib, more, sta
 def test_the_recipe_ends_with_one_line_and_status_1(ground):
     done = run_limited(ground, 10**6, [RECIPE, *ground.words(precision="half")])
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1] == "error: precision is 'half'; it must be one of no, bf16"
+    assert done.stderr.strip().splitlines()[-1] == "error: precision is 'half'; it must be one of fp32, bf16"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -55,7 +55,7 @@ def test_it_trains_and_writes_a_checkpoint_that_loads(recipe, flags, tmp_path, m
     assert len(moved) == 4 * 7
     shown = capsys.readouterr().out
     assert (
-        "one process x1 on cpu, precision no" in shown
+        "one process x1 on cpu, precision fp32" in shown
         and f"checkpoint {tmp_path}/run/step-000002" in shown.replace("\n", "")
     )
 
