@@ -44,8 +44,8 @@ def options() -> Flags:
     add("--videos", type=int, default=50, help="videos asked about (default: %(default)s)")
     add("--repeats", type=int, default=3, help="of each way (default: %(default)s)")
     add("--protocol", choices=FAVOR_BENCH.protocols, default="letter", help="default: %(default)s")
-    add("--sample-fps", type=float, help="frames a second (default: the checkpoint's, else 2)")
-    add("--short-side", type=int, help="pixels (default: the checkpoint's, else 224)")
+    add("--sample-fps", type=float, help="frames per second (default: the checkpoint's, else 2)")
+    add("--short-side-px", type=int, help="pixels (default: the checkpoint's, else 224)")
     add("--threads", type=int, default=1, help="CPU threads that compute (default: %(default)s)")
     add("--json", type=Path, help="write the results here")
     return parser

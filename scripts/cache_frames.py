@@ -10,7 +10,6 @@ values of the three sampling flags reads other entries. Writes CACHE/bad.jsonl (
 status: 0 if all is good, 1 if some clips are bad, 2 if the disk is too small.
 """
 
-import argparse
 import random
 import shutil
 import sys
@@ -24,6 +23,7 @@ from moss_vllm.data.cache import FrameCache
 from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.video import BadVideo
 from moss_vllm.files import refuse_unwritable
+from moss_vllm.flags import Flags
 from moss_vllm.screen import plain, say
 
 MEASURED = 32  # clips, drawn at random, before the size of the whole is told
@@ -32,18 +32,16 @@ GIB = 2**30
 
 def main(argv: list[str] | None = None) -> int:
     """Fill the cache, print the summary; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Flags(__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder to fill")
     limit = "stop at this size; what is not in the cache is decoded in training (default: no limit)"
-    parser.add_argument("--max-gib", type=float, help=limit)
+    parser.add_argument("--cache-gib", type=float, metavar="GIB", help=limit)
     add_options(parser)
     args = parser.parse_args(argv)
     try:
         refuse_unwritable(args.cache, "--cache")
         parts, bad = list_parts(args.data, args.videos)
-        cache = FrameCache(args.cache, args.max_gib)
+        cache = FrameCache(args.cache, args.cache_gib)
     except (ValueError, OSError) as error:
         parser.error(plain(error))
 
@@ -81,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if is_full:
         say("the cache took no more (the reason is above): the rest is decoded each time it is read")
-        if args.max_gib is None:
+        if args.cache_gib is None:
             return 2
     return 1 if bad else 0
 
@@ -118,7 +116,7 @@ def check_space(cache: FrameCache, n_done: int, n_bytes: int, n_left: int) -> No
         say(
             f"error: {cache.folder} has {free / GIB:.2f} GiB free, {left / GIB:.2f} more are needed; free "
             "space, name another --cache, sample less (--short-side-px, --sample-fps, --max-frames), or "
-            f"cache a part with --max-gib {(cache.measure() + 0.9 * free) / GIB:.1f}",
+            f"cache a part with --cache-gib {(cache.measure() + 0.9 * free) / GIB:.1f}",
             file=sys.stderr,
         )
         raise SystemExit(2)

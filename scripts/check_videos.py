@@ -27,6 +27,7 @@ from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
 from moss_vllm.data.sources import read_sources
 from moss_vllm.data.video import BadVideo, read_clip
 from moss_vllm.files import refuse_unwritable, whole_file
+from moss_vllm.flags import Flags
 from moss_vllm.screen import plain, say
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
@@ -42,9 +43,7 @@ class Part(NamedTuple):
 
 def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = None) -> int:
     """Check, write, print the summary; returns the exit status. `decode` takes the place of `decode_part`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Flags(__doc__)
     add_options(parser)
     out = "folder of checked.jsonl and bad.jsonl (default: runs/check_videos)"
     parser.add_argument("--out", type=Path, default=Path("runs/check_videos"), help=out)
@@ -91,7 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, help="annotation, its folder, or a folder of videos without one")
     add("--videos", type=Path, help="folder of the videos, if not the annotation's")
     cores = os.cpu_count() or 1
-    add("--workers", type=at_least(1, int), default=cores, help=f"processes that decode (here: {cores})")
+    add("--workers", type=at_least(1, int), default=cores, help="processes that decode")
     add("--limit-s", type=at_least(0.1, float), default=60.0, help="seconds a clip may take (default: 60)")
     group = parser.add_argument_group("sampling, as in training", "the defaults are the paper's")
     add = group.add_argument

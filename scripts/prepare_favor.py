@@ -15,7 +15,6 @@ to those that are elsewhere; `missing.jsonl` and `missing_urls.txt`; `rejected.j
 What is cut is not cut again, so a run that was stopped goes on with the same command.
 """
 
-import argparse
 import json
 import math
 import os
@@ -49,6 +48,7 @@ from moss_vllm.data.rows import (
 )
 from moss_vllm.data.video import BadVideo
 from moss_vllm.files import refuse_unwritable, whole_file
+from moss_vllm.flags import Flags
 from moss_vllm.screen import plain, say
 
 ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs
@@ -64,15 +64,13 @@ class Cut(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Sort, cut, write, print the summary; returns 0 if rows were kept, else 1."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Flags(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with train.json, or the annotation file")
     add("--videos", type=Path, help="folder of hosted clips and uncut videos (default: the annotation's)")
     add("--out", type=Path, help="folder to write (default: `prepared` beside the annotation)")
     cores = os.cpu_count() or 1
-    add("--workers", type=at_least(1, int), default=cores, help=f"processes that cut (here: {cores})")
+    add("--workers", type=at_least(1, int), default=cores, help="processes that cut")
     limit = "seconds that all the clips of one uncut video may take (default: 1800)"
     add("--limit-s", type=at_least(0.1, float), default=1800.0, help=limit)
     args = parser.parse_args(argv)

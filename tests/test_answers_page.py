@@ -593,7 +593,7 @@ def test_a_real_evaluation_has_a_whole_page(tiny_base, world, tmp_path):
     data, out = shutil.copytree(world, tmp_path / "world") / "MotionBench", tmp_path / "out"
     video = read_motionbench(data, data)[3]
     video.path.write_bytes(b"broken")
-    given = ["--data", data, "--ckpt", tiny_base, "--out", out, "--allow-missing", "--short-side", 56]
+    given = ["--data", data, "--ckpt", tiny_base, "--out", out, "--allow-missing", "--short-side-px", 56]
     script.main(list(map(str, given)))
     told, page = json.loads((out / "result.json").read_text()), write(out)
     assert page.row(told["checkpoint"])[0] == f"{told['accuracy_percent']['all']:.1f}"

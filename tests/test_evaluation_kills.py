@@ -24,7 +24,7 @@ def questions(tmp_path_factory):
 
 @pytest.fixture
 def argv(tiny_base, questions):
-    small = ["--device", "cpu", "--short-side", "84", "--batch-size", "2"]  # few answers at a time
+    small = ["--device", "cpu", "--short-side-px", "84", "--batch-size", "2"]  # few answers at a time
     return ["--ckpt", str(tiny_base), "--data", str(questions), *small]
 
 

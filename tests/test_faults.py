@@ -1382,7 +1382,7 @@ def test_a_disk_that_is_full_while_merging_leaves_nothing(ground):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit_kib, more, status", [(100, [], 2), (10**6, ["--max-gib", "0.0005"], 0)])
+@pytest.mark.parametrize("limit_kib, more, status", [(100, [], 2), (10**6, ["--cache-gib", "0.0005"], 0)])
 def test_a_cache_that_takes_no_more_ends_the_script(ground, limit_kib, more, status):
     script = [ROOT / "scripts" / "cache_frames.py", "--data", ground.favor, "--cache", ground.tmp / "cache"]
     done = run_limited(ground, limit_kib, [*script, "--workers", "1", *more], timeout_s=25)

@@ -1,4 +1,4 @@
-"""Owns: one spelling per flag in all commands, old ones understood, --help quick and with every default told."""
+"""Owns: one spelling per flag in all commands, old ones understood, --help quick, every default told."""
 
 import argparse
 import os
@@ -66,5 +66,5 @@ def test_help_takes_about_a_second_and_spells_every_flag_alike(command):
     options = done.stdout[done.stdout.index("options:") :]
     assert "default: None" not in options and " STR" not in done.stdout
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"(?m)^ {20,}.*$", "", options)))
-    own = {"--frames"} if command == "eval/action_recog.py" else {"--frames", *()}
+    own = {"--frames"} if command == "eval/action_recog.py" else set()
     assert not shown & (set(OLD_NAMES) - own)
