@@ -159,14 +159,15 @@ def benchmark_table(
     *,
     partial: str = "",
     notes: Sequence[str] = (),
+    paper: bool = True,
 ) -> Table:
-    """One model on one benchmark: the paper's rows, chance and counts of this data, the model.
+    """One model on one benchmark: the paper's rows if asked for, chance and counts of this data, the model.
 
     The notes say so when the data have other numbers of questions than the published benchmark. Without a
     score nothing can be compared with the paper's rows, so they are left out.
     """
     rows: dict[str, dict[str, Mapping[str, Cell]]] = {
-        f"{row} (paper)": {benchmark: values} for row, values in PAPER_TABLE_5[benchmark].items()
+        f"{row} (paper)": {benchmark: values} for row, values in PAPER_TABLE_5[benchmark].items() if paper
     }
     title, notes = f"{benchmark}, accuracy (%)", list(notes)
     if score is None:
@@ -206,7 +207,9 @@ def mean_and_spread(runs: Sequence[Mapping[str, float]]) -> dict[str, Cell]:
     return {task: (statistics.mean(seen), statistics.stdev(seen)) for task, seen in values.items()}
 
 
-def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], path: str | Path) -> None:
+def plot_losses(
+    curves: Mapping[str, Sequence[tuple[int, float]]], path: str | Path, *, title: str = ""
+) -> None:
     """Draw each curve of (step, loss) faintly and its running mean on top, as a PNG of 1200 x 675 pixels.
 
     Raises: ValueError for no curve, an empty one, or a loss that is not finite.
@@ -222,7 +225,7 @@ def plot_losses(curves: Mapping[str, Sequence[tuple[int, float]]], path: str | P
             raise ValueError(f"curve {name!r} has a loss that is not finite; look at the run first")
         axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, running_mean(losses), color=colour, linewidth=2, label=in_picture(name))
-    axes.set(xlabel="step", ylabel="training loss")
+    axes.set(xlabel="step", ylabel="training loss", title=in_picture(title))
     axes.legend(frameon=False)
     _save(figure, path)
 
@@ -235,7 +238,11 @@ def running_mean(values: Sequence[float]) -> list[float]:
 
 
 def plot_accuracy(
-    results: Mapping[str, Mapping[str, Cell]], path: str | Path, *, chance: Mapping[str, float] | None = None
+    results: Mapping[str, Mapping[str, Cell]],
+    path: str | Path,
+    *,
+    chance: Mapping[str, float] | None = None,
+    title: str = "",
 ) -> None:
     """Draw a group of bars per task, one bar per model, as a PNG of 1500 x 675 pixels.
 
@@ -268,7 +275,7 @@ def plot_accuracy(
         ends = ([i - 0.45 for i in marked], [i + 0.45 for i in marked])
         axes.hlines(heights, *ends, colors="black", linestyles="dashed", linewidth=1.3, label="chance")
     axes.set_xticks(range(len(tasks)), tasks)
-    axes.set_ylabel("accuracy (%)")
+    axes.set(ylabel="accuracy (%)", title=in_picture(title))
     axes.set_ylim(0, None)
     axes.margins(y=0.12)
     figure.legend(loc="outside upper center", ncols=len(results) + bool(chance), frameon=False)

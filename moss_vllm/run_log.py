@@ -90,14 +90,9 @@ class RunLog:
         }
 
     def _live_line(self, line: Mapping[str, Any], speeds: Mapping[str, float]) -> str:
-        rates = " ".join(f"{name} {rate:.1e}" for name, rate in line["lr"].items())
-        known = [one["grad_norms"] for one in self.recent if "grad_norms" in one]
-        norms: dict[str, float] = known[-1] if known else {}
-        norm = " ".join(f"{name} {value:.2g}" for name, value in norms.items())
         return (
             f"loss {line['loss']:.3f}  {speeds['clips_per_s']:.1f} clips/s  "
-            f"{speeds[f'{self.unit}_per_s']:,.0f} {self.unit}/s  waiting {speeds['waiting_share']:.0%}  "
-            f"{line['memory_gib']:.1f} GiB  lr {rates}" + (f"  gradient {norm}" if norm else "")
+            f"waiting for data {speeds['waiting_share']:.0%}  {line['memory_gib']:.1f} GiB"
         )
 
     def rejected(self, rows: Sequence[Rejected]) -> None:

@@ -19,15 +19,17 @@ from moss_vllm.data.motion_world import DEFAULT_ROOT
 from moss_vllm.flags import Flags, answer_help
 from moss_vllm.screen import Screen, say
 
+RESULTS = Path("benchmarks/results/miniature.json")
+
 
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
     parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
-    parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/miniature.json"))
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: those of the recipe)")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="file of the numbers")
     return parser
 
 

@@ -180,7 +180,7 @@ def test_numbers_are_those_of_result_json(motion, favor, tmp_path, benchmark, fa
             assert found[1:] == [str(told["counts"][key][task]) if task in some else "-" for task in tasks], (
                 row
             )
-        assert page.row("answered (an option was read)") == [
+        assert page.row("answers that name an option") == [
             str(told["counts"]["answered"][task]) if task in some else "-" for task in tasks
         ]
         assert page.row("chance (this data)")[0] == f"{told['chance_percent']['all']:.1f}"
@@ -226,14 +226,14 @@ def test_the_matrix_has_right_and_chosen_letters(tmp_path):
     results = read_results(tmp_path)
     assert confusion(results.asked) == {
         0: {0: 1, 2: 1},
-        1: {0: 1, 1: 1, "none read": 1},
-        2: {"none read": 1},
+        1: {0: 1, 1: 1, "no option": 1},
+        2: {"no option": 1},
         "withheld": {0: 1},
     }
     page = write(tmp_path, "--strips", "0")
     matrix = [cells for cells in page.cells if len(cells) == 7]
     assert matrix[:6] == [
-        ["right", "A", "B", "C", "none read", "answers", "right, %"],
+        ["right", "A", "B", "C", "no option", "answers", "right, %"],
         ["A", "1", "·", "1", "·", "2", "50.0"],
         ["B", "1", "1", "·", "1", "3", "33.3"],
         ["C", "·", "·", "·", "1", "1", "0.0"],
@@ -243,7 +243,7 @@ def test_the_matrix_has_right_and_chosen_letters(tmp_path):
     assert ["B", "·", "1", "·", "1", "2", "50.0"] in matrix[6:]  # CM alone
     bars = re.findall(r"<title>(is .*?)</title>", page.source)
     assert (
-        "is right, B: 50.0" in bars and "is chosen, A: 33.3" in bars and "is chosen, none read: 33.3" in bars
+        "is right, B: 50.0" in bars and "is chosen, A: 33.3" in bars and "is chosen, no option: 33.3" in bars
     )
     assert page.outcomes() == dict(
         zip("abcdefg", ["right", "wrong", "right", "not read", "wrong", "not read", "withheld"], strict=True)
@@ -273,7 +273,7 @@ def test_the_matrix_of_favors_own_protocol_has_positions(tmp_path):
         number for number, cells in enumerate(page.cells) if cells[0] == "right" and "several" in cells
     )
     assert page.cells[start : start + 4] == [
-        ["right", "1", "2", "3", "several", "none read", "answers", "right, %"],
+        ["right", "1", "2", "3", "several", "no option", "answers", "right, %"],
         ["1", "1", "1", "·", "·", "1", "3", "33.3"],
         ["3", "·", "·", "1", "1", "·", "2", "100.0"],
         ["chosen", "1", "1", "1", "1", "1", "5", ""],
@@ -282,7 +282,7 @@ def test_the_matrix_of_favors_own_protocol_has_positions(tmp_path):
     assert chosen == {"a": (0, [0]), "b": (0, [1]), "c": (2, [0, 2]), "d": (0, []), "e": (2, [2])}
     assert page.data["letters"] is False
     assert confusion(read_results(tmp_path).asked) == {
-        0: {0: 1, 1: 1, "none read": 1},
+        0: {0: 1, 1: 1, "no option": 1},
         2: {"several": 1, 2: 1},
     }
 

@@ -681,7 +681,7 @@ def test_favor_script_on_a_motion_world(loaded, data, tmp_path, asked, monkeypat
     for given in (tmp_path, tmp_path / "FAVOR"):
         module.main(["--data", str(given), "--out", str(tmp_path / "out"), "--short-side-px", "84"])
         shown = " ".join(capsys.readouterr().out.split())
-        assert "the paper's rows are of FAVOR-Bench; these data are the motion world, not comparable" in shown
+        assert "these data are the motion world: no number compares with the paper's" in shown
         assert "no option could be read from 2 answers" in shown
     assert len(asked) == 2
     result = module.main(

@@ -63,7 +63,8 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], class_: str | None
 def _cell(value: Any) -> Html:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return tag("td", value)
-    return tag("td", f"{value:,}", class_="number")
+    whole = isinstance(value, float) and value.is_integer()
+    return tag("td", f"{int(value) if whole else value:,}", class_="number")
 
 
 def section(name: str, title: str, *inside: Any) -> Html:
