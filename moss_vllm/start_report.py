@@ -123,13 +123,13 @@ def show(record: dict[str, Any]) -> None:
     if len(record["sources"]) > 1:
         for name, count, weight in record["sources"]:
             console.print(f"  {name}: {count:,} rows, weight {weight:g}")
-    console.print(f"tokens a clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
+    console.print(f"tokens per clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
     if not record["memory"]:
         console.print("no estimate of memory: the base is in 4 bits, or the longest row's video is not there")
     else:
         peak_gib = record["memory"]["total"] / GIB
         console.print(
-            f"estimated peak of weights, optimizer and activations: {peak_gib:.1f} GiB a process, for "
+            f"estimated peak of weights, optimizer and activations: {peak_gib:.1f} GiB per process, for "
             "batches of the longest clip"
         )
     show_parameters(console, record["parameters"])
@@ -164,7 +164,7 @@ def choose_tracker(name: str) -> str | None:
     if name not in TRACKERS:
         raise ValueError(f"tracker is {name!r}; it must be one of {', '.join(TRACKERS)} or none")
     if importlib.util.find_spec(name) is None:
-        raise ImportError(f"tracker {name!r} is not installed: pip install moss_vllm[tracking]")
+        raise ImportError(f'tracker {name!r} is not installed: pip install -e ".[tracking]"')
     return name
 
 

@@ -47,8 +47,8 @@ class ActionRecog:
     root: str | None = setting(
         None, "folder of the videos, and of the annotation files unless they are named"
     )
-    annotation: str | None = setting(None, "folder of the annotation files, if it is another")
-    allow_missing: bool = setting(False, "leave out clips without a video; how many is said")
+    annotation: str | None = setting(None, "folder of the annotation files (default: that of the videos)")
+    allow_missing: bool = setting(False, "leave out clips without a video, and tell how many")
     protocol: str = setting("paper", "views by Table 7, or 'authors': as in their configuration files")
     out: str = setting("runs/action_recog", "where checkpoints and logs go")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
@@ -61,13 +61,17 @@ class ActionRecog:
         "image encoder: clip_b16, clip_l14, eva02_clip_l14, dino_b16, mae_b16, siglip_b16, a ViT of timm",
     )
     weights: str = setting(
-        "pretrained", "its weights: pretrained (hub or cache), random, a .safetensors file"
+        "pretrained", "weights of the image encoder: pretrained (hub or cache), random, a .safetensors file"
     )
     temporal: str = setting(
         "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention or none"
     )
-    temporal_layers: str | None = setting(None, "its layers, such as '4' or '4,6' (Table 10b)")
-    temporal_options: str | None = setting(None, "its arguments as YAML, such as '{orders: [1, 2, 3]}'")
+    temporal_layers: str | None = setting(
+        None, "layers of the temporal module, such as '4' or '4,6' (Table 10b)"
+    )
+    temporal_options: str | None = setting(
+        None, "arguments of the temporal module as YAML, such as '{orders: [1, 2, 3]}'"
+    )
 
     frames: int | None = setting(None, "frames of a clip that the encoder sees")
     size_px: int | None = setting(None, "side of what the model sees; scales change with it")
@@ -78,14 +82,14 @@ class ActionRecog:
     randaugment: str | None = setting(None, "timm's notation; 'none' for none")
 
     epochs: int | None = setting(None, "passes over the training clips")
-    clips_a_step: int | None = setting(None, "clips a step over all processes")
-    batch_size: int = setting(16, "clips a process and micro-batch, each in REPEATS views")
+    clips_a_step: int | None = setting(None, "clips per step over all processes")
+    batch_size: int = setting(16, "clips per process and micro-batch, each in REPEATS views")
     lr: float | None = setting(None, "peak learning rate")
-    weight_decay: float | None = setting(None, "of AdamW (0.15 with the ladder)")
+    weight_decay: float | None = setting(None, "weight decay of AdamW (0.15 with the ladder)")
     layer_decay: float | None = setting(None, "of the rates of earlier layers, host full (0.7)")
     warmup_epochs: float = setting(4.0, "epochs of linear warm-up (a fifth of them, if that is less)")
     floor: float = setting(0.01, "rate at the end of the cosine, as a share of the peak")
-    smoothing: float = setting(0.1, "of labels")
+    smoothing: float = setting(0.1, "label smoothing")
     clip_norm: float = setting(20.0, "largest norm of the gradient; the paper names none")
     eval_every: int = setting(2, "epochs between tests with one view; the best checkpoint is kept")
     eval_batch_size: int = setting(8, "clips tested at once")
@@ -94,11 +98,11 @@ class ActionRecog:
     )
     workers: int = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
-    cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
+    cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(None, "stop after as many steps; the schedule fits them")
-    seed: int = setting(0, "of weights, data order and views")
+    seed: int = setting(0, "seed of weights, data order and views")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 

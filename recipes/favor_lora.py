@@ -1,8 +1,8 @@
 """Fine-tune VideoLLaMA3 with MOSS on FAVOR-Train captions: LLM by LoRA, MOSS and projector whole (Sec. 4.5).
 
-    accelerate launch recipes/favor_lora.py                       # the miniature on the motion world, minutes
+    python recipes/favor_lora.py                                  # the miniature on the motion world, minutes
     accelerate launch recipes/favor_lora.py --config recipes/configs/favor_videollama3_2b.yaml \\
-        --data FAVOR/prepared/kept.json --model OWNER/VIDEOLLAMA3_2B   # the paper's run, 8 GPU-hours
+        --data FAVOR/prepared/kept.json --model VideoLLaMA3-2B-native   # the paper's run, 8 GPU-hours
     accelerate launch --multi_gpu ...                             # DDP
     accelerate launch --use_deepspeed --deepspeed_config_file recipes/configs/deepspeed_zero2.json ...
     python recipes/favor_lora.py --dry-run --model shape:2b       # parameters and memory, without weights
@@ -40,18 +40,18 @@ class FavorLora:
     )
     revision: str | None = setting(None, "revision of a hub model")
     data: str | None = setting(
-        None, "folder or annotation file, or a .yaml list of them with weights; none: the motion world"
+        None, "folder or annotation file, or a .yaml list of them with weights (default: the motion world)"
     )
-    videos: str | None = setting(None, "folder of the videos, if not found beside the annotation")
+    videos: str | None = setting(None, "folder of the videos (default: that of the annotation)")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
-    cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
+    cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
     out: str = setting("runs/favor_lora", "where checkpoints and logs go")
-    use_moss: bool = setting(True, "attach MOSS; without, the '+ FAVOR-Train' row of Table 5")
+    use_moss: bool = setting(True, "attach MOSS; --no-use-moss trains the '+ FAVOR-Train' row of Table 5")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
     sample_fps: float = setting(2.0, "frames sampled per second")
     short_side_px: int = setting(84, "shorter side of a frame in pixels")
-    max_frames: int = setting(180, "frames a clip at most; longer clips are thinned evenly")
+    max_frames: int = setting(180, "frames per clip at most; longer clips are thinned evenly")
     compress_tokens: bool = setting(False, "drop video tokens of patches that did not change")
     max_tokens: int = setting(4096, "longer conversations are rejected whole")
 
@@ -63,15 +63,15 @@ class FavorLora:
     lora_dropout: float = setting(0.0, "dropout of LoRA")
 
     steps: int = setting(360, "optimizer steps")
-    batch_size: int = setting(16, "clips a process and micro-batch")
-    accumulate: int = setting(1, "micro-batches a step")
+    batch_size: int = setting(16, "clips per process and micro-batch")
+    accumulate: int = setting(1, "micro-batches per step")
     clips_a_step: int | None = setting(
-        None, "clips a step over all processes; sets accumulate to what comes nearest"
+        None, "clips per step over all processes; accumulate is set to come nearest to it"
     )
     save_every: int = setting(120, "steps between checkpoints")
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
-    seed: int = setting(0, "of weights and data order")
+    seed: int = setting(0, "seed of the new weights and of the order of rows")
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )

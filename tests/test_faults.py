@@ -562,7 +562,7 @@ def _(ground):
 @fault(
     "a tracker that is not installed",
     ImportError,
-    "tracker 'wandb' is not installed: pip install moss_vllm[tracking]",
+    "tracker 'wandb' is not installed: pip install -e \".[tracking]\"",
 )
 def _(ground):
     find = importlib.util.find_spec

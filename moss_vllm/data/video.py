@@ -262,7 +262,7 @@ def _torchcodec_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
-        text = "decoder='torchcodec' needs `pip install moss_vllm[torchcodec]` and FFmpeg's libraries"
+        text = "decoder='torchcodec' needs `pip install -e \".[torchcodec]\"` and FFmpeg's libraries"
         raise ImportError(text) from error
     try:  # approximate mode is wrong for variable frame rates
         video = VideoDecoder(path, seek_mode="exact", dimension_order="NHWC", num_ffmpeg_threads=1)

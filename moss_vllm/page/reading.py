@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.files import tell_existing
 from moss_vllm.page.frame import count
 from moss_vllm.run_folder import FINISHED_FILE, latest_checkpoint
 
@@ -114,7 +115,7 @@ def read_run(folder: Path) -> Run:
 def _no_run(folder: Path) -> str:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "not there"
-        return f"{folder} is {what}; give the folder of a run or of an evaluation"
+        return f"{folder} is {what}; give the folder of a run or of an evaluation" + tell_existing(TRAIN)
     holder = folder.absolute().parent
     if latest_checkpoint(holder) and any((holder / name).is_file() for name in MADE_BY):
         return f"{folder} is a checkpoint of a run; give the run's folder, {folder.parent}"

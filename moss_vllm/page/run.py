@@ -249,7 +249,7 @@ def _settings(run: Run) -> list[Html]:
         _table("What trains", ("group", "pattern", "tensors", "parameters", "learning rate"), groups),
         _table("The run", (), _pairs(report)),
         _table("Sources", ("source", "rows", "weight"), sources),
-        _table("Tokens a clip", (), _pairs(tokens)),
+        _table("Tokens per clip", (), _pairs(tokens)),
         _table(
             "Memory estimate of a process, for batches of the longest clip", ("part", "GiB"), _gib(memory)
         ),

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils.hub import extract_commit_hash
 
-from moss_vllm.files import read_json
+from moss_vllm.files import read_json, tell_existing
 from moss_vllm.quiet import quiet
 from moss_vllm.vlm.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3 import (
@@ -166,7 +166,7 @@ def resolve(source: str | Path) -> str:
             )
         raise FileNotFoundError(
             f"{source}: no config.json there; give a checkpoint folder, a native VideoLLaMA3 folder, "
-            "a hub id (owner/name) or 'miniature'"
+            f"a hub id (owner/name) or 'miniature'{tell_existing('run.json')}"
         )
     return str(path) if path.is_dir() else str(source)
 
@@ -291,7 +291,7 @@ def _four_bits() -> BitsAndBytesConfig:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"a base in 4 bits needs bitsandbytes ({error}): pip install moss_vllm[quantize]"
+            f'a base in 4 bits needs bitsandbytes ({error}): pip install -e ".[quantize]" in a clone'
         ) from error
     return BitsAndBytesConfig(
         load_in_4bit=True,
