@@ -66,11 +66,9 @@ class ActionRecog:
     temporal: str = setting(
         "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention or none"
     )
-    temporal_layers: str | None = setting(
-        None, "layers of the temporal module, such as '4' or '4,6' (Table 10b)"
-    )
+    temporal_layers: str | None = setting(None, "layers of that module, such as '4' or '4,6' (Table 10b)")
     temporal_options: str | None = setting(
-        None, "arguments of the temporal module as YAML, such as '{orders: [1, 2, 3]}'"
+        None, "arguments of that module as YAML, such as '{orders: [1, 2, 3]}'"
     )
 
     frames: int | None = setting(None, "frames of a clip that the encoder sees")

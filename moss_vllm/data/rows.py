@@ -138,11 +138,9 @@ def read_json_rows(path: str | Path) -> list[dict[str, Any]]:
     path, file = Path(path), str(path)
     if not path.is_file():
         if HUB_ID.fullmatch(file) and not path.exists():
-            reason = "is not here, and data of the hub are downloaded first"
-            remedy = (
-                f"hf download {file} --repo-type dataset --local-dir {path.name}, then --data {path.name}"
-            )
-            raise BadRow(file, "file", reason, remedy)
+            get = f"hf download {file} --repo-type dataset --local-dir {path.name}"
+            remedy = f"check the path; a data set of the hub is downloaded first: {get}"
+            raise BadRow(file, "file", "is not here", remedy)
         raise BadRow(file, "file", "is not a file", "check the path")
     size = path.stat().st_size
     if size > MAX_ANNOTATION_BYTES:
