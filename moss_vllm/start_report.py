@@ -114,8 +114,8 @@ def show(record: dict[str, Any]) -> None:
         )
     console.print(
         f"{record['engine']} x{record['processes']} on {record['device']}, precision "
-        f"{settings['precision']}, {settings['steps']} steps of {settings['batch_size']} x "
-        f"{record['processes']} x {settings['accumulate']} clips"
+        f"{settings['precision']}, {settings['steps']} steps of {settings['batch_size']} clips x "
+        f"{record['processes']} processes x {settings['accumulate']} micro-batches"
     )
     console.print(f"attention: {record['attention']}")
     console.print(record["stss"])

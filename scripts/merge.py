@@ -36,6 +36,7 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
+from moss_vllm.quiet import quiet
 from moss_vllm.vlm.base import DTYPES, MERGED_FILE, base_record
 from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
 
@@ -88,7 +89,8 @@ def write_merged(folder: Path, part: Path, dtype: str) -> Any:
     with working("merging and writing"):
         peft_model: Any = loaded.model
         model = peft_model.merge_and_unload().to(DTYPES[dtype])
-        model.save_pretrained(part, max_shard_size=SHARD)
+        with quiet():
+            model.save_pretrained(part, max_shard_size=SHARD)
         loaded.processor.save_pretrained(part)
         known = {name: value for name, value in loaded.run.items() if value is not None}
         record = {**known, "merged_from": loaded.name}

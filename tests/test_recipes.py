@@ -65,7 +65,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, flags, tmp_path, 
     assert not (tmp_path / "run").exists()
     shown = capsys.readouterr().out
     data = ("kept 12 of 12 rows: 0 too long, 0 bad, 0 missing", "tokens per clip: ")
-    for text in (*data, "2 steps of 2 x 1 x 1 clips", "what trains", "llm lora", "0.001", "frozen"):
+    for text in (*data, "2 steps of 2 clips x 1 processes", "what trains", "llm lora", "0.001", "frozen"):
         assert text in shown
     # The resolved settings, and the first conversation with each frame's tokens shown as one.
     assert "short_side_px" in shown and "84" in shown and "lora_rank" in shown
