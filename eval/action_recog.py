@@ -10,23 +10,60 @@ crops, Kinetics-400 4 x 3). Writes to OUT: `answers/`, a line for each clip with
 compared by scripts/action_groups.py.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import sys
 from pathlib import Path
 
+from moss_vllm.answer_store import Shard
+from moss_vllm.data.decoders import DECODERS
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.flags import PRECISIONS, Flags, answer_help, choose_device
+from moss_vllm.screen import say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    add, yes = parser.add_argument, "store_true"
+    add(
+        "--ckpt",
+        type=Path,
+        required=True,
+        help="folder that recipes/action_recog.py wrote: best or step-NNNNNN",
+    )
+    add("--root", type=Path, help="folder of the videos (default: the checkpoint's)")
+    add("--annotation", type=Path, help="folder of the annotation files (default: that of the videos)")
+    add("--data", help="dataset (default: the checkpoint's)")
+    add("--weights", help="the image encoder's weights, if they moved: a .safetensors file")
+    add("--out", type=Path, help="folder of the results (default: CKPT-test-CLIPSxCROPS)")
+    add("--overwrite", action="store_true", help="drop the lines in --out and start again")
+    add("--allow-missing", action=yes, help="leave out clips without a video, and tell how many")
+    add("--frames", type=int, help="frames per clip (default: the checkpoint's, as for the next three)")
+    add("--sampling", help="which frames: uniform, uniform-k400 or dense")
+    add("--clips", type=int, help="clips per video, each in CROPS views")
+    add("--crops", type=int, help="1 (centre) or 3 (left, right, centre)")
+    add("--batch-size", type=int, default=8, help="videos at once (default: %(default)s)")
+    add("--workers", type=int, default=2, help="processes that read videos (default: %(default)s)")
+    add("--cache", type=Path, help="folder of decoded clips, read and filled")
+    add("--cache-gib", type=float, help="add to --cache up to this size (default: no limit)")
+    add("--decoder", choices=DECODERS, default="auto", help="what reads video files; auto is PyAV")
+    add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")
+    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the arithmetic")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
 
 from moss_vllm import classifier_checkpoint
 from moss_vllm.action_recognition import Accuracy, save_accuracy, score_clips
 from moss_vllm.action_settings import choose_views, open_split
-from moss_vllm.answer_store import Shard
 from moss_vllm.data.cache import choose_frame_reader
-from moss_vllm.data.decoders import DECODERS
 from moss_vllm.environment import describe_environment
-from moss_vllm.errors import errors_in_one_line
 from moss_vllm.weights import answering_weights, fingerprint
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -36,40 +73,14 @@ VIEWS = ("frames", "sampling", "clips", "crops")
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> Accuracy:
     """Test; a wrong argument or file ends it with one line and status 1."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    add, yes = parser.add_argument, "store_true"
-    add(
-        "--ckpt",
-        type=Path,
-        required=True,
-        help="folder that recipes/action_recog.py wrote: best or step-NNNNNN",
-    )
-    add("--root", type=Path, help="folder of the videos (default: the checkpoint's)")
-    add("--annotation", type=Path, help="folder of the annotation files, if it is another")
-    add("--data", help="dataset (default: the checkpoint's)")
-    add("--weights", help="the image encoder's weights, if they moved: a .safetensors file")
-    add("--out", type=Path, help="folder of the results (default: CKPT-test-CLIPSxCROPS)")
-    add("--overwrite", action="store_true", help="drop the lines in --out and start again")
-    add("--allow-missing", action=yes, help="leave out clips without a video; how many is said")
-    add("--frames", type=int, help="frames of a clip")
-    add("--sampling", help="uniform, uniform-k400 or dense")
-    add("--clips", type=int, help="clips of a video, each in CROPS views")
-    add("--crops", type=int, help="1 (centre) or 3 (left, right, centre)")
-    add("--batch-size", type=int, default=8, help="videos at once (default: %(default)s)")
-    add("--workers", type=int, default=2, help="processes that read videos (default: %(default)s)")
-    add("--cache", type=Path, help="folder of decoded clips, read and filled")
-    add("--cache-gib", type=float, help="add to --cache up to this size (default: no limit)")
-    add("--decoder", choices=DECODERS, default="auto", help="what reads video files (default: auto, PyAV)")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help=f"as torch names it (here: {device})")
-    add("--dtype", choices=DTYPES, default="fp32", help="what to compute in (default: %(default)s)")
+    parser = options()
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch-size takes 1 or more, --workers 0 or more")
     if args.cache_gib is not None and args.cache is None:
         parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
 
+    choose_device(args)
     shard, place = Shard.from_environment(), args.device
     if shard.processes > 1 and args.device == "cuda":
         place = f"cuda:{os.environ['LOCAL_RANK']}"
@@ -87,13 +98,13 @@ def main(argv: list[str] | None = None) -> Accuracy:
     given |= {name: value for name in VIEWS if (value := getattr(args, name)) is not None}
     views = choose_views(data, loaded.run["protocol"], loaded.run["model"]["variant"], given, loaded.model)
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test-{views.clips}x{views.crops}"
-    print(split.report(), file=sys.stderr)
+    say(split.report(), file=sys.stderr)
     labels = json.dumps([[clip.clip_id, clip.label] for clip in split.clips])
     header = {
         "checkpoint": str(args.ckpt.absolute()),
         "weights": fingerprint(answering_weights(loaded.model)),
         "data": hashlib.sha256(labels.encode()).hexdigest()[:16],
-        "dtype": args.dtype,
+        "precision": args.precision,
         "environment": describe_environment(loaded.model),
         "run": {"step": loaded.run["step"], "command": loaded.run["command"]},
     }
@@ -106,17 +117,17 @@ def main(argv: list[str] | None = None) -> Accuracy:
         batch_size=args.batch_size,
         workers=args.workers,
         device=place,
-        dtype=DTYPES[args.dtype],
+        dtype=DTYPES[args.precision],
         shard=shard,
         read=choose_frame_reader(args.cache, args.cache_gib, args.decoder),
         overwrite=args.overwrite,
     )
     if found.pending:
-        print(f"{found.pending:,} clips are left to other processes; whoever ends last writes the scores")
+        say(f"{found.pending:,} clips are left to other processes; whoever ends last writes the scores")
         return found
     shown = f"{views.clips} clips x {views.crops} crops of {views.frames} frames"
     save_accuracy(found, out, {"data": data, "step": loaded.run["step"], "views": shown})
-    print(f"{data}, {shown}: {found}; written to {out}")
+    say(f"{data}, {shown}: {found}; written to {out}")
     return found
 
 

@@ -11,7 +11,6 @@ the questions both have answered, so accuracies may not be those of the folders'
 is counted and named.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -21,24 +20,22 @@ from pathlib import Path
 from textwrap import shorten
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moss_vllm.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import write_whole
+from moss_vllm.flags import Flags, answer_help
 from moss_vllm.protocols import LETTERS
+from moss_vllm.report import in_markdown
+from moss_vllm.screen import Screen, plain, say
 
-OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
 
-
-@errors_in_one_line("nothing is written")
-def main(argv: list[str] | None = None) -> list[Comparison]:
-    """Read, compare, print, write; a wrong argument or folder ends it with one line and status 1."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
     add = parser.add_argument
     folders_help = "two result folders or more, the baseline first"
     add("folders", nargs="+", type=Path, metavar="FOLDER", help=folders_help)
@@ -52,7 +49,21 @@ def main(argv: list[str] | None = None) -> list[Comparison]:
     )
     add("--json", type=Path, metavar="FILE", help="write everything there, with all changed questions")
     add("--markdown", action="store_true", help="print markdown, for a file or an issue")
-    args = parser.parse_args(argv)
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+from moss_vllm.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
+
+OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
+
+
+@errors_in_one_line("nothing is written")
+def main(argv: list[str] | None = None) -> list[Comparison]:
+    """Read, compare, print, write; a wrong argument or folder ends it with one line and status 1."""
+    args = options().parse_args(argv)
     if args.changed < 0:
         raise ValueError(f"--changed is {args.changed}; it must be at least 0")
     folders = [folder.expanduser() for folder in args.folders]
@@ -67,12 +78,12 @@ def main(argv: list[str] | None = None) -> list[Comparison]:
         }
         write_whole(args.json, json.dumps(told, indent=2) + "\n")
     if args.markdown:
-        print("\n".join(markdown(one, args.changed) for one in found).rstrip())
+        say(*"\n".join(markdown(one, args.changed) for one in found).rstrip().split("\n"), sep="\n")
     else:
-        console = Console()
+        console = Screen()
         console.print(*(render(one, args.changed, console.width) for one in found), sep="\n")
     if args.json:
-        print(f"written to {args.json}", file=sys.stderr)
+        say(f"written to {args.json}", file=sys.stderr)
     return found
 
 
@@ -103,21 +114,27 @@ def render(comparison: Comparison, changed: int, width: int) -> Group:
     letters = [] if fit else [(0, f"{a}: {name}") for a, name in zip("AB", comparison.names, strict=True)]
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for number, head in enumerate(heads):
-        table.add_column(Text(head), justify="right" if number else "left", no_wrap=True)
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     lines = [*((2, note) for note in comparison.notes), *tell_changed(comparison, changed)]
-    above, below = ([Padding(Text(told), (0, 0, 0, n)) for n, told in some] for some in (letters, lines))
-    return Group(Text(title, style="bold"), *above, Padding(table, (1, 0)), *below)
+    above, below = ([Padding(plain(told), (0, 0, 0, n)) for n, told in some] for some in (letters, lines))
+    return Group(Text(plain(title), style="bold"), *above, Padding(table, (1, 0)), *below)
 
 
 def markdown(comparison: Comparison, changed: int) -> str:
     """The same as GitHub's markdown."""
     title, heads, rows = tabulate(comparison)
-    heads = [head.replace("|", "\\|") for head in heads]
-    lines = [f"**{title}**", "", f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
-    lines += [*(f"| {' | '.join(row)} |" for row in rows), "", *(f"- {note}" for note in comparison.notes)]
-    told = [" " * n + line.replace("```", "'''") for n, line in tell_changed(comparison, changed)]
+    heads = [in_markdown(head) for head in heads]
+    lines = [
+        f"**{in_markdown(title)}**",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---|" + "---:|" * (len(heads) - 1),
+    ]
+    lines += [*(f"| {' | '.join(map(in_markdown, row))} |" for row in rows), ""]
+    lines += [f"- {in_markdown(note)}" for note in comparison.notes]
+    told = [" " * n + plain(line).replace("```", "'''") for n, line in tell_changed(comparison, changed)]
     return "\n".join([*lines, *(["", "```text", *told, "```"] if told else []), "", ""])
 
 

@@ -11,26 +11,29 @@ Expected with VideoLLaMA3-2B on the 8,184 questions (paper): 42.2 as released, 4
 goes on with the same command.
 """
 
-import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from moss_vllm import eval_script
 from moss_vllm.data.favor import read_favor_bench
-from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.eval_options import add_options
+from moss_vllm.flags import Flags
 from moss_vllm.protocols import FAVOR_BENCH
-from moss_vllm.result import Result
+
+if TYPE_CHECKING:
+    from moss_vllm.result import Result
 
 
 @errors_in_one_line()
-def main(argv: list[str] | None = None) -> Result:
+def main(argv: list[str] | None = None) -> "Result":
     """Read, ask, judge, print, write; a wrong argument or file ends it with one line and status 1."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    source = "folder with video_perspective.json and the videos, as downloaded; none: the motion world"
+    parser = Flags(__doc__)
+    source = "folder with video_perspective.json and the videos, as downloaded (default: the motion world)"
     parser.add_argument("--data", type=Path, help=source)
-    eval_script.add_options(parser, FAVOR_BENCH)
+    add_options(parser, FAVOR_BENCH)
     args = parser.parse_args(argv)
+    from moss_vllm import eval_script  # takes seconds, of torch and transformers
+    from moss_vllm.data.motion_world import ensure_world
 
     data = args.data or ensure_world()
     data = data / "FAVOR" if (data / "FAVOR").is_dir() else data

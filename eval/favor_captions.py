@@ -18,15 +18,19 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from moss_vllm import eval_script
 from moss_vllm.data.favor import read_favor_bench
-from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.rows import CAPTION_PROMPT, Question
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.eval_options import add_options
 from moss_vllm.files import write_whole
+from moss_vllm.flags import Flags
 from moss_vllm.protocols import Benchmark, Protocol
-from moss_vllm.result import Result
+from moss_vllm.screen import say
+
+if TYPE_CHECKING:
+    from moss_vllm.result import Result
 
 # A caption is the answer to a question without options whose uid is the video's; nothing is right or wrong.
 CAPTIONS = Benchmark(
@@ -37,16 +41,16 @@ CAPTIONS = Benchmark(
 
 
 @errors_in_one_line()
-def main(argv: list[str] | None = None) -> Result:
+def main(argv: list[str] | None = None) -> "Result":
     """Read, ask, write; a wrong argument or file ends it with one line and status 1."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    source = "folder with video_perspective.json and the videos, as downloaded; none: the motion world"
+    parser = Flags(__doc__)
+    source = "folder with video_perspective.json and the videos, as downloaded (default: the motion world)"
     parser.add_argument("--data", type=Path, help=source)
-    prompt = f"what to ask about each video (default: {CAPTION_PROMPT})"
-    parser.add_argument("--prompt", default=CAPTION_PROMPT, help=prompt)
-    eval_script.add_options(parser, CAPTIONS)
+    parser.add_argument("--prompt", default=CAPTION_PROMPT, help="what to ask about each video")
+    add_options(parser, CAPTIONS)
     args = parser.parse_args(argv)
+    from moss_vllm import eval_script  # takes seconds, of torch and transformers
+    from moss_vllm.data.motion_world import ensure_world
 
     data = args.data or ensure_world()
     data = data / "FAVOR" if (data / "FAVOR").is_dir() else data
@@ -59,14 +63,16 @@ def main(argv: list[str] | None = None) -> Result:
     return result
 
 
-def write_captions(result: Result, out: Path, args: argparse.Namespace) -> None:
+def write_captions(result: "Result", out: Path, args: argparse.Namespace) -> None:
     """Write the captions once every process is done; before that, say how many are missing.
 
     The scorer leaves a video without an entry out of its mean, so one that could not be read has an empty
     caption, and a part of the videos goes to a file of another name.
     """
+    from moss_vllm import eval_script
+
     if result.pending:
-        print(
+        say(
             f"{result.pending:,} videos have no caption yet, because of other processes or a run that was "
             f"stopped; whoever ends last writes captions.json to {out}, and so does: "
             f"{eval_script.merge_command(args, out)}",
@@ -88,12 +94,12 @@ def write_captions(result: Result, out: Path, args: argparse.Namespace) -> None:
     file = out / ("captions-partial.json" if result.partial else "captions.json")
     for path, content in ((out / "about.json", about), (file, captions)):
         write_whole(path, json.dumps(content, indent=2) + "\n")
-    print(
+    say(
         f"{len(captions):,} of {result.header['questions']:,} captions, {len(about['empty']):,} of them empty"
     )
     if result.failed:
-        print(f"missing or unreadable, with an empty caption: {', '.join(result.failed)}")
-    print(f"written to {file}", file=sys.stderr)
+        say(f"missing or unreadable, with an empty caption: {', '.join(result.failed)}")
+    say(f"written to {file}", file=sys.stderr)
 
 
 if __name__ == "__main__":

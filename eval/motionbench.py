@@ -11,30 +11,33 @@ the questions whose answer is withheld; `submission-partial.json` with `--limit`
 on with the same command.
 """
 
-import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from moss_vllm import eval_script
-from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.motionbench import SPLITS, read_motionbench
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.eval_options import add_options
 from moss_vllm.files import write_whole
+from moss_vllm.flags import Flags
 from moss_vllm.protocols import MOTIONBENCH
-from moss_vllm.result import Result
+
+if TYPE_CHECKING:
+    from moss_vllm.result import Result
 
 
 @errors_in_one_line()
-def main(argv: list[str] | None = None) -> Result:
+def main(argv: list[str] | None = None) -> "Result":
     """Read, ask, judge, print, write; a wrong argument or file ends it with one line and status 1."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    source = "folder with video_info.meta.jsonl and the videos, as downloaded; none: the motion world"
+    parser = Flags(__doc__)
+    source = "folder with video_info.meta.jsonl and the videos, as downloaded (default: the motion world)"
     parser.add_argument("--data", type=Path, help=source)
-    split = "dev has public answers, test has none (default: dev)"
+    split = "dev has public answers, test has none"
     parser.add_argument("--split", choices=SPLITS, default="dev", help=split)
-    eval_script.add_options(parser, MOTIONBENCH)
+    add_options(parser, MOTIONBENCH)
     args = parser.parse_args(argv)
+    from moss_vllm import eval_script  # takes seconds, of torch and transformers
+    from moss_vllm.data.motion_world import ensure_world
 
     data = args.data or ensure_world()
     videos = read_motionbench(args.annotation or data, data, split=args.split, allow_missing=True)

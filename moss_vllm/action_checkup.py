@@ -15,6 +15,7 @@ from moss_vllm.data.action import ActionSplit
 from moss_vllm.data.views import ViewSettings
 from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.run_folder import put_in_place
+from moss_vllm.screen import say
 
 BEST = "best"
 
@@ -72,7 +73,7 @@ class ActionCheckup:
         self.accelerator.log(
             {f"test/{name}": line[name] for name in ("top1", "top5", "class_mean")}, step=step
         )
-        print(f"step {step}, one view each: {found}", flush=True)
+        say(f"step {step}, one view each: {found}", flush=True)
 
     def lines(self) -> list[dict[str, Any]]:
         """What was found so far; the run drops what is after the checkpoint it goes on from."""

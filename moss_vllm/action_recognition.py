@@ -27,6 +27,7 @@ from moss_vllm.data.rows import Rejected
 from moss_vllm.data.views import NO_LABEL, ActionTestSet, ViewSettings
 from moss_vllm.errors import RunStopped
 from moss_vllm.files import whole_file
+from moss_vllm.screen import say
 from moss_vllm.stopping import leave_signals_to_the_run
 from moss_vllm.training import READ_LIMIT_S, Objective
 from moss_vllm.weights import fingerprint
@@ -239,7 +240,7 @@ def _score(
     autocast = Objective(model, dtype).autocast
     for batch in loader:
         for row in (row for row in batch if isinstance(row, Rejected)):
-            print(f"clip {row.row_id} not scored: {row.reason}", file=sys.stderr, flush=True)
+            say(f"clip {row.row_id} not scored: {row.reason}", file=sys.stderr, flush=True)
             yield {"video_id": row.row_id, "failed": row.reason, "answers": []}
         used = [row for row in batch if not isinstance(row, Rejected)]
         if not used:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 import yaml
 
+from moss_vllm.config import wrong_choices
 from moss_vllm.data.action import DATASETS, FILES, ActionSplit, read_action
 from moss_vllm.data.decoders import check_decoder
 from moss_vllm.data.mini_actions import DEFAULT_ROOT, ensure_mini_actions
@@ -20,7 +21,7 @@ from moss_vllm.training import Loop
 
 MINI = "mini"
 DATA = (*DATASETS, MINI)
-PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def refuse_ignored(settings: Any) -> None:
@@ -69,8 +70,7 @@ def check(settings: Any) -> None:
         wrong.append(f"protocol is {settings.protocol!r}; it must be one of {known}")
     if settings.annotation and Path(settings.annotation).is_file():
         wrong.append(f"annotation {settings.annotation} is a file; name the folder of both lists")
-    if settings.precision not in PRECISIONS:
-        wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    wrong += wrong_choices(settings)
     if wrong:
         raise ValueError("; ".join(wrong))
     check_decoder(settings.decoder)

@@ -18,6 +18,7 @@ from moss_vllm.data.rows import BadRow, BenchmarkVideo
 from moss_vllm.data.video import Clip, read_clip
 from moss_vllm.evaluation import evaluate, find_unreadable
 from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark
+from moss_vllm.screen import say
 from moss_vllm.vlm.checkpoint import Loaded
 
 SAMPLES = 8  # answers kept in evals.jsonl each time; all are in evals/
@@ -86,7 +87,7 @@ class Checkup:
             how: dict[str, Any] = {"out": out, "overwrite": True, "allow_missing": True, "read": self.read}
             result = evaluate(loaded, self.videos, self.benchmark, self.protocol, **how)
             for video_id, reason in result.failed.items():  # a run is not stopped for it
-                print(f"step {step}: {video_id} counts as wrong: {reason}", file=sys.stderr)
+                say(f"step {step}: {video_id} counts as wrong: {reason}", file=sys.stderr)
             found = result.score
             assert found is not None  # both readers give questions with public answers here
             line = {
@@ -102,7 +103,7 @@ class Checkup:
             with (self.out / "evals.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             right, count, chance = found.accuracy["all"], found.total["all"], result.chance["all"]
-            print(
+            say(
                 f"step {step}: {self.benchmark.name} {right:.1f} % of {count} questions (chance {chance:.1f})"
             )
             self.accelerator.log({f"eval/{task}": value for task, value in found.accuracy.items()}, step=step)

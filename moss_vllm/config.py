@@ -3,21 +3,25 @@
 import argparse
 import dataclasses
 import re
+import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from moss_vllm.flags import Flags
+from moss_vllm.screen import say
+
 T = TypeVar("T")
 WHOLE_E = re.compile(r"[-+]?\d+e[-+]?\d+").fullmatch
 
 
-def setting(default: Any, explanation: str) -> Any:
-    """A dataclass field with the text `--help` shows."""
-    return dataclasses.field(default=default, metadata={"help": explanation})
+def setting(default: Any, explanation: str, *, old: Mapping[str, str] | None = None) -> Any:
+    """A dataclass field with the text `--help` shows; `old` has values as they were once spelled."""
+    return dataclasses.field(default=default, metadata={"help": explanation, "old": old or {}})
 
 
 def parse(
@@ -30,27 +34,48 @@ def parse(
     Raises:
         ValueError: an unreadable YAML file, an unknown name in it or a value of the wrong type, by name.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser, kinds = options(settings, description), typing.get_type_hints(settings)
+    flags = parser.parse_args(argv)
+    values = _read_yaml(flags.config, kinds) if flags.config else {}
+    values |= {name: value for name in kinds if (value := getattr(flags, name)) is not None}
+    for item in dataclasses.fields(settings):  # type: ignore[arg-type]
+        if (value := values.get(item.name)) in item.metadata.get("old", {}):
+            values[item.name] = item.metadata["old"][value]
+            say(f"{item.name} {value} is called {values[item.name]} now", file=sys.stderr)
+    return settings(**values), flags
+
+
+def wrong_choices(settings: Any) -> list[str]:
+    """What is wrong with values of fields that are a `Literal`."""
+    kinds = typing.get_type_hints(type(settings))
+    values = {name: getattr(settings, name) for name, kind in kinds.items() if _choices(kind)}
+    return [
+        f"{name} is {value!r}; it must be one of {', '.join(_choices(kinds[name]))}"
+        for name, value in values.items()
+        if value is not None and value not in _choices(kinds[name])
+    ]
+
+
+def options(settings: type, description: str | None) -> Flags:
+    """The command line of `settings`, with every default told; a flag that is not given is None."""
+    parser = Flags(description)
     parser.add_argument("--config", type=Path, help="YAML file of settings; flags given beside it win")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print settings, what trains and one batch, and stop"
+        "--dry-run", action="store_true", help="print the settings, what trains and one batch; train nothing"
     )
     kinds = typing.get_type_hints(settings)
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
         kind, flag = _plain(kinds[item.name]), f"--{item.name.replace('_', '-')}"
-        explained = item.metadata["help"]
-        if item.default is not None:  # else the text says what stands for it
-            explained += f" (default: {item.default})"
+        explained, default = item.metadata["help"], item.default
+        if default is not None and "default" not in explained:
+            explained += f" (default: {'yes' if default is True else 'no' if default is False else default})"
         if kind is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=explained)
         else:
-            parser.add_argument(flag, type=kind, default=None, help=explained, metavar=kind.__name__.upper())
-    flags = parser.parse_args(argv)
-    values = _read_yaml(flags.config, kinds) if flags.config else {}
-    values |= {name: value for name in kinds if (value := getattr(flags, name)) is not None}
-    return settings(**values), flags
+            choices = _choices(kinds[item.name])  # `wrong_choices` refuses others, from a file too
+            shown = f"{{{','.join(choices)}}}" if choices else {int: "N", float: "X"}.get(kind)
+            parser.add_argument(flag, type=kind, help=explained, metavar=shown)
+    return parser
 
 
 def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +85,7 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         tree: Any = yaml.compose(text)
         keys = [key.value for key, _ in tree.value] if isinstance(values, dict) else []
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
+        raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected 'name: value' lines, got {type(values).__name__}")
     if twice := sorted({name for name in keys if keys.count(name) > 1}):
@@ -79,8 +104,16 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Those of a `Literal`, or of one that may be None; else none."""
+    kinds = [kind, *typing.get_args(kind)]
+    return next((typing.get_args(one) for one in kinds if typing.get_origin(one) is typing.Literal), ())
+
+
 def _plain(kind: Any) -> type:
-    """`int` of `int | None`."""
+    """`int` of `int | None`, `str` of a `Literal`."""
+    if _choices(kind):
+        return str
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
     return typing.cast(type, kind)

@@ -1,4 +1,4 @@
-"""What the scripts in eval/ share: their options, their default folder, processes, and how they end."""
+"""What the scripts in eval/ share: their default folder, processes, and how they end."""
 
 import argparse
 import os
@@ -7,58 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from rich.console import Console
-
 from moss_vllm.answer_store import Shard, read_answers
 from moss_vllm.data.cache import choose_reader
-from moss_vllm.data.decoders import DECODERS
 from moss_vllm.data.rows import BenchmarkVideo
 from moss_vllm.evaluation import STORE, digest_data, evaluate, look_over
 from moss_vllm.files import refuse_unwritable
+from moss_vllm.flags import choose_device
 from moss_vllm.protocols import CLIPS, Benchmark, restore
 from moss_vllm.result import Result, collect
+from moss_vllm.screen import Screen, say
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import load
-
-
-def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
-    """Options every benchmark's script has beside `--data`."""
-    add, protocols = parser.add_argument, benchmark.protocols
-    add("--annotation", type=Path, help="another annotation file (default: the one found in --data)")
-    ckpt = "checkpoint folder, base model folder, hub id, or miniature (the default)"
-    add("--ckpt", default="miniature", help=ckpt)
-    out = "folder of the results (default: runs/eval/SCRIPT/NAME and what is not as by default)"
-    add("--out", type=Path, help=out)
-    cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
-    add("--cache", type=Path, help=cache)
-    add("--cache-gib", type=float, help="add to the cache up to this size (default: no limit)")
-    add("--decoder", choices=DECODERS, default="auto", help="what reads video files (default: auto, PyAV)")
-    add("--overwrite", action="store_true", help="drop the answers in --out and start again")
-    missing = "go on without missing or unreadable videos; their questions count as wrong, and it is said"
-    add("--allow-missing", action="store_true", help=missing)
-    merge = "ask nothing: put the answers of all processes in --out together and print the table"
-    add("--merge", action="store_true", help=merge)
-    batch = "videos are answered together until they have as many questions (default: 16)"
-    add("--batch-size", type=int, default=16, help=batch)
-    workers = "threads that read videos ahead (default: one a processor, up to 16); 0: none"
-    add("--workers", type=int, help=workers)
-    add("--limit", type=int, help="ask the first N questions only; the table says it is partial")
-    usual = next(iter(protocols))
-    protocol = f"prompt and rule of judging, see eval/README.md (default: {usual})"
-    add("--protocol", choices=protocols, default=usual, help=protocol)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help=f"as torch names it (here: {device})")
-    dtype = "bf16" if device == "cuda" else "fp32"
-    add("--dtype", choices=DTYPES, default=dtype, help=f"of the base's weights (here: {dtype})")
-    group = parser.add_argument_group("clips", "default: as the checkpoint was trained, else as in the paper")
-    add, yes_no = group.add_argument, argparse.BooleanOptionalAction
-    add("--clips", choices=CLIPS, help="settings by name, which the options below override")
-    add("--sample-fps", type=float, help="frames per second (paper: 2)")
-    add("--short-side", type=int, dest="short_side_px", help="pixels (paper: 224)")
-    add("--max-frames", type=int, help="thin longer clips evenly to as many (180)")
-    add("--compress", action=yes_no, dest="compress_tokens", help="drop unchanged patches (yes)")
-    add("--still", action="store_true", help="one-frame control: every frame is the middle one")
 
 
 def choose_folder(args: argparse.Namespace, script: str, name: str, benchmark: Benchmark) -> Path:
@@ -100,6 +59,7 @@ def run(
         if args.cache_gib is not None and not args.cache:
             raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
         read = choose_reader(args.cache, args.cache_gib, args.decoder)
+        choose_device(args)
         protocol = benchmark.protocols[args.protocol].adapt(CLIPS.get(args.clips, {}), vars(args))
         uids = {q.uid for q in [q for video in videos for q in video.questions][: args.limit]}
         try:
@@ -110,7 +70,7 @@ def run(
                 raise SystemExit(0) from None
             raise
         device = f"{args.device}:{os.environ['LOCAL_RANK']}" if _is_one_of_many(args, shard) else args.device
-        loaded = load(args.ckpt, device=device, dtype=DTYPES[args.dtype])
+        loaded = load(args.ckpt, device=device, dtype=DTYPES[args.precision])
         out = choose_folder(args, script, loaded.name, benchmark)
         preferences = (loaded.run.get("protocol", {}), CLIPS.get(args.clips, {}), vars(args))
         result = evaluate(
@@ -129,9 +89,8 @@ def run(
             workers=args.workers,
         )
     if result.score and any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
-        result.notes.append(
-            f"the paper's rows are of {benchmark.name}; these data are the motion world, not comparable"
-        )
+        result.motion_world = True
+        result.notes.append("these data are the motion world: no number compares with the paper's")
     return result, out
 
 
@@ -168,15 +127,15 @@ def merge_command(args: argparse.Namespace, out: Path) -> str:
 def finish(result: Result, out: Path, args: argparse.Namespace) -> None:
     """Write and print the table once every process is done; before that, say what is missing."""
     if result.pending:
-        print(
+        say(
             f"{result.pending:,} questions are not answered yet, by other processes or a run that was "
             f"stopped; whoever ends last writes the table to {out}, and so does: {merge_command(args, out)}",
             file=sys.stderr,
         )
         return
     result.save(out)
-    Console().print(result.table())
-    print(f"written to {out}", file=sys.stderr)
+    Screen().print(result.table())
+    say(f"written to {out}", file=sys.stderr)
 
 
 def _is_one_of_many(args: argparse.Namespace, shard: Shard) -> bool:

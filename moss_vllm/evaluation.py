@@ -34,10 +34,11 @@ from moss_vllm.data.probe import probe_all
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.data.video import BadVideo, Clip, read_clip
 from moss_vllm.environment import describe_environment
-from moss_vllm.errors import RunStopped
+from moss_vllm.errors import RunStopped, UnusableData
 from moss_vllm.generation import followed, not_followed
 from moss_vllm.protocols import LETTERS, Benchmark, Protocol
 from moss_vllm.result import Result, collect, record
+from moss_vllm.screen import say
 from moss_vllm.vlm.checkpoint import Loaded, versions
 from moss_vllm.weights import answering_weights, fingerprint
 
@@ -97,9 +98,9 @@ def evaluate(
     if failed is None:
         failed = look_over(videos, left, protocol, allow_missing=allow_missing)
     if moss := next((module for module in loaded.model.modules() if isinstance(module, MOSS)), None):
-        print(moss.path(), file=sys.stderr)
+        say(moss.path(), file=sys.stderr)
     if protocol.max_new_tokens is not None and (ignored := not_followed(base_model(loaded))):
-        print(ignored, file=sys.stderr)
+        say(ignored, file=sys.stderr)
     started = time.monotonic()
     with AnswerFile(out / STORE, header, shard, overwrite=overwrite) as file:
         if overwrite and shard.rank == 0:
@@ -140,14 +141,14 @@ def look_over(
     texts = {q.uid: protocol.prompt(q) for video in about for q in video.questions if q.uid in uids}
     special = {uid: text[text.find("<|") :][:40] for uid, text in texts.items() if has_special_token(text)}
     if special:
-        lines = "\n".join(f"  {uid}: {text!r}" for uid, text in special.items())
+        lines = [f"  {uid}: {text!r}" for uid, text in special.items()]
         remedy = (
             "take '<|...|>' out of the annotation or the prompt, or these questions out of the annotation"
         )
-        raise ValueError(f"questions with a special token of the chat: {len(special)}\n{lines}\n{remedy}")
+        raise UnusableData(f"questions with a special token of the chat: {len(special)}", *lines, remedy)
     failed = find_unreadable(about, protocol)
     if failed and not allow_missing:
-        raise ValueError(tell_unreadable(failed))
+        raise UnusableData(*tell_unreadable(failed))
     return failed
 
 
@@ -165,11 +166,11 @@ def find_unreadable(videos: Sequence[BenchmarkVideo], protocol: Protocol) -> dic
     return {**missing, **bad}
 
 
-def tell_unreadable(failed: Mapping[str, str]) -> str:
-    """One message for all of them."""
-    lines = "\n".join(f"  {video_id}: {reason}" for video_id, reason in failed.items())
+def tell_unreadable(failed: Mapping[str, str]) -> list[str]:
+    """The lines of one message for all of them."""
+    lines = [f"  {video_id}: {reason}" for video_id, reason in failed.items()]
     remedy = "mend them, or pass --allow-missing, which goes on without them and says so"
-    return f"videos missing or unreadable: {len(failed)}\n{lines}\n{remedy}"
+    return [f"videos missing or unreadable: {len(failed)}", *lines, remedy]
 
 
 def _ask(

@@ -7,6 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+EXISTING = 5  # folders that a message names
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
@@ -71,3 +73,10 @@ def refuse_unwritable(folder: Path, called: str) -> None:
         reason = f"{nearest} is a file"
     if reason:
         raise ValueError(f"{called} {folder} is not a folder that can be written to ({reason}); name another")
+
+
+def tell_existing(file: str) -> str:
+    """The newest folders below runs/ that hold `file`, to end a message with; empty for none."""
+    found = [one for depth in ("*", "*/*", "*/*/*") for one in Path("runs").glob(f"{depth}/{file}")]
+    newest = sorted(found, key=lambda one: one.stat().st_mtime, reverse=True)[:EXISTING]
+    return f"; there are {', '.join(str(one.parent) for one in newest)}" if newest else ""

@@ -26,8 +26,10 @@ from moss_vllm.answering import Prompts, answer, prepare, score
 from moss_vllm.data.chat import Turn, encode
 from moss_vllm.data.frames import short_side_within, stack_frames
 from moss_vllm.data.video import Clip, read_clip
+from moss_vllm.errors import UnusableData
 from moss_vllm.evaluation import read_as
 from moss_vllm.protocols import MOTIONBENCH, Protocol
+from moss_vllm.screen import say
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
 
@@ -94,7 +96,7 @@ class Moss(lmms):
         own = {**numbers, "compress_tokens": compress_tokens}
         usual = replace(MOTIONBENCH.protocols["letter"], name="clips")
         self.protocol: Protocol = usual.adapt(self.loaded.run.get("protocol", {}), own)
-        print(f"moss_vllm: {self.loaded.name} on {device} in {dtype}; {self.protocol}", file=sys.stderr)
+        say(f"moss_vllm: {self.loaded.name} on {device} in {dtype}; {self.protocol}", file=sys.stderr)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Greedy answers, each cut before the first of its task's `until` strings."""
@@ -150,10 +152,10 @@ class Moss(lmms):
             if isinstance(shown, _Shown):
                 groups.setdefault((shown.key, limits[n]), (shown, []))[1].append(n)
         if faults := [fault for fault in found.values() if isinstance(fault, str)]:
-            lines = "\n".join(f"  {fault}" for fault in faults[:SHOWN_FAULTS])
-            raise ValueError(f"{len(faults)} questions cannot be asked, the first of them:\n{lines}")
+            lines = [f"  {fault}" for fault in faults[:SHOWN_FAULTS]]
+            raise UnusableData(f"{len(faults)} questions cannot be asked, the first of them:", *lines)
         if texts := sum(shown.key is None for shown in found.values() if isinstance(shown, _Shown)):
-            print(f"moss_vllm: {texts} questions show nothing and are asked as text alone", file=sys.stderr)
+            say(f"moss_vllm: {texts} questions show nothing and are asked as text alone", file=sys.stderr)
         rows = report.show_progress(groups.values(), len(requests), size=lambda row: len(row[1]))
         for shown, numbers in rows if self.rank == 0 else groups.values():
             yield shown.read(), numbers
@@ -226,7 +228,7 @@ def _tell_of_sampling(requests: Sequence[Any]) -> None:
         if hot or wants.get("do_sample") or (wants.get("num_beams") or 1) > 1:
             tasks.add(str(request.args[4]))
     if tasks:
-        print(
+        say(
             f"moss_vllm: {', '.join(sorted(tasks))} ask for sampling or beams; answers are greedy",
             file=sys.stderr,
         )

@@ -95,7 +95,7 @@ def estimate_training_memory(
             added.
         batch_size: clips a process and micro-batch. More than one are padded: with attention "sdpa" every
             layer then keeps a mask of tokens x tokens.
-        precision: "no", "bf16" or "fp16"; the last two are autocast. What trains is float32 in each.
+        precision: "fp32", "bf16" or "fp16"; the last two are autocast. What trains is float32 in each.
         checkpoint_llm: the language model's layers are computed again in backward.
         trained_parameters: LoRA, projector and MOSS.
         frozen_parameters: all others, peft's frozen originals of projector and MOSS included.
@@ -249,8 +249,8 @@ def _check(
             f"frames of {height_px} x {width_px} pixels do not divide into video tokens; give multiples of "
             "28, as 224 x 392"
         )
-    if precision != "no" and precision not in HALF:
-        raise ValueError(f"unknown precision '{precision}'; choose one of no, {', '.join(HALF)}")
+    if precision != "fp32" and precision not in HALF:
+        raise ValueError(f"unknown precision '{precision}'; choose one of fp32, {', '.join(HALF)}")
     if attention not in ATTENTION:
         raise ValueError(f"no estimate for attention '{attention}'; choose one of {', '.join(ATTENTION)}")
     if frozen_dtype != torch.float32 and frozen_dtype != HALF.get(precision):

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from moss_vllm.errors import RunStopped
 from moss_vllm.files import whole_file
+from moss_vllm.screen import say
 
 PROGRESS_FILE = "progress.json"
 FINISHED_FILE = "finished"  # names the last checkpoint once all steps are done
@@ -87,10 +88,10 @@ def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resum
             f"{resume} is beyond the last step, {now['steps']}; raise --steps, or name another --out"
         )
     if was["steps"] != now["steps"]:
-        print(f"steps was {was['steps']}, is {now['steps']}: the learning rate follows the new schedule now")
+        say(f"steps was {was['steps']}, is {now['steps']}: the learning rate follows the new schedule now")
     if was["sources"] != now["sources"]:
         told = f"the training set was {was['sources']} (rows, weight), is {now['sources']}"
-        print(f"{told}: the order of rows is another one from here")
+        say(f"{told}: the order of rows is another one from here")
 
 
 def tidy(out: Path, step: int) -> None:
@@ -105,7 +106,7 @@ def tidy(out: Path, step: int) -> None:
             aside = out / "abandoned" / f"{later.name}-{time.time_ns()}"
             aside.parent.mkdir(exist_ok=True)
             later.rename(aside)
-            print(f"{later} was written after step {step}, where this run goes on; it is {aside} now")
+            say(f"{later} was written after step {step}, where this run goes on; it is {aside} now")
     for file in (out / name for name in LOGS if (out / name).is_file()):
         kept = [line for line in file.read_text().splitlines(keepends=True) if _is_before(line, step)]
         with whole_file(file) as part:

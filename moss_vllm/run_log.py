@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moss_vllm.data.rows import Rejected
+from moss_vllm.screen import Screen, say
 
 REMEMBERED = 20  # steps a shown speed is the mean of, at least
 
@@ -40,7 +40,7 @@ class RunLog:
         self.named = _named(self.refusals)
         self.recent: list[dict[str, Any]] = []
         shown = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")]
-        console = Console(stderr=True, quiet=not self.main)
+        console = Screen(stderr=True, quiet=not self.main)
         self.progress = Progress(
             *shown, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
         )
@@ -79,7 +79,7 @@ class RunLog:
         if line["step"] % self.every == 0 and self.progress.disable:
             seconds = sum(one["seconds"] for one in self.recent) / len(self.recent)
             left_min = (self.steps - line["step"]) * seconds / 60
-            print(f"step {line['step']}/{self.steps}  {now}  {left_min:.1f} min left", flush=True)
+            say(f"step {line['step']}/{self.steps}  {now}  {left_min:.1f} min left", flush=True)
 
     def _speeds(self) -> dict[str, float]:
         seconds = sum(one["seconds"] for one in self.recent)
@@ -90,14 +90,9 @@ class RunLog:
         }
 
     def _live_line(self, line: Mapping[str, Any], speeds: Mapping[str, float]) -> str:
-        rates = " ".join(f"{name} {rate:.1e}" for name, rate in line["lr"].items())
-        known = [one["grad_norms"] for one in self.recent if "grad_norms" in one]
-        norms: dict[str, float] = known[-1] if known else {}
-        norm = " ".join(f"{name} {value:.2g}" for name, value in norms.items())
         return (
             f"loss {line['loss']:.3f}  {speeds['clips_per_s']:.1f} clips/s  "
-            f"{speeds[f'{self.unit}_per_s']:,.0f} {self.unit}/s  waiting {speeds['waiting_share']:.0%}  "
-            f"{line['memory_gib']:.1f} GiB  lr {rates}" + (f"  gradient {norm}" if norm else "")
+            f"waiting for data {speeds['waiting_share']:.0%}  {line['memory_gib']:.1f} GiB"
         )
 
     def rejected(self, rows: Sequence[Rejected]) -> None:
@@ -106,7 +101,7 @@ class RunLog:
             if row.row_id in self.named:
                 continue
             self.named.add(row.row_id)
-            print(f"row {row.row_id} not used: {row.reason}", file=sys.stderr, flush=True)
+            say(f"row {row.row_id} not used: {row.reason}", file=sys.stderr, flush=True)
             with self.refusals.open("a") as file:
                 file.write(json.dumps({"row_id": row.row_id, "reason": row.reason}) + "\n")
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from rich.console import Console
 from rich.table import Table
 
 from moss_vllm import engines
@@ -26,6 +25,7 @@ from moss_vllm.files import read_json, whole_file
 from moss_vllm.memory import GIB, estimate_training_memory
 from moss_vllm.optim import Rate, describe
 from moss_vllm.run_folder import step_of
+from moss_vllm.screen import Screen, say
 from moss_vllm.vlm import checkpoint
 
 SETTINGS_FILE = "settings.json"
@@ -107,15 +107,15 @@ def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: P
 
 def show(record: dict[str, Any]) -> None:
     """Print the report."""
-    console, settings, tokens = Console(), record["settings"], record["tokens"]
+    console, settings, tokens = Screen(), record["settings"], record["tokens"]
     if settings["model"] == "miniature":
         console.print(
             "This is the miniature: real classes and files, but a toy world. For the paper's run see --help."
         )
     console.print(
         f"{record['engine']} x{record['processes']} on {record['device']}, precision "
-        f"{settings['precision']}, {settings['steps']} steps of {settings['batch_size']} x "
-        f"{record['processes']} x {settings['accumulate']} clips"
+        f"{settings['precision']}, {settings['steps']} steps of {settings['batch_size']} clips x "
+        f"{record['processes']} processes x {settings['accumulate']} micro-batches"
     )
     console.print(f"attention: {record['attention']}")
     console.print(record["stss"])
@@ -123,19 +123,19 @@ def show(record: dict[str, Any]) -> None:
     if len(record["sources"]) > 1:
         for name, count, weight in record["sources"]:
             console.print(f"  {name}: {count:,} rows, weight {weight:g}")
-    console.print(f"tokens a clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
+    console.print(f"tokens per clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
     if not record["memory"]:
         console.print("no estimate of memory: the base is in 4 bits, or the longest row's video is not there")
     else:
         peak_gib = record["memory"]["total"] / GIB
         console.print(
-            f"estimated peak of weights, optimizer and activations: {peak_gib:.1f} GiB a process, for "
+            f"estimated peak of weights, optimizer and activations: {peak_gib:.1f} GiB per process, for "
             "batches of the longest clip"
         )
     show_parameters(console, record["parameters"])
 
 
-def show_parameters(console: Console, described: Sequence[Sequence[Any]]) -> None:
+def show_parameters(console: Screen, described: Sequence[Sequence[Any]]) -> None:
     """Print what `optim.describe` says of a model."""
     rows = Table("group", "pattern", "tensors", "parameters", "learning rate", title="what trains")
     for name, pattern, tensors, parameters, rate in described:
@@ -164,7 +164,7 @@ def choose_tracker(name: str) -> str | None:
     if name not in TRACKERS:
         raise ValueError(f"tracker is {name!r}; it must be one of {', '.join(TRACKERS)} or none")
     if importlib.util.find_spec(name) is None:
-        raise ImportError(f"tracker {name!r} is not installed: pip install moss_vllm[tracking]")
+        raise ImportError(f'tracker {name!r} is not installed: pip install -e ".[tracking]"')
     return name
 
 
@@ -188,15 +188,17 @@ def open_tracker(accelerator: Accelerator, settings: Any, resume: Path | None) -
 
 
 def show_batch(dataset: TrainingSet, size: int) -> None:
-    """Print the shapes of the first batch and its first conversation."""
+    """Print the shapes of the first batch and its first conversation, a turn per line."""
     batch = dataset.collate([dataset[index] for index in range(min(size, len(dataset)))])
-    for name, value in batch.items():
-        print(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
-    text = dataset.processor.tokenizer.decode(batch["input_ids"][0])
+    shapes = {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    say("first batch:", ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
+    ids = batch["input_ids"][0][batch["attention_mask"][0].bool()]
+    text = dataset.processor.tokenizer.decode(ids)
     video_token = dataset.processor.video_token
-    print(f"first conversation, each run of {video_token} shown once:")
+    say(f"its first conversation, each run of {video_token} shown once:")
     while video_token * 2 in text:
         text = text.replace(video_token * 2, video_token)
-    print(text)
+    for turn in text.removesuffix("<|im_end|>\n").split("<|im_end|>\n"):
+        say(f"  {turn}<|im_end|>")
     lengths = batch["attention_mask"].sum(-1).tolist()
-    print(json.dumps({"tokens_per_clip": {"min": min(lengths), "max": max(lengths)}}))
+    say(json.dumps({"tokens_per_clip": {"min": min(lengths), "max": max(lengths)}}))

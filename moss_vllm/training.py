@@ -25,6 +25,7 @@ from moss_vllm.data.order import RowOrder, StepBatches
 from moss_vllm.errors import RunStopped
 from moss_vllm.optim import warmup_cosine
 from moss_vllm.run_log import RunLog, peak_memory_gib
+from moss_vllm.screen import plain
 from moss_vllm.stopping import leave_signals_to_the_run, stop_asked
 
 READ_LIMIT_S = 900  # a batch that takes longer hangs: in a broken file, or on a dead network disk
@@ -270,8 +271,8 @@ def train(
                 checkpoint(done, last=last)
             if stopping and step + 1 < loop.steps:
                 accelerator.print(
-                    f"stopped by a signal after step {step + 1} of {loop.steps}; {out}/step-{step + 1:06d} "
-                    "is whole, the same command with --resume auto goes on from it"
+                    f"stopped by a signal after step {step + 1} of {loop.steps}; {plain(out)}/"
+                    f"step-{step + 1:06d} is whole, the same command with --resume auto goes on from it"
                 )
                 break
     last_checkpoint = out / f"step-{loop.steps:06d}"

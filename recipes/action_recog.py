@@ -27,41 +27,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 import yaml
-from accelerate.utils import set_seed
-from rich.console import Console
 
-from moss_vllm import classifier_checkpoint, engines, start_report
-from moss_vllm.action_checkup import BEST, ActionCheckup
-from moss_vllm.action_recognition import STORE, Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
-from moss_vllm.action_settings import (
-    DATA,
-    PRECISIONS,
-    check,
-    choose_views,
-    model_arguments,
-    open_split,
-    plan_steps,
-    refuse_ignored,
-)
 from moss_vllm.answer_store import Shard, read_answers
-from moss_vllm.config import parse, setting
-from moss_vllm.data.action import tell_shared_clips
-from moss_vllm.data.cache import choose_frame_reader
-from moss_vllm.data.views import ActionTrainingSet, ViewSettings
+from moss_vllm.config import options, parse, setting
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.hosts.classifier import VideoClassifier
-from moss_vllm.optim import describe, parameter_groups
-from moss_vllm.recognition import build_classifier, full_variant
-from moss_vllm.run_folder import choose_resume
-from moss_vllm.training import train
-from moss_vllm.weights import fingerprint
-
-SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
-VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
+from moss_vllm.flags import answer_help
+from moss_vllm.screen import Screen, say
 
 
 @dataclass(frozen=True)
@@ -72,8 +46,8 @@ class ActionRecog:
     root: str | None = setting(
         None, "folder of the videos, and of the annotation files unless they are named"
     )
-    annotation: str | None = setting(None, "folder of the annotation files, if it is another")
-    allow_missing: bool = setting(False, "leave out clips without a video; how many is said")
+    annotation: str | None = setting(None, "folder of the annotation files (default: that of the videos)")
+    allow_missing: bool = setting(False, "leave out clips without a video, and tell how many")
     protocol: str = setting("paper", "views by Table 7, or 'authors': as in their configuration files")
     out: str = setting("runs/action_recog", "where checkpoints and logs go")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
@@ -87,16 +61,17 @@ class ActionRecog:
         "(default: Table 6's of the variant, clip_b16 or clip_l14)",
     )
     weights: str = setting(
-        "pretrained", "its weights: pretrained (hub or cache), random, a .safetensors file"
+        "pretrained", "weights of the image encoder: pretrained (hub or cache), random, a .safetensors file"
     )
     temporal: str = setting(
         "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention or none"
     )
     temporal_layers: str | None = setting(
-        None, "its layers, such as '4' or '4,6' of Table 10b (default: Table 7's, 4; 8 for m and l)"
+        None,
+        "layers of that module, such as '4' or '4,6' of Table 10b (default: 4; 8 for m and l)",
     )
     temporal_options: str | None = setting(
-        None, "its arguments as YAML, such as '{orders: [1, 2, 3]}' (default: Table 7's)"
+        None, "arguments of that module as YAML, such as '{orders: [1, 2, 3]}' (default: Table 7's)"
     )
 
     frames: int | None = setting(
@@ -119,32 +94,71 @@ class ActionRecog:
         None, "passes over the training clips (default: 30; SSV with s and b 40; mini 4)"
     )
     clips_a_step: int | None = setting(
-        None, "clips a step over all processes (default: 128; m and l 96 or 80; mini 32)"
+        None, "clips per step over all processes (default: 128; m and l 96 or 80; mini 32)"
     )
-    batch_size: int = setting(16, "clips a process and micro-batch, each in REPEATS views")
+    batch_size: int = setting(16, "clips per process and micro-batch, each in REPEATS views")
     lr: float | None = setting(None, "peak learning rate (default: s, b 1e-3; m, l 2e-4; mini 2e-3)")
-    weight_decay: float | None = setting(None, "of AdamW (default: 0.15; other hosts their authors')")
+    weight_decay: float | None = setting(
+        None, "weight decay of AdamW (default: 0.15; that of their authors for other hosts)"
+    )
     layer_decay: float | None = setting(
-        None, "of the rates of earlier layers, host full alone (default: 0.7 there)"
+        None, "decay of the rates of earlier layers, with host full alone (default: 0.7 there)"
     )
     warmup_epochs: float = setting(4.0, "epochs of linear warm-up (a fifth of them, if that is less)")
     floor: float = setting(0.01, "rate at the end of the cosine, as a share of the peak")
-    smoothing: float = setting(0.1, "of labels")
+    smoothing: float = setting(0.1, "label smoothing")
     clip_norm: float = setting(20.0, "largest norm of the gradient; the paper names none")
     eval_every: int = setting(2, "epochs between tests with one view; the best checkpoint is kept")
     eval_batch_size: int = setting(8, "clips tested at once")
-    precision: str = setting("no", "'no' (float32) or 'bf16'; what trains is float32 in both")
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
+    )
     workers: int = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
     cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
-    decoder: str = setting("auto", "what reads video files: 'auto' (PyAV), 'pyav', 'decord' or 'torchcodec'")
+    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = setting(
+        "auto", "what reads video files; auto is PyAV"
+    )
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(
         None, "stop after as many steps; the schedule fits them (default: those of EPOCHS)"
     )
-    seed: int = setting(0, "of weights, data order and views")
-    tracker: str = setting("tensorboard", "'tensorboard', 'wandb', 'trackio' or 'none'")
+    seed: int = setting(0, "seed of weights, data order and views")
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
+
+
+if __name__ == "__main__":
+    answer_help(lambda: options(ActionRecog, __doc__))
+
+import torch
+from accelerate.utils import set_seed
+
+from moss_vllm import classifier_checkpoint, engines, start_report
+from moss_vllm.action_checkup import BEST, ActionCheckup
+from moss_vllm.action_recognition import STORE, Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
+from moss_vllm.action_settings import (
+    DATA,
+    PRECISIONS,
+    check,
+    choose_views,
+    model_arguments,
+    open_split,
+    plan_steps,
+    refuse_ignored,
+)
+from moss_vllm.data.action import tell_shared_clips
+from moss_vllm.data.cache import choose_frame_reader
+from moss_vllm.data.views import ActionTrainingSet, ViewSettings
+from moss_vllm.hosts.classifier import VideoClassifier
+from moss_vllm.optim import describe, parameter_groups
+from moss_vllm.recognition import build_classifier, full_variant
+from moss_vllm.run_folder import choose_resume
+from moss_vllm.training import train
+from moss_vllm.weights import fingerprint
+
+SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
+VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
 
 
 def main(argv: Sequence[str] | None = None) -> Accuracy | None:
@@ -209,12 +223,11 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         if accelerator.is_main_process:
             held = {**record["views"], "frames": views.frames // model.frames_per_encoded}
             held["randaugment"] = views.randaugment or "none"
-            for name, value in (record["settings"] | held).items():
-                print(f"{name}: {value}")
+            say(*(f"{name}: {value}" for name, value in (record["settings"] | held).items()), sep="\n")
             for name, value in dataset.collate(
                 [dataset[index] for index in range(min(2, len(dataset)))]
             ).items():
-                print(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
+                say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
         return None
     run = {
         "model": how,
@@ -301,7 +314,7 @@ def fill_in(settings: ActionRecog) -> ActionRecog:
 
 def show(record: dict[str, Any], model: VideoClassifier) -> None:
     """Print what the run will do."""
-    console, settings, views = Console(markup=False, highlight=False), record["settings"], record["views"]
+    console, settings, views = Screen(), record["settings"], record["views"]
     for line in record["data_lines"]:
         console.print(line)
     placed = getattr(model, "ladder", model).temporal_names
@@ -329,7 +342,7 @@ def finish(found: Accuracy, folder: Path, data: str, views: ViewSettings, step: 
     """Print the scores and write them beside the clips' lines."""
     about = {"data": data, "step": step, "views": f"{views.clips} clips x {views.crops} crops"}
     save_accuracy(found, folder, about)
-    print(f"test of step {step}, {about['views']}: {found}; written to {folder}")
+    say(f"test of step {step}, {about['views']}: {found}; written to {folder}")
     return found
 
 

@@ -1,8 +1,8 @@
 """Fine-tune VideoLLaMA3 with MOSS on FAVOR-Train captions: LLM by LoRA, MOSS and projector whole (Sec. 4.5).
 
-    accelerate launch recipes/favor_lora.py                       # the miniature on the motion world, minutes
+    python recipes/favor_lora.py                                  # the miniature on the motion world, minutes
     accelerate launch recipes/favor_lora.py --config recipes/configs/favor_videollama3_2b.yaml \\
-        --data FAVOR/prepared/kept.json --model OWNER/VIDEOLLAMA3_2B   # the paper's run, 8 GPU-hours
+        --data FAVOR/prepared/kept.json --model VideoLLaMA3-2B-native   # the paper's run, 8 GPU-hours
     accelerate launch --multi_gpu ...                             # DDP
     accelerate launch --use_deepspeed --deepspeed_config_file recipes/configs/deepspeed_zero2.json ...
     python recipes/favor_lora.py --dry-run --model shape:2b       # parameters and memory, without weights
@@ -21,36 +21,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from peft import PeftModel
-
-from moss_vllm import engines, start_report
-from moss_vllm.checkup import Checkup
-from moss_vllm.config import parse, setting
-from moss_vllm.data.cache import choose_reader
-from moss_vllm.data.decoders import check_decoder
-from moss_vllm.data.frames import MULTIPLE_PX
+from moss_vllm.config import options, parse, setting, wrong_choices
 from moss_vllm.data.motion_world import ensure_world
-from moss_vllm.data.plan import Plan, plan
-from moss_vllm.data.sources import read_sources
-from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import refuse_unwritable
-from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.run_folder import choose_resume
-from moss_vllm.training import Loop, train
-from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.objective import AnswerLoss
-from moss_vllm.vlm.sizes import describe_shape
-
-COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
-COUNTS += ["eval_every", "eval_questions"]
-SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
-PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+from moss_vllm.flags import answer_help
+from moss_vllm.screen import plain, say
 
 
 @dataclass(frozen=True)
@@ -62,19 +40,21 @@ class FavorLora:
     )
     revision: str | None = setting(None, "revision of a hub model")
     data: str | None = setting(
-        None, "folder or annotation file, or a .yaml list of them with weights; none: the motion world"
+        None, "folder or annotation file, or a .yaml list of them with weights (default: the motion world)"
     )
-    videos: str | None = setting(None, "folder of the videos, if not found beside the annotation")
+    videos: str | None = setting(None, "folder of the videos (default: that of the annotation)")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
-    cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
-    decoder: str = setting("auto", "what reads video files: 'auto' (PyAV), 'pyav', 'decord' or 'torchcodec'")
+    cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
+    decoder: Literal["auto", "pyav", "decord", "torchcodec"] = setting(
+        "auto", "what reads video files; auto is PyAV"
+    )
     out: str = setting("runs/favor_lora", "where checkpoints and logs go")
-    use_moss: bool = setting(True, "attach MOSS; without, the '+ FAVOR-Train' row of Table 5")
+    use_moss: bool = setting(True, "attach MOSS; --no-use-moss trains the '+ FAVOR-Train' row of Table 5")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
     sample_fps: float = setting(2.0, "frames sampled per second")
     short_side_px: int = setting(84, "shorter side of a frame in pixels")
-    max_frames: int = setting(180, "frames a clip at most; longer clips are thinned evenly")
+    max_frames: int = setting(180, "frames per clip at most; longer clips are thinned evenly")
     compress_tokens: bool = setting(False, "drop video tokens of patches that did not change")
     max_tokens: int = setting(4096, "longer conversations are rejected whole")
 
@@ -86,16 +66,18 @@ class FavorLora:
     lora_dropout: float = setting(0.0, "dropout of LoRA")
 
     steps: int = setting(360, "optimizer steps")
-    batch_size: int = setting(16, "clips a process and micro-batch")
-    accumulate: int = setting(1, "micro-batches a step")
+    batch_size: int = setting(16, "clips per process and micro-batch")
+    accumulate: int = setting(1, "micro-batches per step")
     clips_a_step: int | None = setting(
-        None, "clips a step over all processes; sets accumulate to what comes nearest"
+        None, "clips per step over all processes; accumulate is set to come nearest to it"
     )
     save_every: int = setting(120, "steps between checkpoints")
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
-    seed: int = setting(0, "of weights and data order")
-    precision: str = setting("no", "'no' (float32) or 'bf16'; what trains is float32 in both")
+    seed: int = setting(0, "seed of the new weights and of the order of rows")
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
+    )
     quantize: bool = setting(False, "keep the LLM's frozen weights in 4 bits, with bitsandbytes")
     checkpoint_llm: bool = setting(False, "recompute the LLM's activations to save memory")
     max_rejected_share: float = setting(0.01, "do not start when more rows than this cannot be used")
@@ -104,7 +86,36 @@ class FavorLora:
     eval_data: str | None = setting(None, "MotionBench or FAVOR-Bench folder to ask from while training")
     eval_every: int = setting(100, "steps between evaluations, with --eval-data")
     eval_questions: int = setting(200, "questions asked each time")
-    tracker: str = setting("tensorboard", "'tensorboard', 'wandb', 'trackio' or 'none'")
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
+
+
+if __name__ == "__main__":
+    answer_help(lambda: options(FavorLora, __doc__))
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from peft import PeftModel
+
+from moss_vllm import engines, start_report
+from moss_vllm.checkup import Checkup
+from moss_vllm.data.cache import choose_reader
+from moss_vllm.data.decoders import check_decoder
+from moss_vllm.data.frames import MULTIPLE_PX
+from moss_vllm.data.plan import Plan, plan
+from moss_vllm.data.sources import read_sources
+from moss_vllm.data.training_set import TrainingSet
+from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
+from moss_vllm.run_folder import choose_resume
+from moss_vllm.training import Loop, train
+from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.objective import AnswerLoss
+from moss_vllm.vlm.sizes import describe_shape
+
+COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
+COUNTS += ["eval_every", "eval_questions"]
+SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -148,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         start_report.show(record)
     if flags.dry_run:
         if accelerator.is_main_process:
-            print("\n".join(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()))
+            say(*(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()), sep="\n")
             start_report.show_batch(dataset, settings.batch_size)
         return []
 
@@ -203,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         evaluate_every=settings.eval_every,
     )
     if accelerator.is_main_process and lines and lines[-1]["step"] == settings.steps:
-        print(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
+        say(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
     accelerator.end_training()
     return lines
 
@@ -231,8 +242,7 @@ def check(settings: FavorLora) -> None:
         for name in ("model", "data", "videos", "cache", "out", "resume", "eval_data")
         if getattr(settings, name) == ""
     ]
-    if settings.precision not in PRECISIONS:
-        wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    wrong += wrong_choices(settings)
     if wrong:
         raise ValueError("; ".join(wrong))
     check_decoder(settings.decoder)
@@ -246,7 +256,7 @@ def with_clips_a_step(settings: FavorLora, accelerator: Accelerator) -> FavorLor
     at_once, wanted = settings.batch_size * accelerator.num_processes, settings.clips_a_step or 0
     accumulate = max(1, round(wanted / at_once))
     if accumulate * at_once != wanted:
-        accelerator.print(f"{accumulate * at_once} clips a step: {wanted} are no multiple of {at_once}")
+        accelerator.print(f"{accumulate * at_once} clips per step: {wanted} is no multiple of {at_once}")
     return dataclasses.replace(settings, accumulate=accumulate)
 
 
@@ -303,13 +313,13 @@ def reload_check(
     def compare(folder: Path) -> None:
         if engines.name(accelerator).startswith("FSDP"):
             accelerator.print(
-                f"{folder} is not reloaded for comparison: FSDP's model cannot be asked outside a step"
+                f"{plain(folder)} is not reloaded for comparison: FSDP's model cannot be asked outside a step"
             )
             return
         expected = checkpoint.next_logits(model, processor)  # on every process: ZeRO-3 gathers weights for it
         if accelerator.is_main_process:
             # The same arithmetic on the same device: what remains is the order of sums.
-            tolerance = 1e-4 if settings.precision == "no" else 1e-2
+            tolerance = 1e-4 if settings.precision == "fp32" else 1e-2
             try:
                 checkpoint.verify(
                     folder,
@@ -322,7 +332,7 @@ def reload_check(
             except RuntimeError as error:
                 if "allocate" not in str(error):  # the GPU's error has a class of its own, the CPU's has not
                     raise
-                print(f"{folder} is not compared: no memory for a second model beside the run")
+                say(f"{folder} is not compared: no memory for a second model beside the run")
         accelerator.wait_for_everyone()
 
     return compare

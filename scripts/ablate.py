@@ -20,7 +20,6 @@ group of classes (moss_vllm/data/mini_actions.py). Rows that have no counterpart
 printed, and written to OUT/TABLE.md after each run.
 """
 
-import argparse
 import dataclasses
 import fcntl
 import hashlib
@@ -41,6 +40,31 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moss_vllm.config import parse
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.files import read_json, refuse_unwritable, whole_file
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("tables", nargs="+", metavar="TABLE", help="table4a to table4d, table10a to table10e")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
+    parser.add_argument("--data", default="mini", help="data set, as of the recipe")
+    parser.add_argument("--root", help="folder of the videos, as of the recipe")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of a row, from seed 0 on (default: 1)")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of all runs")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores (default: 1)")
+    parser.add_argument("--json", type=Path, help="file to write every seed's numbers to")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are left")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
 from ablation_results import (
     FREE,
@@ -59,12 +83,8 @@ from ablation_results import (
     refuse_other_data,
 )
 from paper_tables import FILE, TABLES, Row
-from rich.console import Console
 
-from moss_vllm.action_settings import DATA, MINI
-from moss_vllm.config import parse
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import read_json, refuse_unwritable, whole_file
+from moss_vllm.action_settings import MINI
 from moss_vllm.recognition import build_classifier
 from moss_vllm.start_report import SETTINGS_FILE
 from moss_vllm.vlm.checkpoint import versions
@@ -79,18 +99,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what is left of the tables; returns what `--json` writes, and the failed runs."""
     command = list(sys.argv[1:] if argv is None else argv)
     cut = command.index("--") if "--" in command else len(command)
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("tables", nargs="+", choices=NAMES, metavar="TABLE", help=", ".join(NAMES))
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
-    parser.add_argument("--data", choices=DATA, default=MINI, help="as of the recipe (default: mini)")
-    parser.add_argument("--root", help="folder of the videos, as of the recipe")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of a row, from seed 0 on (default: 1)")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of all runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores (default: 1)")
-    parser.add_argument("--json", type=Path, help="file to write every seed's numbers to")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are left")
+    parser = options()
     args = parser.parse_args(command[:cut])
+    if unknown := [table for table in args.tables if table not in NAMES]:
+        parser.error(f"argument TABLE: invalid choice: {unknown[0]!r} (choose from {', '.join(NAMES)})")
     for name in ("seeds", "jobs"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
@@ -106,9 +118,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         raise ValueError(f"no row of {', '.join(plan)} runs on --data {args.data}: {'; '.join(reasons)}")
     refuse_other_settings(runs)
     left = [run for run in runs if not run.is_finished]
-    print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before", flush=True)
+    say(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before", flush=True)
     if args.dry_run:
-        print("\n".join(shlex.join(["python", str(RECIPE), *run.flags]) for run in left))
+        say(*(shlex.join(["python", str(RECIPE), *run.flags]) for run in left), sep="\n")
         return {"left": [list(run.flags) for run in left]}
     groups = class_groups(args.root) if args.data == MINI else {}
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
@@ -126,11 +138,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         refuse_other_data(numbers)
         with whole_file(args.out / "TABLE.md") as part:
             part.write_text(markdown(plan, numbers, args.data))
-    console = Console(width=170 if groups else 120, highlight=False)
+    console = Screen(width=170 if groups else 120)
     for table in make_tables(plan, numbers, args.data):
         console.print(table)
-    console.print(does_order_2_add(plan, numbers))
-    print(f"written to {args.out / 'TABLE.md'}")
+    console.print(*does_order_2_add(plan, numbers).split("\n"), sep="\n")
+    say(f"written to {args.out / 'TABLE.md'}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     cores = f"{os.cpu_count()} cores, {args.jobs} runs at once of {threads} threads"
     written = {
@@ -146,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.json is not None:
         with whole_file(args.json) as part:
             part.write_text(json.dumps(written, indent=2) + "\n")
-        print(f"written to {args.json}")
+        say(f"written to {args.json}")
     return written
 
 
@@ -320,7 +332,7 @@ def run_all(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], 
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
                 running[start(run, environment)] = run, time.monotonic()
-                print(f"start {run.name}, log in {run.folder / LOG}", flush=True)
+                say(f"start {run.name}, log in {run.folder / LOG}", flush=True)
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
                 run, begun = running.pop(process)
@@ -332,7 +344,7 @@ def run_all(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], 
                 else:
                     failed.append(run)
                     told = f"{place}: {last_words(run, process.returncode)}"
-                print(f"{told}; about {minutes:.0f} min left" if waiting or running else told, flush=True)
+                say(f"{told}; about {minutes:.0f} min left" if waiting or running else told, flush=True)
     finally:
         for process in running:
             process.terminate()  # the recipe writes a checkpoint then

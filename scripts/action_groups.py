@@ -10,7 +10,6 @@ group's accuracy is the share of its clips whose likeliest class is theirs. Some
 with a 95 % interval (bootstrap over clips), and clips gained and lost; --out draws the differences as bars.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,20 +18,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from moss_vllm.answer_store import Stored, read_answers
-from moss_vllm.comparison import DRAWS, SEED, Difference, measure_difference
-from moss_vllm.data.action_groups import find_groups, read_groups
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import read_json, whole_file
-from moss_vllm.page.reading import ANSWERS, holds_answers
+from moss_vllm.flags import Flags, answer_help
 from moss_vllm.report import COLOURS, DOTS_PER_INCH
+from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    add = parser.add_argument
+    add("folders", nargs=2, type=Path, metavar="FOLDER", help="result folders A and B; B - A is shown")
+    add("--groups", type=Path, metavar="CSV", help="'name,group' of every class (default: the data's own)")
+    add("--out", type=Path, metavar="PNG", help="draw the differences there")
+    add("--json", type=Path, metavar="FILE", help="write the numbers there")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from moss_vllm.comparison import DRAWS, SEED, Difference, measure_difference
+from moss_vllm.data.action_groups import find_groups, read_groups
+from moss_vllm.page.reading import ANSWERS, holds_answers
 
 # action_checkup.BEST and checkpoint.RUN_FILE; importing those takes seconds, of transformers and peft.
 BEST, RUN_FILE = "best", "run.json"
@@ -78,14 +95,7 @@ class Tested:
 @errors_in_one_line("nothing is written")
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Read, compare, print, draw; returns what `--json` writes."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    add = parser.add_argument
-    add("folders", nargs=2, type=Path, metavar=("A", "B"), help="result folders; B minus A is shown")
-    add("--groups", type=Path, metavar="CSV", help="'name,group' of every class (default: the data's own)")
-    add("--out", type=Path, metavar="PNG", help="draw the differences there")
-    add("--json", type=Path, metavar="FILE", help="write the numbers there")
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
     for name in ("out", "json"):
         if (file := getattr(args, name)) and file.is_dir():
             raise ValueError(f"--{name} {file} is a folder; name a file")
@@ -117,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.out:
         draw(names, whole, found, args.out)
     for file in filter(None, (args.json, args.out)):
-        print(f"written: {file}")
+        say(f"written: {file}")
     return record
 
 
@@ -224,10 +234,10 @@ def show(
         counts = [f"{one.gained:,}", f"{one.lost:,}"]
         cells = [f"{one.questions:,}", *shares, signed(one.points), interval, *counts]
         table.add_row(Text(group), *cells, end_section=group == list(found)[-1])
-    console = Console(highlight=False)
-    console.print(Text(f"A: {names[0]}\nB: {names[1]}\n"), table, Text(f"\n{summary(whole, found)}"))
+    console = Screen()
+    console.print(f"A: {names[0]}", f"B: {names[1]}", "", table, "", summary(whole, found), sep="\n")
     for note in [*notes, "interval: bootstrap over clips, each group by itself"]:
-        console.print(Text(f"  {note}"))
+        console.print(f"  {note}")
 
 
 def draw(names: Sequence[str], whole: Difference, found: Mapping[str, Difference], path: Path) -> None:

@@ -10,20 +10,40 @@ model's own generation config (a repetition penalty, say), so the same question 
 the answer to stdout, everything else to stderr.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.flags import Flags, add_clip_options, add_device, answer_help, choose_device
+from moss_vllm.screen import say, working
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    add = parser.add_argument
+    add("video", type=Path, metavar="VIDEO", help="a video file, or a folder of frames")
+    add("question", nargs="?", help="the question; without one the script asks you for questions")
+    add("--ckpt", default="miniature", help="checkpoint folder, base model folder, hub id, or miniature")
+    add_device(add)
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens of an answer at most")
+    add("--start-s", type=float, default=0.0, metavar="S", help="second at which the shown part begins")
+    add("--end-s", type=float, metavar="S", help="second at which it ends (default: the end of the video)")
+    add_clip_options(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
-from rich.console import Console
 from torch import Tensor
 from transformers import TextStreamer
 
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.video import read_clip
-from moss_vllm.errors import errors_in_one_line
 from moss_vllm.generation import GREEDY, not_followed
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
@@ -34,13 +54,14 @@ PAPER = {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180, "compress_t
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> list[str]:
     """Read the clip, open the model, answer; returns the answers."""
-    args = parse(argv)
+    args = options().parse_args(argv)
     if args.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens is {args.max_new_tokens}; it must be at least 1")
     if not args.video.expanduser().exists():
         raise FileNotFoundError(f"{args.video}: no such file or folder; give a video or a folder of frames")
-    with Console(stderr=True).status(f"opening {args.ckpt}"):
-        loaded = load(args.ckpt, device=args.device, dtype=DTYPES[args.dtype])
+    choose_device(args)
+    with working(f"opening {args.ckpt}"):
+        loaded = load(args.ckpt, device=args.device, dtype=DTYPES[args.precision])
     given = {name: getattr(args, name) for name in PAPER}
     how: dict[str, Any] = {**PAPER, **loaded.run.get("protocol", {})}
     how = {name: how[name] if given[name] is None else given[name] for name in PAPER}
@@ -48,13 +69,14 @@ def main(argv: list[str] | None = None) -> list[str]:
     clip = read_clip(args.video.expanduser(), start_s=args.start_s, end_s=args.end_s, **how)
     frames, height, width, _ = clip.frames.shape
     last_s = clip.frame_times_s[-1]
-    print(
-        f"{loaded.name} sees {frames} frames of {width} x {height}, 0 to {last_s:g} s of the part",
+    say(
+        f"{loaded.name} sees {frames} frames of {width} x {height} pixels, "
+        f"from {args.start_s:g} to {args.start_s + last_s:g} s",
         file=sys.stderr,
     )
 
     if ignored := not_followed(cast(Any, loaded.model)):
-        print(ignored, file=sys.stderr)
+        say(ignored, file=sys.stderr)
 
     answers = []
     for question in [args.question] if args.question else read_questions():
@@ -63,42 +85,23 @@ def main(argv: list[str] | None = None) -> list[str]:
     return answers
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    add = parser.add_argument
-    add("video", type=Path, metavar="VIDEO", help="a video file, or a folder of frames")
-    add("question", nargs="?", help="none: asked for, one after the other")
-    ckpt = "checkpoint folder, base model folder, hub id, or miniature (the default)"
-    add("--ckpt", default="miniature", help=ckpt)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help=f"as torch names it (here: {device})")
-    dtype = "bf16" if device == "cuda" else "fp32"
-    add("--dtype", choices=DTYPES, default=dtype, help=f"of the base's weights (here: {dtype})")
-    add("--max-new-tokens", type=int, default=256, help="longest answer (256)")
-    add("--start-s", type=float, default=0.0, help="first second of the part to see (0)")
-    add("--end-s", type=float, help="its last second (the end)")
-    group = parser.add_argument_group("clips", "default: as the checkpoint was trained, else as in the paper")
-    add = group.add_argument
-    add("--sample-fps", type=float, help="frames per second (paper: 2)")
-    add("--short-side", type=int, dest="short_side_px", help="pixels (paper: 224)")
-    add("--max-frames", type=int, help="thin longer clips evenly to as many (180)")
-    yes_no = argparse.BooleanOptionalAction
-    add("--compress", action=yes_no, dest="compress_tokens", help="drop unchanged patches (yes)")
-    return parser.parse_args(argv)
-
-
 def read_questions() -> Iterator[str]:
     """Lines typed by the user, until Ctrl-D; empty ones are passed over."""
     while True:
-        print("question: ", end="", file=sys.stderr, flush=True)
+        say("question: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line:
-            print(file=sys.stderr)
+            say(file=sys.stderr)
             return
         if line.strip():
             yield line.strip()
+
+
+class _Streamer(TextStreamer):
+    """Prints an answer as it comes; a control character in it does not reach the terminal."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        say(*text.split("\n"), sep="\n", end="\n" if stream_end else "", flush=True)
 
 
 @torch.inference_mode()
@@ -109,7 +112,7 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     batch = collate([example], pad_id=tokenizer.pad_token_id)
     device = model.get_input_embeddings().weight.device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with loaded.autocast():
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **GREEDY)
     return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -17,7 +17,6 @@ waiting: the recipe trains the miniature for a few steps with 0, 1 and 2 workers
 waits for clips, from OUT/train.jsonl.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -31,16 +30,45 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
+from rich.table import Table
+
+from moss_vllm.data.mini_actions import DEFAULT_ROOT, FRAME_PX, ensure_mini_actions
+from moss_vllm.data.rows import Rejected
+from moss_vllm.files import whole_file
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen, plain
+
+PARTS = ("step", "reading", "waiting")
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    add = parser.add_argument
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all three")
+    add("--variant", choices=("s", "b", "m", "l", "mini"), default="s", help="of Table 6 (default: s)")
+    add("--batch", type=int, default=2, help="clips of a step (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps (default: %(default)s)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="as in the recipe")
+    add("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
+    add("--clips", type=int, default=16, help="clips generated for reading (default: %(default)s)")
+    add("--steps", type=int, default=20, help="the recipe's steps for waiting (default: %(default)s)")
+    add("--root", type=Path, default=DEFAULT_ROOT, help="folder of the mini actions (default: %(default)s)")
+    add("--json", type=Path, help="write the results here")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+import av
 import torch
 import torch.nn.functional as F
 from benchmark_stss import MIB, Meter, clear, cpu_name
 from benchmark_training import run_all, show, spread
 from kept_for_backward import KeptForBackward
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 from step_parts import WARM_UP, load_recipe
 from torch import Tensor, nn
 
@@ -48,22 +76,18 @@ from moss_vllm.backbones import ImageEncoder
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.data.action import ActionClip, ActionSplit
 from moss_vllm.data.cache import FrameCache
-from moss_vllm.data.mini_actions import DEFAULT_ROOT, FRAME_PX, ensure_mini_actions
-from moss_vllm.data.rows import Rejected
 from moss_vllm.data.video import read_frames
 from moss_vllm.data.views import PROTOCOLS, ActionTrainingSet
-from moss_vllm.files import whole_file
 from moss_vllm.recognition import LadderClassifier, build_classifier, find_preset
 from moss_vllm.vlm.checkpoint import versions
 
-PARTS = ("step", "reading", "waiting")
 WAYS = {
     "ours": "tapped layers, no graph (ours)",
     "stacked": "every layer stacked, no graph",
     "graph": "every layer stacked, in the graph",
 }
 FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
-PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Something-Something V2 has 220,847 webm files in 19.4 GB; the qualities here give files of about that size.
 HEIGHT, WIDTH, FPS, CLIP_FRAMES = 240, 426, 12, 45
 CODECS = {
@@ -76,19 +100,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "action_recog.py"
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and, if asked, write json; returns what is written."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all three")
-    add("--variant", choices=("s", "b", "m", "l", "mini"), default="s", help="of Table 6 (default: s)")
-    add("--batch", type=int, default=2, help="clips of a step (default: %(default)s)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps (default: %(default)s)")
-    add("--precision", choices=PRECISIONS, default="no", help="as in the recipe (default: %(default)s)")
-    add("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
-    add("--clips", type=int, default=16, help="clips generated for reading (default: %(default)s)")
-    add("--steps", type=int, default=20, help="the recipe's steps for waiting (default: %(default)s)")
-    add("--root", type=Path, default=DEFAULT_ROOT, help="folder of the mini actions (default: %(default)s)")
-    add("--json", type=Path, help="write the results here")
+    parser = options()
     args = parser.parse_args(argv)
     if min(args.batch, args.repeats, args.clips) < 1 or args.steps <= WARM_UP:
         parser.error(f"--batch, --repeats and --clips take 1 or more, --steps more than {WARM_UP}")
@@ -101,7 +113,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
-    console, load = Console(width=130, highlight=False), os.getloadavg()
+    console, load = Screen(width=130), os.getloadavg()
     words = sys.argv[1:] if argv is None else argv
     record: dict[str, Any] = {
         "command": shlex.join(["python", "scripts/benchmark_action.py", *words]),
@@ -193,7 +205,7 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
         with torch.no_grad():
             losses.append(step(video).item())
         clear(step, video)
-    if not max(losses) - min(losses) < (1e-4 if precision == "no" else 0.05):
+    if not max(losses) - min(losses) < (1e-4 if precision == "fp32" else 0.05):
         raise SystemExit(f"the ways {', '.join(WAYS)} have other losses: {losses}")
     for _ in range(repeats):
         times.append([])
@@ -215,7 +227,7 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
     return {**asked, "frames": FRAMES, "stss": stss, "clock": clock, "ways": found}
 
 
-def print_step(console: Console, found: dict[str, Any]) -> None:
+def print_step(console: Screen, found: dict[str, Any]) -> None:
     """A row for each way."""
     told = f"{found['batch']} clips of {FRAMES} x {found['image_size']} px, precision {found['precision']}"
     title = f"a training step of {found['variant']}, {told}; median, and how many times ours"
@@ -278,7 +290,7 @@ def time_rows(dataset: ActionTrainingSet) -> tuple[float, float]:
     reader.seconds, started = 0.0, time.process_time()
     for index in range(len(dataset)):
         if isinstance(row := dataset[index], Rejected):
-            raise SystemExit(f"clip {row.row_id} cannot be read: {row.reason}")
+            raise SystemExit(plain(f"clip {row.row_id} cannot be read: {row.reason}"))
     whole = time.process_time() - started
     return 1000 * reader.seconds / len(dataset), 1000 * (whole - reader.seconds) / len(dataset)
 
@@ -306,7 +318,7 @@ def write_clips(folder: Path, suffix: str, clips: int) -> tuple[ActionSplit, flo
     return split, statistics.mean(path.stat().st_size for path in paths) / 1000
 
 
-def print_reading(console: Console, found: Sequence[dict[str, Any]]) -> None:
+def print_reading(console: Screen, found: Sequence[dict[str, Any]]) -> None:
     """A row for each container and way."""
     views = f"{found[0]['views_a_clip']} x {FRAMES} of {IMAGE_SIZE} px"
     told = f"{CLIP_FRAMES} frames of {HEIGHT} x {WIDTH} to {views}"
@@ -361,7 +373,7 @@ def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {**speeds, "waiting_share": waited / seconds, "first_waited_s": lines[0]["waited_s"]}
 
 
-def print_waiting(console: Console, found: dict[str, Any]) -> None:
+def print_waiting(console: Screen, found: dict[str, Any]) -> None:
     """A row for each number of workers."""
     heads = ("clips/s", "s a step", "waiting, % of a step", "load average")
     table = Table("workers", *heads, title="training the miniature; median (least-most)")

@@ -29,11 +29,11 @@ import av
 import numpy as np
 from benchmark_stss import cpu_name
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
 from moss_vllm.data.video import choose_frames, read_clip
 from moss_vllm.files import whole_file
+from moss_vllm.screen import Screen, say
 
 SAMPLING = {"sample_fps": 2.0, "max_frames": 180}
 SHORT_SIDE_PX = 224
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         parts += [make(folder, made) for made in SYNTHETIC if args.synthetic and args.only in made.name]
         for part in parts:
             rows.append(measure(part, readers, args.turns))
-            print(json.dumps(rows[-1]), file=sys.stderr)
+            say(json.dumps(rows[-1]), file=sys.stderr)
     result = {
         "command": shlex.join(
             ["python", "scripts/benchmark_decoding.py", *(sys.argv[1:] if argv is None else argv)]
@@ -142,7 +142,7 @@ def measure(part: Part, readers: dict[str, Callable[[Part], np.ndarray]], turns:
             try:
                 frames = read(part)
             except Exception as error:  # a reader that cannot read the clip is no rival
-                print(f"{part.path.name}: {name} failed ({str(error).splitlines()[0][:80]})", file=sys.stderr)
+                say(f"{part.path.name}: {name} failed ({str(error).splitlines()[0][:80]})", file=sys.stderr)
                 continue
             spent = time.process_time() - begun
             seconds[name] = min(seconds.get(name, spent), spent)
@@ -289,8 +289,8 @@ def show(result: dict[str, Any], readers: list[str]) -> None:
         table.add_row(
             row["clip"], row["stored"], str(row["frames"]), *spent, same, f"{row['ratio']:.2f}", before
         )
-    Console(width=120).print(table)
-    print(f"worst ratio {result['worst_ratio']:.2f}")
+    Screen(width=120).print(table)
+    say(f"worst ratio {result['worst_ratio']:.2f}")
 
 
 if __name__ == "__main__":

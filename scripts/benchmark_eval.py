@@ -24,24 +24,48 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from moss_vllm.data.motion_world import ensure_world
+from moss_vllm.data.rows import BenchmarkVideo, Question
+from moss_vllm.files import whole_file
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.protocols import FAVOR_BENCH, Protocol
+from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    add = parser.add_argument
+    add("--shape", choices=("2b", "7b"), help="random weights of this shape; without, --ckpt")
+    add("--ckpt", default="miniature", help="checkpoint or base (default: the miniature)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: %(default)s)")
+    add("--videos", type=int, default=50, help="videos asked about (default: %(default)s)")
+    add("--repeats", type=int, default=3, help="of each way (default: %(default)s)")
+    add("--protocol", choices=FAVOR_BENCH.protocols, default="letter", help="default: %(default)s")
+    add("--sample-fps", type=float, help="frames per second (default: the checkpoint's, else 2)")
+    add("--short-side-px", type=int, help="pixels (default: the checkpoint's, else 224)")
+    add("--threads", type=int, default=1, help="CPU threads that compute (default: %(default)s)")
+    add("--json", type=Path, help="write the results here")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
 from benchmark_stss import cpu_name
-from rich.console import Console
-from rich.table import Table
 
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.chat import Turn, collate, encode
 from moss_vllm.data.favor import read_favor_bench
-from moss_vllm.data.motion_world import ensure_world
-from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation import evaluate, read_as
-from moss_vllm.files import whole_file
 from moss_vllm.generation import GREEDY
-from moss_vllm.protocols import FAVOR_BENCH, Protocol
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.sizes import SHAPES, build_shape
+from moss_vllm.vlm.sizes import build_shape
 
 QUESTIONS_A_VIDEO = (5, 4, 5, 4, 5)  # on average 4.6: FAVOR-Bench's 8,184 questions of 1,776 videos
 STAGES = ("decode", "encode", "prefill", "answer")
@@ -50,19 +74,7 @@ CLAIM = 4.0
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and, if asked, write json; returns what is written."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    add = parser.add_argument
-    add("--shape", choices=SHAPES, help="random weights of this shape; without, --ckpt")
-    add("--ckpt", default="miniature", help="checkpoint or base (default: the miniature)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: %(default)s)")
-    add("--videos", type=int, default=50, help="videos asked about (default: %(default)s)")
-    add("--repeats", type=int, default=3, help="of each way (default: %(default)s)")
-    add("--protocol", choices=FAVOR_BENCH.protocols, default="letter", help="default: %(default)s")
-    add("--sample-fps", type=float, help="frames a second (default: the checkpoint's, else 2)")
-    add("--short-side", type=int, help="pixels (default: the checkpoint's, else 224)")
-    add("--threads", type=int, default=1, help="CPU threads that compute (default: %(default)s)")
-    add("--json", type=Path, help="write the results here")
+    parser = options()
     args = parser.parse_args(argv)
     if min(args.videos, args.repeats, args.threads) < 1:
         parser.error("--videos, --repeats and --threads take 1 or more")
@@ -72,7 +84,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     loaded, load_before = open_model(args), os.getloadavg()[0]
     chosen = FAVOR_BENCH.protocols[args.protocol]
     protocol = chosen.adapt(
-        loaded.run.get("protocol", {}), {"short_side_px": args.short_side, "sample_fps": args.sample_fps}
+        loaded.run.get("protocol", {}), {"short_side_px": args.short_side_px, "sample_fps": args.sample_fps}
     )
     videos = make_questions(args.videos)
     ways: dict[str, list[dict[str, Any]]] = {"one at a time": [], "engine": []}
@@ -80,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for turn in range(args.repeats):
         for way, runs in measure(loaded, videos, protocol).items():
             ways[way].append(runs)
-            print(f"{turn + 1} of {args.repeats}, {way}: {runs['seconds']:.1f} s", file=sys.stderr)
+            say(f"{turn + 1} of {args.repeats}, {way}: {runs['seconds']:.1f} s", file=sys.stderr)
     pairs = list(zip(ways["one at a time"], ways["engine"], strict=True))
     asked = sum(len(video.questions) for video in videos)
     same = min(sum(map(str.__eq__, one.pop("texts"), all_.pop("texts"))) for one, all_ in pairs)
@@ -212,7 +224,7 @@ def peak_gib() -> float:
 
 def show(record: dict[str, Any]) -> None:
     """A row for each way, then the ratio."""
-    console = Console(width=140, highlight=False)
+    console = Screen(width=140)
     table = Table("way", title=f"{record['questions']} questions about {record['videos']} videos")
     for head in (
         "questions/s",

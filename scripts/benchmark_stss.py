@@ -7,14 +7,13 @@ run in this process, in turns, on the same weights and data, after their results
     python scripts/benchmark_stss.py                                # four shapes on the CPU, ten minutes
     python scripts/benchmark_stss.py --shapes a --json stss.json
     python scripts/benchmark_stss.py --shapes efg --parts stss --repeats 1  # long and fine clips: memory
-    python scripts/benchmark_stss.py --device cuda --dtype bfloat16
+    python scripts/benchmark_stss.py --device cuda --precision bf16
 
 On a CPU, times are CPU time with one thread, which other work on the machine changes little, or wall time
 with --threads above 1. On a GPU they come from CUDA events, and the last columns say which share of the
 device's own bound is reached: the larger of multiply-adds over its peak and bytes over its bandwidth.
 """
 
-import argparse
 import ctypes
 import gc
 import json
@@ -25,19 +24,44 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from rich.table import Table
+
+from moss_vllm import report
+from moss_vllm.flags import PRECISIONS, Flags, answer_help
+from moss_vllm.screen import Screen
+
+PARTS = ("stss", "stss+linear", "module")
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("--shapes", default="abcd", help="any of a to g (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all three")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="steps timed of each way (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from kept_for_backward import KeptForBackward
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor, nn
 
-from moss_vllm import report
 from moss_vllm.core import MOSS, stss
 from moss_vllm.core.encoder import UVProjection, stss_path
 from moss_vllm.core.stss import Window
+from moss_vllm.vlm.base import DTYPES
 
 # Features (B, T, H, W, C) that STSS compares, window, D, and the module's d_in, d_fuse and d_out.
 SHAPES: dict[str, tuple[tuple[int, ...], Window, int, int, int, int]] = {
@@ -50,7 +74,6 @@ SHAPES: dict[str, tuple[tuple[int, ...], Window, int, int, int, int]] = {
     "f": ((1, 100, 28, 28, 128), (7, 11, 11), 64, 512, 128, 512),
     "g": ((1, 32, 32, 32, 256), (7, 11, 11), 96, 1024, 192, 448),
 }
-PARTS = ("stss", "stss+linear", "module")
 # Dense peak in 1e12 FLOP/s by type, and 1e12 bytes/s, from the vendor's data sheets.
 GPUS = {
     "H200": ({"float32": 67, "bfloat16": 989, "float16": 989}, 4.8),
@@ -249,7 +272,7 @@ def compare(part: str, shape: str, device: str, dtype: torch.dtype, repeats: int
     return result
 
 
-def print_table(console: Console, results: list[dict]) -> None:
+def print_table(console: Screen, results: list[dict]) -> None:
     """Textbook / ours, and their ratio, a row for each part and shape."""
     table = Table(title="textbook / ours (ratio)")
     columns = {
@@ -276,18 +299,7 @@ def print_table(console: Console, results: list[dict]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print and, if asked, write json."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--shapes", default="abcd", help="any of a to g (default: %(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all three")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="steps timed of each way (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser = options()
     settings = parser.parse_args(argv)
     if unknown := set(settings.shapes) - set(SHAPES):
         parser.error(f"unknown shapes {''.join(sorted(unknown))}; known are {''.join(SHAPES)}")
@@ -302,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
     if settings.json:
         settings.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
     torch.set_num_threads(settings.threads)
-    console = Console()
+    console = Screen()
     path, reason = stss_path(torch.device(settings.device), (5, 9, 9))
     console.print(f"STSS in MOSS: {path} ({reason})")
     todo = [(part, shape) for shape in settings.shapes for part in settings.parts]
@@ -313,7 +325,7 @@ def main(argv: list[str] | None = None) -> None:
         task = bar.add_task("", total=len(todo))
         for part, shape in todo:
             bar.update(task, description=f"{part}, shape {shape}")
-            arguments = (settings.device, getattr(torch, settings.dtype), settings.repeats, settings.threads)
+            arguments = (settings.device, DTYPES[settings.precision], settings.repeats, settings.threads)
             results.append(compare(part, shape, *arguments))
             bar.advance(task)
     print_table(console, results)
@@ -324,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
                 ["python scripts/benchmark_stss.py", *(sys.argv[1:] if argv is None else argv)]
             ),
             "device": device,
-            "dtype": settings.dtype,
+            "dtype": str(DTYPES[settings.precision]).removeprefix("torch."),
             "threads": settings.threads,
             "path": f"{path} ({reason})",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -31,20 +31,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from moss_vllm import report
+from moss_vllm.data.motion_world import DEFAULT_ROOT, ensure_world
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    add = parser.add_argument
+    add("--shape", choices=("2b", "7b"), help="random weights of this shape; without, the demo's runs")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
+    add("--steps", type=int, default=20, help="steps timed in a run, after some to warm up")
+    add("--repeats", type=int, default=3, help="of the demo's runs, for their spread (default: %(default)s)")
+    add("--clip-s", type=float, nargs="+", default=[10, 30], help="seconds of --shape's clips (10 and 30)")
+    add("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world, for the demo's runs")
+    add("--json", type=Path, help="write the results here")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import cache_frames
 import demo
 import torch
 from benchmark_stss import cpu_name
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, load_recipe, run_shape, shares
 
-from moss_vllm import report
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.cache import choose_reader
-from moss_vllm.data.motion_world import DEFAULT_ROOT, ensure_world
 from moss_vllm.data.sources import read_sources
 from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.vlm import checkpoint
@@ -70,16 +91,7 @@ WAYS = [Way(cached, workers) for workers in (1, 0) for cached in (False, True)]
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and, if asked, write json; returns what is written."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    add = parser.add_argument
-    add("--shape", choices=FRAMES_PX, help="random weights of this shape; without, the demo's runs")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
-    add("--steps", type=int, default=20, help=f"steps timed in a run, after {WARM_UP} others (default: 20)")
-    add("--repeats", type=int, default=3, help="of the demo's runs, for their spread (default: %(default)s)")
-    add("--clip-s", type=float, nargs="+", default=[10, 30], help="seconds of --shape's clips (10 and 30)")
-    add("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world, for the demo's runs")
-    add("--json", type=Path, help="write the results here")
+    parser = options()
     args = parser.parse_args(argv)
     if wrong := refusal(args):
         parser.error(wrong)
@@ -87,7 +99,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         os.environ["ACCELERATE_USE_CPU"] = "true"
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
-    console, load = Console(width=150, highlight=False), os.getloadavg()
+    console, load = Screen(width=150), os.getloadavg()
     measured = measure_shape(args, console) if args.shape else measure_demo(args, console)
     words = sys.argv[1:] if argv is None else argv
     record = {
@@ -128,7 +140,7 @@ def refusal(args: argparse.Namespace) -> str | None:
 def run_all(jobs: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> list[dict[str, Any]]:
     """Run one job after the other; tell after each how long it took and how long the rest takes."""
     found: list[dict[str, Any]] = []
-    started, shown = time.monotonic(), Console(file=sys.stderr, highlight=False)
+    started, shown = time.monotonic(), Screen(file=sys.stderr)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=len(jobs))
@@ -153,14 +165,14 @@ def quietly() -> Iterator[None]:
                 yield
         except BaseException:
             said.seek(0)
-            print(said.read()[-3000:], file=sys.stderr)
+            say(*said.read()[-3000:].split("\n"), sep="\n", file=sys.stderr)
             raise
 
 
 # ---- the demo's runs
 
 
-def measure_demo(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure_demo(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
     """The demo's two runs in every way of `WAYS`, in turns, then reading alone."""
     world, settings = ensure_world(args.world), load_recipe(Path(demo.RECIPE)).FavorLora()
     with tempfile.TemporaryDirectory() as folder:
@@ -271,7 +283,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def print_arms(console: Console, arms: Sequence[dict[str, Any]], reading: dict[str, Any]) -> None:
+def print_arms(console: Screen, arms: Sequence[dict[str, Any]], reading: dict[str, Any]) -> None:
     """A row for each arm: its speed and its waiting, then the parts of its steps."""
     speed = Table("clips from", "MOSS", title="the demo's training, median (least-most)")
     for head in ("s a step", "clips/s", "waiting, % of a step", "% of the whole run"):
@@ -297,7 +309,7 @@ def show(found: dict[str, float], unit: int = 1) -> str:
 # ---- a shape with random weights
 
 
-def measure_shape(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure_shape(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
     """Steps on random clips of each length, without and with MOSS and recomputation."""
     cases: list[dict[str, Any]] = [
         {"clip_s": clip_s, "moss": moss, "recomputed": recomputed}
@@ -327,7 +339,7 @@ def measure_shape(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     }
 
 
-def print_shapes(console: Console, shape: str, results: Sequence[dict[str, Any]]) -> None:
+def print_shapes(console: Screen, shape: str, results: Sequence[dict[str, Any]]) -> None:
     """A row for each case: speed and memory, then the parts of its steps."""
     hours = f"h for {ITERATIONS:,} x {CLIPS_A_STEP} clips (paper: {PAPER_GPU_HOURS} GPU-h)"
     speed = Table("clip", "MOSS", "recomputed", title=f"training steps of one clip, shape {shape}")

@@ -10,7 +10,6 @@ values of the three sampling flags reads other entries. Writes CACHE/bad.jsonl (
 status: 0 if all is good, 1 if some clips are bad, 2 if the disk is too small.
 """
 
-import argparse
 import random
 import shutil
 import sys
@@ -24,6 +23,8 @@ from moss_vllm.data.cache import FrameCache
 from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.video import BadVideo
 from moss_vllm.files import refuse_unwritable
+from moss_vllm.flags import Flags
+from moss_vllm.screen import plain, say
 
 MEASURED = 32  # clips, drawn at random, before the size of the whole is told
 GIB = 2**30
@@ -31,20 +32,18 @@ GIB = 2**30
 
 def main(argv: list[str] | None = None) -> int:
     """Fill the cache, print the summary; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Flags(__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder to fill")
     limit = "stop at this size; what is not in the cache is decoded in training (default: no limit)"
-    parser.add_argument("--max-gib", type=float, help=limit)
+    parser.add_argument("--cache-gib", type=float, metavar="GIB", help=limit)
     add_options(parser)
     args = parser.parse_args(argv)
     try:
         refuse_unwritable(args.cache, "--cache")
         parts, bad = list_parts(args.data, args.videos)
-        cache = FrameCache(args.cache, args.max_gib)
+        cache = FrameCache(args.cache, args.cache_gib)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(plain(error))
 
     sampling = {name: getattr(args, name) for name in SAMPLING}
     keys = {part: describe(part, sampling) for part in parts}
@@ -67,20 +66,20 @@ def main(argv: list[str] | None = None) -> int:
             if n_stored == min(MEASURED, len(todo)):
                 check_space(cache, n_stored, n_bytes, len(todo) - n_stored - (len(bad) - n_rows))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     finally:
         outcomes.close()
     write_bad(args.cache / "bad.jsonl", bad)
     n_bad, n_there = len(bad) - n_rows, len(parts) - len(todo)
-    print(
+    say(
         f"{n_there + n_stored:,} of {len(parts):,} clips are in {args.cache}: {n_there:,} were there, "
         f"{n_stored:,} added ({n_bytes / GIB:.2f} GiB); {n_bad:,} bad, {n_rows:,} rows without a "
         f"usable video{f', see {args.cache}/bad.jsonl' if bad else ''}"
     )
     if is_full:
-        print("the cache took no more (the reason is above): the rest is decoded each time it is read")
-        if args.max_gib is None:
+        say("the cache took no more (the reason is above): the rest is decoded each time it is read")
+        if args.cache_gib is None:
             return 2
     return 1 if bad else 0
 
@@ -105,7 +104,7 @@ def check_space(cache: FrameCache, n_done: int, n_bytes: int, n_left: int) -> No
     Raises: SystemExit if the disk has no room for it.
     """
     left = n_bytes / n_done * n_left
-    print(
+    say(
         f"expected: {(n_bytes + left) / GIB:.2f} GiB for {n_done + n_left:,} clips "
         f"({n_bytes / n_done / 2**20:.2f} MiB each, from {n_done} drawn at random)",
         file=sys.stderr,
@@ -114,10 +113,10 @@ def check_space(cache: FrameCache, n_done: int, n_bytes: int, n_left: int) -> No
         left = min(left, max(0.0, cache.max_gib * GIB - cache.used_bytes()))
     free = shutil.disk_usage(cache.folder).free
     if left > free:
-        print(
+        say(
             f"error: {cache.folder} has {free / GIB:.2f} GiB free, {left / GIB:.2f} more are needed; free "
             "space, name another --cache, sample less (--short-side-px, --sample-fps, --max-frames), or "
-            f"cache a part with --max-gib {(cache.measure() + 0.9 * free) / GIB:.1f}",
+            f"cache a part with --cache-gib {(cache.measure() + 0.9 * free) / GIB:.1f}",
             file=sys.stderr,
         )
         raise SystemExit(2)

@@ -28,6 +28,8 @@ from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
 from moss_vllm.data.sources import read_sources
 from moss_vllm.data.video import BadVideo, read_clip
 from moss_vllm.files import refuse_unwritable, whole_file
+from moss_vllm.flags import Flags
+from moss_vllm.screen import plain, say
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 SAMPLING = ("sample_fps", "short_side_px", "max_frames", "decoder")
@@ -43,9 +45,7 @@ class Part(NamedTuple):
 
 def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = None) -> int:
     """Check, write, print the summary; returns the exit status. `decode` takes the place of `decode_part`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Flags(__doc__)
     add_options(parser)
     out = "folder of checked.jsonl and bad.jsonl (default: runs/check_videos)"
     parser.add_argument("--out", type=Path, default=Path("runs/check_videos"), help=out)
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
         parts, bad = list_parts(args.data, args.videos)
         done = read_checked(args.out / "checked.jsonl")
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(plain(error))
 
     sampling = {name: getattr(args, name) for name in SAMPLING}
     todo = [part for part in parts if describe(part, sampling) not in done]
@@ -74,12 +74,12 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
                     file.write(json.dumps(outcome) + "\n")
                     file.flush()
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     write_bad(args.out / "bad.jsonl", bad)
     n_bad = len(bad) - n_rows
     good = f"{len(parts) - n_bad:,} good ({len(parts) - len(todo):,} of them known from an earlier run)"
-    print(
+    say(
         f"checked {len(parts):,} clips: {good}, {n_bad:,} bad; {n_rows:,} rows without a usable "
         f"video; see {args.out / 'bad.jsonl'}"
     )
@@ -92,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, help="annotation, its folder, or a folder of videos without one")
     add("--videos", type=Path, help="folder of the videos, if not the annotation's")
     cores = os.cpu_count() or 1
-    add("--workers", type=at_least(1, int), default=cores, help=f"processes that decode (here: {cores})")
+    add("--workers", type=at_least(1, int), default=cores, help="processes that decode")
     add("--limit-s", type=at_least(0.1, float), default=60.0, help="seconds a clip may take (default: 60)")
     add("--decoder", choices=DECODERS, default="auto", help="what reads video files (default: auto, PyAV)")
     group = parser.add_argument_group("sampling, as in training", "the defaults are the paper's")
@@ -133,7 +133,7 @@ def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], 
         if not parts:
             raise ValueError(f"no file below {data} ends in one of {', '.join(VIDEO_SUFFIXES)}")
         if others := len(files) - len(parts):
-            print(f"{others:,} files below {data} are no videos by their names and not looked at")
+            say(f"{others:,} files below {data} are no videos by their names and not looked at")
         return parts, []
     bad: list[dict[str, Any]] = []
     for source in read_sources(data, videos).sources:
@@ -189,7 +189,7 @@ def as_failure(part: Part, error: BadVideo) -> Failure:
 
 def tell_bad(part: Part, rows: list[str], failure: Failure) -> dict[str, Any]:
     """Print what is wrong with a part; returns its line of bad.jsonl."""
-    print(f"bad: {part.path}: {failure.reason}", file=sys.stderr)
+    say(f"bad: {part.path}: {failure.reason}", file=sys.stderr)
     times = {} if part.end_s is None else {"start_s": part.start_s, "end_s": part.end_s}
     return {"path": part.path, **times, "rows": rows, "reason": failure.reason, "remedy": failure.remedy}
 

@@ -9,33 +9,39 @@ in. The chat template written is this project's: the authors' layout without the
 Writes a folder that `--model`, `moss_vllm.vlm.checkpoint.load` and transformers' Auto classes open.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("source", type=Path, help="folder of the downloaded release")
+    parser.add_argument("out", type=Path, help="folder to write: a new or an empty one")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
 
 from moss_vllm.vlm.convert import Conversion, convert
 
 
+@errors_in_one_line("nothing was written")
 def main(argv: list[str] | None = None) -> Conversion:
     """Convert, and say what was written; a wrong folder or file ends it with one line."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("source", type=Path, help="folder of the downloaded release")
-    parser.add_argument("out", type=Path, help="folder to write: a new or an empty one")
-    args = parser.parse_args(argv)
-    try:
-        with show_progress() as tell:
-            done = convert(args.source.expanduser(), args.out.expanduser(), tell=tell)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("stopped; nothing was written") from None
+    args = options().parse_args(argv)
+    with show_progress() as tell:
+        done = convert(args.source.expanduser(), args.out.expanduser(), tell=tell)
     show(done, args.out)
     return done
 
@@ -47,23 +53,23 @@ def show(done: Conversion, out: Path) -> None:
     for part, tensors in done.tensors.items():
         table.add_row(part, f"{tensors:,}", f"{done.parameters[part]:,}")
     table.add_row("all", f"{sum(done.tensors.values()):,}", f"{sum(done.parameters.values()):,}")
-    Console().print(table)
-    print("stored as", ", ".join(f"{dtype} ({count:,})" for dtype, count in done.dtypes.items()))
-    print("head:", "tied to the embedding" if done.tied else "weights of its own")
+    Screen().print(table)
+    say("stored as", ", ".join(f"{dtype} ({count:,})" for dtype, count in done.dtypes.items()))
+    say("head:", "tied to the embedding" if done.tied else "weights of its own")
     if done.added_tokens:
-        print(f"tokenizer: added {' and '.join(done.added_tokens)}; embedding: {done.new_rows} new rows")
+        say(f"tokenizer: added {' and '.join(done.added_tokens)}; embedding: {done.new_rows} new rows")
     if done.not_carried:
         count, names = len(done.not_carried), ", ".join(done.not_carried)
-        print(f"settings without a place in the native format ({count}): {names}")
+        say(f"settings without a place in the native format ({count}): {names}")
     config = "recipes/configs/favor_videollama3_2b.yaml"
     data = "FAVOR/prepared/kept.json"
-    print(f"next: accelerate launch recipes/favor_lora.py --config {config} --data {data} --model {out}")
+    say(f"next: accelerate launch recipes/favor_lora.py --config {config} --data {data} --model {out}")
 
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[int, int], None]]:
     """A bar of bytes on stderr; where no terminal is, a line for each file written."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     started = time.monotonic()
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

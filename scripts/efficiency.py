@@ -16,7 +16,6 @@ holds more, the encoder's layers and the optimizer's state for two, in a precisi
 "peak" (GB) is the same, measured here in float32 and under bfloat16 autocast.
 """
 
-import argparse
 import json
 import math
 import os
@@ -25,18 +24,39 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
+from moss_vllm import report
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("--table", choices=["3", "4", "6", "10", "video-llm", "all"], default="all")
+    parser.add_argument("--json", type=Path, help="file to write the numbers to")
+    parser.add_argument(
+        "--device",
+        choices=["cpu", "cuda"],
+        default="cpu",
+        help='"cuda" adds measured peaks; weights are random',
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
 import torch.nn.functional as F
 from kept_for_backward import KeptForBackward
 from paper_tables import TABLES, Row
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moss_vllm import report
 from moss_vllm.backbones import ImageEncoder
 from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset
 from moss_vllm.core.stss import stss
@@ -53,16 +73,7 @@ TOLERANCE = {"FLOPs": 0.5, "TP": 0.1}  # beyond it, and beyond the paper's round
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Compute and print; returns what `--json` writes."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--table", choices=["3", "4", "6", "10", "video-llm", "all"], default="all")
-    parser.add_argument("--json", type=Path, help="file to write the numbers to")
-    parser.add_argument(
-        "--device",
-        choices=["cpu", "cuda"],
-        default="cpu",
-        help='"cuda" adds measured peaks; weights are random',
-    )
+    parser = options()
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -75,7 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         except OSError as error:
             parser.error(f"--json {args.json}: its folder cannot be made ({error.strerror})")
 
-    console = Console(width=130, highlight=False)
+    console = Screen(width=130)
     found: dict[str, Any] = {}
     for name, rows in TABLES.items():
         if args.table in ("all", name.rstrip("abcde")):

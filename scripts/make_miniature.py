@@ -18,8 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moss_vllm.data.rows import Question
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.scoring import judge_favor, parse_letter
+from moss_vllm.screen import say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--see", type=int, default=900, help="steps of 96 pictures")
+    parser.add_argument("--read", type=int, default=600, help="steps of 24 told conversations")
+    parser.add_argument("--talk", type=int, nargs="+", default=[450], help="steps of each round")
+    parser.add_argument("--measured", type=int, default=200, help="held-out pictures and clips to measure on")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -36,12 +58,10 @@ from moss_vllm.data.chat import (
     conversation_text,
     encode,
 )
-from moss_vllm.data.rows import Question
 from moss_vllm.data.synthetic import Choice
 from moss_vllm.data.video import Clip
 from moss_vllm.files import readable
 from moss_vllm.optim import warmup_cosine
-from moss_vllm.scoring import judge_favor, parse_letter
 from moss_vllm.vlm.miniature import MINIATURE_MOSS, build, build_processor, build_tokenizer
 
 CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?")
@@ -50,22 +70,13 @@ HELD_OUT = 10**6  # added to the seed for sights that training never draws
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Pre-train, save, measure; returns the accuracy by kind of question, in percent."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--see", type=int, default=900, help="steps of 96 pictures")
-    parser.add_argument("--read", type=int, default=600, help="steps of 24 told conversations")
-    parser.add_argument("--talk", type=int, nargs="+", default=[450], help="steps of each round")
-    parser.add_argument("--measured", type=int, default=200, help="held-out pictures and clips to measure on")
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
 
     torch.manual_seed(args.seed)
     processor = build_processor(build_tokenizer(_corpus()))
     torch.manual_seed(args.seed)
     model = build(processor.tokenizer).train()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
     started = time.monotonic()
     learn_to_see(model, processor, steps=args.see, seed=args.seed)
     learn_to_talk(model, processor, steps=args.read, seed=args.seed, told=True)
@@ -98,7 +109,7 @@ def save(
         "moss": MINIATURE_MOSS,
     }
     (args.out / "miniature.json").write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps(record, indent=2))
+    say(*json.dumps(record, indent=2).split("\n"), sep="\n")
     return accuracy
 
 

@@ -1,7 +1,7 @@
 """Merge a checkpoint into one full model: LoRA added to the weights, trained projector and MOSS in place.
 
     python scripts/merge.py runs/favor_lora/step-000360 runs/merged
-    python scripts/merge.py CKPT OUT --dtype fp32
+    python scripts/merge.py CKPT OUT --precision fp32
 
 Writes a folder: safetensors (shards of 4 GB), processor, generation config, the run's record (merged.json),
 and README.md, which says what opens it.
@@ -13,19 +13,32 @@ CPU in float32: 4 bytes a parameter of memory. A checkpoint trained on a 4-bit b
 full, as is usual; its answers then differ a little from those in training.
 """
 
-import argparse
 import json
 import os
 import shutil
-import sys
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.flags import PRECISIONS, Flags, answer_help
+from moss_vllm.screen import say, working
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a step-NNNNNN folder of a run")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write: a new or an empty one")
+    precision = "number format of the weights written"
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help=precision)
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 from moss_vllm.files import readable
+from moss_vllm.quiet import quiet
 from moss_vllm.vlm.base import DTYPES, MERGED_FILE, TO_TRAIN, base_record
 from moss_vllm.vlm.card import loading_code, merged_readme
 from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
@@ -38,12 +51,7 @@ ALLOWED = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1}
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> float:
     """Merge, compare, rename; returns the largest difference of a logit."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="a step-NNNNNN folder of a run")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write: a new or an empty one")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="of the weights written (bf16)")
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
     folder, out = args.checkpoint.expanduser(), args.out.expanduser()
     if not (folder / RUN_FILE).is_file():
         raise FileNotFoundError(
@@ -55,37 +63,39 @@ def main(argv: list[str] | None = None) -> float:
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        record, expected = write_merged(folder, part, args.dtype)
+        record, expected = write_merged(folder, part, args.precision)
         (part / "README.md").write_text(merged_readme(out.name, record))
-        with showing("comparing it with the checkpoint"):
+        with working("comparing it with the checkpoint"):
             reloaded = load(part)
             difference = float((next_logits(reloaded.model, reloaded.processor) - expected).abs().max())
         largest = float(expected.abs().max())
-        print(f"logits differ by at most {difference:.2g}; the largest is {largest:.3g}")
-        if not difference <= ALLOWED[args.dtype] * largest:
+        say(f"logits differ by at most {difference:.2g}; the largest is {largest:.3g}")
+        if not difference <= ALLOWED[args.precision] * largest:
             raise ValueError(
-                f"{folder} merged in {args.dtype} answers otherwise than the checkpoint: allowed is a "
-                f"difference of {ALLOWED[args.dtype] * largest:.2g}; nothing is written, try --dtype fp32"
+                f"{folder} merged in {args.precision} answers otherwise than the checkpoint: allowed is a "
+                f"difference of {ALLOWED[args.precision] * largest:.2g}; nothing is written, try "
+                "--precision fp32"
             )
         if out.exists():
             out.rmdir()
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    print(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}, or in Python:\n")
-    print(loading_code(str(out), record, merged=True))
+    say(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}, or in Python:", end="\n\n")
+    say(*loading_code(str(out), record, merged=True).split("\n"), sep="\n")
     return difference
 
 
 def write_merged(folder: Path, part: Path, dtype: str) -> tuple[dict[str, Any], Any]:
     """Write the merged model of the checkpoint `folder`; returns its record, and the checkpoint's logits."""
-    with showing("opening the checkpoint"):
+    with working("opening the checkpoint"):
         loaded = load(folder)
         expected = next_logits(loaded.model, loaded.processor)
-    with showing("merging and writing"):
+    with working("merging and writing"):
         peft_model: Any = loaded.model
         model = peft_model.merge_and_unload().to(DTYPES[dtype])
-        model.save_pretrained(part, max_shard_size=SHARD)
+        with quiet():
+            model.save_pretrained(part, max_shard_size=SHARD)
         readable(*part.glob("*.safetensors"))
         loaded.processor.save_pretrained(part)
         record = {**loaded.run, "merged_from": loaded.name}
@@ -94,14 +104,6 @@ def write_merged(folder: Path, part: Path, dtype: str) -> tuple[dict[str, Any], 
             record[TO_TRAIN] = sizes  # none is attached: what the base names for training with MOSS
         (part / MERGED_FILE).write_text(json.dumps(record, indent=2) + "\n")
     return record, expected
-
-
-def showing(what: str) -> AbstractContextManager[Any]:
-    """Say on stderr what goes on."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(what, file=sys.stderr)
-    return console.status(what)
 
 
 if __name__ == "__main__":

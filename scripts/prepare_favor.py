@@ -15,7 +15,6 @@ to those that are elsewhere; `missing.jsonl` and `missing_urls.txt`; `rejected.j
 What is cut is not cut again, so a run that was stopped goes on with the same command.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -48,6 +47,8 @@ from moss_vllm.data.rows import (
 )
 from moss_vllm.data.video import BadVideo
 from moss_vllm.files import refuse_unwritable, whole_file
+from moss_vllm.flags import Flags
+from moss_vllm.screen import plain, say
 
 ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs
 
@@ -62,15 +63,13 @@ class Cut(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Sort, cut, write, print the summary; returns 0 if rows were kept, else 1."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Flags(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with train.json, or the annotation file")
     add("--videos", type=Path, help="folder of hosted clips and uncut videos (default: the annotation's)")
     add("--out", type=Path, help="folder to write (default: `prepared` beside the annotation)")
     cores = os.cpu_count() or 1
-    add("--workers", type=at_least(1, int), default=cores, help=f"processes that cut (here: {cores})")
+    add("--workers", type=at_least(1, int), default=cores, help="processes that cut")
     limit = "seconds that all the clips of one uncut video may take (default: 1800)"
     add("--limit-s", type=at_least(0.1, float), default=1800.0, help=limit)
     args = parser.parse_args(argv)
@@ -78,14 +77,14 @@ def main(argv: list[str] | None = None) -> int:
         annotation = find_annotation(args.data, TRAIN_FILES)
         rows = read_json_rows(annotation)
     except (ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(plain(error))
     videos, out = args.videos or annotation.parent, args.out or annotation.parent / "prepared"
     try:
         refuse_unwritable(out, "--out")
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(plain(error))
     if not videos.is_dir():
-        parser.error(f"--videos {videos} is not a folder")
+        parser.error(plain(f"--videos {videos} is not a folder"))
     out.mkdir(parents=True, exist_ok=True)
 
     for left in out.glob(".cutting-*"):  # by a run that was killed
@@ -117,20 +116,20 @@ def main(argv: list[str] | None = None) -> int:
             if (free := shutil.disk_usage(out).free) < ROOM_BYTES:
                 parser.error(f"{out} has {free / 2**20:.0f} MiB free; free space and run this again")
             rejected[places[cut.target]] = reason
-            print(f"bad: {Path(cut.target).name}: {reason}", file=sys.stderr)
+            say(f"bad: {Path(cut.target).name}: {reason}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     gone = rejected.keys() | {item["row"] for item in missing}
     kept = [row for index, row in enumerate(rows) if index not in gone]
     write_lists(out, rows, kept, rejected, missing)
-    print(
+    say(
         f"kept {len(kept):,} of {len(rows):,} rows: {n_cut:,} cut now, {len(rejected):,} bad, "
         f"{len(missing):,} missing"
     )
     if missing:
-        print(f"missing videos go into {videos}; urls: {out / 'missing_urls.txt'}; then run this again")
-    print(f"next: python scripts/check_videos.py --data {out / 'kept.json'}")
+        say(f"missing videos go into {videos}; urls: {out / 'missing_urls.txt'}; then run this again")
+    say(f"next: python scripts/check_videos.py --data {out / 'kept.json'}")
     return 0 if kept else 1
 
 

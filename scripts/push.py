@@ -11,7 +11,6 @@ Log in with `hf auth login` first. Without a network, or where the upload fails,
 --out and can be uploaded later.
 """
 
-import argparse
 import json
 import os
 import re
@@ -19,11 +18,33 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import plain, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="step-NNNNNN or merged folder")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub; made if it is not there")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    add = parser.add_argument
+    add("--results", type=Path, nargs="+", default=[], help="result.json files of eval/*.py for the card")
+    add("--license", default="other", help="license of the weights, by the hub's name for it")
+    out = "folder to write with --dry-run or without a network (default: runs/push/NAME)"
+    add("--out", type=Path, help=out)
+    add("--dry-run", action="store_true", help="write the folder to --out, upload nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.constants import is_offline_mode
 from safetensors import safe_open
 
-from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import read_json
 from moss_vllm.vlm.adapter import ADAPTER_FILE, PICKLE_FILE, SETTINGS_FILE
 from moss_vllm.vlm.base import INDEX, MERGED_FILE, WEIGHTS
@@ -46,17 +67,7 @@ Contents = dict[str, Path | bytes]
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> str:
     """Check, make the card, upload or write; returns the address or the folder."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="step-NNNNNN or merged folder")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub; made if it is not there")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    add = parser.add_argument
-    add("--results", type=Path, nargs="+", default=[], help="result.json files of eval/*.py for the card")
-    add("--licence", default="other", help="of the weights, by the hub's name for it (other)")
-    add("--out", type=Path, help="folder for --dry-run and without a network (runs/push/NAME)")
-    add("--dry-run", action="store_true", help="write the folder to --out, upload nothing; list the files")
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo_id):
         raise ValueError(f"REPO_ID is {args.repo_id!r}; it must be OWNER/NAME")
     folder = args.checkpoint.expanduser()
@@ -71,13 +82,13 @@ def main(argv: list[str] | None = None) -> str:
         args.repo_id,
         without_places(run),
         merged=merged,
-        licence=args.licence,
+        licence=args.license,
         results=without_places(results),
     )
     contents[CARD] = card.encode()
     refuse_secrets(folder, contents)
     if hidden:
-        print(f"without paths, hosts and accounts of this machine: {', '.join(hidden)}")
+        say(f"without paths, hosts and accounts of this machine: {', '.join(hidden)}")
 
     out = args.out or Path("runs/push", args.repo_id.split("/")[1])
     if args.dry_run or is_offline_mode():
@@ -85,8 +96,8 @@ def main(argv: list[str] | None = None) -> str:
         write_folder(contents, out)
         for name, content in contents.items():
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
-            print(f"{size:>15,} bytes  {name}")
-        print(f"{why}: nothing is uploaded; {out} is ready. {how_to_upload(args.repo_id, out, args.private)}")
+            say(f"{size:>15,} bytes  {name}")
+        say(f"{why}: nothing is uploaded; {out} is ready. {how_to_upload(args.repo_id, out, args.private)}")
         return str(out)
     try:
         address = upload(args.repo_id, contents, private=args.private)
@@ -94,8 +105,8 @@ def main(argv: list[str] | None = None) -> str:
         write_folder(contents, out)
         reason = hide_secrets(" ".join(str(error).split()))
         then = how_to_upload(args.repo_id, out, args.private)
-        raise SystemExit(f"error: not uploaded: {reason}; {out} is ready. {then}") from None
-    print(f"uploaded {len(contents)} files: {address}")
+        raise SystemExit(plain(f"error: not uploaded: {reason}; {out} is ready. {then}")) from None
+    say(f"uploaded {len(contents)} files: {address}")
     return address
 
 
@@ -151,7 +162,7 @@ def choose_files(folder: Path, merged: bool) -> list[Path]:
             "with cp -rL)"
         )
     if left := [_told(path) for path in inside if path not in chosen and path.name != CARD]:
-        print(f"not published, {len(left)}: {', '.join(left)}")
+        say(f"not published, {len(left)}: {', '.join(left)}")
     return chosen
 
 

@@ -8,29 +8,39 @@ The page needs no other file and no network: open it in a browser, send it by ma
 killed is shown as far as it got; what its files do not hold is said on the page.
 """
 
-import argparse
 from pathlib import Path
 
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.page.frame import PAGE_FILE, choose_file, write_page
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    folder_help = "what was --out of recipes/favor_lora.py or of a script in eval/"
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help=folder_help)
+    parser.add_argument("--out", type=Path, help="the .html file to write (default: FOLDER/page.html)")
+    strips = "show frames of N videos, wrong answers first; 0 shows none (default: 200, but at most 10 MB)"
+    parser.add_argument("--strips", type=int, metavar="N", help=strips)
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+from moss_vllm.page.frame import choose_file, write_page
 from moss_vllm.page.reading import holds_answers, read_run
 
 
 @errors_in_one_line("nothing is written")
 def main(argv: list[str] | None = None) -> Path:
     """Write the page; returns where."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    folder_help = "what was --out of recipes/favor_lora.py or of a script in eval/"
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help=folder_help)
-    parser.add_argument("--out", type=Path, help=f"the .html file to write (FOLDER/{PAGE_FILE})")
-    strips = "frames of so many videos, wrong answers first; 0: none (default: 200, at most 10 MB)"
-    parser.add_argument("--strips", type=int, metavar="N", help=strips)
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
     folder = args.folder.expanduser()
     make = _page_of_answers if holds_answers(folder) else _page_of_a_run
     out = make(folder, args.out and args.out.expanduser(), args.strips)
-    print(f"{out} is written ({out.stat().st_size / 1e3:,.0f} kB); open it in a browser")
+    say(f"{out} is written ({out.stat().st_size / 1e3:,.0f} kB); open it in a browser")
     return out
 
 

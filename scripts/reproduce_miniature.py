@@ -8,20 +8,38 @@ one: what it still answers there, it did not see as motion. Writes means, sample
 seed's numbers to `benchmarks/results/miniature.json`.
 """
 
-import argparse
 import json
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
-import demo
-import torch
-from rich.console import Console
-
 from moss_vllm import report
 from moss_vllm.data.motion_world import DEFAULT_ROOT
 from moss_vllm.files import write_whole
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen, say
+
+RESULTS = Path("benchmarks/results/miniature.json")
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
+    parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: those of the recipe)")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="file of the numbers")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
+import demo
+import torch
+
 from moss_vllm.vlm.checkpoint import versions
 
 CONTROL = "+ train + MOSS, one frame"
@@ -29,14 +47,7 @@ CONTROL = "+ train + MOSS, one frame"
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the seeds; returns what is written."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
-    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
-    parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
-    parser.add_argument("--steps", type=int, help="optimizer steps instead of the recipe's")
-    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/miniature.json"))
-    args = parser.parse_args(argv)
+    args = options().parse_args(argv)
 
     by_seed: list[dict[str, Any]] = []
     for seed in range(args.seeds):
@@ -54,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     notes = [f"mean ± sample standard deviation over {args.seeds} seeds"]
     table = report.table_5({"chance": chance, **means}, title="Motion world (%)", notes=notes)
-    Console(width=200).print(table)
+    Screen(width=200).print(table)
     written = {
         "command": f"python scripts/reproduce_miniature.py --seeds {args.seeds}"
         + ("" if args.steps is None else f" --steps {args.steps}"),
@@ -65,7 +76,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "seeds": by_seed,
     }
     write_whole(args.json, json.dumps(written, indent=2) + "\n")
-    print(f"written to {args.json}")
+    say(f"written to {args.json}")
     return written
 
 

@@ -24,15 +24,57 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from moss_vllm.data.motion_world import write_clip
+from moss_vllm.errors import errors_in_one_line
+from moss_vllm.files import whole_file
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import say
+
+
+def triple(text: str) -> tuple[int, int, int]:
+    """Three integers, comma between."""
+    try:
+        first, second, third = map(int, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"takes three integers such as 5,9,9, got '{text}'") from error
+    return first, second, third
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--toy", action="store_true", help="the paper's toy clip; no weights")
+    what.add_argument("--video", type=Path, help="a video file or a folder of frames")
+    parser.add_argument("--orders", type=int, nargs="+", help="default: 1 2 3, or the checkpoint's")
+    parser.add_argument("--out", type=Path, default=Path("runs/stss.png"), help="default: %(default)s")
+    parser.add_argument("--animate", type=Path, metavar="FILE", help="also a .gif or .mp4, frame by frame")
+
+    source = parser.add_argument_group("with --video")
+    add = source.add_argument
+    add("--ckpt", metavar="FOLDER", help="checkpoint of recipes/favor_lora.py, trained with MOSS")
+    add("--encoder", metavar="NAME", help="raw (patch pixels; the default) or a ViT of timm, by its name")
+    add("--after-layer", type=int, metavar="K", help="of the timm ViT, counted from 1; default: 6")
+    add("--weights", help="of the timm ViT: a file, or 'random'; default: timm's own, from cache or hub")
+    where = "frame and grid cell to look from, from 0; repeat for more; default: where most moves"
+    add("--query", type=lambda t: Query(*triple(t)), action="append", metavar="T,Y,X", help=where)
+    add("--window", type=triple, metavar="L,U,V", help="odd sizes in frames and cells; default: 5,9,9")
+    add("--sample-fps", type=float, help="frames read per second; default: 4, or the checkpoint's")
+    add("--max-frames", type=int, help="thin longer videos evenly to as many frames; default: 16")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import torch
 from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from moss_vllm.data.motion_world import write_clip
 from moss_vllm.data.video import Clip, read_clip
-from moss_vllm.files import whole_file
 from moss_vllm.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
 from moss_vllm.stss_maps import (
     TOY_CELL_PX,
@@ -54,52 +96,31 @@ TOY_COLOURS = {"brown": "#a0622d", "yellow": "#e0a800"}
 ANIMATION_FPS, MP4_ROUNDS = 2, 4
 
 
+@errors_in_one_line("what is written stays")
 def main(argv: list[str] | None = None) -> Sheet:
     """Read, compare, draw; a wrong argument or file ends it with one line."""
     args = parse(argv)
-    try:
-        sheet = toy(args.orders) if args.toy else video(args)
-        with whole_file(args.out) as path:
-            draw_sheet(sheet).savefig(path, dpi=DOTS_PER_INCH)
-        print(f"wrote {args.out}")
-        if args.animate:
-            with whole_file(args.animate) as path:
-                write_animation([draw_column(sheet, i) for i in range(len(sheet.titles))], path)
-            print(f"wrote {args.animate}")
-    except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"error: {error}") from error
+    sheet = toy(args.orders) if args.toy else video(args)
+    with whole_file(args.out) as path:
+        draw_sheet(sheet).savefig(path, dpi=DOTS_PER_INCH)
+    say(f"wrote {args.out}")
+    if args.animate:
+        with whole_file(args.animate) as path:
+            write_animation([draw_column(sheet, i) for i in range(len(sheet.titles))], path)
+        say(f"wrote {args.animate}")
     return sheet
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The options, checked against each other."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--toy", action="store_true", help="the paper's toy clip; no weights")
-    what.add_argument("--video", type=Path, help="a video file or a folder of frames")
-    parser.add_argument("--orders", type=int, nargs="+", help="default: 1 2 3, or the checkpoint's")
-    parser.add_argument("--out", type=Path, default=Path("runs/stss.png"), help="default: %(default)s")
-    parser.add_argument("--animate", type=Path, metavar="FILE", help="also a .gif or .mp4, frame by frame")
-
-    source = parser.add_argument_group("with --video")
-    add = source.add_argument
-    add("--ckpt", metavar="FOLDER", help="checkpoint of recipes/favor_lora.py, trained with MOSS")
-    add("--encoder", metavar="NAME", help="raw (patch pixels; the default) or a ViT of timm, by its name")
-    add("--after-layer", type=int, metavar="K", help="of the timm ViT, counted from 1; default: 6")
-    add("--weights", help="of the timm ViT: a file, or 'random'; default: timm's own, from cache or hub")
-    where = "frame and grid cell to look from, from 0; repeat for more; default: where most moves"
-    add("--query", type=lambda t: Query(*triple(t)), action="append", metavar="T,Y,X", help=where)
-    add("--window", type=triple, metavar="L,U,V", help="odd sizes in frames and cells; default: 5,9,9")
-    add("--fps", type=float, help="frames read per second; default: 4, or the checkpoint's")
-    add("--frames", type=int, help="at most so many, spread evenly over a longer video; default: 16")
+    parser = options()
     args = parser.parse_args(argv)
 
     def given(*names: str) -> list[str]:
         return ["--" + name.replace("_", "-") for name in names if getattr(args, name) is not None]
 
     of_vit = given("after_layer", "weights")
-    of_video = given("ckpt", "encoder", "query", "window", "fps", "frames") + of_vit
+    of_video = given("ckpt", "encoder", "query", "window", "sample_fps", "max_frames") + of_vit
     if args.toy and of_video:
         parser.error(f"{of_video[0]} goes with --video, not with --toy")
     if args.ckpt is not None and (clash := given("encoder", "window") + of_vit):
@@ -116,26 +137,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def triple(text: str) -> tuple[int, int, int]:
-    """Three integers, comma between."""
-    try:
-        first, second, third = map(int, text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"takes three integers such as 5,9,9, got '{text}'") from error
-    return first, second, third
-
-
 def toy(orders: Sequence[int] | None) -> Sheet:
     """Figs. 3 and 7, and the numbers behind them."""
     drawn = toy_clip()
     pixels = patch_pixels(drawn.clip.frames, TOY_CELL_PX)
     views = flattened_orders(pixels, TOY_WINDOW, orders or (1, 2, 3))
     marked = [Marked(f"{name} query", query, TOY_COLOURS[name]) for name, query in drawn.queries.items()]
-    print("mean similarity to the query, in the other frames of its window")
+    say("mean similarity to the query, in the other frames of its window")
     for view in views:
         for name, query, _ in marked:
             means = toy_similarity(drawn, view, query)
-            print(f"order {view.order}, {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in means.items()))
+            say(f"order {view.order}, {name}: " + ", ".join(f"{k} {v:.2f}" for k, v in means.items()))
     title = "Toy clip, grid 20 x 24, all of it in the window\npixels of a cell, g = flattening over (L, U, V)"
     return lay_out(drawn.clip, views, marked, title=title, strength=None, scale=(0.0, 0.6))
 
@@ -156,7 +168,7 @@ def video(args: argparse.Namespace) -> Sheet:
         raise ValueError(f"{args.video}: {one_frame(args)}; or give --query")
     queries = args.query or [pick_query(clip, (height, width), sides[0])]
     if not args.query:
-        print(f"query {','.join(map(str, queries[0]))} (t,y,x), where most moves")
+        say(f"query {','.join(map(str, queries[0]))} (t,y,x), where most moves")
     names = ["query"] if len(queries) == 1 else [f"query {i}" for i in range(1, len(queries) + 1)]
     marked = [Marked(*one) for one in zip(names, queries, cycle(QUERY_COLOURS), strict=False)]
     strength = "change over $l$" if args.ckpt is None else "norm of M"
@@ -166,13 +178,13 @@ def video(args: argparse.Namespace) -> Sheet:
 
 def read(args: argparse.Namespace, fps: float, short_side_px: int) -> Clip:
     """The video, at the rate asked for or the one given."""
-    fps = fps if args.fps is None else args.fps
-    frames = 16 if args.frames is None else args.frames
+    fps = fps if args.sample_fps is None else args.sample_fps
+    frames = 16 if args.max_frames is None else args.max_frames
     try:
         return read_clip(args.video, sample_fps=fps, max_frames=frames, short_side_px=short_side_px)
     except ValueError as error:
         said = str(error)
-        for name, flag in (("sample_fps is", "--fps is"), ("max_frames is", "--frames is")):
+        for name, flag in (("sample_fps is", "--sample-fps is"), ("max_frames is", "--max-frames is")):
             said = flag + said.removeprefix(name) if said.startswith(name) else said
         raise ValueError(said) from error
 
@@ -181,7 +193,7 @@ def one_frame(args: argparse.Namespace) -> str:
     """Why one frame was read of the video, and what helps."""
     if len(read_clip(args.video, sample_fps=100, max_frames=2).frames) < 2:
         return "the video has one frame, and motion takes two; take another video"
-    return "one frame was read, and motion takes two; raise --fps or --frames"
+    return "one frame was read, and motion takes two; raise --sample-fps or --max-frames"
 
 
 def from_encoder(args: argparse.Namespace) -> tuple[Clip, Tensor, str]:

@@ -282,7 +282,7 @@ def test_two_processes_train_the_ladder_and_share_its_tests(argv, actions, tmp_p
     finish(begin(argv(tmp_path / "one", steps=6), tmp_path), tmp_path)
     printed = launch("DDP", argv(tmp_path / "two", steps=6, batch_size=4), tmp_path, SCRIPT)
     # Without --multi_gpu, accelerate starts one process in silence: this is what really ran.
-    assert "DDP x2, precision no: 6 steps of 8 clips x 2 views" in printed
+    assert "DDP x2, precision fp32: 6 steps of 8 clips x 2 views" in printed
     losses, apart = differences(tmp_path / "one", tmp_path / "two")
     # Measured: 0.04 to 6 % of a step's loss, 2 % of the first, and 5 % of the weights' norm after 6 steps.
     assert max(losses) < 0.2 and apart < 0.15

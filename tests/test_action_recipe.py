@@ -392,7 +392,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, layouts, tmp_path
     for text in (
         "ssv1 train: kept 4 of 4 clips, 0 missing, 4 classes (4 with clips); published count 86,017",
         "ladder mini beside mini_vit, weights random; moss after layer 2",
-        "one process x1, precision no: 2 steps of 2 clips x 2 views of 4 frames, 84 px, sampled uniform",
+        "one process x1, precision fp32: 2 steps of 2 clips x 2 views of 4 frames, 84 px, sampled uniform",
         "tests show 2 x 3",
         "what trains",
         "63,456",
@@ -650,7 +650,7 @@ WRONG = [
      "be a "
      "number from 0 to 1; workers is -1; it must be at least 0; clip_norm is 0.0; it must be above 0; cache "
      "is empty; "
-     "name a folder or a file; precision is 'half'; it must be one of no, bf16"),
+     "name a folder or a file; precision is 'half'; it must be one of fp32, bf16"),
     ({"tracker": "excel"}, "tracker is 'excel'; it must be one of tensorboard, wandb, trackio or none"),
     ({"out": "<list>/train.txt"},
      "out <list>/train.txt is not a folder that can be written to (<...>); name another"),

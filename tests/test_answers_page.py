@@ -5,6 +5,7 @@ import html
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from moss_vllm.page import reading, strips
 from moss_vllm.page.choices import confusion
 from moss_vllm.page.results import read_results
 from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH
+from moss_vllm.screen import plain
 
 HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror='hacked = 1'>&amp;\0<!--\u2028"""
 LETTER = MOTIONBENCH.protocols["letter"]
@@ -178,7 +180,7 @@ def test_numbers_are_those_of_result_json(motion, favor, tmp_path, benchmark, fa
             assert found[1:] == [str(told["counts"][key][task]) if task in some else "-" for task in tasks], (
                 row
             )
-        assert page.row("answered (an option was read)") == [
+        assert page.row("answers that name an option") == [
             str(told["counts"]["answered"][task]) if task in some else "-" for task in tasks
         ]
         assert page.row("chance (this data)")[0] == f"{told['chance_percent']['all']:.1f}"
@@ -224,14 +226,14 @@ def test_the_matrix_has_right_and_chosen_letters(tmp_path):
     results = read_results(tmp_path)
     assert confusion(results.asked) == {
         0: {0: 1, 2: 1},
-        1: {0: 1, 1: 1, "none read": 1},
-        2: {"none read": 1},
+        1: {0: 1, 1: 1, "no option": 1},
+        2: {"no option": 1},
         "withheld": {0: 1},
     }
     page = write(tmp_path, "--strips", "0")
     matrix = [cells for cells in page.cells if len(cells) == 7]
     assert matrix[:6] == [
-        ["right", "A", "B", "C", "none read", "answers", "right, %"],
+        ["right", "A", "B", "C", "no option", "answers", "right, %"],
         ["A", "1", "·", "1", "·", "2", "50.0"],
         ["B", "1", "1", "·", "1", "3", "33.3"],
         ["C", "·", "·", "·", "1", "1", "0.0"],
@@ -241,7 +243,7 @@ def test_the_matrix_has_right_and_chosen_letters(tmp_path):
     assert ["B", "·", "1", "·", "1", "2", "50.0"] in matrix[6:]  # CM alone
     bars = re.findall(r"<title>(is .*?)</title>", page.source)
     assert (
-        "is right, B: 50.0" in bars and "is chosen, A: 33.3" in bars and "is chosen, none read: 33.3" in bars
+        "is right, B: 50.0" in bars and "is chosen, A: 33.3" in bars and "is chosen, no option: 33.3" in bars
     )
     assert page.outcomes() == dict(
         zip("abcdefg", ["right", "wrong", "right", "not read", "wrong", "not read", "withheld"], strict=True)
@@ -271,7 +273,7 @@ def test_the_matrix_of_favors_own_protocol_has_positions(tmp_path):
         number for number, cells in enumerate(page.cells) if cells[0] == "right" and "several" in cells
     )
     assert page.cells[start : start + 4] == [
-        ["right", "1", "2", "3", "several", "none read", "answers", "right, %"],
+        ["right", "1", "2", "3", "several", "no option", "answers", "right, %"],
         ["1", "1", "1", "·", "·", "1", "3", "33.3"],
         ["3", "·", "·", "1", "1", "·", "2", "100.0"],
         ["chosen", "1", "1", "1", "1", "1", "5", ""],
@@ -280,7 +282,7 @@ def test_the_matrix_of_favors_own_protocol_has_positions(tmp_path):
     assert chosen == {"a": (0, [0]), "b": (0, [1]), "c": (2, [0, 2]), "d": (0, []), "e": (2, [2])}
     assert page.data["letters"] is False
     assert confusion(read_results(tmp_path).asked) == {
-        0: {0: 1, 1: 1, "none read": 1},
+        0: {0: 1, 1: 1, "no option": 1},
         2: {"several": 1, 2: 1},
     }
 
@@ -389,10 +391,34 @@ def test_nothing_of_a_file_becomes_markup(tmp_path):
     page = write(tmp_path)
     assert page.tags.count("script") == 2 and "img" not in page.tags
     assert "onerror" not in {name for name, _ in page.attributes}
-    row = page.questions[HOSTILE]
-    assert row[4].startswith(HOSTILE) and row[4].endswith("more characters)") and row[5][0] == HOSTILE
-    assert len(row[4]) < 3100 and len(row[8]) < 3100
+    shown = plain(HOSTILE).replace("\\x00", "\\u0000")
+    row = page.questions[shown]
+    assert row[4].startswith(shown) and row[4].endswith("more characters)")
+    assert row[5][0] == shown and not re.search("[\0\u2028]", page.source)
+    assert len(row[4]) < 4000 and len(row[8]) < 4000
     assert page.text.count("</script><script>window.hacked = 1</script>") > 3  # shown, as text
+
+
+def test_names_that_turn_the_line_around_are_shown_escaped(tmp_path):
+    turned = "a\u202egnp.exe\\\u2066\x1b[2K\\u202e b\nc"
+    asked = (Question(turned, "MR", turned, (turned, "b"), "A", turned),)
+    ask(tmp_path, [BenchmarkVideo(turned, Path("no"), asked)], MOTIONBENCH, LETTER, lambda q: "A", save=False)
+    page = write(tmp_path)
+    shown = "a\\u202egnp.exe\\\\u2066\\x1b[2K\\u202e b\nc"
+    assert shown.replace("\n", " ") in page.text
+    assert list(page.questions) == [shown.replace("\\x1b", "\\u001b")]
+    assert not re.search("[\u202e\u2066\x1b]", page.source)
+
+
+def test_a_pipe_in_place_of_a_video_or_of_answers_is_named(tmp_path):
+    os.mkfifo(tmp_path / "v.mp4")
+    asked = (Question("q", "MR", "What?", ("a", "b"), "A", "What?"),)
+    videos = [BenchmarkVideo("v", tmp_path / "v.mp4", asked)]
+    ask(tmp_path, videos, MOTIONBENCH, LETTER, lambda q: "A", save=False)
+    assert "1 video cannot be read now: v." in write(tmp_path).text
+    os.mkfifo(tmp_path / "answers" / "1.jsonl")
+    with pytest.raises(SystemExit, match=r"error: .*answers/1\.jsonl is no file; remove it"):
+        report.main([str(tmp_path)])
 
 
 def test_the_page_needs_nothing_else(small):
@@ -567,7 +593,7 @@ def test_a_real_evaluation_has_a_whole_page(tiny_base, world, tmp_path):
     data, out = shutil.copytree(world, tmp_path / "world") / "MotionBench", tmp_path / "out"
     video = read_motionbench(data, data)[3]
     video.path.write_bytes(b"broken")
-    given = ["--data", data, "--ckpt", tiny_base, "--out", out, "--allow-missing", "--short-side", 56]
+    given = ["--data", data, "--ckpt", tiny_base, "--out", out, "--allow-missing", "--short-side-px", 56]
     script.main(list(map(str, given)))
     told, page = json.loads((out / "result.json").read_text()), write(out)
     assert page.row(told["checkpoint"])[0] == f"{told['accuracy_percent']['all']:.1f}"

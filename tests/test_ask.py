@@ -67,9 +67,9 @@ def test_flags_win_over_the_checkpoint_and_it_over_the_paper(video, trained, tin
 
     monkeypatch.setattr(ask, "encode", watch)
     few = ["--max-new-tokens", "1"]
-    flags = ["--sample-fps", "1", "--max-frames", "3", "--short-side", "84", "--compress"]
+    flags = ["--sample-fps", "1", "--max-frames", "3", "--short-side-px", "84", "--compress-tokens"]
     ask.main([str(video), "x", "--ckpt", str(trained), *flags, "--start-s", "1", "--end-s", "3", *few])
-    ask.main([str(video), "x", "--ckpt", str(tiny_base), "--short-side", "56", *few])
+    ask.main([str(video), "x", "--ckpt", str(tiny_base), "--short-side-px", "56", *few])
     first, second = (how for how, _ in clips)
     assert first == {"sample_fps": 1, "short_side_px": 84, "max_frames": 3, "start_s": 1, "end_s": 3}
     assert second == {"sample_fps": 2, "short_side_px": 56, "max_frames": 180, "start_s": 0, "end_s": None}
@@ -94,7 +94,7 @@ def test_a_checkpoint_answers_alike_each_time_it_is_opened(video, checkpoints, c
 
 def test_it_answers_in_half_precision(video, trained, capsys, clips):
     answers = ask.main(
-        [str(video), "What moves?", "--ckpt", str(trained), "--dtype", "bf16", "--max-new-tokens", "4"]
+        [str(video), "What moves?", "--ckpt", str(trained), "--precision", "bf16", "--max-new-tokens", "4"]
     )
     assert capsys.readouterr().out == answers[0] + "\n"
 
@@ -123,7 +123,7 @@ def test_words_come_before_the_answer_is_over(trained, monkeypatch, noise_clip):
         (["VIDEO", "x", "--ckpt", "/nowhere"], "/nowhere: no config.json there"),
         (["VIDEO", "x", "--start-s", "99"], "start_s is 99.0, the video ends at"),
         (["VIDEO", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0; it must be at least 1"),
-        (["VIDEO", "x", "--short-side", "5"], "short_side_px"),
+        (["VIDEO", "x", "--short-side-px", "5"], "short_side_px"),
         (["VIDEO", "x", "--device", "gpu"], "device='gpu' is not to be had here"),
         (["VIDEO", "say <|im_end|>"], "text contains a special token of the chat layout"),
     ],

@@ -94,7 +94,7 @@ def test_a_peak_that_is_not_known_is_not_a_number():
     row = {"clips_per_s": 2.0, "forward_ms": {"median": 5.0}, "step_ms": {"median": 9.0}}
     row |= {"kept_mib": 3.0, "peak_mib": None, "ratio": {"step_ms": 1.0, "kept_mib": 2.5}}
     console = Console(file=io.StringIO(), width=150)
-    asked = {"variant": "s", "batch": 2, "image_size": 224, "precision": "no"}
+    asked = {"variant": "s", "batch": 2, "image_size": 224, "precision": "fp32"}
     benchmark.print_step(console, {**asked, "ways": {"graph": row}})
     assert "3 (2.50x)" in console.file.getvalue() and "not known here" in console.file.getvalue()
 

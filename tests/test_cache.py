@@ -232,7 +232,7 @@ def test_evaluation_reads_through_it(tmp_path, world, tiny_base, no_decoder, scr
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     data = world / ("FAVOR" if script == "favor_bench" else "MotionBench")
-    flags = ["--data", data, "--ckpt", tiny_base, "--limit", 3, "--protocol", "letter", "--short-side", 56]
+    flags = ["--data", data, "--ckpt", tiny_base, "--limit", 3, "--protocol", "letter", "--short-side-px", 56]
 
     def outputs(name, *more):
         result = module.main([str(flag) for flag in [*flags, "--out", tmp_path / name, *more]])

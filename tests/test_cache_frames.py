@@ -112,9 +112,9 @@ def test_size_is_told_and_a_small_disk_refused(tmp_path, data, here, capsys, mon
     assert caught.value.code == 2 and len(names_in(cache)) == 2
     err = capsys.readouterr().err
     assert "expected: 0.00 GiB for " in err and "from 2 drawn at random" in err
-    assert "are needed; free space, name another --cache" in err and "--max-gib" in err
+    assert "are needed; free space, name another --cache" in err and "--cache-gib" in err
     # a part that fits is taken
-    fill(data, cache, "--max-gib", str(3.3 * ENTRY_BYTES / 2**30))
+    fill(data, cache, "--cache-gib", str(3.3 * ENTRY_BYTES / 2**30))
     assert len(names_in(cache)) == 3
     free = 100 * ENTRY_BYTES
     fill(data, cache)
@@ -123,7 +123,7 @@ def test_size_is_told_and_a_small_disk_refused(tmp_path, data, here, capsys, mon
 
 def test_limit_stops_it(tmp_path, data, here, capsys):
     cache = tmp_path / "cache"
-    status = fill(data, cache, "--max-gib", str(2.5 * ENTRY_BYTES / 2**30))
+    status = fill(data, cache, "--cache-gib", str(2.5 * ENTRY_BYTES / 2**30))
     out, err = capsys.readouterr()
     assert len(names_in(cache)) == 2 and "2 of 6 clips are in" in out and "took no more" in out
     assert err.count("full") == 1 and status == 1  # a row without a video
@@ -158,5 +158,5 @@ def test_with_child_processes(tmp_path, data, capfd):
     out, err = capfd.readouterr()
     assert "5 of 6 clips are in" in out and "bad.gif: not a video" in err
     assert len(names_in(tmp_path / "cache")) == 5
-    assert fill(data, tmp_path / "cache", "--max-gib", "1") == 1
+    assert fill(data, tmp_path / "cache", "--cache-gib", "1") == 1
     assert "5 were there, 0 added" in capfd.readouterr().out

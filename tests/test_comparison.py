@@ -363,13 +363,13 @@ def test_script_prints_markdown(script, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     heads = "| task | questions | old | x\\|y | difference | 95 % interval | gained | lost | p |"
     assert lines[:4] == [
-        "**MotionBench-Dev: x|y against old, 5 questions about 2 videos**",
+        "**MotionBench-Dev: x\\|y against old, 5 questions about 2 videos**",
         "",
         heads,
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     assert lines[4] == "| all | 5 | 60.0 | 80.0 | +20.0 | -50.0 to +66.7 | 2 | 1 | 1.000 |"
-    assert "- WARNING: x|y is partial: 5 of 6 questions have an answer" in lines
+    assert "- WARNING: x\\|y is partial: 5 of 6 questions have an answer" in lines
     assert "- left out: 1 question answered in old only (q5)" in lines
     assert "- under 30 videos in all, MR, RC: intervals there are too narrow" in lines
     start = lines.index("```text")

@@ -28,7 +28,8 @@ from moss_vllm.data.favor import FAVOR_TASKS
 from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.data.video import BadVideo, Clip, read_clip
 from moss_vllm.errors import errors_in_one_line
-from moss_vllm.eval_script import add_options, choose_folder
+from moss_vllm.eval_options import add_options
+from moss_vllm.eval_script import choose_folder
 from moss_vllm.evaluation import evaluate, hold_middle_frame
 from moss_vllm.protocols import FAVOR_BENCH, MOTIONBENCH
 from moss_vllm.result import collect
@@ -545,7 +546,7 @@ def test_a_run_given_up_before_its_first_answer_is_not_in_the_way_of_the_next(lo
 
 def test_merging_refuses_answers_to_other_data(loaded, data, tmp_path, asked, monkeypatch):
     module = script("motionbench", loaded, monkeypatch)
-    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--short-side", "84"]
+    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--short-side-px", "84"]
     module.main(given)
     changed = tmp_path / "changed.jsonl"
     changed.write_text(
@@ -718,10 +719,10 @@ def test_motionbench_script(loaded, data, tmp_path, asked, monkeypatch, capsys):
             ["--ckpt", "a/step-000200", "--protocol", "letter", "--still"],
             "runs/eval/favor_bench/tiny-step-000200-letter-still",
         ),
-        (["--sample-fps", "0.5", "--short-side", "84"], "runs/eval/favor_bench/tiny-0.5fps-84px"),
-        (["--max-frames", "8", "--no-compress"], "runs/eval/favor_bench/tiny-8frames-no-compress"),
+        (["--sample-fps", "0.5", "--short-side-px", "84"], "runs/eval/favor_bench/tiny-0.5fps-84px"),
+        (["--max-frames", "8", "--no-compress-tokens"], "runs/eval/favor_bench/tiny-8frames-no-compress"),
         (
-            ["--split", "test", "--clips", "paper", "--compress"],
+            ["--split", "test", "--clips", "paper", "--compress-tokens"],
             "runs/eval/favor_bench/tiny-test-paper-compress",
         ),
         (["--split", "dev"], "runs/eval/favor_bench/tiny"),
@@ -742,7 +743,7 @@ def test_submission_has_the_withheld_questions(
 ):
     module = script("motionbench", loaded, monkeypatch)
     result = module.main(
-        ["--data", str(data), "--split", split, "--out", str(tmp_path), "--short-side", "84"]
+        ["--data", str(data), "--split", split, "--out", str(tmp_path), "--short-side-px", "84"]
     )
     letters = json.loads((tmp_path / "submission.json").read_text())
     assert list(letters) == ["u2_2", "u3_1"] and set(letters.values()) <= set("ABC")
@@ -757,7 +758,7 @@ def test_submission_has_the_withheld_questions(
 
 def test_a_submission_of_some_questions_is_called_partial(loaded, data, tmp_path, asked, monkeypatch, capsys):
     module = script("motionbench", loaded, monkeypatch)
-    given = ["--data", str(data), "--split", "test", "--out", str(tmp_path), "--short-side", "84"]
+    given = ["--data", str(data), "--split", "test", "--out", str(tmp_path), "--short-side-px", "84"]
     module.main([*given, "--limit", "1"])
     assert list(json.loads((tmp_path / "submission-partial.json").read_text())) == ["u2_2"]
     assert not (tmp_path / "submission.json").exists()
@@ -773,7 +774,7 @@ def test_the_command_that_merges_is_told_in_full(reopen, data, tmp_path, asked, 
     monkeypatch.setattr(eval_script, "load", reopen)
     monkeypatch.chdir(tmp_path)
     shutil.copy(data / "video_info.meta.jsonl", tmp_path / "my rows.jsonl")
-    given = ["--data", str(data), "--annotation", "my rows.jsonl", "--split", "all", "--short-side", "84"]
+    given = ["--data", str(data), "--annotation", "my rows.jsonl", "--split", "all", "--short-side-px", "84"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = ""  # by the first that ends
     for rank in "01":
@@ -798,9 +799,9 @@ def test_favor_script_on_a_motion_world(loaded, data, tmp_path, asked, monkeypat
     (tmp_path / "world.json").write_text("{}")
     module = script("favor_bench", loaded, monkeypatch)
     for given in (tmp_path, tmp_path / "FAVOR"):
-        module.main(["--data", str(given), "--out", str(tmp_path / "out"), "--short-side", "84"])
+        module.main(["--data", str(given), "--out", str(tmp_path / "out"), "--short-side-px", "84"])
         shown = " ".join(capsys.readouterr().out.split())
-        assert "the paper's rows are of FAVOR-Bench; these data are the motion world, not comparable" in shown
+        assert "these data are the motion world: no number compares with the paper's" in shown
         assert "no option could be read from 2 answers" in shown
     assert len(asked) == 2
     result = module.main(
@@ -809,7 +810,7 @@ def test_favor_script_on_a_motion_world(loaded, data, tmp_path, asked, monkeypat
             str(tmp_path),
             "--out",
             str(tmp_path / "letter"),
-            "--short-side",
+            "--short-side-px",
             "84",
             "--protocol",
             "letter",

@@ -24,7 +24,7 @@ def questions(tmp_path_factory):
 
 @pytest.fixture(params=["moss", "plain"])
 def argv(request, checkpoints, questions):
-    small = ["--device", "cpu", "--short-side", "84", "--batch-size", "2"]  # few answers at a time
+    small = ["--device", "cpu", "--short-side-px", "84", "--batch-size", "2"]  # few answers at a time
     return ["--ckpt", str(checkpoints[request.param]), "--data", str(questions), *small]
 
 

@@ -506,7 +506,7 @@ def fault_of_a_setting(what, message, *, kind=ValueError, **settings):
         return ground.dry(**settings)
 
 
-fault_of_a_setting("precision half", "precision is 'half'; it must be one of no, bf16", precision="half")
+fault_of_a_setting("precision half", "precision is 'half'; it must be one of fp32, bf16", precision="half")
 fault_of_a_setting("0 steps", "steps is 0; it must be at least 1", steps=0)
 fault_of_a_setting("a learning rate of NaN", "lr_moss is nan; it must be a number from 0 to 1", lr_moss="nan")
 fault_of_a_setting(
@@ -562,7 +562,7 @@ def _(ground):
 @fault(
     "a tracker that is not installed",
     ImportError,
-    "tracker 'wandb' is not installed: pip install moss_vllm[tracking]",
+    "tracker 'wandb' is not installed: pip install -e \".[tracking]\"",
 )
 def _(ground):
     find = importlib.util.find_spec
@@ -1384,7 +1384,7 @@ def test_a_disk_that_is_full_while_merging_leaves_nothing(ground):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("limit_kib, more, status", [(100, [], 2), (10**6, ["--max-gib", "0.0005"], 0)])
+@pytest.mark.parametrize("limit_kib, more, status", [(100, [], 2), (10**6, ["--cache-gib", "0.0005"], 0)])
 def test_a_cache_that_takes_no_more_ends_the_script(ground, limit_kib, more, status):
     script = [ROOT / "scripts" / "cache_frames.py", "--data", ground.favor, "--cache", ground.tmp / "cache"]
     done = run_limited(ground, limit_kib, [*script, "--workers", "1", *more], timeout_s=25)
@@ -1397,7 +1397,7 @@ def test_a_cache_that_takes_no_more_ends_the_script(ground, limit_kib, more, sta
 def test_the_recipe_ends_with_one_line_and_status_1(ground):
     done = run_limited(ground, 10**6, [RECIPE, *ground.words(precision="half")])
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1] == "error: precision is 'half'; it must be one of no, bf16"
+    assert done.stderr.strip().splitlines()[-1] == "error: precision is 'half'; it must be one of fp32, bf16"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -77,7 +77,7 @@ def asked(loaded, monkeypatch):
 
 
 def run(captions, data, out, *more):
-    argv = ["--data", str(data), "--out", str(out), "--device", "cpu", "--short-side", "84", *more]
+    argv = ["--data", str(data), "--out", str(out), "--device", "cpu", "--short-side-px", "84", *more]
     return captions.main(argv)
 
 
@@ -215,7 +215,7 @@ def test_a_part_of_the_videos_never_passes_for_all(
 def test_captions_are_what_the_model_says(captions, loaded, data, tmp_path, monkeypatch):
     short = replace(captions.CAPTIONS.protocols["caption"], max_new_tokens=8)
     monkeypatch.setattr(captions, "CAPTIONS", replace(captions.CAPTIONS, protocols={"caption": short}))
-    run(captions, data, tmp_path / "out", "--compress")
+    run(captions, data, tmp_path / "out", "--compress-tokens")
     clip = read_clip(data / "videos/FAVOR-Bench/B7DNX.mp4", sample_fps=2.0, short_side_px=84)
     batch = collate([encode(loaded.processor, clip, [Turn(PROMPT)])], pad_id=0)
     inputs = {name: value for name, value in batch.items() if name != "labels"}

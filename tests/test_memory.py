@@ -170,7 +170,7 @@ def estimate(model, size):
         width_px=size["wide"],
         text_tokens=size["text"],
         batch_size=size["clips"],
-        precision="bf16" if size["half"] else "no",
+        precision="bf16" if size["half"] else "fp32",
         checkpoint_llm=size["recompute"],
         trained_parameters=trained,
         frozen_parameters=sum(p.numel() for p in model.parameters()) - trained,
@@ -316,7 +316,7 @@ def test_table_shows_every_part():
         ({"width_px": 14}, "multiples of 28"),
         ({"precision": "int8"}, "unknown precision 'int8'"),
         ({"attention": "eager"}, "no estimate for attention 'eager'"),
-        ({"precision": "no", "frozen_dtype": torch.bfloat16}, "not a way to train"),
+        ({"precision": "fp32", "frozen_dtype": torch.bfloat16}, "not a way to train"),
         ({"zero_stage": 4}, "zero_stage=4"),
     ],
 )

@@ -41,7 +41,7 @@ def trained(request, tiny_base, moss, processor, tmp_path_factory):
 def merged(trained, tmp_path_factory):
     """The folder it is merged into, in float32."""
     out = tmp_path_factory.mktemp("merged") / "model"
-    merge.main([str(trained[0]), str(out), "--dtype", "fp32"])
+    merge.main([str(trained[0]), str(out), "--precision", "fp32"])
     return out
 
 
@@ -81,7 +81,7 @@ def test_no_trace_of_peft_is_left(merged):
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_half_precision_is_written_and_the_difference_told(trained, tmp_path, dtype, capsys):
     out = tmp_path / "half"
-    difference = merge.main([str(trained[0]), str(out), "--dtype", dtype])
+    difference = merge.main([str(trained[0]), str(out), "--precision", dtype])
     assert 0 < difference < 0.1 * trained[1].abs().max()
     assert f"logits differ by at most {difference:.2g}; the largest is" in capsys.readouterr().out
     stored = {value.dtype for value in load_file(out / "model.safetensors").values()}

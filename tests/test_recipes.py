@@ -56,7 +56,7 @@ def test_it_trains_and_writes_a_checkpoint_that_loads(recipe, flags, tmp_path, m
     assert len(moved) == 4 * 7
     shown = capsys.readouterr().out
     assert (
-        "one process x1 on cpu, precision no" in shown
+        "one process x1 on cpu, precision fp32" in shown
         and f"checkpoint {tmp_path}/run/step-000002" in shown.replace("\n", "")
     )
 
@@ -65,8 +65,8 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, flags, tmp_path, 
     assert recipe.main([*flags("run"), "--dry-run"]) == []
     assert not (tmp_path / "run").exists()
     shown = capsys.readouterr().out
-    data = ("kept 12 of 12 rows: 0 too long, 0 bad, 0 missing", "tokens a clip: ")
-    for text in (*data, "2 steps of 2 x 1 x 1 clips", "what trains", "llm lora", "0.001", "frozen"):
+    data = ("kept 12 of 12 rows: 0 too long, 0 bad, 0 missing", "tokens per clip: ")
+    for text in (*data, "2 steps of 2 clips x 1 processes", "what trains", "llm lora", "0.001", "frozen"):
         assert text in shown
     # The resolved settings, and the first conversation with each frame's tokens shown as one.
     assert "short_side_px" in shown and "84" in shown and "lora_rank" in shown

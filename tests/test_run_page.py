@@ -3,11 +3,9 @@
 import html
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
-from datetime import datetime, timezone
 from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
@@ -199,10 +197,10 @@ def test_lines_are_drawn_where_their_values_belong(folder):
 
 
 def test_the_top_tells_how_the_run_went(folder):
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    (folder / "train.jsonl").write_text(jsonl({**line, "elapsed_s": 372.3 * line["step"]} for line in lines))
     page = write(folder)
     assert "Finished: step 10 of 10; the last checkpoint is step-000010." in page.text
-    written = datetime(2020, 1, 1, 1, 2, 3, tzinfo=timezone.utc).timestamp()
-    os.utime(folder / "train.jsonl", (written, written))
     assert [value for value, _ in figures_of(read_run(folder))] == [
         "1 h 02 min",
         "5.0 s",
@@ -227,7 +225,7 @@ def test_settings_and_the_start_report_are_shown(folder):
         "python 3.11.7 torch 2.12.1",
         "recipes/favor_lora.py --steps 10",
         "model miniature steps 10 resume - lr_moss 0.003 use_moss true",
-        "FAVOR 597 597.0",
+        "FAVOR 597 597",
         "kept 597 of 600 rows: 0 too long, 0 bad, 3 missing",
         "1 row: 1 missing. row source kind reason row 5 FAVOR missing video 'a.mp4' is nowhere",
     ):
@@ -289,9 +287,9 @@ def test_nothing_of_a_file_becomes_markup(folder):
     assert [one["name"] for one in page.charts["Learning rates"]["curves"]] == [HOSTILE]
 
 
-def test_half_a_surrogate_pair_becomes_a_question_mark(folder):
+def test_half_a_surrogate_pair_is_shown_escaped(folder):
     (folder / "rejected.jsonl").write_text('{"row_id": "a\\ud800b"}\n')
-    assert "a?b" in write(folder).text
+    assert "a\\ud800b" in write(folder).text
 
 
 def test_the_page_needs_nothing_else(folder):
@@ -434,12 +432,32 @@ def test_a_stop_that_was_passed_later_is_a_note(folder):
 
 def test_a_resumed_run_says_so(folder):
     (folder / "settings.json").write_text(json.dumps(settings(resume="auto")))
+    assert "Resumed" not in write(folder).text  # --resume auto of a run that never stopped
+    (folder / "settings.json").write_text(json.dumps({**settings(resume="auto"), "resumed_at": [4, 8]}))
     with (folder / "train.jsonl").open("a") as file:  # two runs wrote at once
         file.write(jsonl([step_line(10, loss=0.125)]))
     page = write(folder)
-    assert "Resumed with --resume auto; the first start was 2020-01-01T00:00:00+00:00." in page.text
+    assert "Resumed at step 4, 8; the first start was 2020-01-01T00:00:00+00:00." in page.text
     assert "train.jsonl: 1 step logged twice; the later line is shown" in page.text
     assert page.curve("Loss", "each step")[10] == 0.125
+
+
+def test_wall_time_is_the_logs_and_not_the_date_of_a_file(folder):
+    assert "- wall time up to the last step" in write(folder).text
+    (folder / "train.jsonl").write_text(
+        jsonl(step_line(step, elapsed_s=47.6 * step) for step in range(1, 11))
+    )
+    assert "7 min 56 s wall time up to the last step" in write(folder).text
+
+
+def test_a_run_is_named_with_its_folder_and_leads_to_its_evaluations(folder):
+    answers = folder.parent / "eval" / "MotionBench" / "favor_lora"
+    answers.mkdir(parents=True)
+    assert "Evaluated" not in write(folder).text
+    (answers / "page.html").write_text("")
+    page = write(folder)
+    assert f"{folder.parent.name}/favor_lora - training run" in page.source
+    assert ("href", "../eval/MotionBench/favor_lora/page.html") in page.attributes
 
 
 def test_a_finished_run_whose_log_is_short_is_doubted(folder):

@@ -108,7 +108,7 @@ def test_video_through_a_timm_vit_with_weights_of_a_file(mp4, tmp_path):
     assert torch.allclose(full[0], tokens.permute(0, 2, 3, 1), atol=1e-3)
 
     command = ["--video", str(mp4), "--encoder", "vit_tiny_patch16_224", "--out", str(tmp_path / "a.png")]
-    command += ["--window", "3,3,3", "--frames", "4", "--orders", "1", "--weights", str(weights)]
+    command += ["--window", "3,3,3", "--max-frames", "4", "--orders", "1", "--weights", str(weights)]
     sheet = visualize_stss.main([*command, "--after-layer", "2", "--query", "1,7,3", "--query", "1,0,0"])
     assert sheet.grid == (14, 14) and [one.query for one in sheet.marked] == [(1, 7, 3), (1, 0, 0)]
     assert "vit_tiny_patch16_224 after layer 2" in sheet.title
@@ -175,7 +175,7 @@ def test_weights_that_are_not_finite_are_an_error(vit_weights, mp4, tmp_path):
         "vit_tiny_patch16_224",
         "--after-layer",
         "1",
-        "--frames",
+        "--max-frames",
         "3",
     ]
     with pytest.raises(
@@ -218,7 +218,7 @@ def test_video_through_a_checkpoint_shows_the_trained_moss(mp4, tiny_base, moss,
     with pytest.raises(SystemExit, match=r"error: this MOSS has orders \[1, 2\], not \[3\]"):
         visualize_stss.main([*command, "--orders", "3"])
     with pytest.raises(SystemExit, match="one frame was read, and motion takes two; raise --fps"):
-        visualize_stss.main([*command, "--frames", "1"])
+        visualize_stss.main([*command, "--max-frames", "1"])
     with pytest.raises(SystemExit, match="has no MOSS; give a checkpoint of recipes/favor_lora.py"):
         visualize_stss.main(["--video", str(mp4), "--ckpt", str(tiny_base)])
     with pytest.raises(SystemExit, match="no config.json there"):
@@ -234,11 +234,14 @@ def test_video_through_a_checkpoint_shows_the_trained_moss(mp4, tiny_base, moss,
         ),
         (["--query", "1,0,0", "--query", "2,0,0"], r"share their frame, got t = \[1, 2\]"),
         (["--window", "5,9,8"], r"window \(L, U, V\) needs three positive odd sizes"),
-        (["--frames", "0"], "--frames is 0; it must be between 1 and"),
-        (["--fps", "0"], "--fps is 0.0; it must be between 0.001 and"),
+        (["--max-frames", "0"], "--max-frames is 0; it must be between 1 and"),
+        (["--sample-fps", "0"], "--sample-fps is 0.0; it must be between 0.001 and"),
         (["--window", "17,9,9"], "largest useful one for 8 x 16 x 16 .* is 15,31,31"),
         (["--ckpt", ""], "no config.json there; give a checkpoint folder"),
-        (["--frames", "1"], "one frame was read, and motion takes two; raise --fps or --frames; or"),
+        (
+            ["--max-frames", "1"],
+            "one frame was read, and motion takes two; raise --sample-fps or --max-frames; or",
+        ),
     ],
 )
 def test_errors_in_one_line(mp4, tmp_path, wrong, message):

@@ -27,6 +27,7 @@ from safetensors.numpy import save
 from moss_vllm.data.decoders import check_decoder
 from moss_vllm.data.frames import BadVideo, list_images, unique_frames
 from moss_vllm.data.video import Clip, read_clip, read_frames
+from moss_vllm.screen import say
 
 FORMAT = 2  # to be raised whenever read_clip or read_frames gives other frames than before
 MAX_FRAMES = 1000  # of a video whose every frame is kept: 0.35 GB at 256 x 455
@@ -276,7 +277,7 @@ class FrameCache:
 
 
 def _say(message: str) -> None:
-    print(f"frame cache: {message}", file=sys.stderr)
+    say(f"frame cache: {message}", file=sys.stderr)
 
 
 def _check_contents(is_right: bool) -> None:

@@ -46,13 +46,13 @@ def check_decoder(decoder: str) -> None:
         if decoder == "decord":
             import decord  # noqa: F401
     except ImportError as error:  # it has no wheels for mac or arm
-        text = "decoder='decord' needs `pip install moss_vllm[decord]` (Linux or Windows on x86)"
+        text = "decoder='decord' needs `pip install -e \".[decord]\"` (Linux or Windows on x86)"
         raise ImportError(text) from error
     try:
         if decoder == "torchcodec":
             import torchcodec.decoders  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        text = "decoder='torchcodec' needs `pip install moss_vllm[torchcodec]` and FFmpeg's libraries"
+        text = "decoder='torchcodec' needs `pip install -e \".[torchcodec]\"` and FFmpeg's libraries"
         raise ImportError(text) from error
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moss_vllm.screen import Screen
 
 Job = TypeVar("Job")
 Done = TypeVar("Done")
@@ -159,7 +160,7 @@ def show_progress(
 
     `add` gives a few more words to show.
     """
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[note]}"))
     started = told = time.monotonic()
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:

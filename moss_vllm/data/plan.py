@@ -90,7 +90,7 @@ class Plan:
             if rows := [row for row in self.rejected if row.kind == kind]:
                 first = f"the first is {rows[0].row_id} of {rows[0].source}: {rows[0].reason}"
                 lines.append(f"  {len(rows):,} {kind}: {REMEDIES[kind]}; {first}")
-        raise RunStopped("\n".join([*lines, f"  or {last}"]))
+        raise RunStopped(*lines, f"  or {last}")
 
 
 def plan(

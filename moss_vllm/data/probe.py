@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.console import Console
 from rich.progress import track
 
 from moss_vllm.data.cache import describe_clip
 from moss_vllm.data.container import native_size
 from moss_vllm.data.frames import target_size
 from moss_vllm.data.video import BadVideo, choose_frames
+from moss_vllm.screen import Screen
 
 TELL_EVERY_S = 10.0
 ClipPart = tuple[Path, float | None, float | None]  # a file, start_s, end_s
@@ -132,7 +132,7 @@ def _append(log: BinaryIO, entry: dict[str, Any]) -> None:
 
 def _with_progress(futures: Mapping[Future, ClipPart]) -> Iterator[Future]:
     """Pass futures on as they end, under a bar; where no terminal is, a line every ten seconds."""
-    console, told = Console(stderr=True), time.monotonic()
+    console, told = Screen(stderr=True), time.monotonic()
     started, total, done = told, len(futures), as_completed(futures)
     if console.is_terminal:
         yield from track(done, "measuring videos", total, console=console)

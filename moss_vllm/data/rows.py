@@ -120,6 +120,9 @@ def raise_bad_rows(rows: Sequence[BadRow]) -> None:
         raise rows[0] if len(rows) == 1 else BadRows(rows)
 
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-]+")  # a file would have a suffix
+
+
 def find_annotation(path: str | Path, names: Sequence[str]) -> Path:
     """Return `path`, or for a folder the first of the default file `names` in it."""
     path = Path(path)
@@ -139,6 +142,10 @@ def read_json_rows(path: str | Path) -> list[dict[str, Any]]:
     """
     path, file = Path(path), str(path)
     if not path.is_file():
+        if HUB_ID.fullmatch(file) and not path.exists():
+            get = f"hf download {file} --repo-type dataset --local-dir {path.name}"
+            remedy = f"check the path; a data set of the hub is downloaded first: {get}"
+            raise BadRow(file, "file", "is not here", remedy)
         raise BadRow(file, "file", "is not a file", "check the path")
     size = path.stat().st_size
     if size > MAX_ANNOTATION_BYTES:

@@ -146,7 +146,7 @@ def _read_mix(path: Path) -> list[dict[str, Any]]:
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
+        raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected a list of '- {{path: ..., weight: ...}}', got {entries!r:.200}")
     for number, entry in enumerate(entries):

@@ -90,7 +90,7 @@ def _figures(results: Results) -> list[tuple[str, str]]:
             (f"{low:.1f} to {high:.1f}", "95 % interval"),
             (f"{results.chance['all']:.1f} %", "chance"),
             (f"{found.correct['all']:,} of {found.total['all']:,}", "questions right"),
-            (f"{outcomes['not read']:,}", "answers without an option read"),
+            (f"{outcomes['not read']:,}", "answers that name no option"),
         ]
     if outcomes["withheld"]:
         figures.append((f"{outcomes['withheld']:,}", "questions whose answer is withheld"))
@@ -102,7 +102,8 @@ def _score(results: Results) -> list[Html]:
     found, name = results.score, str(results.header.get("checkpoint"))
     if found is None:
         return [tag("p", "No question asked has a public answer, so there is no score.")]
-    paper = {f"{row} (paper)": values for row, values in PAPER_TABLE_5.get(results.benchmark, {}).items()}
+    published = {} if results.motion_world else PAPER_TABLE_5.get(results.benchmark, {})
+    paper = {f"{row} (paper)": values for row, values in published.items()}
     tasks = [task for task in found.total if found.total[task] or any(task in row for row in paper.values())]
     tasks = [task for task in next(iter(paper.values()), {}) if task in tasks] or tasks
     tasks += [task for task in found.total if found.total[task] and task not in tasks]
@@ -121,7 +122,7 @@ def _score(results: Results) -> list[Html]:
         line(name, found.accuracy, ".1f"),
         line("95 % interval", spans, ""),
         line("right", {task: found.correct[task] for task in asked}, ",d"),
-        line("answered (an option was read)", {task: found.answered[task] for task in asked}, ",d"),
+        line("answers that name an option", {task: found.answered[task] for task in asked}, ",d"),
         line("questions", asked, ",d"),
     ]
     names = ", ".join(
@@ -132,9 +133,7 @@ def _score(results: Results) -> list[Html]:
         draw_bars("Right answers of each task", tasks, series, results.chance, "chance (this data)"),
         table(["%", *tasks], rows, class_="scores"),
         tag("p", names, class_="soft"),
-        tag(
-            "p", "Intervals are Wilson's. A question of which nothing could be read is wrong.", class_="soft"
-        ),
+        tag("p", "Intervals are Wilson's. An answer that names no option counts as wrong.", class_="soft"),
     ]
 
 
@@ -235,8 +234,8 @@ def _filter(key: str, all_: str, choices: Mapping[str, str]) -> Html:
 
 
 def _pager() -> Html:
-    before = tag("button", "← earlier", type="button", data_by=-1)
-    after = tag("button", "later →", type="button", data_by=1)
+    before = tag("button", "← previous", type="button", data_by=-1)
+    after = tag("button", "next →", type="button", data_by=1)
     return tag("div", before, tag("span", aria_live="polite"), after, class_="filter pager")
 
 

@@ -9,11 +9,11 @@ from moss_vllm.page.results import Asked, Results
 from moss_vllm.protocols import LETTERS
 
 WITHHELD = "withheld"
-NO_OPTION = ("several", "none read")
+NO_OPTION = ("several", "no option")
 
 
 def confusion(asked: Sequence[Asked]) -> dict[int | str, Counter[int | str]]:
-    """Right place, or "withheld" -> place chosen, "several" or "none read" -> number of answers."""
+    """Right place, or "withheld" -> place chosen, "several" or "no option" -> number of answers."""
     found: dict[int | str, Counter[int | str]] = {}
     for one in asked:
         found.setdefault(WITHHELD if one.right is None else one.right, Counter())[one.choice] += 1
@@ -54,7 +54,7 @@ def show_choices(results: Results) -> list[Html]:
 def _columns(asked: Sequence[Asked]) -> list[int | str]:
     """Every place that an option has, then what was chosen instead of one."""
     seen = {one.choice for one in asked}
-    instead = [word for word in NO_OPTION if word in seen or word == "none read"]
+    instead = [word for word in NO_OPTION if word in seen or word == "no option"]
     return [*range(max(len(one.options) for one in asked)), *instead]
 
 

@@ -5,12 +5,14 @@ Whatever comes from a file goes through `escape`; only `Html`, which these funct
 
 import html
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from moss_vllm.files import refuse_unwritable, whole_file
+from moss_vllm.screen import plain
 
 ASSETS = Path(__file__).parent
 PAGE_FILE = "page.html"
@@ -18,17 +20,25 @@ PAGE_FILE = "page.html"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
+# An escape of JSON for a character that `plain` escapes, behind whole pairs of backslashes.
+ACTING = re.compile(r"(?<!\\)((?:\\\\)*)\\(?=u(?:00(?:[0189].|7f|ad)|061c|200[bef]|202[89a-e]|206.|feff))")
+
+
 class Html(str):
     """Text that is markup already; everything else is escaped."""
 
 
 def escape(value: Any) -> Html:
-    """The value as text that is never markup: numbers as they are, None as a dash, lists as JSON."""
+    """The value as text that is never markup: numbers as they are, None as a dash, lists as JSON.
+
+    Lines stay lines; what would turn the text around or hide a part of it is shown as on a terminal.
+    """
     if isinstance(value, Html):
         return value
     if value is None:
         return Html("-")
-    return Html(html.escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return Html(html.escape("\n".join(map(plain, text.split("\n")))))
 
 
 def join(parts: Iterable[Any], between: str = "") -> Html:
@@ -53,7 +63,8 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], class_: str | None
 def _cell(value: Any) -> Html:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return tag("td", value)
-    return tag("td", f"{value:,}", class_="number")
+    whole = isinstance(value, float) and value.is_integer()
+    return tag("td", f"{int(value) if whole else value:,}", class_="number")
 
 
 def section(name: str, title: str, *inside: Any) -> Html:
@@ -74,6 +85,7 @@ def count(number: int, noun: str) -> str:
 def inline_json(name: str, data: Any) -> Html:
     """Data for the page's script; nothing in it can end the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII only
+    text = ACTING.sub(r"\1\\\\", text)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Html(f'<script type="application/json" id="{name}">{text}</script>')

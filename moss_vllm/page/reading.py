@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.files import tell_existing
 from moss_vllm.page.frame import count
 from moss_vllm.run_folder import FINISHED_FILE, latest_checkpoint
 
@@ -65,8 +66,14 @@ class Run:
 
 
 def holds_answers(folder: Path) -> bool:
-    """Whether it is a result folder of a script in eval/."""
-    return any((folder / ANSWERS).glob("*.jsonl"))
+    """Whether it is a result folder of a script in eval/.
+
+    Raises: ValueError for a file of answers that is a pipe or a device: to open one may wait for ever.
+    """
+    files = list((folder / ANSWERS).glob("*.jsonl"))
+    if strange := [str(file) for file in files if file.exists() and not file.is_file()]:
+        raise ValueError(f"{strange[0]} is no file; remove it, or name another folder")
+    return bool(files)
 
 
 def read_run(folder: Path) -> Run:
@@ -108,7 +115,7 @@ def read_run(folder: Path) -> Run:
 def _no_run(folder: Path) -> str:
     if not folder.is_dir():
         what = "a file" if folder.exists() else "not there"
-        return f"{folder} is {what}; give the folder of a run or of an evaluation"
+        return f"{folder} is {what}; give the folder of a run or of an evaluation" + tell_existing(TRAIN)
     holder = folder.absolute().parent
     if latest_checkpoint(holder) and any((holder / name).is_file() for name in MADE_BY):
         return f"{folder} is a checkpoint of a run; give the run's folder, {folder.parent}"

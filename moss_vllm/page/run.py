@@ -4,12 +4,25 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from glob import escape as escape_glob
 from typing import Any
 
 import moss_vllm
 from moss_vllm.page import samples
 from moss_vllm.page.curves import Chart, Curve, as_number, curve, draw_all, with_mean
-from moss_vllm.page.frame import Html, count, cut, document, listed, moment, section, table, tag, tiles
+from moss_vllm.page.frame import (
+    PAGE_FILE,
+    Html,
+    count,
+    cut,
+    document,
+    listed,
+    moment,
+    section,
+    table,
+    tag,
+    tiles,
+)
 from moss_vllm.page.reading import Run
 
 GIB = 2**30
@@ -21,7 +34,7 @@ Pick = Callable[[dict[str, Any]], Any]
 
 def run_page(run: Run) -> str:
     """The page's HTML."""
-    name = run.folder.resolve().name
+    name = "/".join(run.folder.resolve().parts[-2:])  # the last part alone may be "moss"
     figures, small, data = draw_all([*_curves(run), *_accuracy(run)])
     parts = [
         tag("h1", name),
@@ -29,6 +42,7 @@ def run_page(run: Run) -> str:
         _status(run),
         tiles(figures_of(run)),
         listed(_notes(run)),
+        *_evaluations(run),
         section(
             "curves",
             PARTS["curves"],
@@ -46,6 +60,14 @@ def run_page(run: Run) -> str:
         ),
     ]
     return document(f"{name} - training run", parts, data, "run.js")
+
+
+def _evaluations(run: Run) -> list[Html]:
+    """Links to pages of what `scripts/demo.py` evaluated beside the run, where they are there."""
+    folder = run.folder.resolve()
+    found = sorted(folder.parent.glob(f"eval/*/{escape_glob(folder.name)}/{PAGE_FILE}"))
+    links = (tag("a", f"{page.parents[1].name} ", href=f"../{'/'.join(page.parts[-4:])}") for page in found)
+    return [tag("p", "Evaluated: ", *links)] if found else []
 
 
 def _status(run: Run) -> Html:
@@ -90,7 +112,7 @@ def figures_of(run: Run) -> list[tuple[str, str]]:
         return format(factor * sum(every[key]) / seconds, unit) if seconds and every[key] else "-"
 
     return [
-        (_duration(_wall_s(run, seconds)), "wall time, first start to last step"),
+        (_duration(_wall_s(run)), "wall time up to the last step"),
         (_duration(seconds if every["seconds"] else None), "of that in steps"),
         (a_second("clips"), "clips/s"),
         (a_second("tokens", ",.0f"), "tokens/s"),
@@ -99,14 +121,10 @@ def figures_of(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def _wall_s(run: Run, in_steps_s: float) -> float | None:
-    """Pauses before a resumption are in it; by the date of train.jsonl, which a copy may not have kept."""
-    try:
-        started = datetime.fromisoformat(str(run.report.get("started")))
-        wall_s = (run.written - started).total_seconds() if run.written else 0.0
-    except (ValueError, TypeError):  # no such time, or one without its zone
-        return None
-    return wall_s if wall_s > in_steps_s else None
+def _wall_s(run: Run) -> float | None:
+    """As the last step's line has it, over all lives of the run; None of runs that did not log it."""
+    elapsed_s = as_number(run.steps.get(run.last_step, {}).get("elapsed_s"))
+    return elapsed_s if math.isfinite(elapsed_s) else None
 
 
 def _duration(seconds: float | None) -> str:
@@ -121,8 +139,9 @@ def _duration(seconds: float | None) -> str:
 def _notes(run: Run) -> list[str]:
     """What is absent or cannot be read, and what else happened on the way."""
     notes = [*run.absent, *run.faults]
-    if (resume := run.settings.get("resume")) is not None:
-        notes.append(f"Resumed with --resume {resume}; the first start was {run.report.get('started')}.")
+    if isinstance(resumed := run.report.get("resumed_at"), list) and resumed:
+        steps = ", ".join(map(str, resumed))
+        notes.append(f"Resumed at step {steps}; the first start was {run.report.get('started')}.")
     for one in run.not_finite:
         if one is not run.stopped_at():
             notes.append(
@@ -230,7 +249,7 @@ def _settings(run: Run) -> list[Html]:
         _table("What trains", ("group", "pattern", "tensors", "parameters", "learning rate"), groups),
         _table("The run", (), _pairs(report)),
         _table("Sources", ("source", "rows", "weight"), sources),
-        _table("Tokens a clip", (), _pairs(tokens)),
+        _table("Tokens per clip", (), _pairs(tokens)),
         _table(
             "Memory estimate of a process, for batches of the longest clip", ("part", "GiB"), _gib(memory)
         ),

@@ -58,6 +58,8 @@ def read_strips(
 
 
 def _read_strip(path: str, sample_fps: float, read: Callable[..., Clip]) -> Strip:
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        return {"failed": f"{path} is a pipe or a device, no video"}  # to open one may wait for ever
     try:
         clip = read(path, sample_fps=sample_fps, short_side_px=SHORT_SIDE_PX, max_frames=MOST_FRAMES)
     except Exception as error:  # a page of thousands of answers is worth more than one video; it is named

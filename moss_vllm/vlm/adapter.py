@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moss_vllm.files import read_json, readable
+from moss_vllm.quiet import quiet
 from moss_vllm.vlm import fit
 from moss_vllm.vlm.video_llama3 import (
     MossVideoLlama3ForConditionalGeneration,
@@ -45,7 +46,8 @@ def attach_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float
 
     What is trained is float32 whatever the base is: steps of training are lost in bfloat16's rounding.
     """
-    attached = cast(PeftModel, get_peft_model(model, _lora_config(model, rank, alpha, dropout)))
+    with quiet():
+        attached = cast(PeftModel, get_peft_model(model, _lora_config(model, rank, alpha, dropout)))
     for module in attached.modules():
         if isinstance(module, ModulesToSaveWrapper):  # peft casts LoRA itself, and not these
             module.modules_to_save.float()

@@ -5,8 +5,7 @@ A base is a native VideoLLaMA3 folder or hub id, a folder that `scripts/merge.py
 
 import copy
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,10 +22,10 @@ from transformers import (
     VideoLlama3Config,
     VideoLlama3ForConditionalGeneration,
 )
-from transformers.utils import logging
 from transformers.utils.hub import extract_commit_hash
 
-from moss_vllm.files import read_json
+from moss_vllm.files import read_json, tell_existing
+from moss_vllm.quiet import quiet
 from moss_vllm.vlm import fit
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.miniature import MINIATURE
@@ -91,7 +90,7 @@ def load_base(
     if attention is None:
         attention, _ = choose_attention("cuda" if torch.cuda.is_available() else "cpu", dtype)
     try:
-        with _quiet_transformers():  # its report of missing weights lists all of MOSS; ours is below
+        with quiet():  # its report of missing weights lists all of MOSS; ours is below
             model, info = loader.from_pretrained(
                 path,
                 config=config,
@@ -140,7 +139,7 @@ def resolve(source: str | Path) -> str:
             )
         raise FileNotFoundError(
             f"{source}: no config.json there; give a checkpoint folder, a native VideoLLaMA3 folder, "
-            "a hub id (owner/name) or 'miniature'"
+            f"a hub id (owner/name) or 'miniature'{tell_existing('run.json')}"
         )
     return str(path) if path.is_dir() else str(source)
 
@@ -308,7 +307,7 @@ def _four_bits() -> BitsAndBytesConfig:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"a base in 4 bits needs bitsandbytes ({error}): pip install moss_vllm[quantize]"
+            f'a base in 4 bits needs bitsandbytes ({error}): pip install -e ".[quantize]" in a clone'
         ) from error
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -331,13 +330,3 @@ def _check_tied(source: str | Path, model: Any) -> None:
             f"{source}: its config ties the head to the embedding and the loaded head is another tensor; "
             "install a version of transformers named in the README"
         )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)

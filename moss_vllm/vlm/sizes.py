@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 from transformers import initialization as init
 
 from moss_vllm.memory import Memory, estimate_training_memory, memory_table
 from moss_vllm.optim import VIDEO_LLM_RATES, describe, parameter_groups
+from moss_vllm.screen import Screen
 from moss_vllm.vlm.checkpoint import attach_lora
 from moss_vllm.vlm.video_llama3 import MossVideoLlama3ForConditionalGeneration, moss_config
 
@@ -137,7 +137,7 @@ def describe_shape(
     batch_size: int = 1,
     precision: str = "bf16",
     frozen_dtype: torch.dtype = torch.float32,
-    console: Console | None = None,
+    console: Screen | None = None,
 ) -> dict[str, Memory]:
     """Print a shape's parameters with and without MOSS, what trains, and memory for each number of frames.
 
@@ -147,7 +147,7 @@ def describe_shape(
 
     Returns: the estimates, by the heads of the table's columns.
     """
-    console = console or Console()
+    console = console or Screen()
     plain = parameters_per_part(build_shape(name, moss=None))
     model = build_shape(name, moss=moss)
     config = model.config
