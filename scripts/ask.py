@@ -4,7 +4,7 @@
     python scripts/ask.py VIDEO --ckpt CKPT --start-s 12 --end-s 20      # asks you for questions; Ctrl-D ends
     python scripts/ask.py data/motion_world/MotionBench/public-dataset/CLIP.mp4 "which way does it move?"
 
-VIDEO is any file that PyAV or decord reads, or a folder of frames. Clips are sampled as the checkpoint was
+VIDEO is any file that PyAV reads, or a folder of frames. Clips are sampled as the checkpoint was
 trained (its run.json), else as in the paper. Each question is asked on its own and answered greedily, by the
 model's own generation config (a repetition penalty, say), so the same question gets the same answer. Prints
 the answer to stdout, everything else to stderr.
