@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moss_vllm.data.favor import read_favor_bench
+from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.rows import CAPTION_PROMPT, Question
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.eval_options import add_options
@@ -50,7 +51,6 @@ def main(argv: list[str] | None = None) -> "Result":
     add_options(parser, CAPTIONS)
     args = parser.parse_args(argv)
     from moss_vllm import eval_script  # takes seconds, of torch and transformers
-    from moss_vllm.data.motion_world import ensure_world
 
     data = args.data or ensure_world()
     data = data / "FAVOR" if (data / "FAVOR").is_dir() else data

@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.motionbench import SPLITS, read_motionbench
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.eval_options import add_options
@@ -37,7 +38,6 @@ def main(argv: list[str] | None = None) -> "Result":
     add_options(parser, MOTIONBENCH)
     args = parser.parse_args(argv)
     from moss_vllm import eval_script  # takes seconds, of torch and transformers
-    from moss_vllm.data.motion_world import ensure_world
 
     data = args.data or ensure_world()
     videos = read_motionbench(args.annotation or data, data, split=args.split, allow_missing=True)

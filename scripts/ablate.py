@@ -344,7 +344,8 @@ def run_all(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], 
                 else:
                     failed.append(run)
                     told = f"{place}: {last_words(run, process.returncode)}"
-                say(f"{told}; about {minutes:.0f} min left" if waiting or running else told, flush=True)
+                rest = f"; about {minutes:.0f} min left" if waiting or running else ""
+                say(*f"{told}{rest}".split("\n"), sep="\n", flush=True)
     finally:
         for process in running:
             process.terminate()  # the recipe writes a checkpoint then

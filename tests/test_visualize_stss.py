@@ -217,7 +217,7 @@ def test_video_through_a_checkpoint_shows_the_trained_moss(mp4, tiny_base, moss,
 
     with pytest.raises(SystemExit, match=r"error: this MOSS has orders \[1, 2\], not \[3\]"):
         visualize_stss.main([*command, "--orders", "3"])
-    with pytest.raises(SystemExit, match="one frame was read, and motion takes two; raise --fps"):
+    with pytest.raises(SystemExit, match="one frame was read, and motion takes two; raise --sample-fps"):
         visualize_stss.main([*command, "--max-frames", "1"])
     with pytest.raises(SystemExit, match="has no MOSS; give a checkpoint of recipes/favor_lora.py"):
         visualize_stss.main(["--video", str(mp4), "--ckpt", str(tiny_base)])
