@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils.hub import extract_commit_hash
 
-from moss_vllm.files import read_json, tell_existing
+from moss_vllm.files import read_json
 from moss_vllm.quiet import quiet
 from moss_vllm.vlm.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3 import (
@@ -166,7 +166,7 @@ def resolve(source: str | Path) -> str:
             )
         raise FileNotFoundError(
             f"{source}: no config.json there; give a checkpoint folder, a native VideoLLaMA3 folder, "
-            f"a hub id (owner/name) or 'miniature'{tell_existing('run.json')}"
+            "a hub id (owner/name) or 'miniature'"
         )
     return str(path) if path.is_dir() else str(source)
 
