@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from moss_vllm.errors import errors_in_one_line
+from moss_vllm.files import tell_existing
 from moss_vllm.flags import Flags, add_clip_options, add_device, answer_help, choose_device
 from moss_vllm.screen import say, working
 
@@ -61,7 +62,10 @@ def main(argv: list[str] | None = None) -> list[str]:
         raise FileNotFoundError(f"{args.video}: no such file or folder; give a video or a folder of frames")
     choose_device(args)
     with working(f"opening {args.ckpt}"):
-        loaded = load(args.ckpt, device=args.device, dtype=DTYPES[args.precision])
+        try:
+            loaded = load(args.ckpt, device=args.device, dtype=DTYPES[args.precision])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}{tell_existing('run.json')}") from error
     given = {name: getattr(args, name) for name in PAPER}
     how: dict[str, Any] = {**PAPER, **loaded.run.get("protocol", {})}
     how = {name: how[name] if given[name] is None else given[name] for name in PAPER}

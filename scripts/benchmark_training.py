@@ -44,11 +44,8 @@ def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     add = parser.add_argument
-    add(
-        "--shape",
-        choices=("2b", "7b", "miniature"),
-        help="random weights of this shape; without, the demo's runs",
-    )
+    shape = "random weights of this shape; without it, the runs of the demo"
+    add("--shape", choices=("2b", "7b", "miniature"), help=shape)
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
     add("--steps", type=int, default=20, help="steps timed in a run, after some to warm up")
     add("--repeats", type=int, default=3, help="of the demo's runs, for their spread (default: %(default)s)")

@@ -443,9 +443,10 @@ def test_help_names_and_explains_every_setting(recipe, capsys):
     assert stopped.value.code == 0
     for field in dataclasses.fields(recipe.ActionRecog):
         assert f"--{field.name.replace('_', '-')}" in shown
-        default = "" if field.default is None else f" (default: {field.default})"
-        explained = " ".join(f"{field.metadata['help']}{default}".split())
-        assert explained in shown.replace("- ", "-"), field.name
+        told = {True: "yes", False: "no"}[field.default] if field.type is bool else field.default
+        untold = told is None or "default" in field.metadata["help"]
+        explained = field.metadata["help"] + ("" if untold else f" (default: {told})")
+        assert " ".join(explained.split()) in shown.replace("- ", "-"), field.name
     assert "None" not in shown.partition("--data STR")[2]  # what holds is said
     for text in ("(default: s, b 1e-3; m, l 2e-4; mini 2e-3)", "K400 32, m and l 16)", "SSV, K400 2;"):
         assert text in shown
@@ -651,7 +652,7 @@ WRONG = [
      "number from 0 to 1; workers is -1; it must be at least 0; clip_norm is 0.0; it must be above 0; cache "
      "is empty; "
      "name a folder or a file; precision is 'half'; it must be one of fp32, bf16"),
-    ({"tracker": "excel"}, "tracker is 'excel'; it must be one of tensorboard, wandb, trackio or none"),
+    ({"tracker": "excel"}, "tracker is 'excel'; it must be one of tensorboard, wandb, trackio, none"),
     ({"out": "<list>/train.txt"},
      "out <list>/train.txt is not a folder that can be written to (<...>); name another"),
     ({"resume": "<tmp>/gone"},

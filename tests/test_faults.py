@@ -545,7 +545,7 @@ fault_of_a_setting(
 fault_of_a_setting("an unknown size", "unknown shape '13b'; choose one of 2b, 7b", model="shape:13b")
 fault_of_a_setting(
     "an unknown tracker",
-    "tracker is 'excel'; it must be one of tensorboard, wandb, trackio or none",
+    "tracker is 'excel'; it must be one of tensorboard, wandb, trackio, none",
     tracker="excel",
 )
 
@@ -1269,8 +1269,9 @@ PARAMS = [
 
 
 @pytest.mark.parametrize("one", PARAMS)
-def test_a_fault_is_told_and_nothing_is_lost(one, ground, capsys):
+def test_a_fault_is_told_and_nothing_is_lost(one, ground, capsys, monkeypatch):
     start = one.start(ground)
+    monkeypatch.chdir(ground.tmp)  # a message may name what is below runs/ here
     before = snapshot(ground.tmp)
     capsys.readouterr()
     is_status = isinstance(one.kind, int)

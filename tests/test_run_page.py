@@ -516,7 +516,8 @@ def test_a_long_run_stays_small(folder):
     assert "Thinned: of 100,000 points about 1,000 a curve are drawn" in page.text
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path, folder):
+def test_a_folder_that_is_no_run_is_refused(tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as error:
         report.main([str(tmp_path)])
     assert str(error.value) == (
@@ -534,6 +535,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, folder):
             report.main([str(path)])
         assert str(error.value) == f"error: {path} is {what}; give the folder of a run or of an evaluation"
     assert not (tmp_path / "page.html").exists()
+    run = tmp_path / "runs" / "demo" / "moss"
+    run.mkdir(parents=True)
+    (run / "train.jsonl").write_text("")
+    with pytest.raises(SystemExit, match="is not there; .* of an evaluation; there are runs/demo/moss$"):
+        report.main(["runs/favor_lora"])
 
 
 def test_where_the_page_goes(folder, tmp_path, capsys):

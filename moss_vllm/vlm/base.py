@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.utils.hub import extract_commit_hash
 
-from moss_vllm.files import read_json, tell_existing
+from moss_vllm.files import read_json
 from moss_vllm.quiet import quiet
 from moss_vllm.vlm import fit
 from moss_vllm.vlm.attention import choose_attention
@@ -139,7 +139,7 @@ def resolve(source: str | Path) -> str:
             )
         raise FileNotFoundError(
             f"{source}: no config.json there; give a checkpoint folder, a native VideoLLaMA3 folder, "
-            f"a hub id (owner/name) or 'miniature'{tell_existing('run.json')}"
+            "a hub id (owner/name) or 'miniature'"
         )
     return str(path) if path.is_dir() else str(source)
 
