@@ -1,6 +1,7 @@
 """What is seen of a training run: a live line, train.jsonl, a tracker, and every row that was not used."""
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moss_vllm.data.rows import Rejected
+from moss_vllm.run_folder import is_still
 
 REMEMBERED = 20  # steps a shown speed is the mean of, at least
 
@@ -56,6 +58,10 @@ class RunLog:
         self.progress.stop()
         if self.main:
             self.file.close()
+
+    def is_there(self) -> bool:
+        """Whether the main process still writes to the file that OUT/train.jsonl names."""
+        return not self.main or is_still(self.out / "train.jsonl", os.fstat(self.file.fileno()))
 
     def step(self, line: dict[str, Any]) -> None:
         """Account for one step; print it every `every` steps."""

@@ -121,7 +121,8 @@ def train(
         FileExistsError: a run in the folder of another.
         ValueError: a checkpoint of another seed or number of clips a step.
         RunStopped: too many rejected rows, a loss or gradient that is not finite (its rows are written to
-            `out`), a trained parameter that the first backward pass does not reach, or a full disk.
+            `out`), a trained parameter that the first backward pass does not reach, a full disk, or `out` was
+            taken away.
     """
     run_folder.refuse_second_run(out, resume)
     progress: dict[str, Any] = run_folder.open_checkpoint(resume) if resume else {"step": 0}
@@ -207,9 +208,18 @@ def train(
             log.rejected(refused)
             terms = sum(batch.pop("count") for batch in micro_batches)
             read = sum(batch.pop("read") for batch in micro_batches)
-            local = [terms, read, len(refused), len(row_ids) + len(refused), int(stop.is_set())]
+            local = [
+                terms,
+                read,
+                len(refused),
+                len(row_ids) + len(refused),
+                stop.is_set(),
+                not log.is_there(),
+            ]
             counts = accelerator.reduce(torch.tensor(local, device=accelerator.device), "sum")
-            terms, read, new_rejected, new_rows, stopping = cast(Tensor, counts).tolist()
+            terms, read, new_rejected, new_rows, stopping, gone = cast(Tensor, counts).tolist()
+            if gone:
+                raise run_folder.gone(out)
             rejected_rows, seen_rows = rejected_rows + new_rejected, seen_rows + new_rows
             # Of the whole set: else one bad row among the first 200 would stop a run that allows 0.5 %.
             rows = max(seen_rows, sum(rows for rows, _ in dataset.shares))

@@ -24,6 +24,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,6 +32,7 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
 
@@ -47,7 +49,7 @@ from moss_vllm.files import refuse_unwritable
 from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.optim import describe, parameter_groups
 from moss_vllm.recognition import build_classifier
-from moss_vllm.run_folder import choose_resume
+from moss_vllm.run_folder import choose_resume, hold
 from moss_vllm.training import train
 
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
@@ -121,14 +123,23 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     settings, flags = parse(ActionRecog, argv, __doc__)
     settings = fill_in(settings)
     check(settings)
-    out = Path(settings.out)
-    resume = choose_resume(out, settings.resume, dry_run=flags.dry_run)
     tracker = start_report.choose_tracker(settings.tracker)
     accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
     if engines.name(accelerator) not in ("one process", "DDP"):
         raise ValueError(
             f"{engines.name(accelerator)}: this recipe runs in one process or under DDP (--multi_gpu)"
         )
+    command = shlex.join(sys.argv if argv is None else ["recipes/action_recog.py", *argv])
+    with nullcontext() if flags.dry_run else hold(Path(settings.out), accelerator):
+        return train_and_test(settings, accelerator, command, dry_run=flags.dry_run)
+
+
+def train_and_test(
+    settings: ActionRecog, accelerator: Accelerator, command: str, *, dry_run: bool
+) -> Accuracy | None:
+    """Build and report, and but for a dry run train and test; returns what the test found."""
+    out = Path(settings.out)
+    resume = choose_resume(out, settings.resume, dry_run=dry_run)
     where: dict[str, Any] = {"annotation": settings.annotation, "allow_missing": settings.allow_missing}
     with accelerator.main_process_first():
         splits = {name: open_split(settings.data, settings.root, name, **where) for name in ("train", "test")}
@@ -157,7 +168,6 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     read = choose_frame_reader(settings.cache, settings.cache_gib)
     dataset = ActionTrainingSet(splits["train"], views, seed=settings.seed, read=read)
     steps_an_epoch, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
-    command = shlex.join(sys.argv if argv is None else ["recipes/action_recog.py", *argv])
     record = {
         "settings": dataclasses.asdict(settings),
         "engine": engines.name(accelerator),
@@ -172,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     }
     if accelerator.is_main_process:
         show(record, model)
-    if flags.dry_run:
+    if dry_run:
         if accelerator.is_main_process:
             print("\n".join(f"{name}: {value}" for name, value in record["settings"].items()))
             for name, value in dataset.collate(

@@ -19,6 +19,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import refuse_unwritable
 from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.run_folder import choose_resume
+from moss_vllm.run_folder import choose_resume, hold
 from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.objective import AnswerLoss
@@ -111,19 +112,26 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     check(settings)
     if settings.model.startswith("shape:"):
         return show_shape(settings, dry_run=flags.dry_run)
-    out = Path(settings.out)
-    resume = choose_resume(out, settings.resume, dry_run=flags.dry_run)
     tracker = start_report.choose_tracker(settings.tracker)
     accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
+    command = shlex.join(sys.argv if argv is None else ["recipes/favor_lora.py", *argv])
+    with nullcontext() if flags.dry_run else hold(Path(settings.out), accelerator):
+        return fine_tune(settings, accelerator, command, dry_run=flags.dry_run)
+
+
+def fine_tune(
+    settings: FavorLora, accelerator: Accelerator, command: str, *, dry_run: bool
+) -> list[dict[str, Any]]:
+    """Plan, build and report, and but for a dry run train; returns the logged steps."""
+    out = Path(settings.out)
+    resume = choose_resume(out, settings.resume, dry_run=dry_run)
     if settings.clips_a_step:
         settings = with_clips_a_step(settings, accelerator)
     engines.refuse_quantized(accelerator, settings.quantize)
     set_seed(settings.seed)
     processor = checkpoint.load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
-        rows = plan_rows(
-            settings, processor, None if flags.dry_run else out, write=accelerator.is_main_process
-        )
+        rows = plan_rows(settings, processor, None if dry_run else out, write=accelerator.is_main_process)
     # The miniature names its own MOSS sizes; without any, the config's defaults are the paper's.
     moss = checkpoint.base_record(settings.model).get("moss", {}) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
@@ -141,11 +149,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         compress=settings.compress_tokens,
         max_tokens=settings.max_tokens,
     )
-    command = shlex.join(sys.argv if argv is None else ["recipes/favor_lora.py", *argv])
     if accelerator.is_main_process:
         record = start_report.describe_run(settings, accelerator, model, table, rows, command)
         start_report.show(record)
-    if flags.dry_run:
+    if dry_run:
         if accelerator.is_main_process:
             print("\n".join(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()))
             start_report.show_batch(dataset, settings.batch_size)

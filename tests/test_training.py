@@ -5,6 +5,7 @@ are named.
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -62,7 +63,16 @@ def run(tiny_base, moss, processor, tmp_path, clips):
     """A function that trains a new model and returns the logged lines and the trained weights."""
 
     def start(
-        loop, *, out="run", dataset=clips, use_moss=True, resume=None, dropout=0.0, seed=0, rates=RATES
+        loop,
+        *,
+        out="run",
+        dataset=clips,
+        use_moss=True,
+        resume=None,
+        dropout=0.0,
+        seed=0,
+        rates=RATES,
+        evaluate=None,
     ):
         torch.manual_seed(seed)
         settings = moss if use_moss else None
@@ -82,6 +92,8 @@ def run(tiny_base, moss, processor, tmp_path, clips):
             state=lambda: checkpoint.trained_state(model),
             restore=lambda folder: checkpoint.restore(folder, model),
             resume=resume,
+            evaluate=evaluate,
+            evaluate_every=1,
         )
         return lines, checkpoint.trained_state(model)
 
@@ -335,6 +347,21 @@ def test_a_loss_that_is_not_finite_names_its_rows(run, clips, tmp_path):
     ):
         run(loop(4, save_every=1))
     assert latest_checkpoint(tmp_path / "run") == (tmp_path / "run" / f"step-{step:06d}" if step else None)
+
+
+def test_a_folder_that_is_taken_away_ends_the_run_and_is_not_made_anew(run, tmp_path):
+    out = tmp_path / "run"
+
+    def take_away(step):
+        out.rename(tmp_path / "elsewhere")
+
+    gone = "run was removed, moved or replaced while the run wrote to it; nothing more is written"
+    with pytest.raises(RuntimeError, match=gone):  # at the next step
+        run(loop(3), use_moss=False, evaluate=take_away)
+    shutil.rmtree(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match=gone):  # at the save
+        run(loop(1), use_moss=False, evaluate=take_away)
+    assert not out.exists()
 
 
 def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):
