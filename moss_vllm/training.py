@@ -94,7 +94,7 @@ def train(
     restore: Callable[[Path], None],
     resume: Path | None = None,
     announce: Callable[[], None] | None = None,
-    after_save: Callable[[Path], None] | None = None,
+    after_save: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
     evaluate: Callable[[int], None] | None = None,
     evaluate_every: int = 0,
 ) -> list[dict[str, Any]]:
@@ -111,7 +111,8 @@ def train(
         restore: loads the weights of such a folder into the model.
         resume: a checkpoint of this run to go on from.
         announce: called by every process once nothing refuses the run any more.
-        after_save: called by every process after the first and the last checkpoint, to check them.
+        after_save: checks the first and the last checkpoint against the state in memory; called by the main
+            process.
         evaluate: called by every process every `evaluate_every` steps.
 
     Returns: the logged lines.
@@ -192,9 +193,10 @@ def train(
             save_state=lambda part: engines.save_state(accelerator, wrapped, optimizer, part),
             progress=counts,
         )
-        if after_save and (first or last):
+        if after_save and (first or last) and accelerator.is_main_process:
             with engines.undisturbed():
-                after_save(folder)
+                after_save(folder, whole)
+        accelerator.wait_for_everyone()
 
     wrapped.train()
     done = first_step

@@ -18,7 +18,7 @@ again with `--resume auto` after an interruption, whatever it was.
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +171,10 @@ def fine_tune(
     def save(folder: Path, state: dict[str, torch.Tensor], step: int) -> None:
         checkpoint.save(folder, model, processor, {**run, "step": step}, state=state)
 
+    def check_reload(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+        checkpoint.verify(folder, model, state)
+        print(f"{folder} reloads to the weights in memory, bit for bit")
+
     loop = Loop(
         steps=settings.steps,
         batch_size=settings.batch_size,
@@ -204,7 +208,7 @@ def fine_tune(
         restore=lambda folder: checkpoint.restore(folder, model),
         resume=resume,
         announce=announce,
-        after_save=reload_check(settings, accelerator, model, processor),
+        after_save=check_reload,
         evaluate=checkup,
         evaluate_every=settings.eval_every,
     )
@@ -298,39 +302,6 @@ def build_model(
     table = [row for row in VIDEO_LLM_RATES if settings.use_moss or row.name != "moss"]
     rates = {"moss": settings.lr_moss, "projector": settings.lr_projector, "llm lora": settings.lr_llm}
     return model, list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))
-
-
-def reload_check(
-    settings: FavorLora, accelerator: Accelerator, model: PeftModel, processor: Any
-) -> Callable[[Path], None]:
-    """A function that opens a written checkpoint anew and compares it with the model in training."""
-
-    def compare(folder: Path) -> None:
-        if engines.name(accelerator).startswith("FSDP"):
-            accelerator.print(
-                f"{folder} is not reloaded for comparison: FSDP's model cannot be asked outside a step"
-            )
-            return
-        expected = checkpoint.next_logits(model, processor)  # on every process: ZeRO-3 gathers weights for it
-        if accelerator.is_main_process:
-            # The same arithmetic on the same device: what remains is the order of sums.
-            tolerance = 1e-4 if settings.precision == "no" else 1e-2
-            try:
-                checkpoint.verify(
-                    folder,
-                    expected,
-                    device=accelerator.device,
-                    dtype=PRECISIONS[settings.precision],
-                    tolerance=tolerance,
-                    quantize=settings.quantize,
-                )
-            except RuntimeError as error:
-                if "allocate" not in str(error):  # the GPU's error has a class of its own, the CPU's has not
-                    raise
-                print(f"{folder} is not compared: no memory for a second model beside the run")
-        accelerator.wait_for_everyone()
-
-    return compare
 
 
 def show_shape(settings: FavorLora, *, dry_run: bool) -> list[dict[str, Any]]:

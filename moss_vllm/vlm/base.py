@@ -51,6 +51,7 @@ def load_base(
     dtype: torch.dtype | None = None,
     attention: str | None = None,
     quantize: bool = False,
+    empty: bool = False,
 ) -> PreTrainedModel:
     """VideoLLaMA3 as released, or with a new zero-initialised MOSS of the settings given.
 
@@ -64,6 +65,7 @@ def load_base(
         dtype: of the weights but MOSS's; float32 if not given.
         attention: transformers' name of an implementation; None: `choose_attention`.
         quantize: keep the language model's linear layers in 4 bits (NF4), computed in bfloat16.
+        empty: names and shapes alone, on torch's meta device: takes no memory.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -92,6 +94,7 @@ def load_base(
             use_safetensors=True,
             output_loading_info=True,
             **({"quantization_config": _four_bits()} if quantize else {}),
+            **({"device_map": "meta"} if empty else {}),
         )
     missing = [key for key in info["missing_keys"] if trained_moss or ".moss." not in key]
     if wrong := sorted(missing) + sorted(info["unexpected_keys"]):
