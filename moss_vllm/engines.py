@@ -39,12 +39,17 @@ FULL = StateDictOptions(full_state_dict=True)
 UNREADABLE = (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError)
 
 
-def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerator:
+def start(*, tracker: str | None = None, folder: str | None = None, precision: str = "no") -> Accelerator:
     """The accelerator `accelerate launch` or the environment asks for.
 
+    Args:
+        precision: the recipe's own, by which its objective autocasts.
+
     Raises:
+        ValueError: something else was asked of accelerate that the recipes leave undone.
         RunStopped: DeepSpeed or FSDP was asked for and another engine would run; accelerate is silent then.
     """
+    _refuse_undone(precision)
     wanted = {"ACCELERATE_USE_DEEPSPEED": "DEEPSPEED", "ACCELERATE_USE_FSDP": "FSDP"}
     asked = {key: engine for key, engine in wanted.items() if os.environ.get(key, "").lower() == "true"}
     handlers = []
@@ -52,7 +57,7 @@ def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerat
         # Without the backend's name, DeepSpeed on the CPU counts one process. Evaluation lets others wait.
         backend = None if torch.cuda.is_available() else "gloo"
         handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))]
-    # Precision is the objective's own matter, whatever `accelerate config` says of it.
+    # Precision is the objective's own matter.
     accelerator = Accelerator(
         mixed_precision="no", kwargs_handlers=handlers, log_with=tracker, project_dir=folder
     )
@@ -66,6 +71,27 @@ def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerat
     # Else transformers opens a bfloat16 base through ZeRO-3's constructor, which makes it float32.
     unset_hf_deepspeed_config()
     return accelerator
+
+
+def _refuse_undone(precision: str) -> None:
+    """ValueError for what `accelerate launch` or `accelerate config` asks for and no recipe does."""
+    own = ("", "no", "none", "auto", "false", "0", "1")
+    allowed = {
+        "MIXED_PRECISION": (*own, precision),
+        "DYNAMO_BACKEND": own,
+        "GRADIENT_ACCUMULATION_STEPS": own,
+        "USE_MEGATRON_LM": own,
+        "USE_PARALLELISM_CONFIG": own,
+    }
+    remedies = {"MIXED_PRECISION": "--precision", "GRADIENT_ACCUMULATION_STEPS": "--accumulate"}
+    for part, values in allowed.items():
+        asked = os.environ.get(f"ACCELERATE_{part}", "")
+        if asked.lower() not in values:
+            own_flag = f"; the recipe's own {remedies[part]} decides" if part in remedies else ""
+            raise ValueError(
+                f"ACCELERATE_{part}={asked} (of accelerate launch --{part.lower()}, or of accelerate config) "
+                f"is not followed{own_flag}: leave it out"
+            )
 
 
 def refuse_quantized(accelerator: Accelerator, quantize: bool) -> None:
@@ -97,7 +123,8 @@ def prepare(
     """Wrap both for the engine.
 
     Raises:
-        ValueError: a DeepSpeed configuration that would round the trained weights.
+        ValueError: a DeepSpeed configuration that would round the trained weights, or that asks for another
+            batch or clipping than these.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed.utils import set_z3_leaf_modules
@@ -109,11 +136,18 @@ def prepare(
                 f"the DeepSpeed configuration enables {rounding[0]}, which would round the trained weights; "
                 f"remove it there and say --precision bf16, which keeps them in float32"
             )
-        plugin.deepspeed_config |= {
+        own = {
             "train_micro_batch_size_per_gpu": batch_size,
             "gradient_accumulation_steps": accumulate,
             "gradient_clipping": clip_norm,
         }
+        for key, value in own.items():  # a 1 may be accelerate's own
+            if (asked := plugin.deepspeed_config.get(key, "auto")) not in ("auto", 1, value):
+                raise ValueError(
+                    f"the DeepSpeed configuration asks for {key}={asked} and the recipe for {value}; write "
+                    '"auto" there'
+                )
+        plugin.deepspeed_config |= own
         accelerator.gradient_accumulation_steps = accumulate
         # MOSS runs once for each clip size of a batch. ZeRO-3 would gather its layers' weights as often, and
         # processes with other clips would wait for ever: MOSS is gathered whole, once.

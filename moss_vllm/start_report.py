@@ -112,6 +112,11 @@ def show(record: dict[str, Any]) -> None:
         console.print(
             "This is the miniature: real classes and files, but a toy world. For the paper's run see --help."
         )
+    by_file: dict[str, list[str]] = {}
+    for setting, origin in record.get("origins", {}).items():
+        by_file.setdefault(origin, []).append(setting)
+    for origin, names in by_file.items():
+        console.print(f"settings by {origin}: {', '.join(names)}", markup=False, soft_wrap=True)
     console.print(
         f"{record['engine']} x{record['processes']} on {record['device']}, precision "
         f"{settings['precision']}, {settings['steps']} steps of {settings['batch_size']} x "

@@ -124,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     settings = fill_in(settings)
     check(settings)
     tracker = start_report.choose_tracker(settings.tracker)
-    accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
+    accelerator = engines.start(
+        tracker=None if flags.dry_run else tracker, folder=settings.out, precision=settings.precision
+    )
     if engines.name(accelerator) not in ("one process", "DDP"):
         raise ValueError(
             f"{engines.name(accelerator)}: this recipe runs in one process or under DDP (--multi_gpu)"

@@ -31,7 +31,7 @@ from peft import PeftModel
 
 from moss_vllm import engines, start_report
 from moss_vllm.checkup import Checkup
-from moss_vllm.config import parse, setting
+from moss_vllm.config import FLAGS, ignored, origins, parse, setting
 from moss_vllm.data.cache import choose_reader
 from moss_vllm.data.frames import MULTIPLE_PX
 from moss_vllm.data.motion_world import ensure_world
@@ -44,6 +44,7 @@ from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
 from moss_vllm.run_folder import choose_resume, hold
 from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.base import is_hub_id, is_miniature
 from moss_vllm.vlm.objective import AnswerLoss
 from moss_vllm.vlm.sizes import describe_shape
 
@@ -51,11 +52,16 @@ COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_ran
 COUNTS += ["eval_every", "eval_questions"]
 SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
+PAPER = Path(__file__).parent / "configs" / "favor_videollama3_2b.yaml"
+NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss"}
+NEEDS |= {"eval_every": "eval_data", "eval_questions": "eval_data"}
+OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
+Layers = Mapping[str, Mapping[str, Any]]  # of `config.parse`
 
 
 @dataclass(frozen=True)
 class FavorLora:
-    """Settings; the defaults are the miniature's. The paper's are in configs/favor_videollama3_2b.yaml."""
+    """Settings; the defaults are the miniature's, others' in configs/favor_videollama3_2b.yaml."""
 
     model: str = setting(
         "miniature", "native VideoLLaMA3 folder or hub id, 'miniature', 'shape:2b', 'shape:7b'"
@@ -108,19 +114,21 @@ class FavorLora:
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train; returns the logged steps (none for a dry run)."""
-    settings, flags = parse(FavorLora, argv, __doc__)
-    check(settings)
+    settings, flags = parse(FavorLora, argv, __doc__, preset)
+    settings = check(settings, flags.layers)
     if settings.model.startswith("shape:"):
         return show_shape(settings, dry_run=flags.dry_run)
     tracker = start_report.choose_tracker(settings.tracker)
-    accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
+    accelerator = engines.start(
+        tracker=None if flags.dry_run else tracker, folder=settings.out, precision=settings.precision
+    )
     command = shlex.join(sys.argv if argv is None else ["recipes/favor_lora.py", *argv])
     with nullcontext() if flags.dry_run else hold(Path(settings.out), accelerator):
-        return fine_tune(settings, accelerator, command, dry_run=flags.dry_run)
+        return fine_tune(settings, flags.layers, accelerator, command, dry_run=flags.dry_run)
 
 
 def fine_tune(
-    settings: FavorLora, accelerator: Accelerator, command: str, *, dry_run: bool
+    settings: FavorLora, layers: Layers, accelerator: Accelerator, command: str, *, dry_run: bool
 ) -> list[dict[str, Any]]:
     """Plan, build and report, and but for a dry run train; returns the logged steps."""
     out = Path(settings.out)
@@ -151,10 +159,12 @@ def fine_tune(
     )
     if accelerator.is_main_process:
         record = start_report.describe_run(settings, accelerator, model, table, rows, command)
+        record["origins"] = origins(layers)
         start_report.show(record)
     if dry_run:
         if accelerator.is_main_process:
-            print("\n".join(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()))
+            for name, value in dataclasses.asdict(settings).items():
+                print(f"{name}: {value}  ({record['origins'].get(name, 'default')})")
             start_report.show_batch(dataset, settings.batch_size)
         return []
 
@@ -218,8 +228,14 @@ def fine_tune(
     return lines
 
 
-def check(settings: FavorLora) -> None:
-    """Refuse settings that cannot be meant, all at once."""
+def preset(given: Mapping[str, Any]) -> Path | None:
+    """Where settings come from that are not given: the defaults are for the miniature and its kin alone."""
+    model = given.get("model") or "miniature"
+    return None if not model.startswith("shape:") and is_miniature(model) else PAPER
+
+
+def check(settings: FavorLora, layers: Layers) -> FavorLora:
+    """Refuse settings that cannot be meant, all at once; returns them without what a later layer replaces."""
     wrong = [
         f"{name} is {value}; it must be at least 1"
         for name in COUNTS
@@ -243,11 +259,27 @@ def check(settings: FavorLora) -> None:
     ]
     if settings.precision not in PRECISIONS:
         wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
+    wrong += ignored(settings, layers, NEEDS)
+    if settings.revision and not is_hub_id(settings.model):
+        wrong.append(f"revision is {settings.revision} and {settings.model} is no hub id; leave revision out")
+    if settings.eval_data and settings.eval_every > settings.steps:
+        wrong.append(f"eval_every is {settings.eval_every} of {settings.steps} steps: nothing would be asked")
+    if settings.model.startswith("shape:") and (unread := sorted(layers[FLAGS].keys() - OF_A_SHAPE)):
+        wrong.append(f"{', '.join(unread)} says nothing with {settings.model}; leave it out")
+    found, order = origins(layers), list(layers)
+    if settings.clips_a_step and "accumulate" in found:
+        if found["accumulate"] == found["clips_a_step"]:
+            wrong.append(
+                "accumulate and clips_a_step are both given, and the second sets the first; give one"
+            )
+        elif order.index(found["accumulate"]) > order.index(found["clips_a_step"]):
+            settings = dataclasses.replace(settings, clips_a_step=None)
     if wrong:
         raise ValueError("; ".join(wrong))
     refuse_unwritable(Path(settings.out), "out")
     if settings.cache:
         refuse_unwritable(Path(settings.cache), "cache")
+    return settings
 
 
 def with_clips_a_step(settings: FavorLora, accelerator: Accelerator) -> FavorLora:

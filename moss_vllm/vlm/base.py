@@ -203,6 +203,21 @@ def base_record(source: str | Path) -> dict[str, Any]:
     return {}
 
 
+def is_miniature(source: str | Path) -> bool:
+    """Whether a base is a miniature by its own record, or merged from a checkpoint of one.
+
+    Raises:
+        FileNotFoundError: no model is there.
+    """
+    record = base_record(source)
+    if "merged_from" not in record:
+        return bool(record)
+    try:
+        return is_miniature(record["base_model"])
+    except FileNotFoundError:
+        return False
+
+
 def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
     """A digest of the name and shape of every weight in the base's files, and of its first row.
 
