@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     settings, flags = parse(FavorLora, argv, __doc__, preset)
     settings = check(settings, flags.layers)
     if settings.model.startswith("shape:"):
-        return show_shape(settings, dry_run=flags.dry_run)
+        return show_shape(settings, flags.layers, dry_run=flags.dry_run)
     tracker = start_report.choose_tracker(settings.tracker)
     accelerator = engines.start(
         tracker=None if flags.dry_run else tracker, folder=settings.out, precision=settings.precision
@@ -264,8 +264,6 @@ def check(settings: FavorLora, layers: Layers) -> FavorLora:
         wrong.append(f"revision is {settings.revision} and {settings.model} is no hub id; leave revision out")
     if settings.eval_data and settings.eval_every > settings.steps:
         wrong.append(f"eval_every is {settings.eval_every} of {settings.steps} steps: nothing would be asked")
-    if settings.model.startswith("shape:") and (unread := sorted(layers[FLAGS].keys() - OF_A_SHAPE)):
-        wrong.append(f"{', '.join(unread)} says nothing with {settings.model}; leave it out")
     found, order = origins(layers), list(layers)
     if settings.clips_a_step and "accumulate" in found:
         if found["accumulate"] == found["clips_a_step"]:
@@ -336,7 +334,7 @@ def build_model(
     return model, list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))
 
 
-def show_shape(settings: FavorLora, *, dry_run: bool) -> list[dict[str, Any]]:
+def show_shape(settings: FavorLora, layers: Layers, *, dry_run: bool) -> list[dict[str, Any]]:
     """Parameters and memory of a released size, without its weights."""
     if not dry_run:
         raise ValueError(f"{settings.model} has no weights to train; add --dry-run, or name a checkpoint")
@@ -352,6 +350,8 @@ def show_shape(settings: FavorLora, *, dry_run: bool) -> list[dict[str, Any]]:
         precision=settings.precision,
         frozen_dtype=PRECISIONS[settings.precision] or torch.float32,
     )
+    if unread := sorted(layers[FLAGS].keys() - OF_A_SHAPE):
+        print(f"without weights these flags change nothing: {', '.join(unread)}")
     return []
 
 

@@ -194,10 +194,6 @@ def test_which_models_are_miniatures(recipe, stranger, tiny_base):
         ("--revision main", "revision is main and miniature is no hub id; leave revision out"),
         ("--eval-data x --steps 50", "eval_every is 100 of 50 steps: nothing would be asked"),
         ("--clips-a-step 8 --accumulate 2", "accumulate and clips_a_step are both given, .* give one"),
-        (
-            "--model shape:2b --dry-run --data x --lr-moss 1",
-            "data, lr_moss says nothing with shape:2b; leave it",
-        ),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(recipe, given, told):
