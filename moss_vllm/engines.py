@@ -156,6 +156,20 @@ def prepare(
     return cast(tuple[nn.Module, Any], accelerator.prepare(objective, optimizer))
 
 
+@contextmanager
+def in_company() -> Iterator[None]:
+    """RunStopped where another process of this run has ended, which the next exchange with it tells."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunStopped(
+            f"another process of this run has ended; what it said tells why ({reason})"
+        ) from error
+
+
 def _enabled(section: Any) -> bool:
     return isinstance(section, dict) and section.get("enabled") is True
 

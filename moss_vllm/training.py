@@ -8,7 +8,7 @@ send) and the first Ctrl-C end the run after its step, with a checkpoint.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from moss_vllm import engines, run_folder
 from moss_vllm.data.order import RowOrder, StepBatches
 from moss_vllm.errors import RunStopped
 from moss_vllm.optim import warmup_cosine
+from moss_vllm.reading import Batches
 from moss_vllm.run_log import RunLog, peak_memory_gib
-from moss_vllm.stopping import leave_signals_to_the_run, stop_asked
-
-READ_LIMIT_S = 900  # a batch that takes longer hangs: in a broken file, or on a dead network disk
+from moss_vllm.stopping import stop_asked
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,10 @@ class RowDataset(Protocol):
     shares: Sequence[tuple[int, float]]
 
     def __getitem__(self, index: int) -> Any: ...
+    def name(self, index: int) -> str:
+        """The file that the row is read from."""
+        ...
+
     def collate(self, rows: list[Any]) -> dict[str, Any]:
         """A batch of what `__getitem__` returned."""
         ...
@@ -122,8 +124,8 @@ def train(
         FileExistsError: a run in the folder of another.
         ValueError: a checkpoint of another seed or number of clips a step.
         RunStopped: too many rejected rows, a loss or gradient that is not finite (its rows are written to
-            `out`), a trained parameter that the first backward pass does not reach, a full disk, or `out` was
-            taken away.
+            `out`), a trained parameter that the first backward pass does not reach, a full disk, rows that do
+            not come (see `Batches`), or `out` was taken away.
     """
     run_folder.refuse_second_run(out, resume)
     progress: dict[str, Any] = run_folder.open_checkpoint(resume) if resume else {"step": 0}
@@ -163,7 +165,6 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         run_folder.tidy(out, first_step)
     accelerator.wait_for_everyone()
-    source = iter(_loader(accelerator, dataset, loop, first_step))
     lines: list[dict[str, Any]] = []
     rejected_rows, seen_rows = progress.get("rejected", 0), progress.get("seen", 0)
     unreached, hooks = watch({name: parameters[name] for name in trained})
@@ -200,10 +201,15 @@ def train(
 
     wrapped.train()
     done = first_step
-    with log, stop_asked() as stop:
+    with (
+        log,
+        stop_asked() as stop,
+        engines.in_company(),
+        _batches(accelerator, dataset, loop, first_step, stop.is_set) as batches,
+    ):
         for step in range(first_step, loop.steps):
             started = time.monotonic()
-            micro_batches = _read(source, loop.accumulate, step + 1)
+            micro_batches = [next(batches) for _ in range(loop.accumulate)]
             waited_s = time.monotonic() - started
             row_ids = [row for batch in micro_batches for row in batch.pop("row_ids")]
             refused = [row for batch in micro_batches for row in batch.pop("rejected")]
@@ -292,10 +298,10 @@ def train(
     return lines
 
 
-def _loader(
-    accelerator: Accelerator, dataset: RowDataset, loop: Loop, first_step: int
-) -> DataLoader[dict[str, Any]]:
-    batches = StepBatches(
+def _batches(
+    accelerator: Accelerator, dataset: RowDataset, loop: Loop, first_step: int, stop: Callable[[], bool]
+) -> Batches:
+    order = StepBatches(
         RowOrder(dataset.shares, loop.seed),
         range(first_step, loop.steps),
         batch_size=loop.batch_size,
@@ -303,28 +309,17 @@ def _loader(
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    return DataLoader(
-        cast(Dataset[Any], dataset),
-        batch_sampler=batches,
-        num_workers=loop.workers,
-        timeout=READ_LIMIT_S if loop.workers else 0,
-        collate_fn=dataset.collate,
-        worker_init_fn=leave_signals_to_the_run,
+    return Batches(
+        dataset,
+        dataset.collate,
+        name=dataset.name,
+        workers=loop.workers,
+        stop=stop,
+        batch_sampler=order,
         pin_memory=accelerator.device.type == "cuda",
         # The loader draws a seed for its workers; its own generator keeps that out of the run's RNG state.
         generator=torch.Generator().manual_seed(loop.seed),
     )
-
-
-def _read(source: Iterator[dict[str, Any]], count: int, step: int) -> list[dict[str, Any]]:
-    """The micro-batches of a step; a worker that died or hangs ends the run with a remedy."""
-    try:
-        return [next(source) for _ in range(count)]
-    except RuntimeError as error:
-        raise RunStopped(
-            f"the rows of step {step} could not be read: {error}. scripts/check_videos.py finds a file that "
-            "hangs or kills its decoder; then go on with --resume auto"
-        ) from error
 
 
 def watch(trained: dict[str, nn.Parameter]) -> tuple[set[str], list[Any]]:
