@@ -312,6 +312,18 @@ def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, save
     shapes = {f"{name}/{key}": t.shape for name, one in state["state"].items() for key, t in one.items()}
     if wrong := faults(saved, shapes):
         raise RuntimeError(f"of the optimizer's states {wrong}")
+    for name, value in saved.items():
+        group, key = name.rsplit("/", 1)
+        known = state["state"][group][key]
+        counts = key != "step" or bool((value == value.round()).all())
+        if (
+            value.dtype != known.dtype
+            or not counts
+            or (key in ("step", "exp_avg_sq") and bool((value < 0).any()))
+        ):
+            raise RuntimeError(
+                f"the optimizer's state {name} is of another type, negative or no whole number"
+            )
     for name, one in state["state"].items():
         one.update({key: saved[f"{name}/{key}"] for key in one})
     set_optimizer_state_dict(objective, optimizer, state, options=FULL)
@@ -339,6 +351,10 @@ def _random_state() -> dict[str, Tensor]:
 
 
 def _restore_random_state(state: dict[str, Tensor]) -> None:
+    """Set every generator; ValueError for what is no state: numpy would read beyond its array."""
+    if not torch.cuda.is_available():  # of a run on a GPU
+        state = {name: value for name, value in state.items() if name != "cuda"}
+    _check_random_state(state)
     torch.set_rng_state(state["torch"])
     random.setstate((3, tuple(state["python"].tolist()), None))
     position, has_gauss, gauss = state["numpy_rest"].tolist()
@@ -346,6 +362,25 @@ def _restore_random_state(state: dict[str, Tensor]) -> None:
     np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
     if torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _check_random_state(state: dict[str, Tensor]) -> None:
+    own = _random_state()
+    if wrong := faults(state, {name: value.shape for name, value in own.items()}):
+        raise ValueError(f"of the random states {wrong}")
+    words = {name: state[name] for name in ("python", "numpy")}
+    *_, python_position = state["python"].tolist()
+    position, has_gauss, _ = state["numpy_rest"].tolist()
+    allowed = {
+        "of another type": all(state[name].dtype == value.dtype for name, value in own.items()),
+        "words beyond 32 bits": all(0 <= int(w.min()) and int(w.max()) < 2**32 for w in words.values()),
+        "all zero": all(bool(value[:624].any()) for value in words.values()),
+        f"python's position {python_position}": 0 <= python_position <= 624,
+        f"numpy's position {position:g}": position in range(625),
+        f"numpy's has_gauss {has_gauss:g}": has_gauss in (0, 1),
+    }
+    if out_of_range := [what for what, is_right in allowed.items() if not is_right]:
+        raise ValueError(f"random states out of range: {', '.join(out_of_range)}")
 
 
 @contextmanager

@@ -125,6 +125,16 @@ def open_checkpoint(folder: Path) -> dict[str, Any]:
         progress: dict[str, Any] = json.loads(file.read_text())
         if progress["step"] != step_of(folder):
             raise ValueError(f"it is of step {progress['step']}")
+        for name in ("step", "rejected", "seen", "elapsed_s"):
+            value = progress.get(name, 0)
+            whole = type(value) is int or (name == "elapsed_s" and type(value) is float)
+            if not (whole and 0 <= value < 2**53):
+                raise ValueError(f"{name} is {value!r}; it must be a number from 0")
+        place = progress.get("place", {})
+        if not isinstance(place, dict) or (
+            place and not {"seed", "clips_a_step", "steps", "sources"} <= place.keys()
+        ):
+            raise ValueError(f"place is {place!r}; it must hold seed, clips_a_step, steps and sources")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: cannot be used ({error}); resume from an earlier checkpoint") from error
     return progress

@@ -148,11 +148,13 @@ def show_parameters(console: Console, described: Sequence[Sequence[Any]]) -> Non
     console.print(rows)
 
 
-def write(record: dict[str, Any], out: Path, *, new: bool) -> None:
-    """Write settings.json; a resumed run keeps the time of its first start."""
-    file = out / SETTINGS_FILE
-    if not new and file.is_file():
-        record = {**record, "started": read_json(file, "remove it").get("started", record["started"])}
+def write(record: dict[str, Any], out: Path, resume: Path | None) -> None:
+    """Write settings.json; a resumed run keeps the time of its first start, and `resumed_at` all steps."""
+    file, record = out / SETTINGS_FILE, {**record, "resumed_at": []}
+    if resume:
+        before = read_json(file, "remove it") if file.is_file() else {}
+        record["started"] = before.get("started", record["started"])
+        record["resumed_at"] = [*before.get("resumed_at", []), step_of(resume)]
     with whole_file(file) as part:
         part.write_text(json.dumps(record, indent=2) + "\n")
 

@@ -167,6 +167,7 @@ def train(
     accelerator.wait_for_everyone()
     lines: list[dict[str, Any]] = []
     rejected_rows, seen_rows = progress.get("rejected", 0), progress.get("seen", 0)
+    began_s = time.monotonic() - progress.get("elapsed_s", 0.0)  # of the lives before as well
     unreached, hooks = watch({name: parameters[name] for name in trained})
     log = RunLog(
         accelerator,
@@ -177,6 +178,9 @@ def train(
         unit=loop.unit,
     )
 
+    def elapsed_s() -> float:
+        return round(time.monotonic() - began_s, 3)
+
     def checkpoint(step: int, *, last: bool) -> None:
         folder = out / f"step-{step:06d}"
         first = run_folder.latest_checkpoint(out) is None
@@ -186,6 +190,7 @@ def train(
             "rejected": rejected_rows,
             "seen": seen_rows,
             "place": place,
+            "elapsed_s": elapsed_s(),
         }
         run_folder.write_checkpoint(
             accelerator,
@@ -274,6 +279,7 @@ def train(
                 "memory_gib": peak_memory_gib(),
                 "seconds": time.monotonic() - started,
                 "waited_s": waited_s,
+                "elapsed_s": elapsed_s(),
             }
             lines.append(line)
             log.step(line)

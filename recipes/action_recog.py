@@ -214,7 +214,7 @@ def train_and_test(
 
     def announce() -> None:
         if accelerator.is_main_process:
-            start_report.write(record, out, new=resume is None)
+            start_report.write(record, out, resume)
         start_report.open_tracker(accelerator, settings, resume)
 
     checkup = ActionCheckup(accelerator, model, splits["test"], views, out, save=save, test=test)

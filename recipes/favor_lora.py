@@ -203,7 +203,7 @@ def fine_tune(
 
     def announce() -> None:
         if accelerator.is_main_process:
-            start_report.write(record, out, new=resume is None)
+            start_report.write(record, out, resume)
         start_report.open_tracker(accelerator, settings, resume)
 
     lines = train(

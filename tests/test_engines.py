@@ -249,6 +249,46 @@ def test_a_state_of_deepspeed_is_refused_without_it(tmp_path):
         engines.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name, place, value, told",
+    [
+        ("numpy_rest", 0, 1e9, "numpy's position 1e[+]09"),
+        ("numpy_rest", 0, -1.0, "numpy's position -1"),
+        ("numpy_rest", 0, 3.5, "numpy's position 3.5"),
+        ("numpy_rest", 1, 2.0, "numpy's has_gauss 2"),
+        ("numpy_rest", 2, float("inf"), "1 not finite .numpy_rest"),
+        ("numpy", 5, -1, "words beyond 32 bits"),
+        ("numpy", 5, 2**32, "words beyond 32 bits"),
+        ("python", 7, 2**40, "words beyond 32 bits"),
+        ("python", 624, 625, "python's position 625"),
+        ("numpy", slice(None), 0, "all zero"),
+        ("torch", slice(8, 24), 255, "Invalid mt19937 state"),
+    ],
+)
+def test_a_random_state_out_of_range_is_refused(name, place, value, told):
+    state = engines._random_state()
+    changed = state[name].clone()
+    changed[place] = value
+    try:
+        with pytest.raises(engines.UNREADABLE, match=told):
+            engines._restore_random_state({**state, name: changed})
+    finally:
+        engines._restore_random_state(state)
+
+
+@pytest.mark.parametrize("name", ["python", "numpy", "numpy_rest", "torch"])
+def test_a_random_state_of_another_type_or_size_is_refused(name):
+    state = engines._random_state()
+    for changed, told in ((state[name].to(torch.float16), "type"), (state[name][:-1], "of another shape")):
+        with pytest.raises(ValueError, match=told):
+            engines._restore_random_state({**state, name: changed.nan_to_num(posinf=1, neginf=1)})
+
+
+def test_the_random_state_of_a_gpu_is_left_out_without_one():
+    state = engines._random_state()
+    engines._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, ("pwned",)

@@ -240,6 +240,18 @@ def test_resuming_equals_the_straight_run_bit_for_bit(run, tmp_path, accumulate)
     assert sum(name.endswith("running_mean") and bool(weights[name].any()) for name in weights) == 8
 
 
+def test_elapsed_time_goes_on_over_the_lives_of_a_run(run, tmp_path):
+    first, _ = run(loop(2, save_every=1), use_moss=False)
+    half = tmp_path / "run" / "step-000001"
+    progress = json.loads((half / "state" / "progress.json").read_text())
+    assert (
+        0 < first[0]["elapsed_s"] < first[1]["elapsed_s"] and progress["elapsed_s"] >= first[0]["elapsed_s"]
+    )
+    (half / "state" / "progress.json").write_text(json.dumps({**progress, "elapsed_s": 1000.0}))
+    second, _ = run(loop(2, save_every=1), use_moss=False, resume=half)
+    assert 1000 < second[0]["elapsed_s"] < 1100
+
+
 def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     _, weights = run(loop(3, save_every=2))
     folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
