@@ -122,6 +122,7 @@ def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
         floor=settings.floor,
         clip_norm=settings.clip_norm,
         save_every=settings.eval_every * steps_an_epoch,
+        keep=settings.keep,
         log_every=settings.log_every,
         workers=settings.workers,
         seed=settings.seed,

@@ -233,6 +233,15 @@ def write_checkpoint(
     accelerator.wait_for_everyone()
 
 
+def drop_old(out: Path, keep: int, resumed: Path | None) -> None:
+    """Remove all but the `keep` newest checkpoints, and never the one that the run goes on from."""
+    for old in sorted(_checkpoints(out), key=step_of)[:-keep]:
+        if resumed is None or old.resolve() != resumed.resolve():
+            leaving = old.with_name(f".{old.name}.old.unfinished")  # `tidy` removes what a kill leaves of it
+            old.rename(leaving)
+            shutil.rmtree(leaving)
+
+
 def put_in_place(unfinished: Path, folder: Path) -> None:
     """Force a folder to disk and give it its name, also where an earlier one has it."""
     _force_to_disk(unfinished)

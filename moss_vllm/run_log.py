@@ -100,8 +100,9 @@ class RunLog:
         known = [one["grad_norms"] for one in self.recent if "grad_norms" in one]
         norms: dict[str, float] = known[-1] if known else {}
         norm = " ".join(f"{name} {value:.2g}" for name, value in norms.items())
+        clips = speeds["clips_per_s"]
         return (
-            f"loss {line['loss']:.3f}  {speeds['clips_per_s']:.1f} clips/s  "
+            f"loss {line['loss']:.3f}  {clips:{'.1f' if clips >= 1 else '.2g'}} clips/s  "
             f"{speeds[f'{self.unit}_per_s']:,.0f} {self.unit}/s  waiting {speeds['waiting_share']:.0%}  "
             f"{line['memory_gib']:.1f} GiB  lr {rates}" + (f"  gradient {norm}" if norm else "")
         )

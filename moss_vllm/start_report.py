@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import re
+import shutil
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +16,8 @@ import torch
 from accelerate import Accelerator
 from peft import PeftModel
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from torch import nn
 
 from moss_vllm import engines
 from moss_vllm.core import MOSS
@@ -22,10 +25,12 @@ from moss_vllm.data.plan import Plan
 from moss_vllm.data.probe import probe_clip
 from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.data.video import BadVideo
+from moss_vllm.errors import RunStopped
 from moss_vllm.files import read_json, whole_file
 from moss_vllm.memory import GIB, estimate_training_memory
 from moss_vllm.optim import Rate, describe
 from moss_vllm.run_folder import step_of
+from moss_vllm.training import Loop
 from moss_vllm.vlm import checkpoint
 
 SETTINGS_FILE = "settings.json"
@@ -119,7 +124,8 @@ def show(record: dict[str, Any]) -> None:
         console.print(f"settings by {origin}: {', '.join(names)}", markup=False, soft_wrap=True)
     console.print(
         f"{record['engine']} x{record['processes']} on {record['device']}, precision "
-        f"{settings['precision']}, {settings['steps']} steps of {settings['batch_size']} x "
+        f"{settings['precision']}, {settings['steps']} step{'s' * (settings['steps'] != 1)} of "
+        f"{settings['batch_size']} x "
         f"{record['processes']} x {settings['accumulate']} clips"
     )
     console.print(f"attention: {record['attention']}")
@@ -138,11 +144,44 @@ def show(record: dict[str, Any]) -> None:
             "batches of the longest clip"
         )
     show_parameters(console, record["parameters"])
+    show_disk(record["disk"])
+
+
+def plan_disk(model: nn.Module, out: Path, loop: Loop, resume: Path | None) -> dict[str, int]:
+    """Bytes of a checkpoint (float32 weights and Adam's two states), how many will be, and bytes free."""
+    first = step_of(resume) if resume else 0
+    count = math.ceil((loop.steps - first) / loop.save_every)
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    return {
+        "checkpoint": 12 * sum(p.numel() for p in model.parameters() if p.requires_grad),
+        # One more while the newest is written.
+        "checkpoints": count if loop.keep is None else min(count, loop.keep + 1),
+        "free": shutil.disk_usage(nearest).free,
+    }
+
+
+def show_disk(disk: dict[str, int]) -> None:
+    """Print what checkpoints take, and warn where that is more than is free."""
+    one, count, free = disk["checkpoint"], disk["checkpoints"], disk["free"]
+    told = f"{count} checkpoint{'s' * (count != 1)} of {one / GIB:.3g} GiB"
+    print(f"{told}: {count * one / GIB:.3g} GiB of disk, {free / GIB:.1f} GiB are free")
+    if count * one > free:
+        print("warning: the disk does not hold them all; say --keep N or a larger --save-every, or make room")
+
+
+def refuse_full_disk(disk: dict[str, int], out: Path) -> None:
+    """RunStopped where not even one checkpoint can be written."""
+    if disk["checkpoint"] > disk["free"] and disk["checkpoints"]:
+        raise RunStopped(
+            f"{out}: a checkpoint takes {disk['checkpoint'] / GIB:.3g} GiB and {disk['free'] / GIB:.3g} GiB "
+            "are free; make room, or name another --out"
+        )
 
 
 def show_parameters(console: Console, described: Sequence[Sequence[Any]]) -> None:
     """Print what `optim.describe` says of a model."""
-    rows = Table("group", "pattern", "tensors", "parameters", "learning rate", title="what trains")
+    pattern = Column("pattern", overflow="fold")  # whole, on a narrow terminal too
+    rows = Table("group", pattern, "tensors", "parameters", "learning rate", title="what trains")
     for name, pattern, tensors, parameters, rate in described:
         rows.add_row(name, pattern, str(tensors), f"{parameters:,}", rate)
     console.print(rows)

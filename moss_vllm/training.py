@@ -39,6 +39,7 @@ class Loop:
     floor: float = 0.0  # of the rates at the end, as a share of their peaks
     clip_norm: float = 1.0
     save_every: int = 250
+    keep: int | None = None  # newest checkpoints; None keeps all
     log_every: int = 10
     workers: int = 2
     seed: int = 0
@@ -202,6 +203,8 @@ def train(
         if after_save and (first or last) and accelerator.is_main_process:
             with engines.undisturbed():
                 after_save(folder, whole)
+        if loop.keep and accelerator.is_main_process:
+            run_folder.drop_old(out, loop.keep, resume)
         accelerator.wait_for_everyone()
 
     wrapped.train()

@@ -112,6 +112,7 @@ class ActionRecog:
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
     cache_gib: float | None = setting(None, "add to the cache up to this size; none: no limit")
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
+    keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best; none: all of them")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(None, "stop after as many steps; the schedule fits them")
     seed: int = setting(0, "of weights, data order and views")
@@ -178,6 +179,7 @@ def train_and_test(
         "data_lines": [split.report() for split in splits.values()],
         "views": dataclasses.asdict(views),
         "steps": loop.steps,
+        "disk": start_report.plan_disk(model, out, loop, resume),
         "clips_a_step": loop.batch_size * loop.accumulate * accelerator.num_processes,
         "command": command,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -192,6 +194,7 @@ def train_and_test(
             ).items():
                 print(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
         return None
+    start_report.refuse_full_disk(record["disk"], out)
     run = {
         "model": how,
         "classes": list(splits["train"].classes),
@@ -277,7 +280,16 @@ def fill_in(settings: ActionRecog) -> ActionRecog:
 
 def check(settings: ActionRecog) -> None:
     """Refuse settings that cannot be meant, all at once."""
-    counts = ("epochs", "clips_a_step", "batch_size", "eval_every", "eval_batch_size", "log_every", "steps")
+    counts = (
+        "epochs",
+        "clips_a_step",
+        "batch_size",
+        "eval_every",
+        "eval_batch_size",
+        "log_every",
+        "steps",
+        "keep",
+    )
     wrong = [
         f"{name} is {value}; it must be at least 1"
         for name in counts
@@ -334,6 +346,7 @@ def show(record: dict[str, Any], model: VideoClassifier) -> None:
         highlight=False,
     )
     start_report.show_parameters(console, record["parameters"])
+    start_report.show_disk(record["disk"])
 
 
 def drop_other_test(folder: Path, step: int) -> None:

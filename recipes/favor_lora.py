@@ -49,7 +49,7 @@ from moss_vllm.vlm.objective import AnswerLoss
 from moss_vllm.vlm.sizes import describe_shape
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
-COUNTS += ["eval_every", "eval_questions"]
+COUNTS += ["eval_every", "eval_questions", "keep"]
 SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
 PRECISIONS = {"no": None, "bf16": torch.bfloat16}
 PAPER = Path(__file__).parent / "configs" / "favor_videollama3_2b.yaml"
@@ -97,6 +97,7 @@ class FavorLora:
         None, "clips a step over all processes; sets accumulate to what comes nearest"
     )
     save_every: int = setting(120, "steps between checkpoints")
+    keep: int | None = setting(None, "newest checkpoints to keep on disk; none: all of them")
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
     seed: int = setting(0, "of weights and data order")
@@ -157,9 +158,21 @@ def fine_tune(
         compress=settings.compress_tokens,
         max_tokens=settings.max_tokens,
     )
+    loop = Loop(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        save_every=settings.save_every,
+        keep=settings.keep,
+        log_every=settings.log_every,
+        workers=settings.workers,
+        seed=settings.seed,
+        max_bad_share=settings.max_bad_share,
+    )
+    disk = start_report.plan_disk(model, out, loop, resume)
     if accelerator.is_main_process:
         record = start_report.describe_run(settings, accelerator, model, table, rows, command)
-        record["origins"] = origins(layers)
+        record |= {"origins": origins(layers), "disk": disk}
         start_report.show(record)
     if dry_run:
         if accelerator.is_main_process:
@@ -167,6 +180,7 @@ def fine_tune(
                 print(f"{name}: {value}  ({record['origins'].get(name, 'default')})")
             start_report.show_batch(dataset, settings.batch_size)
         return []
+    start_report.refuse_full_disk(disk, out)
 
     clip_settings = ("sample_fps", "short_side_px", "max_frames", "compress_tokens")
     run = {
@@ -185,16 +199,6 @@ def fine_tune(
         checkpoint.verify(folder, model, state)
         print(f"{folder} reloads to the weights in memory, bit for bit")
 
-    loop = Loop(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        accumulate=settings.accumulate,
-        save_every=settings.save_every,
-        log_every=settings.log_every,
-        workers=settings.workers,
-        seed=settings.seed,
-        max_bad_share=settings.max_bad_share,
-    )
     checkup = None
     if settings.eval_data:
         data = Path(settings.eval_data)

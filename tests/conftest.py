@@ -23,13 +23,6 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "favor_lora.py"
 torch.set_num_threads(1)  # the models are tiny: on busy cores a second thread costs more than it gives
 
 
-def pytest_configure(config):
-    """peft 0.21 asks transformers 5.23 by a deprecated name; the project's own use of one stays an error."""
-    config.addinivalue_line(
-        "filterwarnings", "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
-    )
-
-
 def pytest_runtest_setup(item):
     """Skip tests marked `gpu` where there is no CUDA device."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -83,6 +84,33 @@ def test_recomputing_the_llm_changes_no_loss(recipe, flags):
     recomputed = recipe.main(flags("recomputed", "--checkpoint-llm", lr_llm=1e-3))
     assert [line["loss"] for line in recomputed] == pytest.approx([line["loss"] for line in kept], rel=1e-6)
     assert recomputed[0]["grad_norm"] == pytest.approx(kept[0]["grad_norm"], rel=1e-6)
+
+
+def test_disk_is_told_warned_of_and_refused(recipe, flags, tmp_path, capsys, monkeypatch):
+    def with_free(mib):
+        usage = shutil.disk_usage(tmp_path)._replace(free=mib * 2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+    recipe.main([*flags("run", "--dry-run", steps=7, save_every=2), "--keep", "2"])
+    shown = capsys.readouterr().out
+    size = 12 * 320_000  # about what trains of the tiny model with rank 4
+    told = re.search(r"3 checkpoints of ([\d.]+) GiB: [\d.]+ GiB of disk, [\d.]+ GiB are free", shown)
+    assert float(told[1]) * 2**30 == pytest.approx(size, rel=0.9) and "warning: the disk" not in shown
+    with_free(5)
+    recipe.main(flags("run", "--dry-run", steps=70, save_every=2))
+    assert "warning: the disk does not hold them all; say --keep N or a larger" in capsys.readouterr().out
+    with_free(0)
+    with pytest.raises(RuntimeError, match="run: a checkpoint takes .* GiB and 0 GiB are free; make room"):
+        recipe.main(flags("run"))
+
+
+def test_a_resumed_run_says_where(recipe, flags, tmp_path):
+    recipe.main(flags("run", steps=1))
+    settings = tmp_path / "run" / "settings.json"
+    assert json.loads(settings.read_text())["resumed_at"] == []
+    for steps in (2, 3):
+        recipe.main(flags("run", "--resume", "auto", steps=steps))
+    assert json.loads(settings.read_text())["resumed_at"] == [1, 2]
 
 
 # ---- settings

@@ -262,6 +262,16 @@ def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     assert (state / "optimizer.safetensors").is_file()
 
 
+def test_the_newest_checkpoints_are_kept_and_the_one_resumed_from(run, tmp_path):
+    def there():
+        return sorted(int(path.name[5:]) for path in (tmp_path / "run").glob("step-*"))
+
+    run(loop(4, save_every=1, keep=2), use_moss=False)
+    assert there() == [3, 4]
+    run(loop(7, save_every=1, keep=1), use_moss=False, resume=tmp_path / "run" / "step-000004")
+    assert there() == [4, 7] and not list((tmp_path / "run").glob(".*"))
+
+
 def test_latest_checkpoint_ignores_what_is_unfinished(tmp_path):
     assert latest_checkpoint(tmp_path) is latest_checkpoint(tmp_path / "nowhere") is None
     for name in ("step-000900", "step-001000", ".step-002000.unfinished", "step-last"):

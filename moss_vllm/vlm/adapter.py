@@ -4,6 +4,7 @@ peft's own loader is not used: it takes an adapter with MOSS for one without in 
 folder as they come. Here nothing in a folder can name code or another base.
 """
 
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +36,9 @@ def attach_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float
 
     What is trained is float32 whatever the base is: steps of training are lost in bfloat16's rounding.
     """
-    attached = cast(PeftModel, get_peft_model(model, _lora_config(model, rank, alpha, dropout)))
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by a deprecated name
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        attached = cast(PeftModel, get_peft_model(model, _lora_config(model, rank, alpha, dropout)))
     for module in attached.modules():
         if isinstance(module, ModulesToSaveWrapper):  # peft casts LoRA itself, and not these
             module.modules_to_save.float()
