@@ -263,7 +263,7 @@ def check(settings: FavorLora, layers: Layers) -> FavorLora:
     ]
     if settings.precision not in PRECISIONS:
         wrong.append(f"precision is {settings.precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    wrong += ignored(settings, layers, NEEDS)
+    wrong = wrong or ignored(settings, layers, NEEDS)
     if settings.revision and not is_hub_id(settings.model):
         wrong.append(f"revision is {settings.revision} and {settings.model} is no hub id; leave revision out")
     if settings.eval_data and settings.eval_every > settings.steps:
