@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from moss_vllm import report
 from moss_vllm.answer_store import REMEDY, AnswerFile, Shard, read_answers
@@ -27,9 +27,9 @@ from moss_vllm.data.rows import Rejected
 from moss_vllm.data.views import NO_LABEL, ActionTestSet, ViewSettings
 from moss_vllm.errors import RunStopped
 from moss_vllm.files import whole_file
+from moss_vllm.reading import Batches
 from moss_vllm.screen import say
-from moss_vllm.stopping import leave_signals_to_the_run
-from moss_vllm.training import READ_LIMIT_S, Objective
+from moss_vllm.training import Objective
 from moss_vllm.weights import fingerprint
 
 STORE = "answers"  # laid out as an evaluation's
@@ -227,42 +227,42 @@ def _score(
     dtype: torch.dtype | None,
 ) -> Iterator[dict[str, Any]]:
     """A line of the store for each clip."""
-    loader: DataLoader[Any] = DataLoader(
+    batches = Batches(
         Subset(cast(Dataset[Any], dataset), places),
+        list,
+        name=lambda place: dataset.name(places[place]),
+        workers=workers,
         batch_size=batch_size,
-        num_workers=workers,
-        timeout=READ_LIMIT_S if workers else 0,
-        collate_fn=list,
-        worker_init_fn=leave_signals_to_the_run,
     )
     names = split.classes
     paths = {clip.clip_id: os.path.abspath(clip.path) for clip in split.clips}
     autocast = Objective(model, dtype).autocast
-    for batch in loader:
-        for row in (row for row in batch if isinstance(row, Rejected)):
-            say(f"clip {row.row_id} not scored: {row.reason}", file=sys.stderr, flush=True)
-            yield {"video_id": row.row_id, "failed": row.reason, "answers": []}
-        used = [row for row in batch if not isinstance(row, Rejected)]
-        if not used:
-            continue
-        with autocast(device):
-            logits = model(torch.cat([views for _, views, _ in used]).to(device))
-        likely = logits.float().softmax(-1).unflatten(0, (len(used), -1)).mean(1).cpu()
-        for (clip_id, _, label), row in zip(used, likely, strict=True):
-            best = row.topk(min(TOP, len(names))).indices.tolist()
-            answer = {
-                "uid": clip_id,
-                "label": label,
-                "guesses": best,
-                "task": names[label],
-                "output": names[best[0]],
-                "parsed": names[best[0]],
-                "answer": names[label],
-                "correct": best[0] == label,
-                "in_top5": label in best,
-                "top5": [[names[index], round(float(row[index]), 6)] for index in best],
-            }
-            yield {"video_id": clip_id, "path": paths[clip_id], "answers": [answer]}
+    with batches:
+        for batch in batches:
+            for row in (row for row in batch if isinstance(row, Rejected)):
+                say(f"clip {row.row_id} not scored: {row.reason}", file=sys.stderr, flush=True)
+                yield {"video_id": row.row_id, "failed": row.reason, "answers": []}
+            used = [row for row in batch if not isinstance(row, Rejected)]
+            if not used:
+                continue
+            with autocast(device):
+                logits = model(torch.cat([views for _, views, _ in used]).to(device))
+            likely = logits.float().softmax(-1).unflatten(0, (len(used), -1)).mean(1).cpu()
+            for (clip_id, _, label), row in zip(used, likely, strict=True):
+                best = row.topk(min(TOP, len(names))).indices.tolist()
+                answer = {
+                    "uid": clip_id,
+                    "label": label,
+                    "guesses": best,
+                    "task": names[label],
+                    "output": names[best[0]],
+                    "parsed": names[best[0]],
+                    "answer": names[label],
+                    "correct": best[0] == label,
+                    "in_top5": label in best,
+                    "top5": [[names[index], round(float(row[index]), 6)] for index in best],
+                }
+                yield {"video_id": clip_id, "path": paths[clip_id], "answers": [answer]}
 
 
 def _named_errors(lines: Iterator[dict[str, Any]], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -271,7 +271,3 @@ def _named_errors(lines: Iterator[dict[str, Any]], batch_size: int) -> Iterator[
         yield from lines
     except torch.OutOfMemoryError as error:
         raise RunStopped(f"no memory for {batch_size} clips at once; lower --batch-size; {remedy}") from error
-    except RuntimeError as error:
-        if "DataLoader" not in str(error):
-            raise
-        raise RunStopped(f"clips could not be read: {error}; {remedy}") from error

@@ -41,7 +41,7 @@ def refuse_ignored(settings: Any) -> None:
 
 def check(settings: Any) -> None:
     """Refuse settings that cannot be meant, all at once."""
-    counts = ("epochs", "clips_a_step", "batch_size", "eval_every", "eval_batch_size", "log_every", "steps")
+    counts = "epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep".split()
     wrong = [
         f"{name} is {value}; it must be at least 1"
         for name in counts
@@ -193,6 +193,7 @@ def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
         floor=settings.floor,
         clip_norm=settings.clip_norm,
         save_every=settings.eval_every * steps_an_epoch,
+        keep=settings.keep,
         log_every=settings.log_every,
         workers=settings.workers,
         seed=settings.seed,

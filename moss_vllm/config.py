@@ -1,4 +1,4 @@
-"""A recipe's settings: one dataclass, filled from its defaults, then a YAML file, then flags."""
+"""A recipe's settings: a dataclass filled from its defaults, the model's YAML file, one named, then flags."""
 
 import argparse
 import dataclasses
@@ -6,7 +6,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from moss_vllm.flags import Flags
 from moss_vllm.screen import say
 
 T = TypeVar("T")
+FLAGS = "flag"  # the last layer's name
 WHOLE_E = re.compile(r"[-+]?\d+e[-+]?\d+").fullmatch
 
 
@@ -25,19 +26,30 @@ def setting(default: Any, explanation: str, *, old: Mapping[str, str] | None = N
 
 
 def parse(
-    settings: type[T], argv: Sequence[str] | None, description: str | None
+    settings: type[T],
+    argv: Sequence[str] | None,
+    description: str | None,
+    preset: Callable[[Mapping[str, Any]], Path | None] = lambda given: None,
 ) -> tuple[T, argparse.Namespace]:
     """Build `settings` from `--config FILE.yaml` and one flag per field; flags win.
 
-    Returns: the settings, and the other flags every recipe has (`dry_run`, `config`).
+    Args:
+        preset: names a YAML file that takes the place of the defaults, from what was given.
+
+    Returns: the settings, and the other flags every recipe has (`dry_run`, `config`). Of these, `layers`
+        has what each source gave, by its name and the weakest first.
 
     Raises:
         ValueError: an unreadable YAML file, an unknown name in it or a value of the wrong type, by name.
     """
     parser, kinds = options(settings, description), typing.get_type_hints(settings)
     flags = parser.parse_args(argv)
-    values = _read_yaml(flags.config, kinds) if flags.config else {}
-    values |= {name: value for name in kinds if (value := getattr(flags, name)) is not None}
+    config = {str(flags.config): _read_yaml(flags.config, kinds)} if flags.config else {}
+    given = {name: value for name in kinds if (value := getattr(flags, name)) is not None}
+    file = preset({name: value for layer in (*config.values(), given) for name, value in layer.items()})
+    start = {file.name: _read_yaml(file, kinds)} if file else {}
+    flags.layers = {**start, **config, FLAGS: given}
+    values = {name: value for layer in flags.layers.values() for name, value in layer.items()}
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
         if (value := values.get(item.name)) in item.metadata.get("old", {}):
             values[item.name] = item.metadata["old"][value]
@@ -76,6 +88,30 @@ def options(settings: type, description: str | None) -> Flags:
             shown = f"{{{','.join(choices)}}}" if choices else {int: "N", float: "X"}.get(kind)
             parser.add_argument(flag, type=kind, help=explained, metavar=shown)
     return parser
+
+
+def origins(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Where each setting comes from that is not a default."""
+    return {name: origin for origin, layer in layers.items() for name in layer}
+
+
+def ignored(settings: Any, layers: Mapping[str, Mapping[str, Any]], needs: Mapping[str, str]) -> list[str]:
+    """What was given and says nothing, in words.
+
+    Args:
+        layers: from `parse`.
+        needs: names of settings, and the setting without which they say nothing. Switched off in a later
+            layer, it takes those of earlier ones with it.
+    """
+    rank, found = list(layers), origins(layers)
+    return [
+        f"{name} is {getattr(settings, name)} and says nothing without {other}; give both, or leave it out"
+        for name, other in needs.items()
+        if getattr(settings, name) is not None
+        and not getattr(settings, other)
+        and name in found
+        and not (other in found and rank.index(found[other]) > rank.index(found[name]))
+    ]
 
 
 def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:

@@ -40,12 +40,17 @@ FULL = StateDictOptions(full_state_dict=True)
 UNREADABLE = (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError)
 
 
-def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerator:
+def start(*, tracker: str | None = None, folder: str | None = None, precision: str = "no") -> Accelerator:
     """The accelerator `accelerate launch` or the environment asks for.
 
+    Args:
+        precision: the recipe's own, by which its objective autocasts.
+
     Raises:
+        ValueError: something else was asked of accelerate that the recipes leave undone.
         RunStopped: DeepSpeed or FSDP was asked for and another engine would run; accelerate is silent then.
     """
+    _refuse_undone(precision)
     wanted = {"ACCELERATE_USE_DEEPSPEED": "DEEPSPEED", "ACCELERATE_USE_FSDP": "FSDP"}
     asked = {key: engine for key, engine in wanted.items() if os.environ.get(key, "").lower() == "true"}
     handlers = []
@@ -53,7 +58,7 @@ def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerat
         # Without the backend's name, DeepSpeed on the CPU counts one process. Evaluation lets others wait.
         backend = None if torch.cuda.is_available() else "gloo"
         handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))]
-    # Precision is the objective's own matter, whatever `accelerate config` says of it.
+    # Precision is the objective's own matter.
     accelerator = Accelerator(
         mixed_precision="no", kwargs_handlers=handlers, log_with=tracker, project_dir=folder
     )
@@ -67,6 +72,27 @@ def start(*, tracker: str | None = None, folder: str | None = None) -> Accelerat
     # Else transformers opens a bfloat16 base through ZeRO-3's constructor, which makes it float32.
     unset_hf_deepspeed_config()
     return accelerator
+
+
+def _refuse_undone(precision: str) -> None:
+    """ValueError for what `accelerate launch` or `accelerate config` asks for and no recipe does."""
+    own = ("", "no", "none", "auto", "false", "0", "1")
+    allowed = {
+        "MIXED_PRECISION": (*own, precision),
+        "DYNAMO_BACKEND": own,
+        "GRADIENT_ACCUMULATION_STEPS": own,
+        "USE_MEGATRON_LM": own,
+        "USE_PARALLELISM_CONFIG": own,
+    }
+    remedies = {"MIXED_PRECISION": "--precision", "GRADIENT_ACCUMULATION_STEPS": "--accumulate"}
+    for part, values in allowed.items():
+        asked = os.environ.get(f"ACCELERATE_{part}", "")
+        if asked.lower() not in values:
+            own_flag = f"; the recipe's own {remedies[part]} decides" if part in remedies else ""
+            raise ValueError(
+                f"ACCELERATE_{part}={asked} (of accelerate launch --{part.lower()}, or of accelerate config) "
+                f"is not followed{own_flag}: leave it out"
+            )
 
 
 def refuse_quantized(accelerator: Accelerator, quantize: bool) -> None:
@@ -98,7 +124,8 @@ def prepare(
     """Wrap both for the engine.
 
     Raises:
-        ValueError: a DeepSpeed configuration that would round the trained weights.
+        ValueError: a DeepSpeed configuration that would round the trained weights, or that asks for another
+            batch or clipping than these.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed.utils import set_z3_leaf_modules
@@ -110,17 +137,38 @@ def prepare(
                 f"the DeepSpeed configuration enables {rounding[0]}, which would round the trained weights; "
                 f"remove it there and say --precision bf16, which keeps them in float32"
             )
-        plugin.deepspeed_config |= {
+        own = {
             "train_micro_batch_size_per_gpu": batch_size,
             "gradient_accumulation_steps": accumulate,
             "gradient_clipping": clip_norm,
         }
+        for key, value in own.items():  # a 1 may be accelerate's own
+            if (asked := plugin.deepspeed_config.get(key, "auto")) not in ("auto", 1, value):
+                raise ValueError(
+                    f"the DeepSpeed configuration asks for {key}={asked} and the recipe for {value}; write "
+                    '"auto" there'
+                )
+        plugin.deepspeed_config |= own
         accelerator.gradient_accumulation_steps = accumulate
         # MOSS runs once for each clip size of a batch. ZeRO-3 would gather its layers' weights as often, and
         # processes with other clips would wait for ever: MOSS is gathered whole, once.
         if plugin.zero_stage == 3 and any(isinstance(module, VideoMOSS) for module in objective.modules()):
             set_z3_leaf_modules(objective, [VideoMOSS])
     return cast(tuple[nn.Module, Any], accelerator.prepare(objective, optimizer))
+
+
+@contextmanager
+def in_company() -> Iterator[None]:
+    """RunStopped where another process of this run has ended, which the next exchange with it tells."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise RunStopped(
+            f"another process of this run has ended; what it said tells why ({reason})"
+        ) from error
 
 
 def _enabled(section: Any) -> bool:
@@ -267,6 +315,18 @@ def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, save
     like = {f"{name}/{key}": t for name, one in state["state"].items() for key, t in one.items()}
     if wrong := faults(saved, like):
         raise RuntimeError(f"of the optimizer's states {wrong}")
+    for name, value in saved.items():
+        group, key = name.rsplit("/", 1)
+        known = state["state"][group][key]
+        counts = key != "step" or bool((value == value.round()).all())
+        if (
+            value.dtype != known.dtype
+            or not counts
+            or (key in ("step", "exp_avg_sq") and bool((value < 0).any()))
+        ):
+            raise RuntimeError(
+                f"the optimizer's state {name} is of another type, negative or no whole number"
+            )
     for name, one in state["state"].items():
         one.update({key: saved[f"{name}/{key}"] for key in one})
     set_optimizer_state_dict(objective, optimizer, state, options=FULL)
@@ -294,6 +354,10 @@ def _random_state() -> dict[str, Tensor]:
 
 
 def _restore_random_state(state: dict[str, Tensor]) -> None:
+    """Set every generator; ValueError for what is no state: numpy would read beyond its array."""
+    if not torch.cuda.is_available():  # of a run on a GPU
+        state = {name: value for name, value in state.items() if name != "cuda"}
+    _check_random_state(state)
     torch.set_rng_state(state["torch"])
     random.setstate((3, tuple(state["python"].tolist()), None))
     position, has_gauss, gauss = state["numpy_rest"].tolist()
@@ -301,6 +365,25 @@ def _restore_random_state(state: dict[str, Tensor]) -> None:
     np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
     if torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _check_random_state(state: dict[str, Tensor]) -> None:
+    own = _random_state()
+    if wrong := faults(state, own):
+        raise ValueError(f"of the random states {wrong}")
+    words = {name: state[name] for name in ("python", "numpy")}
+    *_, python_position = state["python"].tolist()
+    position, has_gauss, _ = state["numpy_rest"].tolist()
+    allowed = {
+        "of another type": all(state[name].dtype == value.dtype for name, value in own.items()),
+        "words beyond 32 bits": all(0 <= int(w.min()) and int(w.max()) < 2**32 for w in words.values()),
+        "all zero": all(bool(value[:624].any()) for value in words.values()),
+        f"python's position {python_position}": 0 <= python_position <= 624,
+        f"numpy's position {position:g}": position in range(625),
+        f"numpy's has_gauss {has_gauss:g}": has_gauss in (0, 1),
+    }
+    if out_of_range := [what for what, is_right in allowed.items() if not is_right]:
+        raise ValueError(f"random states out of range: {', '.join(out_of_range)}")
 
 
 @contextmanager

@@ -245,7 +245,7 @@ def _answer(
     except torch.OutOfMemoryError as error:
         raise RunStopped(
             f"no memory for {batch_size} questions at once; lower --batch-size, --max-frames or "
-            "--short-side. Answers so far are kept, the same command goes on"
+            "--short-side-px. Answers so far are kept, the same command goes on"
         ) from error
 
 

@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 from moss_vllm.errors import RunStopped
 from moss_vllm.files import whole_file
@@ -17,7 +20,60 @@ from moss_vllm.screen import say
 
 PROGRESS_FILE = "progress.json"
 FINISHED_FILE = "finished"  # names the last checkpoint once all steps are done
+LOCK_FILE = ".lock"
 LOGS = ("train.jsonl", "evals.jsonl")
+
+
+@contextmanager
+def hold(out: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Keep other runs out of `out`, however its path is spelled; the system frees it when a run is killed.
+
+    Every process of a run enters it, the main process holds the lock. A folder in which nothing was written
+    is removed again.
+
+    Raises:
+        BlockingIOError: on every process, where another run holds it or no lock can be had.
+    """
+    file, refused, is_new = out / LOCK_FILE, "", not out.exists()
+    lock = FileLock(file)
+    if accelerator.is_main_process:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+            held = file.stat()
+        except Timeout:
+            refused = f"{out}: another training run writes to it; wait for it to end, or name another --out"
+        except OSError as error:
+            refused = f"{out}: cannot be locked for this run ({error}); name another --out"
+    [refused] = broadcast_object_list([refused])
+    if refused:
+        raise BlockingIOError(refused)
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            if is_still(file, held):  # and not of a run that made the folder anew
+                file.unlink()
+            lock.release()
+            if is_new:
+                with suppress(OSError):
+                    out.rmdir()
+
+
+def is_still(path: Path, known: os.stat_result) -> bool:
+    """Whether the file that had this status is there, under the same name."""
+    try:
+        return os.path.samestat(path.stat(), known)
+    except OSError:
+        return False
+
+
+def gone(out: Path) -> RunStopped:
+    """What a run says whose folder was taken away."""
+    return RunStopped(
+        f"{out} was removed, moved or replaced while the run wrote to it; nothing more is written. Put it "
+        "back and go on with --resume auto, or start anew"
+    )
 
 
 def latest_checkpoint(out: Path) -> Path | None:
@@ -70,6 +126,16 @@ def open_checkpoint(folder: Path) -> dict[str, Any]:
         progress: dict[str, Any] = json.loads(file.read_text())
         if progress["step"] != step_of(folder):
             raise ValueError(f"it is of step {progress['step']}")
+        for name in ("step", "rejected", "seen", "elapsed_s"):
+            value = progress.get(name, 0)
+            whole = type(value) is int or (name == "elapsed_s" and type(value) is float)
+            if not (whole and 0 <= value < 2**53):
+                raise ValueError(f"{name} is {value!r}; it must be a number from 0")
+        place = progress.get("place", {})
+        if not isinstance(place, dict) or (
+            place and not {"seed", "clips_a_step", "steps", "sources"} <= place.keys()
+        ):
+            raise ValueError(f"place is {place!r}; it must hold seed, clips_a_step, steps and sources")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: cannot be used ({error}); resume from an earlier checkpoint") from error
     return progress
@@ -136,12 +202,16 @@ def write_checkpoint(
         progress: the run's counts; `step` is among them.
 
     Raises:
-        RunStopped: the disk is full or fails; what was written is removed, earlier checkpoints stay.
+        RunStopped: the disk is full or fails; what was written is removed, earlier checkpoints stay. Or the
+            run's folder is gone.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
+        try:
+            unfinished.mkdir()
+        except FileNotFoundError:
+            raise gone(folder.parent) from None
     accelerator.wait_for_everyone()
     try:
         save_state(unfinished / "state")
@@ -162,6 +232,15 @@ def write_checkpoint(
             "--resume auto"
         ) from error
     accelerator.wait_for_everyone()
+
+
+def drop_old(out: Path, keep: int, resumed: Path | None) -> None:
+    """Remove all but the `keep` newest checkpoints, and never the one that the run goes on from."""
+    for old in sorted(_checkpoints(out), key=step_of)[:-keep]:
+        if resumed is None or old.resolve() != resumed.resolve():
+            leaving = old.with_name(f".{old.name}.old.unfinished")  # `tidy` removes what a kill leaves of it
+            old.rename(leaving)
+            shutil.rmtree(leaving)
 
 
 def put_in_place(unfinished: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What is seen of a training run: a live line, train.jsonl, a tracker, and every row that was not used."""
 
 import json
+import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moss_vllm.data.rows import Rejected
+from moss_vllm.run_folder import is_still
 from moss_vllm.screen import Screen, say
 
 REMEMBERED = 20  # steps a shown speed is the mean of, at least
@@ -57,6 +59,10 @@ class RunLog:
         if self.main:
             self.file.close()
 
+    def is_there(self) -> bool:
+        """Whether the main process still writes to the file that OUT/train.jsonl names."""
+        return not self.main or is_still(self.out / "train.jsonl", os.fstat(self.file.fileno()))
+
     def step(self, line: dict[str, Any]) -> None:
         """Account for one step; print it every `every` steps."""
         self.recent = [*self.recent, line][-max(REMEMBERED, self.every) :]
@@ -90,8 +96,9 @@ class RunLog:
         }
 
     def _live_line(self, line: Mapping[str, Any], speeds: Mapping[str, float]) -> str:
+        clips = speeds["clips_per_s"]
         return (
-            f"loss {line['loss']:.3f}  {speeds['clips_per_s']:.1f} clips/s  "
+            f"loss {line['loss']:.3f}  {clips:{'.1f' if clips >= 1 else '.2g'}} clips/s  "
             f"waiting for data {speeds['waiting_share']:.0%}  {line['memory_gib']:.1f} GiB"
         )
 

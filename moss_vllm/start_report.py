@@ -4,7 +4,9 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import re
+import shutil
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,7 +15,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
-from rich.table import Table
+from rich.table import Column, Table
+from torch import nn
 
 from moss_vllm import engines
 from moss_vllm.core import MOSS
@@ -21,11 +24,13 @@ from moss_vllm.data.plan import Plan
 from moss_vllm.data.probe import probe_clip
 from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.data.video import BadVideo
+from moss_vllm.errors import RunStopped
 from moss_vllm.files import read_json, whole_file
 from moss_vllm.memory import GIB, estimate_training_memory
 from moss_vllm.optim import Rate, describe
 from moss_vllm.run_folder import step_of
 from moss_vllm.screen import Screen, say
+from moss_vllm.training import Loop
 from moss_vllm.vlm import checkpoint
 
 SETTINGS_FILE = "settings.json"
@@ -112,10 +117,16 @@ def show(record: dict[str, Any]) -> None:
         console.print(
             "This is the miniature: real classes and files, but a toy world. For the paper's run see --help."
         )
+    by_file: dict[str, list[str]] = {}
+    for setting, origin in record.get("origins", {}).items():
+        by_file.setdefault(origin, []).append(setting)
+    for origin, names in by_file.items():
+        console.print(f"settings by {origin}: {', '.join(names)}", soft_wrap=True)
     console.print(
         f"{record['engine']} x{record['processes']} on {record['device']}, precision "
-        f"{settings['precision']}, {settings['steps']} steps of {settings['batch_size']} clips x "
-        f"{record['processes']} processes x {settings['accumulate']} micro-batches"
+        f"{settings['precision']}, {settings['steps']} step{'s' * (settings['steps'] != 1)} of "
+        f"{settings['batch_size']} clips x {record['processes']} processes x {settings['accumulate']} "
+        "micro-batches"
     )
     console.print(f"attention: {record['attention']}")
     console.print(record["stss"])
@@ -133,21 +144,56 @@ def show(record: dict[str, Any]) -> None:
             "batches of the longest clip"
         )
     show_parameters(console, record["parameters"])
+    show_disk(record["disk"])
+
+
+def plan_disk(model: nn.Module, out: Path, loop: Loop, resume: Path | None) -> dict[str, int]:
+    """Bytes of a checkpoint (float32 weights and Adam's two states), how many will be, and bytes free."""
+    first = step_of(resume) if resume else 0
+    count = math.ceil((loop.steps - first) / loop.save_every)
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    return {
+        "checkpoint": 12 * sum(p.numel() for p in model.parameters() if p.requires_grad),
+        # One more while the newest is written.
+        "checkpoints": count if loop.keep is None else min(count, loop.keep + 1),
+        "free": shutil.disk_usage(nearest).free,
+    }
+
+
+def show_disk(disk: dict[str, int]) -> None:
+    """Print what checkpoints take, and warn where that is more than is free."""
+    one, count, free = disk["checkpoint"], disk["checkpoints"], disk["free"]
+    told = f"{count} checkpoint{'s' * (count != 1)} of {one / GIB:.3g} GiB"
+    say(f"{told}: {count * one / GIB:.3g} GiB of disk, {free / GIB:.1f} GiB are free")
+    if count * one > free:
+        say("warning: the disk does not hold them all; say --keep N or a larger --save-every, or make room")
+
+
+def refuse_full_disk(disk: dict[str, int], out: Path) -> None:
+    """RunStopped where not even one checkpoint can be written."""
+    if disk["checkpoint"] > disk["free"] and disk["checkpoints"]:
+        raise RunStopped(
+            f"{out}: a checkpoint takes {disk['checkpoint'] / GIB:.3g} GiB and {disk['free'] / GIB:.3g} GiB "
+            "are free; make room, or name another --out"
+        )
 
 
 def show_parameters(console: Screen, described: Sequence[Sequence[Any]]) -> None:
     """Print what `optim.describe` says of a model."""
-    rows = Table("group", "pattern", "tensors", "parameters", "learning rate", title="what trains")
+    pattern = Column("pattern", overflow="fold")  # whole, on a narrow terminal too
+    rows = Table("group", pattern, "tensors", "parameters", "learning rate", title="what trains")
     for name, pattern, tensors, parameters, rate in described:
         rows.add_row(name, pattern, str(tensors), f"{parameters:,}", rate)
     console.print(rows)
 
 
-def write(record: dict[str, Any], out: Path, *, new: bool) -> None:
-    """Write settings.json; a resumed run keeps the time of its first start."""
-    file = out / SETTINGS_FILE
-    if not new and file.is_file():
-        record = {**record, "started": read_json(file, "remove it").get("started", record["started"])}
+def write(record: dict[str, Any], out: Path, resume: Path | None) -> None:
+    """Write settings.json; a resumed run keeps the time of its first start, and `resumed_at` all steps."""
+    file, record = out / SETTINGS_FILE, {**record, "resumed_at": []}
+    if resume:
+        before = read_json(file, "remove it") if file.is_file() else {}
+        record["started"] = before.get("started", record["started"])
+        record["resumed_at"] = [*before.get("resumed_at", []), step_of(resume)]
     with whole_file(file) as part:
         part.write_text(json.dumps(record, indent=2) + "\n")
 

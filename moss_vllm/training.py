@@ -8,7 +8,7 @@ send) and the first Ctrl-C end the run after its step, with a checkpoint.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from moss_vllm import engines, run_folder
 from moss_vllm.data.order import RowOrder, StepBatches
 from moss_vllm.errors import RunStopped
 from moss_vllm.optim import warmup_cosine
+from moss_vllm.reading import Batches
 from moss_vllm.run_log import RunLog, peak_memory_gib
 from moss_vllm.screen import plain
-from moss_vllm.stopping import leave_signals_to_the_run, stop_asked
-
-READ_LIMIT_S = 900  # a batch that takes longer hangs: in a broken file, or on a dead network disk
+from moss_vllm.stopping import stop_asked
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Loop:
     floor: float = 0.0  # of the rates at the end, as a share of their peaks
     clip_norm: float = 1.0
     save_every: int = 250
+    keep: int | None = None  # newest checkpoints; None keeps all
     log_every: int = 10
     workers: int = 2
     seed: int = 0
@@ -60,6 +59,10 @@ class RowDataset(Protocol):
     shares: Sequence[tuple[int, float]]
 
     def __getitem__(self, index: int) -> Any: ...
+    def name(self, index: int) -> str:
+        """The file that the row is read from."""
+        ...
+
     def collate(self, rows: list[Any]) -> dict[str, Any]:
         """A batch of what `__getitem__` returned."""
         ...
@@ -95,7 +98,7 @@ def train(
     restore: Callable[[Path], None],
     resume: Path | None = None,
     announce: Callable[[], None] | None = None,
-    after_save: Callable[[Path], None] | None = None,
+    after_save: Callable[[Path, Mapping[str, Tensor]], None] | None = None,
     evaluate: Callable[[int], None] | None = None,
     evaluate_every: int = 0,
 ) -> list[dict[str, Any]]:
@@ -112,7 +115,8 @@ def train(
         restore: loads the weights of such a folder into the model.
         resume: a checkpoint of this run to go on from.
         announce: called by every process once nothing refuses the run any more.
-        after_save: called by every process after the first and the last checkpoint, to check them.
+        after_save: checks the first and the last checkpoint against the state in memory; called by the main
+            process.
         evaluate: called by every process every `evaluate_every` steps.
 
     Returns: the logged lines.
@@ -122,7 +126,8 @@ def train(
         FileExistsError: a run in the folder of another.
         ValueError: a checkpoint of another seed or number of clips a step.
         RunStopped: too many rejected rows, a loss or gradient that is not finite (its rows are written to
-            `out`), a trained parameter that the first backward pass does not reach, or a full disk.
+            `out`), a trained parameter that the first backward pass does not reach, a full disk, rows that do
+            not come (see `Batches`), or `out` was taken away.
     """
     run_folder.refuse_second_run(out, resume)
     progress: dict[str, Any] = run_folder.open_checkpoint(resume) if resume else {"step": 0}
@@ -162,9 +167,9 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         run_folder.tidy(out, first_step)
     accelerator.wait_for_everyone()
-    source = iter(_loader(accelerator, dataset, loop, first_step))
     lines: list[dict[str, Any]] = []
     rejected_rows, seen_rows = progress.get("rejected", 0), progress.get("seen", 0)
+    began_s = time.monotonic() - progress.get("elapsed_s", 0.0)  # of the lives before as well
     unreached, hooks = watch({name: parameters[name] for name in trained})
     log = RunLog(
         accelerator,
@@ -175,6 +180,9 @@ def train(
         unit=loop.unit,
     )
 
+    def elapsed_s() -> float:
+        return round(time.monotonic() - began_s, 3)
+
     def checkpoint(step: int, *, last: bool) -> None:
         folder = out / f"step-{step:06d}"
         first = run_folder.latest_checkpoint(out) is None
@@ -184,6 +192,7 @@ def train(
             "rejected": rejected_rows,
             "seen": seen_rows,
             "place": place,
+            "elapsed_s": elapsed_s(),
         }
         run_folder.write_checkpoint(
             accelerator,
@@ -192,25 +201,42 @@ def train(
             save_state=lambda part: engines.save_state(accelerator, wrapped, optimizer, part),
             progress=counts,
         )
-        if after_save and (first or last):
+        if after_save and (first or last) and accelerator.is_main_process:
             with engines.undisturbed():
-                after_save(folder)
+                after_save(folder, whole)
+        if loop.keep and accelerator.is_main_process:
+            run_folder.drop_old(out, loop.keep, resume)
+        accelerator.wait_for_everyone()
 
     wrapped.train()
     done = first_step
-    with log, stop_asked() as stop:
+    with (
+        log,
+        stop_asked() as stop,
+        engines.in_company(),
+        _batches(accelerator, dataset, loop, first_step, stop.is_set) as batches,
+    ):
         for step in range(first_step, loop.steps):
             started = time.monotonic()
-            micro_batches = _read(source, loop.accumulate, step + 1)
+            micro_batches = [next(batches) for _ in range(loop.accumulate)]
             waited_s = time.monotonic() - started
             row_ids = [row for batch in micro_batches for row in batch.pop("row_ids")]
             refused = [row for batch in micro_batches for row in batch.pop("rejected")]
             log.rejected(refused)
             terms = sum(batch.pop("count") for batch in micro_batches)
             read = sum(batch.pop("read") for batch in micro_batches)
-            local = [terms, read, len(refused), len(row_ids) + len(refused), int(stop.is_set())]
+            local = [
+                terms,
+                read,
+                len(refused),
+                len(row_ids) + len(refused),
+                stop.is_set(),
+                not log.is_there(),
+            ]
             counts = accelerator.reduce(torch.tensor(local, device=accelerator.device), "sum")
-            terms, read, new_rejected, new_rows, stopping = cast(Tensor, counts).tolist()
+            terms, read, new_rejected, new_rows, stopping, gone = cast(Tensor, counts).tolist()
+            if gone:
+                raise run_folder.gone(out)
             rejected_rows, seen_rows = rejected_rows + new_rejected, seen_rows + new_rows
             # Of the whole set: else one bad row among the first 200 would stop a run that allows 0.5 %.
             rows = max(seen_rows, sum(rows for rows, _ in dataset.shares))
@@ -257,6 +283,7 @@ def train(
                 "memory_gib": peak_memory_gib(),
                 "seconds": time.monotonic() - started,
                 "waited_s": waited_s,
+                "elapsed_s": elapsed_s(),
             }
             lines.append(line)
             log.step(line)
@@ -281,10 +308,10 @@ def train(
     return lines
 
 
-def _loader(
-    accelerator: Accelerator, dataset: RowDataset, loop: Loop, first_step: int
-) -> DataLoader[dict[str, Any]]:
-    batches = StepBatches(
+def _batches(
+    accelerator: Accelerator, dataset: RowDataset, loop: Loop, first_step: int, stop: Callable[[], bool]
+) -> Batches:
+    order = StepBatches(
         RowOrder(dataset.shares, loop.seed),
         range(first_step, loop.steps),
         batch_size=loop.batch_size,
@@ -292,28 +319,17 @@ def _loader(
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    return DataLoader(
-        cast(Dataset[Any], dataset),
-        batch_sampler=batches,
-        num_workers=loop.workers,
-        timeout=READ_LIMIT_S if loop.workers else 0,
-        collate_fn=dataset.collate,
-        worker_init_fn=leave_signals_to_the_run,
+    return Batches(
+        dataset,
+        dataset.collate,
+        name=dataset.name,
+        workers=loop.workers,
+        stop=stop,
+        batch_sampler=order,
         pin_memory=accelerator.device.type == "cuda",
         # The loader draws a seed for its workers; its own generator keeps that out of the run's RNG state.
         generator=torch.Generator().manual_seed(loop.seed),
     )
-
-
-def _read(source: Iterator[dict[str, Any]], count: int, step: int) -> list[dict[str, Any]]:
-    """The micro-batches of a step; a worker that died or hangs ends the run with a remedy."""
-    try:
-        return [next(source) for _ in range(count)]
-    except RuntimeError as error:
-        raise RunStopped(
-            f"the rows of step {step} could not be read: {error}. scripts/check_videos.py finds a file that "
-            "hangs or kills its decoder; then go on with --resume auto"
-        ) from error
 
 
 def watch(trained: dict[str, nn.Parameter]) -> tuple[set[str], list[Any]]:

@@ -24,6 +24,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -120,6 +121,7 @@ class ActionRecog:
         "auto", "what reads video files; auto is PyAV"
     )
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
+    keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(
         None, "stop after as many steps; the schedule fits them (default: those of EPOCHS)"
@@ -132,6 +134,7 @@ if __name__ == "__main__":
     answer_help(lambda: options(ActionRecog, __doc__))
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from moss_vllm import classifier_checkpoint, engines, start_report
@@ -153,7 +156,7 @@ from moss_vllm.data.views import ActionTrainingSet, ViewSettings
 from moss_vllm.hosts.classifier import VideoClassifier
 from moss_vllm.optim import describe, parameter_groups
 from moss_vllm.recognition import build_classifier, full_variant
-from moss_vllm.run_folder import choose_resume
+from moss_vllm.run_folder import choose_resume, hold
 from moss_vllm.training import train
 from moss_vllm.weights import fingerprint
 
@@ -167,14 +170,25 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     refuse_ignored(settings)
     settings = fill_in(settings)
     check(settings)
-    out = Path(settings.out)
-    resume = choose_resume(out, settings.resume, dry_run=flags.dry_run)
     tracker = start_report.choose_tracker(settings.tracker)
-    accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
+    accelerator = engines.start(
+        tracker=None if flags.dry_run else tracker, folder=settings.out, precision=settings.precision
+    )
     if engines.name(accelerator) not in ("one process", "DDP"):
         raise ValueError(
             f"{engines.name(accelerator)}: this recipe runs in one process or under DDP (--multi_gpu)"
         )
+    command = shlex.join(sys.argv if argv is None else ["recipes/action_recog.py", *argv])
+    with nullcontext() if flags.dry_run else hold(Path(settings.out), accelerator):
+        return train_and_test(settings, accelerator, command, dry_run=flags.dry_run)
+
+
+def train_and_test(
+    settings: ActionRecog, accelerator: Accelerator, command: str, *, dry_run: bool
+) -> Accuracy | None:
+    """Build and report, and but for a dry run train and test; returns what the test found."""
+    out = Path(settings.out)
+    resume = choose_resume(out, settings.resume, dry_run=dry_run)
     where: dict[str, Any] = {"annotation": settings.annotation, "allow_missing": settings.allow_missing}
     with accelerator.main_process_first():
         splits = {name: open_split(settings.data, settings.root, name, **where) for name in ("train", "test")}
@@ -204,7 +218,6 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
     dataset = ActionTrainingSet(splits["train"], views, seed=settings.seed, read=read)
     steps_an_epoch, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
-    command = shlex.join(sys.argv if argv is None else ["recipes/action_recog.py", *argv])
     record = {
         "settings": dataclasses.asdict(settings),
         "engine": engines.name(accelerator),
@@ -213,13 +226,14 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
         "data_lines": [split.report() for split in splits.values()] + tell_shared_clips(**splits),
         "views": dataclasses.asdict(views),
         "steps": loop.steps,
+        "disk": start_report.plan_disk(model, out, loop, resume),
         "clips_a_step": loop.batch_size * loop.accumulate * accelerator.num_processes,
         "command": command,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if accelerator.is_main_process:
         show(record, model)
-    if flags.dry_run:
+    if dry_run:
         if accelerator.is_main_process:
             held = {**record["views"], "frames": views.frames // model.frames_per_encoded}
             held["randaugment"] = views.randaugment or "none"
@@ -229,6 +243,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
             ).items():
                 say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
         return None
+    start_report.refuse_full_disk(record["disk"], out)
     run = {
         "model": how,
         "classes": list(splits["train"].classes),
@@ -251,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
 
     def announce() -> None:
         if accelerator.is_main_process:
-            start_report.write(record, out, new=resume is None)
+            start_report.write(record, out, resume)
         start_report.open_tracker(accelerator, settings, resume)
 
     checkup = ActionCheckup(accelerator, model, splits["test"], views, out, save=save, test=test)
@@ -329,6 +344,7 @@ def show(record: dict[str, Any], model: VideoClassifier) -> None:
         f"{views['size_px']} px, sampled {views['sampling']}; tests show {views['clips']} x {views['crops']}",
     )
     start_report.show_parameters(console, record["parameters"])
+    start_report.show_disk(record["disk"])
 
 
 def drop_other_test(folder: Path, step: int, model: VideoClassifier) -> None:

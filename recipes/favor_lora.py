@@ -18,22 +18,23 @@ again with `--resume auto` after an interruption, whatever it was.
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from moss_vllm.config import options, parse, setting, wrong_choices
+from moss_vllm.config import FLAGS, ignored, options, origins, parse, setting, wrong_choices
 from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.errors import errors_in_one_line
 from moss_vllm.files import refuse_unwritable
 from moss_vllm.flags import answer_help
-from moss_vllm.screen import plain, say
+from moss_vllm.screen import say
 
 
 @dataclass(frozen=True)
 class FavorLora:
-    """Settings; the defaults are the miniature's. The paper's are in configs/favor_videollama3_2b.yaml."""
+    """Settings; the defaults are the miniature's, others' in configs/favor_videollama3_2b.yaml."""
 
     model: str = setting(
         "miniature", "native VideoLLaMA3 folder or hub id, 'miniature', 'shape:2b', 'shape:7b'"
@@ -72,6 +73,7 @@ class FavorLora:
         None, "clips per step over all processes; accumulate is set to come nearest to it"
     )
     save_every: int = setting(120, "steps between checkpoints")
+    keep: int | None = setting(None, "newest checkpoints to keep on disk (default: all)")
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
     seed: int = setting(0, "seed of the new weights and of the order of rows")
@@ -106,37 +108,52 @@ from moss_vllm.data.plan import Plan, plan
 from moss_vllm.data.sources import read_sources
 from moss_vllm.data.training_set import TrainingSet
 from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.run_folder import choose_resume
+from moss_vllm.run_folder import choose_resume, hold
 from moss_vllm.training import Loop, train
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.base import is_hub_id, is_miniature
 from moss_vllm.vlm.objective import AnswerLoss
 from moss_vllm.vlm.sizes import describe_shape
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
-COUNTS += ["eval_every", "eval_questions"]
+COUNTS += ["eval_every", "eval_questions", "keep"]
 SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+PAPER = Path(__file__).parent / "configs" / "favor_videollama3_2b.yaml"
+NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss"}
+NEEDS |= {"eval_every": "eval_data", "eval_questions": "eval_data"}
+OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
+Layers = Mapping[str, Mapping[str, Any]]  # of `config.parse`
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train; returns the logged steps (none for a dry run)."""
-    settings, flags = parse(FavorLora, argv, __doc__)
-    check(settings)
+    settings, flags = parse(FavorLora, argv, __doc__, preset)
+    settings = check(settings, flags.layers)
     if settings.model.startswith("shape:"):
-        return show_shape(settings, dry_run=flags.dry_run)
-    out = Path(settings.out)
-    resume = choose_resume(out, settings.resume, dry_run=flags.dry_run)
+        return show_shape(settings, flags.layers, dry_run=flags.dry_run)
     tracker = start_report.choose_tracker(settings.tracker)
-    accelerator = engines.start(tracker=None if flags.dry_run else tracker, folder=settings.out)
+    accelerator = engines.start(
+        tracker=None if flags.dry_run else tracker, folder=settings.out, precision=settings.precision
+    )
+    command = shlex.join(sys.argv if argv is None else ["recipes/favor_lora.py", *argv])
+    with nullcontext() if flags.dry_run else hold(Path(settings.out), accelerator):
+        return fine_tune(settings, flags.layers, accelerator, command, dry_run=flags.dry_run)
+
+
+def fine_tune(
+    settings: FavorLora, layers: Layers, accelerator: Accelerator, command: str, *, dry_run: bool
+) -> list[dict[str, Any]]:
+    """Plan, build and report, and but for a dry run train; returns the logged steps."""
+    out = Path(settings.out)
+    resume = choose_resume(out, settings.resume, dry_run=dry_run)
     if settings.clips_a_step:
         settings = with_clips_a_step(settings, accelerator)
     engines.refuse_quantized(accelerator, settings.quantize)
     set_seed(settings.seed)
     processor = checkpoint.load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
-        rows = plan_rows(
-            settings, processor, None if flags.dry_run else out, write=accelerator.is_main_process
-        )
+        rows = plan_rows(settings, processor, None if dry_run else out, write=accelerator.is_main_process)
     moss = checkpoint.moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
@@ -153,15 +170,29 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         compress=settings.compress_tokens,
         max_tokens=settings.max_tokens,
     )
-    command = shlex.join(sys.argv if argv is None else ["recipes/favor_lora.py", *argv])
+    loop = Loop(
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        accumulate=settings.accumulate,
+        save_every=settings.save_every,
+        keep=settings.keep,
+        log_every=settings.log_every,
+        workers=settings.workers,
+        seed=settings.seed,
+        max_bad_share=settings.max_bad_share,
+    )
+    disk = start_report.plan_disk(model, out, loop, resume)
     if accelerator.is_main_process:
         record = start_report.describe_run(settings, accelerator, model, table, rows, command)
+        record |= {"origins": origins(layers), "disk": disk}
         start_report.show(record)
-    if flags.dry_run:
+    if dry_run:
         if accelerator.is_main_process:
-            say(*(f"{name}: {value}" for name, value in dataclasses.asdict(settings).items()), sep="\n")
+            for name, value in dataclasses.asdict(settings).items():
+                say(f"{name}: {value}  ({record['origins'].get(name, 'default')})")
             start_report.show_batch(dataset, settings.batch_size)
         return []
+    start_report.refuse_full_disk(disk, out)
 
     clip_settings = ("sample_fps", "short_side_px", "max_frames", "compress_tokens")
     run = {
@@ -176,16 +207,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     def save(folder: Path, state: dict[str, torch.Tensor], step: int) -> None:
         checkpoint.save(folder, model, processor, {**run, "step": step}, state=state)
 
-    loop = Loop(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        accumulate=settings.accumulate,
-        save_every=settings.save_every,
-        log_every=settings.log_every,
-        workers=settings.workers,
-        seed=settings.seed,
-        max_bad_share=settings.max_bad_share,
-    )
+    def check_reload(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+        checkpoint.verify(folder, model, state)
+        say(f"{folder} reloads to the weights in memory, bit for bit")
+
     checkup = None
     if settings.eval_data:
         data = Path(settings.eval_data)
@@ -194,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
     def announce() -> None:
         if accelerator.is_main_process:
-            start_report.write(record, out, new=resume is None)
+            start_report.write(record, out, resume)
         start_report.open_tracker(accelerator, settings, resume)
 
     lines = train(
@@ -209,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         restore=lambda folder: checkpoint.restore(folder, model),
         resume=resume,
         announce=announce,
-        after_save=reload_check(settings, accelerator, model, processor),
+        after_save=check_reload,
         evaluate=checkup,
         evaluate_every=settings.eval_every,
     )
@@ -219,8 +244,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return lines
 
 
-def check(settings: FavorLora) -> None:
-    """Refuse settings that cannot be meant, all at once."""
+def preset(given: Mapping[str, Any]) -> Path | None:
+    """Where settings come from that are not given: the defaults are for the miniature and its kin alone."""
+    model = given.get("model") or "miniature"
+    return None if not model.startswith("shape:") and is_miniature(model) else PAPER
+
+
+def check(settings: FavorLora, layers: Layers) -> FavorLora:
+    """Refuse settings that cannot be meant, all at once; returns them without what a later layer replaces."""
     wrong = [
         f"{name} is {value}; it must be at least 1"
         for name in COUNTS
@@ -243,12 +274,26 @@ def check(settings: FavorLora) -> None:
         if getattr(settings, name) == ""
     ]
     wrong += wrong_choices(settings)
+    wrong = wrong or ignored(settings, layers, NEEDS)
+    if settings.revision and not is_hub_id(settings.model):
+        wrong.append(f"revision is {settings.revision} and {settings.model} is no hub id; leave revision out")
+    if settings.eval_data and settings.eval_every > settings.steps:
+        wrong.append(f"eval_every is {settings.eval_every} of {settings.steps} steps: nothing would be asked")
+    found, order = origins(layers), list(layers)
+    if settings.clips_a_step and "accumulate" in found:
+        if found["accumulate"] == found["clips_a_step"]:
+            wrong.append(
+                "accumulate and clips_a_step are both given, and the second sets the first; give one"
+            )
+        elif order.index(found["accumulate"]) > order.index(found["clips_a_step"]):
+            settings = dataclasses.replace(settings, clips_a_step=None)
     if wrong:
         raise ValueError("; ".join(wrong))
     check_decoder(settings.decoder)
     refuse_unwritable(Path(settings.out), "out")
     if settings.cache:
         refuse_unwritable(Path(settings.cache), "cache")
+    return settings
 
 
 def with_clips_a_step(settings: FavorLora, accelerator: Accelerator) -> FavorLora:
@@ -305,40 +350,7 @@ def build_model(
     return model, list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))
 
 
-def reload_check(
-    settings: FavorLora, accelerator: Accelerator, model: PeftModel, processor: Any
-) -> Callable[[Path], None]:
-    """A function that opens a written checkpoint anew and compares it with the model in training."""
-
-    def compare(folder: Path) -> None:
-        if engines.name(accelerator).startswith("FSDP"):
-            accelerator.print(
-                f"{plain(folder)} is not reloaded for comparison: FSDP's model cannot be asked outside a step"
-            )
-            return
-        expected = checkpoint.next_logits(model, processor)  # on every process: ZeRO-3 gathers weights for it
-        if accelerator.is_main_process:
-            # The same arithmetic on the same device: what remains is the order of sums.
-            tolerance = 1e-4 if settings.precision == "fp32" else 1e-2
-            try:
-                checkpoint.verify(
-                    folder,
-                    expected,
-                    device=accelerator.device,
-                    dtype=PRECISIONS[settings.precision],
-                    tolerance=tolerance,
-                    quantize=settings.quantize,
-                )
-            except RuntimeError as error:
-                if "allocate" not in str(error):  # the GPU's error has a class of its own, the CPU's has not
-                    raise
-                say(f"{folder} is not compared: no memory for a second model beside the run")
-        accelerator.wait_for_everyone()
-
-    return compare
-
-
-def show_shape(settings: FavorLora, *, dry_run: bool) -> list[dict[str, Any]]:
+def show_shape(settings: FavorLora, layers: Layers, *, dry_run: bool) -> list[dict[str, Any]]:
     """Parameters and memory of a released size, without its weights."""
     if not dry_run:
         raise ValueError(f"{settings.model} has no weights to train; add --dry-run, or name a checkpoint")
@@ -354,6 +366,8 @@ def show_shape(settings: FavorLora, *, dry_run: bool) -> list[dict[str, Any]]:
         precision=settings.precision,
         frozen_dtype=PRECISIONS[settings.precision] or torch.float32,
     )
+    if unread := sorted(layers[FLAGS].keys() - OF_A_SHAPE):
+        say(f"without weights these flags change nothing: {', '.join(unread)}")
     return []
 
 

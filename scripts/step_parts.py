@@ -247,6 +247,10 @@ class RandomClips:
             "video_compression_mask": torch.ones(patches // MERGE**2, dtype=torch.bool),
         }
 
+    def name(self, index: int) -> str:
+        """No file."""
+        return f"clip {index}"
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.example
 

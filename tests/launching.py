@@ -46,8 +46,11 @@ def launch(engine, argv, cwd, script=SCRIPT):
     return done.stdout
 
 
-def start(argv, cwd, *, rank=0, processes=1, port=0, script=SCRIPT, **more):
-    """Start one process of a script without waiting for it; several ranks make a run without a launcher."""
+def start(argv, cwd, *, rank=0, processes=1, port=0, script=SCRIPT, output=None, **more):
+    """Start one process of a script without waiting for it; several ranks make a run without a launcher.
+
+    What it says is added to output-N.txt, where N is `output`, or its rank.
+    """
     variables = environment()
     if processes > 1:
         variables |= {
@@ -57,9 +60,9 @@ def start(argv, cwd, *, rank=0, processes=1, port=0, script=SCRIPT, **more):
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    output = (cwd / f"output-{rank}.txt").open("a")
+    said = (cwd / f"output-{rank if output is None else output}.txt").open("a")
     return subprocess.Popen(
-        [sys.executable, str(script), *argv], env=variables, cwd=cwd, stdout=output, stderr=output, **more
+        [sys.executable, str(script), *argv], env=variables, cwd=cwd, stdout=said, stderr=said, **more
     )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from action_layouts import moving_square, write_frames
 from torch import nn
 
-from moss_vllm import action_recognition, classifier_checkpoint, engines
+from moss_vllm import classifier_checkpoint, engines
 from moss_vllm.action_checkup import BEST, ActionCheckup
 from moss_vllm.action_recognition import Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
 from moss_vllm.action_settings import choose_views
@@ -311,7 +312,7 @@ def test_clips_that_cannot_be_read_are_named_and_count_as_wrong(damaged, split, 
     assert score(damaged, tmp_path / "out", model).failed == found.failed and model.seen == 5 * 6
 
 
-def test_errors_of_memory_and_of_workers_are_named(split, tmp_path, monkeypatch):
+def test_errors_of_memory_and_of_workers_are_named(split, tmp_path):
     class Full(nn.Module):
         def forward(self, video):
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -321,15 +322,8 @@ def test_errors_of_memory_and_of_workers_are_named(split, tmp_path, monkeypatch)
     ):
         score(split, tmp_path / "memory", Full())
 
-    def hanging(*_, **__):
-        raise RuntimeError("DataLoader worker (pid 7) exited unexpectedly")
-        yield
-
-    monkeypatch.setattr(action_recognition, "DataLoader", hanging)
-    with pytest.raises(
-        RunStopped, match=r"could not be read: DataLoader worker \(pid 7\).* the same command goes on"
-    ):
-        score(split, tmp_path / "workers")
+    with pytest.raises(RunStopped, match=rf"died .status 3. while it read {split.clips[0].path}; "):
+        score(split, tmp_path / "workers", read=lambda *_, **__: os._exit(3), workers=1)
 
 
 # ---- while it trains

@@ -167,6 +167,74 @@ def test_an_engine_that_accelerate_would_ignore_is_refused(monkeypatch):
         engines.start()
 
 
+@pytest.mark.parametrize(
+    "variable, value, flag",
+    [
+        ("MIXED_PRECISION", "bf16", "--mixed_precision.*; the recipe's own --precision decides"),
+        ("MIXED_PRECISION", "fp16", "--mixed_precision"),
+        ("DYNAMO_BACKEND", "INDUCTOR", "--dynamo_backend"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "--gradient_accumulation_steps.*own --accumulate decides"),
+        ("USE_MEGATRON_LM", "true", "--use_megatron_lm"),
+        ("USE_PARALLELISM_CONFIG", "true", "--use_parallelism_config"),
+    ],
+)
+def test_what_accelerate_is_asked_and_no_recipe_does_is_refused(monkeypatch, variable, value, flag):
+    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    with pytest.raises(
+        ValueError, match=rf"^ACCELERATE_{variable}={value} .of accelerate launch {flag}.*leave it"
+    ):
+        engines.start()
+
+
+def test_what_the_launcher_says_of_itself_or_as_the_recipe_is_no_fault(monkeypatch):
+    for variable, value in (
+        ("MIXED_PRECISION", "bf16"),
+        ("DYNAMO_BACKEND", "NO"),
+        ("GRADIENT_ACCUMULATION_STEPS", "1"),
+    ):
+        monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    assert engines.start(precision="bf16").mixed_precision == "no"  # the objective autocasts itself
+
+
+@pytest.mark.slow
+def test_the_launchers_mixed_precision_is_refused_by_name(rows, tiny_base, tmp_path):
+    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "1",
+        "--mixed_precision",
+        "bf16",
+    ]
+    done = subprocess.run(
+        [*command, str(ROOT / "recipes" / "favor_lora.py"), *argv],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert "error: ACCELERATE_MIXED_PRECISION=bf16 (of accelerate launch --mixed_precision" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key, value", [("gradient_clipping", 0.5), ("train_micro_batch_size_per_gpu", 7)])
+def test_a_deepspeed_file_of_another_batch_is_refused(rows, tiny_base, tmp_path, monkeypatch, key, value):
+    file = tmp_path / "deepspeed.json"
+    file.write_text(
+        json.dumps({**json.loads((ROOT / "recipes/configs/deepspeed_zero2.json").read_text()), key: value})
+    )
+    monkeypatch.setitem(
+        ENGINES, "DeepSpeed ZeRO-2", ["--use_deepspeed", "--deepspeed_config_file", str(file)]
+    )
+    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--out", str(tmp_path / "run")]
+    with pytest.raises(AssertionError, match=f"configuration asks for {key}={value} and the recipe for"):
+        launch("DeepSpeed ZeRO-2", [*argv, "--batch-size", "2", "--workers", "0"], tmp_path)
+
+
 def test_a_state_of_another_number_of_processes_is_refused(tmp_path):
     for rank in range(2):
         save_file({"torch": torch.zeros(1)}, tmp_path / f"random-{rank}.safetensors")
@@ -179,6 +247,46 @@ def test_a_state_of_deepspeed_is_refused_without_it(tmp_path):
     (tmp_path / engines.ZERO_FOLDER).mkdir()
     with pytest.raises(ValueError, match=r"was written by DeepSpeed and this run is one process; resume"):
         engines.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, place, value, told",
+    [
+        ("numpy_rest", 0, 1e9, "numpy's position 1e[+]09"),
+        ("numpy_rest", 0, -1.0, "numpy's position -1"),
+        ("numpy_rest", 0, 3.5, "numpy's position 3.5"),
+        ("numpy_rest", 1, 2.0, "numpy's has_gauss 2"),
+        ("numpy_rest", 2, float("inf"), "1 not finite .numpy_rest"),
+        ("numpy", 5, -1, "words beyond 32 bits"),
+        ("numpy", 5, 2**32, "words beyond 32 bits"),
+        ("python", 7, 2**40, "words beyond 32 bits"),
+        ("python", 624, 625, "python's position 625"),
+        ("numpy", slice(None), 0, "all zero"),
+        ("torch", slice(8, 24), 255, "Invalid mt19937 state"),
+    ],
+)
+def test_a_random_state_out_of_range_is_refused(name, place, value, told):
+    state = engines._random_state()
+    changed = state[name].clone()
+    changed[place] = value
+    try:
+        with pytest.raises(engines.UNREADABLE, match=told):
+            engines._restore_random_state({**state, name: changed})
+    finally:
+        engines._restore_random_state(state)
+
+
+@pytest.mark.parametrize("name", ["python", "numpy", "numpy_rest", "torch"])
+def test_a_random_state_of_another_type_or_size_is_refused(name):
+    state = engines._random_state()
+    for changed, told in ((state[name].to(torch.float16), "type"), (state[name][:-1], "of another shape")):
+        with pytest.raises(ValueError, match=told):
+            engines._restore_random_state({**state, name: changed.nan_to_num(posinf=1, neginf=1)})
+
+
+def test_the_random_state_of_a_gpu_is_left_out_without_one():
+    state = engines._random_state()
+    engines._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
 
 
 class Evil:

@@ -584,7 +584,7 @@ def _(ground):
 )
 def _(ground):
     (ground.tmp / "empty").mkdir()
-    return ground.train(eval_data=ground.tmp / "empty")
+    return ground.train(eval_data=ground.tmp / "empty", eval_every=1)
 
 
 @fault(
@@ -735,6 +735,27 @@ def _(ground, folder):
 def _(ground, folder):
     weights = load_file(folder / "state" / "random-0.safetensors")
     save_file({**weights, "python": weights["python"][:3].clone()}, folder / "state" / "random-0.safetensors")
+
+
+@fault_of_a_resume("a random state out of range", UNUSABLE)
+def _(ground, folder):
+    weights = load_file(folder / "state" / "random-0.safetensors")
+    weights["numpy_rest"][0] = 1e9
+    save_file(weights, folder / "state" / "random-0.safetensors")
+
+
+@fault_of_a_resume("an optimizer's state out of range", UNUSABLE)
+def _(ground, folder):
+    edit_weights(folder / "state" / "optimizer.safetensors", lambda tensor: -tensor.abs() - 1, pick=1)
+
+
+@fault_of_a_resume(
+    "counts out of range",
+    "<tmp>/run/step-000001/state/progress.json: cannot be used (seen is -5; <...>); resume from an "
+    "earlier checkpoint",
+)
+def _(ground, folder):
+    edit_json(folder / "state" / "progress.json", seen=-5)
 
 
 @fault_of_a_resume(

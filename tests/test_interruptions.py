@@ -1,9 +1,14 @@
-"""Owns: nothing is lost - a run that is killed, stopped or out of disk goes on to the very same weights."""
+"""Owns: nothing is lost - a run that is killed, stopped or out of disk goes on to the very same weights.
+
+And no run writes into another's folder, nor into one that was taken away.
+"""
 
 import json
 import os
 import random
 import resource
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +20,8 @@ import torch
 from launching import ROOT, SCRIPT, environment, free_port, launch, logged, start
 from safetensors.torch import load_file
 
-from moss_vllm.run_folder import latest_checkpoint, step_of, tidy
+from moss_vllm import engines
+from moss_vllm.run_folder import hold, latest_checkpoint, step_of, tidy
 from moss_vllm.vlm import checkpoint
 
 KILLS = 20
@@ -253,3 +259,81 @@ def test_tidying_drops_unfinished_checkpoints_and_later_or_torn_lines(tmp_path):
     tidy(tmp_path, 2)
     assert (tmp_path / "train.jsonl").read_text() == "".join(lines[:2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "train.jsonl"]
+
+
+# ---- one folder, one run
+
+
+def test_a_folder_is_held_by_one_run_however_it_is_spelled(tmp_path, one_process, monkeypatch):
+    accelerator, out = engines.start(), tmp_path / "below" / "run"
+    (tmp_path / "link").symlink_to(tmp_path / "below")
+    monkeypatch.chdir(tmp_path)
+    spellings = (out, Path("below/run"), tmp_path / "link" / "run", out / ".." / "run")
+    with hold(out, accelerator):
+        for spelled in spellings:
+            with pytest.raises(BlockingIOError, match="run: another training run writes to it; wait for it"):
+                with hold(spelled, accelerator):
+                    pass
+    assert not out.exists()  # nothing was written
+    for spelled in spellings:
+        with hold(spelled, accelerator):
+            (out / "train.jsonl").touch()
+    assert [path.name for path in out.iterdir()] == ["train.jsonl"]
+
+
+def test_a_run_leaves_the_lock_of_one_that_took_its_place(tmp_path, one_process):
+    accelerator, out = engines.start(), tmp_path / "run"
+    with hold(out, accelerator):
+        shutil.rmtree(out)
+        later = hold(out, accelerator)
+        later.__enter__()
+    with pytest.raises(BlockingIOError):
+        hold(out, accelerator).__enter__()
+    later.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("name", ["favor_lora", "action_recog"])
+def test_a_second_run_is_refused_before_it_reads_a_row(tmp_path, one_process, name):
+    main = runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["main"]
+    with hold(tmp_path, engines.start()):
+        for more in ([], ["--resume", "auto"]):
+            with pytest.raises(BlockingIOError, match="another training run writes to it"):
+                main(["--out", str(tmp_path), "--data", "list" if name == "action_recog" else "gone", *more])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_launches_at_once_and_one_after_a_kill(argv, tmp_path):
+    def pair(output, **settings):
+        port, flags = free_port(), argv("run", steps=40, save_every=10, batch_size=1, workers=1, **settings)
+        return [
+            start(flags, tmp_path, rank=at, processes=2, port=port, output=output + at) for at in range(2)
+        ]
+
+    first = pair(0)
+    wait_for(lambda: (tmp_path / "run" / "train.jsonl").is_file() and len(logged(tmp_path / "run")) > 2)
+    began = time.monotonic()
+    second = pair(2, lora_rank=2)
+    assert [process.wait(timeout=120) for process in second] == [1, 1]
+    assert time.monotonic() - began < 90 and first[0].poll() is None
+    for output in (2, 3):
+        told = (tmp_path / f"output-{output}.txt").read_text()
+        assert f"error: {tmp_path}/run: another training run writes to it" in told and "Trace" not in told
+    for process in first:
+        process.kill()
+        process.wait()
+    for process in pair(4):  # at once, though workers of the killed may live for seconds
+        assert process.wait(timeout=120) == 0, (tmp_path / "output-4.txt").read_text()[-3000:]
+    assert len(logged(tmp_path / "run")) == 40
+
+
+@pytest.mark.slow
+def test_a_run_ends_when_its_folder_is_taken_away(argv, tmp_path):
+    out = tmp_path / "run"
+    process = start(argv("run", steps=10_000, save_every=10_000), tmp_path)
+    wait_for(lambda: (out / "train.jsonl").is_file() and len(logged(out)) > 2)
+    shutil.rmtree(out)
+    assert process.wait(timeout=60) == 1
+    told = (tmp_path / "output-0.txt").read_text()
+    assert f"error: {out} was removed, moved or replaced while the run wrote to it" in told
+    assert not out.exists() and "Traceback" not in told

@@ -1,5 +1,10 @@
 """Owns: the recipe as users start it - its settings, its files, and on two processes."""
 
+import dataclasses
+import json
+import re
+import shutil
+
 import pytest
 from launching import ROOT, launch, logged
 
@@ -82,6 +87,33 @@ def test_recomputing_the_llm_changes_no_loss(recipe, flags):
     assert recomputed[0]["grad_norm"] == pytest.approx(kept[0]["grad_norm"], rel=1e-6)
 
 
+def test_disk_is_told_warned_of_and_refused(recipe, flags, tmp_path, capsys, monkeypatch):
+    def with_free(mib):
+        usage = shutil.disk_usage(tmp_path)._replace(free=mib * 2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+    recipe.main([*flags("run", "--dry-run", steps=7, save_every=2), "--keep", "2"])
+    shown = capsys.readouterr().out
+    size = 12 * 320_000  # about what trains of the tiny model with rank 4
+    told = re.search(r"3 checkpoints of ([\d.]+) GiB: [\d.]+ GiB of disk, [\d.]+ GiB are free", shown)
+    assert float(told[1]) * 2**30 == pytest.approx(size, rel=0.9) and "warning: the disk" not in shown
+    with_free(5)
+    recipe.main(flags("run", "--dry-run", steps=70, save_every=2))
+    assert "warning: the disk does not hold them all; say --keep N or a larger" in capsys.readouterr().out
+    with_free(0)
+    with pytest.raises(RuntimeError, match="run: a checkpoint takes .* GiB and 0 GiB are free; make room"):
+        recipe.main(flags("run"))
+
+
+def test_a_resumed_run_says_where(recipe, flags, tmp_path):
+    recipe.main(flags("run", steps=1))
+    settings = tmp_path / "run" / "settings.json"
+    assert json.loads(settings.read_text())["resumed_at"] == []
+    for steps in (2, 3):
+        recipe.main(flags("run", "--resume", "auto", steps=steps))
+    assert json.loads(settings.read_text())["resumed_at"] == [1, 2]
+
+
 # ---- settings
 
 
@@ -133,6 +165,83 @@ def test_the_papers_config_is_valid(recipe):
     settings, _ = parse(recipe.FavorLora, ["--config", str(paper)], "")
     assert (settings.steps, settings.sample_fps, settings.short_side_px) == (1000, 2.0, 224)  # Sec. 4.5
     assert (settings.lr_moss, settings.lr_projector, settings.lr_llm) == (1e-3, 1e-4, 1e-5)
+
+
+@pytest.fixture
+def stranger(tiny_base, tmp_path):
+    """A base that does not say that it is a miniature."""
+    return shutil.copytree(tiny_base, tmp_path / "stranger", ignore=shutil.ignore_patterns("miniature.json"))
+
+
+def test_another_model_takes_the_papers_settings_and_says_so(recipe, flags, stranger, capsys):
+    paper, _ = parse(recipe.FavorLora, ["--config", str(recipe.PAPER)], "")
+    given = ["--model", str(stranger), "--lora-rank", "8"]
+    settings, found = parse(recipe.FavorLora, given, "", recipe.preset)
+    assert settings == dataclasses.replace(paper, model=str(stranger), lora_rank=8)
+    recipe.main([*flags("run", "--dry-run", model=stranger, steps=3), "--lr-llm", "2e-5"])
+    shown = capsys.readouterr().out
+    for line in (
+        "lr_moss: 0.001  (favor_videollama3_2b.yaml)",
+        "lr_llm: 2e-05  (flag)",
+        "short_side_px: 224  (favor_videollama3_2b.yaml)",
+        "precision: bf16  (favor_videollama3_2b.yaml)",
+        "steps: 3  (flag)",
+        "seed: 0  (default)",
+    ):
+        assert f"\n{line}\n" in shown
+    assert "settings by favor_videollama3_2b.yaml: sample_fps, short_side_px" in shown
+
+
+def test_a_config_of_some_settings_leaves_the_others_to_the_model(recipe, stranger, tiny_base, tmp_path):
+    (tmp_path / "some.yaml").write_text(f"model: {stranger}\nlr_moss: 5.0e-4\n")
+    config = ["--config", str(tmp_path / "some.yaml")]
+    settings, _ = parse(recipe.FavorLora, config, "", recipe.preset)
+    assert (settings.lr_moss, settings.lr_llm, settings.precision) == (5e-4, 1e-5, "bf16")
+    settings, _ = parse(recipe.FavorLora, [*config, "--model", str(tiny_base)], "", recipe.preset)
+    assert (settings.lr_moss, settings.lr_llm, settings.precision) == (5e-4, 1e-3, "no")
+
+
+def test_which_models_are_miniatures(recipe, stranger, tiny_base):
+    assert recipe.preset({}) is recipe.preset({"model": "miniature"}) is None
+    assert recipe.preset({"model": str(tiny_base)}) is None
+    assert recipe.preset({"model": "shape:2b"}) == recipe.preset({"model": str(stranger)}) == recipe.PAPER
+    for base, file in ((tiny_base, None), (stranger, recipe.PAPER), (stranger / "gone", recipe.PAPER)):
+        (stranger / "merged.json").write_text(json.dumps({"merged_from": "run", "base_model": str(base)}))
+        merged = shutil.copytree(stranger, stranger.parent / "merged", dirs_exist_ok=True)
+        (stranger / "merged.json").unlink()
+        assert recipe.preset({"model": str(merged)}) == file
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ("--cache-gib 3", "cache_gib is 3.0 and says nothing without cache; give both, or leave it out"),
+        ("--eval-every 3", "eval_every is 3 and says nothing without eval_data"),
+        ("--eval-questions 3", "eval_questions is 3 and says nothing without eval_data"),
+        ("--videos .", "videos is . and says nothing without data"),
+        ("--no-use-moss --lr-moss 1e-3", "lr_moss is 0.001 and says nothing without use_moss"),
+        ("--revision main", "revision is main and miniature is no hub id; leave revision out"),
+        ("--eval-data x --steps 50", "eval_every is 100 of 50 steps: nothing would be asked"),
+        ("--clips-a-step 8 --accumulate 2", "accumulate and clips_a_step are both given, .* give one"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(recipe, given, told):
+    with pytest.raises(ValueError, match=f"^{told}"):
+        recipe.main(given.split())
+
+
+def test_a_later_layer_switches_off_what_an_earlier_one_gave(recipe, tmp_path):
+    def resolved(text):
+        settings, found = parse(recipe.FavorLora, text.split(), "", recipe.preset)
+        return recipe.check(settings, found.layers)
+
+    assert resolved(f"--config {recipe.PAPER} --no-use-moss").use_moss is False
+    assert resolved(f"--config {recipe.PAPER}").clips_a_step == 15
+    found = resolved(f"--config {recipe.PAPER} --accumulate 4")
+    assert (found.accumulate, found.clips_a_step) == (4, None)
+    (tmp_path / "run.yaml").write_text("cache_gib: 3.0\n")
+    with pytest.raises(ValueError, match="cache_gib is 3.0 and says nothing without cache"):
+        resolved(f"--config {tmp_path}/run.yaml")
 
 
 # ---- two processes

@@ -5,6 +5,7 @@ are named.
 """
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -62,7 +63,16 @@ def run(tiny_base, moss, processor, tmp_path, clips):
     """A function that trains a new model and returns the logged lines and the trained weights."""
 
     def start(
-        loop, *, out="run", dataset=clips, use_moss=True, resume=None, dropout=0.0, seed=0, rates=RATES
+        loop,
+        *,
+        out="run",
+        dataset=clips,
+        use_moss=True,
+        resume=None,
+        dropout=0.0,
+        seed=0,
+        rates=RATES,
+        evaluate=None,
     ):
         torch.manual_seed(seed)
         settings = moss if use_moss else None
@@ -82,6 +92,8 @@ def run(tiny_base, moss, processor, tmp_path, clips):
             state=lambda: checkpoint.trained_state(model),
             restore=lambda folder: checkpoint.restore(folder, model),
             resume=resume,
+            evaluate=evaluate,
+            evaluate_every=1,
         )
         return lines, checkpoint.trained_state(model)
 
@@ -228,6 +240,18 @@ def test_resuming_equals_the_straight_run_bit_for_bit(run, tmp_path, accumulate)
     assert sum(name.endswith("running_mean") and bool(weights[name].any()) for name in weights) == 8
 
 
+def test_elapsed_time_goes_on_over_the_lives_of_a_run(run, tmp_path):
+    first, _ = run(loop(2, save_every=1), use_moss=False)
+    half = tmp_path / "run" / "step-000001"
+    progress = json.loads((half / "state" / "progress.json").read_text())
+    assert (
+        0 < first[0]["elapsed_s"] < first[1]["elapsed_s"] and progress["elapsed_s"] >= first[0]["elapsed_s"]
+    )
+    (half / "state" / "progress.json").write_text(json.dumps({**progress, "elapsed_s": 1000.0}))
+    second, _ = run(loop(2, save_every=1), use_moss=False, resume=half)
+    assert 1000 < second[0]["elapsed_s"] < 1100
+
+
 def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     _, weights = run(loop(3, save_every=2))
     folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
@@ -236,6 +260,16 @@ def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
     state = tmp_path / "run" / "step-000003" / "state"
     assert (state / "optimizer.safetensors").is_file()
+
+
+def test_the_newest_checkpoints_are_kept_and_the_one_resumed_from(run, tmp_path):
+    def there():
+        return sorted(int(path.name[5:]) for path in (tmp_path / "run").glob("step-*"))
+
+    run(loop(4, save_every=1, keep=2), use_moss=False)
+    assert there() == [3, 4]
+    run(loop(7, save_every=1, keep=1), use_moss=False, resume=tmp_path / "run" / "step-000004")
+    assert there() == [4, 7] and not list((tmp_path / "run").glob(".*"))
 
 
 def test_latest_checkpoint_ignores_what_is_unfinished(tmp_path):
@@ -335,6 +369,21 @@ def test_a_loss_that_is_not_finite_names_its_rows(run, clips, tmp_path):
     ):
         run(loop(4, save_every=1))
     assert latest_checkpoint(tmp_path / "run") == (tmp_path / "run" / f"step-{step:06d}" if step else None)
+
+
+def test_a_folder_that_is_taken_away_ends_the_run_and_is_not_made_anew(run, tmp_path):
+    out = tmp_path / "run"
+
+    def take_away(step):
+        out.rename(tmp_path / "elsewhere")
+
+    gone = "run was removed, moved or replaced while the run wrote to it; nothing more is written"
+    with pytest.raises(RuntimeError, match=gone):  # at the next step
+        run(loop(3), use_moss=False, evaluate=take_away)
+    shutil.rmtree(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match=gone):  # at the save
+        run(loop(1), use_moss=False, evaluate=take_away)
+    assert not out.exists()
 
 
 def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):

@@ -53,6 +53,10 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def name(self, index: int) -> str:
+        """The video of a row, or its id."""
+        return str(self.rows[index].path or self.rows[index].row_id)
+
     def __getitem__(self, index: int) -> tuple[str, dict[str, Tensor]] | Rejected:
         row, clip = self.rows[index], None
         try:

@@ -259,6 +259,10 @@ class ActionTrainingSet:
     def __len__(self) -> int:
         return len(self.clips)
 
+    def name(self, index: int) -> str:
+        """The file or folder of a clip."""
+        return str(self.clips[index].path)
+
     def __getitem__(self, index: int) -> Example | Rejected:
         """Shape: the clip's id, float32 (R, T, 3, S, S), int64 (R,)."""
         clip, settings = self.clips[index], self.settings
@@ -318,6 +322,10 @@ class ActionTestSet:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def name(self, index: int) -> str:
+        """The file or folder of a clip."""
+        return str(self.clips[index].path)
 
     def __getitem__(self, index: int) -> tuple[str, Tensor, int] | Rejected:
         """Shape: the clip's id, float32 (clips * crops, T, 3, S, S), its label."""

@@ -56,6 +56,7 @@ def load_base(
     dtype: torch.dtype | None = None,
     attention: str | None = None,
     quantize: bool = False,
+    empty: bool = False,
 ) -> PreTrainedModel:
     """VideoLLaMA3 as released, or with a new zero-initialised MOSS of the settings given.
 
@@ -69,6 +70,7 @@ def load_base(
         dtype: of the weights but MOSS's; float32 if not given.
         attention: transformers' name of an implementation; None: `choose_attention`.
         quantize: keep the language model's linear layers in 4 bits (NF4), computed in bfloat16.
+        empty: names and shapes alone, on torch's meta device: takes no memory.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -100,6 +102,7 @@ def load_base(
                 use_safetensors=True,
                 output_loading_info=True,
                 **({"quantization_config": _four_bits()} if quantize else {}),
+                **({"device_map": "meta"} if empty else {}),
             )
     except (TypeError, LookupError, AttributeError, RecursionError, StrictDataclassError) as error:
         raise ValueError(f"{source}: cannot be opened ({fit.tell(error)}); fetch it again") from error
@@ -182,6 +185,21 @@ def moss_to_train(source: str | Path, revision: str | None = None) -> dict[str, 
         raise ValueError(f"{source}: its record has moss={fit.shorten(named)}, not names with values")
     own = moss_settings(config)
     return own or cast(dict[str, Any], moss_settings(_with_moss(source, config, named)))
+
+
+def is_miniature(source: str | Path) -> bool:
+    """Whether a base is a miniature by its own record, or merged from a checkpoint of one.
+
+    Raises:
+        FileNotFoundError: no model is there.
+    """
+    record = base_record(source)
+    if "merged_from" not in record:
+        return bool(record)
+    try:
+        return is_miniature(record["base_model"])
+    except FileNotFoundError:
+        return False
 
 
 def base_fingerprint(source: str | Path, revision: str | None = None) -> str:

@@ -202,27 +202,57 @@ def next_logits(model: nn.Module, processor: VideoLlama3Processor) -> Tensor:
     return logits[0, -1].float().cpu()
 
 
-def verify(
-    folder: Path,
-    expected: Tensor,
-    *,
-    device: str | torch.device,
-    dtype: torch.dtype | None,
-    tolerance: float,
-    quantize: bool = False,
-) -> None:
-    """Reload a written checkpoint and compare its `next_logits` with those of the model that was saved.
+def verify(folder: Path, model: PeftModel, state: Mapping[str, Tensor]) -> None:
+    """Open a written checkpoint as `load` does, without its base's numbers, and compare it with the model.
+
+    Every trained number must be the same, to the bit, and so must what decides how they are used: the base's
+    fingerprint, LoRA's and MOSS's settings. What the model then answers follows; asked for its logits, it
+    would need a second model's memory, and other kernels round them otherwise.
+
+    Args:
+        folder: what `save` wrote.
+        model: the model that was saved.
+        state: its `trained_state`, in full.
 
     Raises:
-        RunStopped: they differ by more than `tolerance`.
+        RunStopped: something differs.
     """
-    loaded = load(folder, device=device, dtype=dtype, quantize=quantize)
-    difference = float((next_logits(loaded.model, loaded.processor) - expected).abs().max())
-    if not difference <= tolerance:  # also when it is not a number
+    open_processor(folder)
+    reloaded = _open_adapter(folder, read_run(folder), {"empty": True})  # but for what is trained
+    found = trained_state(reloaded)
+    wrong = [
+        name
+        for name in sorted(found.keys() | state.keys())
+        if name not in found or name not in state or not _same_bits(found[name], state[name])
+    ]
+    was, now = _makeup(model), _makeup(reloaded)
+    wrong += [f"{name} {now[name]} (was {was[name]})" for name in was if was[name] != now[name]]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise RunStopped(
-            f"{folder} does not reload to the model that was saved: logits differ by {difference:.3g}, "
-            f"allowed are {tolerance:.3g}; do not use it, and report it with its {RUN_FILE}"
+            f"{folder} does not reload to the model that was saved: it differs in {', '.join(wrong[:5])}"
+            f"{more}; do not use it, and report it with its {RUN_FILE}"
         )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+
+
+def _makeup(model: PeftModel) -> dict[str, Any]:
+    """What decides how the trained numbers are used."""
+    base: Any = model.get_base_model()
+    lora: Any = model.peft_config["default"]
+    moss = {
+        key: value for key, value in base.config.vision_config.to_dict().items() if key.startswith("moss_")
+    }
+    return {
+        "base": base.opened_from,
+        "MOSS": moss,
+        "r": lora.r,
+        "alpha": lora.lora_alpha,
+        "dropout": lora.lora_dropout,
+    }
 
 
 def versions() -> dict[str, str]:
@@ -286,6 +316,11 @@ def _open_adapter(folder: Path, run: Mapping[str, Any], how: Mapping[str, Any]) 
         ) from error
     check_lora(folder / SETTINGS_FILE, lora, base)
     model = attach_lora(base, rank=lora["r"], alpha=lora["lora_alpha"], dropout=lora["lora_dropout"])
+    for name, module in model.named_modules():
+        if how.get("empty") and any(
+            part in name for part in (".lora_", ".modules_to_save", ".original_module")
+        ):
+            module.to_empty(device="cpu", recurse=False)
     restore(folder, model)
     return model.requires_grad_(False)
 
