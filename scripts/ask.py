@@ -96,7 +96,7 @@ def read_questions() -> Iterator[str]:
             yield line.strip()
 
 
-class _Streamer(TextStreamer):
+class AnswerStreamer(TextStreamer):
     """Prints an answer as it comes; a control character in it does not reach the terminal."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -114,7 +114,7 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     # A released checkpoint's own settings may sample or penalise repetition; those unused would be warned of.
     unused = {"temperature": None, "top_p": None, "top_k": None}
     greedy = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **unused}
-    streamer = _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = AnswerStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with loaded.autocast():
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **greedy)
     return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
