@@ -100,6 +100,7 @@ class AnswerStreamer(TextStreamer):
     """Prints an answer as it comes; a control character in it does not reach the terminal."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print the words that are complete."""
         say(*text.split("\n"), sep="\n", end="\n" if stream_end else "", flush=True)
 
 
