@@ -64,7 +64,6 @@ from moss_vllm.action_recognition import Accuracy, save_accuracy, score_clips
 from moss_vllm.action_settings import choose_views, open_split
 from moss_vllm.data.cache import choose_frame_reader
 from moss_vllm.environment import describe_environment
-from moss_vllm.weights import answering_weights, fingerprint
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIEWS = ("frames", "sampling", "clips", "crops")
@@ -102,9 +101,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     labels = json.dumps([[clip.clip_id, clip.label] for clip in split.clips])
     header = {
         "checkpoint": str(args.ckpt.absolute()),
-        "weights": fingerprint(answering_weights(loaded.model)),
         "data": hashlib.sha256(labels.encode()).hexdigest()[:16],
-        "precision": args.precision,
         "environment": describe_environment(loaded.model),
         "run": {"step": loaded.run["step"], "command": loaded.run["command"]},
     }

@@ -101,10 +101,11 @@ def read_questions() -> Iterator[str]:
             yield line.strip()
 
 
-class _Streamer(TextStreamer):
+class AnswerStreamer(TextStreamer):
     """Prints an answer as it comes; a control character in it does not reach the terminal."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print the words that are complete."""
         say(*text.split("\n"), sep="\n", end="\n" if stream_end else "", flush=True)
 
 
@@ -116,7 +117,7 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     batch = collate([example], pad_id=tokenizer.pad_token_id)
     device = model.get_input_embeddings().weight.device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    streamer = _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = AnswerStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with loaded.autocast():
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **GREEDY)
     return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -345,7 +345,7 @@ def test_a_folder_removed_in_an_evaluation_ends_it(loaded, data, tmp_path, asked
 
     monkeypatch.setattr(evaluation, "answer", remove)
     with pytest.raises(SystemExit, match="^error: .*00-of-01.jsonl is gone: .* start the run again"):
-        module.main(["--data", str(data), "--out", str(out), "--short-side", "84"])
+        module.main(["--data", str(data), "--out", str(out), "--short-side-px", "84"])
     assert len(asked) == {2: 5, 6: 6}[after] and not out.exists()  # one video more
 
 
@@ -354,7 +354,7 @@ def test_other_settings_beside_a_living_run_ask_nothing(loaded, data, tmp_path, 
     run(loaded, data, tmp_path / "other")
     header = lines(tmp_path / "other")[0]["header"]
     asked.clear()
-    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--short-side"]
+    given = ["--data", str(data), "--out", str(tmp_path / "out"), "--short-side-px"]
     with AnswerFile(tmp_path / "out" / "answers", header, Shard(0, 2)):
         with pytest.raises(SystemExit, match="^error: .*00-of-02.jsonl: another run .* has other settings"):
             module.main([*given, "56"])
@@ -365,7 +365,7 @@ def test_other_settings_beside_a_living_run_ask_nothing(loaded, data, tmp_path, 
 
 def test_every_file_at_the_end_is_named_when_the_disk_is_full(loaded, data, tmp_path, asked, monkeypatch):
     module, limits = script("motionbench", loaded, monkeypatch), resource.getrlimit(resource.RLIMIT_FSIZE)
-    given = ["--data", str(data), "--split", "all", "--out", str(tmp_path), "--short-side", "84"]
+    given = ["--data", str(data), "--split", "all", "--out", str(tmp_path), "--short-side-px", "84"]
     module.main(given)
     for name, left in (("submission.json", 10), ("result.json", 100)):
         (tmp_path / name).unlink()
