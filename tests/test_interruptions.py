@@ -305,15 +305,15 @@ def test_a_second_run_is_refused_before_it_reads_a_row(tmp_path, one_process, na
 @pytest.mark.slow
 def test_two_launches_at_once_and_one_after_a_kill(argv, tmp_path):
     def pair(output, **settings):
-        port, flags = free_port(), argv("run", steps=40, save_every=10, batch_size=1, workers=1, **settings)
+        port, flags = free_port(), argv("run", save_every=10, batch_size=1, workers=1, **settings)
         return [
             start(flags, tmp_path, rank=at, processes=2, port=port, output=output + at) for at in range(2)
         ]
 
-    first = pair(0)
+    first = pair(0, steps=10_000)
     wait_for(lambda: (tmp_path / "run" / "train.jsonl").is_file() and len(logged(tmp_path / "run")) > 2)
     began = time.monotonic()
-    second = pair(2, lora_rank=2)
+    second = pair(2, steps=10_000, lora_rank=2)
     assert [process.wait(timeout=120) for process in second] == [1, 1]
     assert time.monotonic() - began < 90 and first[0].poll() is None
     for output in (2, 3):
@@ -322,9 +322,11 @@ def test_two_launches_at_once_and_one_after_a_kill(argv, tmp_path):
     for process in first:
         process.kill()
         process.wait()
-    for process in pair(4):  # at once, though workers of the killed may live for seconds
+    last = latest_checkpoint(tmp_path / "run")
+    steps = 4 + (step_of(last) if last else 0)
+    for process in pair(4, steps=steps):  # at once, though workers of the killed may live for seconds
         assert process.wait(timeout=120) == 0, (tmp_path / "output-4.txt").read_text()[-3000:]
-    assert len(logged(tmp_path / "run")) == 40
+    assert len(logged(tmp_path / "run")) == steps
 
 
 @pytest.mark.slow
