@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
         "environment": describe_environment(loaded.model),
         "run": {"step": loaded.run["step"], "command": loaded.run["command"]},
     }
+    header |= {} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}  # of other pixels
     found = score_clips(
         loaded.model,
         split,

@@ -85,6 +85,7 @@ def run(
             allow_missing=args.allow_missing,
             shard=shard,
             read=read,
+            decoder=args.decoder,
             failed=failed,
             workers=args.workers,
         )

@@ -64,6 +64,7 @@ def evaluate(
     allow_missing: bool = False,
     shard: Shard | None = None,
     read: Callable[..., Clip] = read_clip,
+    decoder: str = "auto",
     failed: Mapping[str, str] | None = None,
     workers: int | None = None,
 ) -> Result:
@@ -75,6 +76,7 @@ def evaluate(
         allow_missing: count questions about videos that are missing or cannot be read as wrong.
         shard: which videos are this process's; None: all.
         read: has the arguments and the result of `read_clip`, as `FrameCache.read` has.
+        decoder: the one that `read` takes, to be recorded.
         failed: what `look_over` returned, where it was called before.
         workers: threads that read videos ahead; None: `choose_workers`, 0: none.
 
@@ -90,6 +92,7 @@ def evaluate(
     if not questions:
         raise ValueError("no question to ask; check that the reader returned any")
     known = describe_run(loaded, questions, settings=protocol.settings, prompt=protocol.prompt)
+    known |= {} if decoder in ("auto", "pyav") else {"decoder": decoder}  # others deliver other pixels
     header = json.loads(json.dumps({"benchmark": benchmark.name, **known, "run": loaded.run}))
     earlier = Stored(header) if overwrite else read_answers(out / STORE, header)
     refuse_others({video.video_id: video.path for video in videos if video.path is not None}, earlier.files)

@@ -110,7 +110,8 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
     )
     suits_torchcodec = is_simple and not look.is_turned
     times_s, end_s = np.array(pts) * time_base, end * time_base
-    keys_s = np.array(sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None)) * time_base
+    keys = sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None)
+    keys_s = np.array(keys if has_one_header else []) * time_base  # a packet left out may hold a new header
     return Index(times_s, end_s, damage, suits_decord, suits_torchcodec, look, keys_s)
 
 
