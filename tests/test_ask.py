@@ -98,7 +98,7 @@ def test_it_answers_in_half_precision(video, trained, capsys, clips):
     answers = ask.main(
         [str(video), "What moves?", "--ckpt", str(trained), "--precision", "bf16", "--max-new-tokens", "4"]
     )
-    assert capsys.readouterr().out == answers[0] + "\n"
+    assert capsys.readouterr().out == plain(answers[0]) + "\n"
 
 
 def test_words_come_before_the_answer_is_over(trained, monkeypatch, noise_clip):

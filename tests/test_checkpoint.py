@@ -209,6 +209,7 @@ def test_a_base_is_recorded_by_its_whole_path(tiny_base, monkeypatch):
 # ---- plain peft
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's own
 def test_plain_peft_refuses_moss_and_opens_a_checkpoint_without(saved, tiny_base, batch):
     model, folder = saved
     plain = VideoLlama3ForConditionalGeneration.from_pretrained(tiny_base)
@@ -351,7 +352,7 @@ def test_autocast_is_for_half_precision_only(tiny_base):
 
 def test_four_bits_without_bitsandbytes_names_the_extra(tiny_base, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ImportError, match=r"needs bitsandbytes .*: pip install moss_vllm\[quantize\]"):
+    with pytest.raises(ImportError, match=r'needs bitsandbytes .*: pip install -e "\.\[quantize\]"'):
         checkpoint.load_base(tiny_base, quantize=True)
 
 

@@ -210,7 +210,7 @@ def test_named_decoder_is_told_at_once_when_it_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
     monkeypatch.setitem(sys.modules, "torchcodec", None)
     for name in ("decord", "torchcodec"):
-        with pytest.raises(ImportError, match=rf"pip install moss_vllm\[{name}\]"):
+        with pytest.raises(ImportError, match=rf'pip install -e "\.\[{name}\]"'):
             choose_reader(None, decoder=name)
     with pytest.raises(ValueError, match="decoder is 'opencv'; it must be one of auto, pyav, decord"):
         choose_frame_reader(None, decoder="opencv")

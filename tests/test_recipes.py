@@ -75,9 +75,9 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, flags, tmp_path, 
         assert text in shown
     # The resolved settings, and the first conversation with each frame's tokens shown as one.
     assert "short_side_px" in shown and "84" in shown and "lora_rank" in shown
-    assert "input_ids: (2, " in shown and "video_grid_thw: (2, 3)" in shown
-    assert "<|im_start|>user\nTime 0.0s:<|video_pad|>,Time 0.5s:<|video_pad|>," in shown
-    assert "Describe what is happening in the video.<|im_end|>\n<|im_start|>assistant\n" in shown
+    assert "first batch: input_ids (2, " in shown and "video_grid_thw (2, 3)" in shown
+    assert "<|im_start|>user\\nTime 0.0s:<|video_pad|>,Time 0.5s:<|video_pad|>," in shown
+    assert "Describe what is happening in the video.<|im_end|>\n  <|im_start|>assistant\\n" in shown
 
 
 def test_recomputing_the_llm_changes_no_loss(recipe, flags):
@@ -198,7 +198,7 @@ def test_a_config_of_some_settings_leaves_the_others_to_the_model(recipe, strang
     settings, _ = parse(recipe.FavorLora, config, "", recipe.preset)
     assert (settings.lr_moss, settings.lr_llm, settings.precision) == (5e-4, 1e-5, "bf16")
     settings, _ = parse(recipe.FavorLora, [*config, "--model", str(tiny_base)], "", recipe.preset)
-    assert (settings.lr_moss, settings.lr_llm, settings.precision) == (5e-4, 1e-3, "no")
+    assert (settings.lr_moss, settings.lr_llm, settings.precision) == (5e-4, 1e-3, "fp32")
 
 
 def test_which_models_are_miniatures(recipe, stranger, tiny_base):

@@ -262,7 +262,7 @@ def test_decord_that_fails_is_named(clips, monkeypatch):
 def test_decord_not_installed(clips, monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
     assert len(read_clip(clips("h264.mp4")).frames) == 12
-    with pytest.raises(ImportError, match=r"pip install moss_vllm\[decord\]"):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[decord\]"'):
         read_clip(clips("h264.mp4"), decoder="decord")
 
 
@@ -278,7 +278,7 @@ def test_decord_bridge_of_another_package(clips):
 
 def test_torchcodec_missing(clips, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec", None)
-    with pytest.raises(ImportError, match=r"pip install moss_vllm\[torchcodec\]"):
+    with pytest.raises(ImportError, match=r'pip install -e "\.\[torchcodec\]"'):
         read_clip(clips("h264.mp4"), decoder="torchcodec")
 
 
