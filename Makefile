@@ -23,8 +23,8 @@ setup: $(INSTALLED)  ## create the virtual environment and install the package w
 demo: $(INSTALLED)  ## run scripts/demo.py (DEMO_ARGS="--help" lists its options)
 	$(PY) scripts/demo.py $(DEMO_ARGS)
 
-test: $(INSTALLED)  ## run the unit tests, then the slower tests that start processes (PYTEST_ARGS="-x")
-	$(PY) -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+test: $(INSTALLED)  ## run the unit tests in two processes, then the slower ones, which start their own (PYTEST_ARGS="-x")
+	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
 	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style, formatting and types
