@@ -11,7 +11,6 @@ if none differs from ours by more than LEVELS of 255 on average, as those of two
 an earlier state of the repository is measured beside them.
 """
 
-import argparse
 import importlib
 import json
 import os
@@ -25,6 +24,32 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from moss_vllm.flags import Flags, answer_help
+from moss_vllm.screen import Screen, say
+
+
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    add = parser.add_argument
+    add("clips", nargs="*", type=Path, help="video files")
+    add("--synthetic", action="store_true", help="encode clips and read these too")
+    add("--folder", type=Path, help="where encoded clips are kept for the next time (default: nowhere)")
+    add(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="read those encoded clips alone that have TEXT in their name",
+    )
+    add("--before", type=Path, help="folder of an earlier state of the repository, to measure its read_clip")
+    add("--turns", type=int, default=3, metavar="N", help="turns of every reader")
+    add("--json", type=Path, help="write the results here")
+    return parser
+
+
+if __name__ == "__main__":
+    answer_help(options)
+
 import av
 import numpy as np
 from benchmark_stss import cpu_name
@@ -33,7 +58,6 @@ from rich.table import Table
 
 from moss_vllm.data.video import choose_frames, read_clip
 from moss_vllm.files import whole_file
-from moss_vllm.screen import Screen, say
 
 SAMPLING = {"sample_fps": 2.0, "max_frames": 180}
 SHORT_SIDE_PX = 224
@@ -84,16 +108,7 @@ SYNTHETIC = (
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and, if asked, write json; returns what is written."""
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    add = parser.add_argument
-    add("clips", nargs="*", type=Path, help="video files")
-    add("--synthetic", action="store_true", help="encode clips and read these too")
-    add("--folder", type=Path, help="where encoded clips are kept for the next time (default: nowhere)")
-    add("--only", default="", help="of the encoded clips those with this in their name")
-    add("--before", type=Path, help="folder of an earlier state of the repository, to measure its read_clip")
-    add("--turns", type=int, default=3, help="of every reader (default: %(default)s)")
-    add("--json", type=Path, help="write the results here")
+    parser = options()
     args = parser.parse_args(argv)
     if args.turns < 1:
         parser.error("--turns takes 1 or more")
