@@ -98,9 +98,7 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
     if container_name in _PLAIN_CONTAINERS and data_end_s < promised_s - slack_s:
         damage = f"cut short: the header promises {promised_s:.2f} s, the data end at {data_end_s:.2f} s"
     if container_name in _BEGINNINGS and _begins_again(path, data_stop, _BEGINNINGS[container_name]):
-        damage = (
-            "another file is joined to its end, which is not read; join them with ffmpeg's concat demuxer"
-        )
+        damage = "another file is joined to its end, which FFmpeg does not read; join with its concat demuxer"
     joints = _joints(packets)
     at_joints = {i - held for i in joints for held in range(JOINT_PACKETS + 1)}
     if any(packet.is_corrupt for i, packet in enumerate(packets) if i not in at_joints):
