@@ -117,6 +117,44 @@ def test_time_that_starts_again(tmp_path, suffix, codec, decoder):
     assert numbers(read_frames(tmp_path / "cut.mp4", every)) == list(range(15, 25))
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("flv", "libx264"), ("asf", "msmpeg4v3"), ("mp4", "libx264")])
+def test_a_joined_file_whose_second_part_no_demuxer_reads_is_refused(tmp_path, suffix, codec):
+    parts = [write(tmp_path / f"{i}.{suffix}", codec, n=20, fps=25, first=20 * i) for i in range(2)]
+    assert numbers(read_frames(parts[0], every)) == list(range(20))
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    for read in (read_clip, lambda path: read_frames(path, every)):
+        with pytest.raises(BadVideo, match="another file is joined to its end"):
+            read(path)
+
+
+def test_a_matroska_file_that_starts_late_is_whole(tmp_path):
+    path = tmp_path / "late.mkv"
+    with (
+        av.open(str(write(tmp_path / "v.mkv", options={"bf": "0"}))) as source,
+        av.open(str(path), "w") as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.pts += 5000  # ms
+                packet.dts = packet.pts
+                packet.stream = stream
+                target.mux(packet)
+    check_all(path, range(12), 10, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("v.webm", "libvpx"), ("v.mkv", "mpeg2video"), ("v.mkv", "libx264")]
+)
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_a_matroska_file_that_is_cut_short_is_refused(tmp_path, name, codec, share):
+    path = write(tmp_path / name, codec, n=50, fps=25)
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(BadVideo, match=r"cut short: the header promises 2\.00 s"):
+        read_frames(path, every)
+
+
 @DECODERS
 @pytest.mark.parametrize(
     ("name", "codec"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,7 +20,14 @@ from moss_vllm.data.frames import REPLACE_FILE, BadVideo
 _DECORD_CODECS = ("h264", "hevc", "vp9", "mpeg4", "mjpeg")
 _PLAIN_CODECS = (*_DECORD_CODECS, "av1")
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
-_PLAIN_CONTAINERS = (_MOV, "matroska,webm", "avi")
+_MATROSKA = "matroska,webm"
+_PLAIN_CONTAINERS = (_MOV, _MATROSKA, "avi")
+# How a file begins whose demuxer reads no further than the end of the first of several joined ones.
+_BEGINNINGS = {
+    _MOV: re.compile(rb"\0\0\0[\x10-\xff]ftyp[ -~]{4}"),
+    "flv": re.compile(rb"FLV\x01[\0-\x05]\0\0\0\x09\0\0\0\0"),
+    "asf": re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c"),
+}
 
 JOINT_PACKETS = 4  # of ts may be flagged before a joint, where two counters meet; no picture is bad there
 
@@ -63,9 +72,13 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
         container_name, time_base = container.format.name, float(stream.time_base or 0)
         ticks_s = {every.index: float(every.time_base or 0) for every in container.streams}
         codec_name = stream.codec.canonical_name
-        is_known = codec_name in _PLAIN_CODECS and container_name in _PLAIN_CONTAINERS
+        if container_name == _MATROSKA:  # may count its duration from 0, not from its first packet
+            start_s = min(start_s, 0.0)
+        data_stop = 0  # in bytes of the file
         try:
             for packet in container.demux():
+                if packet.pos is not None:
+                    data_stop = max(data_stop, packet.pos + packet.size)
                 if packet.size and packet.pts is not None:
                     packet_end_s = (packet.pts + (packet.duration or 0)) * ticks_s[packet.stream.index]
                     data_end_s = max(data_end_s, packet_end_s - start_s)
@@ -79,8 +92,13 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
         stores_order_only = container_name == "avi" and stream.codec_context.has_b_frames
         is_simple = has_one_header and len(container.streams.video) == 1
     # A cut mkv, webm or avi ends without an error; only its header knows how long it was meant to be.
-    if is_known and data_end_s < promised_s - max(1.0, 0.05 * promised_s):
+    slack_s = max(1.0, 0.05 * promised_s)
+    if container_name == _MATROSKA and _segment_is_cut(path):
+        slack_s = min(slack_s, 1.5 * promised_s / (len(packets) + 1))  # the last packet may have no duration
+    if container_name in _PLAIN_CONTAINERS and data_end_s < promised_s - slack_s:
         damage = f"cut short: the header promises {promised_s:.2f} s, the data end at {data_end_s:.2f} s"
+    if container_name in _BEGINNINGS and _begins_again(path, data_stop, _BEGINNINGS[container_name]):
+        damage = "another file is joined to its end, which FFmpeg does not read; join with its concat demuxer"
     joints = _joints(packets)
     at_joints = {i - held for i in joints for held in range(JOINT_PACKETS + 1)}
     if any(packet.is_corrupt for i, packet in enumerate(packets) if i not in at_joints):
@@ -90,7 +108,8 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
     pts = sorted(packet.pts for packet in shown if packet.pts is not None)
     end = _end_of_last(shown, pts)
     is_plain = (
-        is_known
+        codec_name in _PLAIN_CODECS
+        and container_name in _PLAIN_CONTAINERS
         and look is not None
         and not stores_order_only
         and len(set(pts)) == len(packets) > 0
@@ -138,6 +157,36 @@ def _index_by_decoding(
         damage = f"{len(times)} of {n_packets} frames decode"
     end = last[1] if last[0] == times[-1:] else times[-1] + step
     return Index(np.array(times) * base, end * base, damage, look=look)
+
+
+def _segment_is_cut(path: str) -> bool:
+    """Whether a mkv or webm file ends before the element does that holds all its data.
+
+    An element is its name, its length and that many bytes. A stream's length is not known: all bits are 1.
+    """
+    with open(path, "rb") as file:
+        head, size = file.read(4096), os.fstat(file.fileno()).st_size
+    at = 0
+    for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML, Segment
+        if head[at : at + 4] != name or len(head) < at + 12:
+            return False
+        n_bytes = 9 - head[at + 4].bit_length()  # one more than there are zeros in front
+        mask = (1 << 7 * n_bytes) - 1
+        length = int.from_bytes(head[at + 4 : at + 4 + n_bytes], "big") & mask
+        at += 4 + n_bytes + length
+    return length != mask and at > size
+
+
+def _begins_again(path: str, start: int, beginning: re.Pattern[bytes]) -> bool:
+    """Whether another file begins behind the last packet; `start` may lie before the end of that."""
+    kept = b""
+    with open(path, "rb") as file:
+        file.seek(start)
+        while block := file.read(1 << 20):
+            if beginning.search(kept + block):
+                return True
+            kept = block[-32:]
+    return False
 
 
 def _joints(packets: list[_Packet]) -> list[int]:
