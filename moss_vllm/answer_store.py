@@ -161,7 +161,11 @@ def _refuse_another_run(file: Path, found: Any, wanted: Mapping[str, Any]) -> No
 
 def _tell_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """What of a header is not as wanted; empty where both are of one run."""
-    was, now = (_flat({**one, "environment": None}) for one in (found, wanted))
+    silent = {"environment": None}
+    digests = [[one.get(name) for name in ("weights", "model_settings")] for one in (found, wanted)]
+    if digests[0] == digests[1] and all(digests[0]):  # the same model, wherever it and its base lie now
+        silent |= dict.fromkeys(("checkpoint", "run"))
+    was, now = (_flat({**one, **silent}) for one in (found, wanted))
     changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
     return ", ".join(f"{key} was {was.get(key)}, is {now.get(key)}" for key in changed)
 

@@ -40,7 +40,7 @@ from moss_vllm.protocols import LETTERS, Benchmark, Protocol
 from moss_vllm.result import Result, collect, record
 from moss_vllm.screen import say
 from moss_vllm.vlm.checkpoint import Loaded, versions
-from moss_vllm.weights import answering_weights, fingerprint
+from moss_vllm.weights import answering_weights, fingerprint, settings_fingerprint
 
 READERS = 16  # at most, unless more are asked for: each holds a video, decoded and prepared
 STORE = "answers"
@@ -315,6 +315,7 @@ def describe_run(
     return {
         "checkpoint": loaded.name,
         "weights": fingerprint(answering_weights(loaded.model)),
+        "model_settings": settings_fingerprint(loaded.model, loaded.processor),
         "protocol": settings,
         "generation": {} if settings["max_new_tokens"] is None else followed(base),
         "questions": len(questions),

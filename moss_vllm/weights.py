@@ -1,13 +1,18 @@
-"""What tensors from a file are: all of those wanted, and the same as before."""
+"""What tensors from a file are: all of those wanted, and the same as before; and how a model uses them."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+# Of configs and processors: what says where they come from, or is for training, and changes no answer.
+SILENT = {"_name_or_path", "name_or_path", "_commit_hash", "architectures", "transformers_version", "dtype"}
+SILENT |= {"initializer_range", "attention_dropout", "use_cache", "id2label", "label2id", "problem_type"}
 REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -87,3 +92,28 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         some = flat[:: max(1, len(flat) // 16)].double().cpu().numpy()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode() + some.tobytes())
     return digest.hexdigest()[:16]
+
+
+def settings_fingerprint(model: Any, processor: Any) -> str:
+    """A digest of what decides answers beside the weights: scale of LoRA, config with MOSS, processor."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    tokenizer = processor.tokenizer
+    words = json.loads(tokenizer.backend_tokenizer.to_str())
+    for changing in ("truncation", "padding"):  # by the last call
+        words.pop(changing, None)
+    known = {
+        "lora": {name: [lora.r, lora.lora_alpha] for name, lora in getattr(model, "peft_config", {}).items()},
+        "config": base.config.to_dict(),
+        "end": getattr(base.generation_config, "eos_token_id", None),
+        "processor": processor.to_dict(),
+        "template": [processor.chat_template, tokenizer.chat_template],
+        "words": words,
+    }
+    text = json.dumps(_without_silent(known), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_silent(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _without_silent(inner) for key, inner in value.items() if key not in SILENT}
+    return [_without_silent(inner) for inner in value] if isinstance(value, list | tuple) else value

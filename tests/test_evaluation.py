@@ -36,7 +36,7 @@ from moss_vllm.result import collect
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.miniature import build, build_processor, build_tokenizer
-from moss_vllm.weights import answering_weights, fingerprint
+from moss_vllm.weights import answering_weights, fingerprint, settings_fingerprint
 
 CORPUS = ["Time 0.0s:,\n", "A. left", "B. right", "C. up", "What moves? the red square moves", "Answer"]
 PROTOCOL = replace(MOTIONBENCH.protocols["letter"], short_side_px=84)
@@ -404,6 +404,37 @@ def test_what_a_process_draws_is_not_in_the_fingerprint(reopen):
         assert fingerprint({**weights, key: weights[key] + 1}) != before, key
 
 
+def test_a_checkpoint_that_was_copied_or_whose_base_moved_goes_on(loaded, data, tmp_path, asked):
+    run(loaded, data, tmp_path)
+    moved = replace(loaded, name="copied", run={**loaded.run, "base_model": "/elsewhere/base"})
+    before = len(asked)
+    assert len(run(moved, data, tmp_path).records) == 6 and len(asked) == before
+
+
+def test_what_decides_answers_beside_the_weights_is_in_a_fingerprint(reopen):
+    """The scale of LoRA, where MOSS is tapped, how pixels and turns are written: none of it is a weight."""
+    one, other = reopen(), reopen()
+    before = settings_fingerprint(one.model, one.processor)
+    one.processor.tokenizer(["a", "a a"], padding=True, truncation=True, max_length=8)
+    assert settings_fingerprint(one.model, one.processor) == before
+    assert settings_fingerprint(other.model, other.processor) == before
+    base = other.model.get_base_model()
+    for part, name, value in (
+        (other.model.peft_config["default"], "lora_alpha", 64),
+        (base.config.text_config, "rms_norm_eps", 0.1),
+        (base.config.vision_config, "moss_after_layer", 2),
+        (other.processor.video_processor, "image_mean", [0.1, 0.5, 0.5]),
+        (other.processor, "chat_template", "{{ messages }}"),
+    ):
+        if not hasattr(part, name):  # no MOSS
+            continue
+        was = getattr(part, name)
+        setattr(part, name, value)
+        assert settings_fingerprint(other.model, other.processor) != before, name
+        setattr(part, name, was)
+    assert settings_fingerprint(other.model, other.processor) == before
+
+
 def test_another_runs_answers_are_refused_and_kept(loaded, data, tmp_path, asked):
     run(loaded, data, tmp_path)
     before = store(tmp_path).read_bytes()
@@ -414,7 +445,6 @@ def test_another_runs_answers_are_refused_and_kept(loaded, data, tmp_path, asked
     others = {
         "protocol.sample_fps was 2.0, is 1.0": (loaded, replace(PROTOCOL, sample_fps=1.0)),
         "protocol.still was False, is True": (loaded, replace(PROTOCOL, still=True)),
-        "checkpoint was tiny, is other": (replace(loaded, name="other"), PROTOCOL),
         "weights was ": (replace(loaded, model=changed), PROTOCOL),
     }
     for message, (model, protocol) in others.items():

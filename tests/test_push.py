@@ -251,6 +251,40 @@ def test_results_of_another_model_are_refused(trained, result, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"accuracy_percent": {"all": "high"}},
+        {"accuracy_percent": {"all": float("nan")}},
+        {"chance_percent": []},
+        {"asked": "many"},
+        {"protocol": "letter"},
+        {"notes": {"a": 1}},
+        {"counts": {"total": 3}},
+        {"interval_95_percent": {"all": [1]}},
+    ],
+)
+def test_results_that_no_evaluation_writes_are_refused(trained, result, tmp_path, part):
+    result.write_text(json.dumps({**json.loads(result.read_text()), **part}))
+    refused(
+        [trained, "me/moss", "--dry-run", "--out", tmp_path / "out", "--results", result], r"its .* is not"
+    )
+
+
+def test_nothing_in_a_record_acts_as_markup_in_the_card(copy, result, tmp_path):
+    record = json.loads((copy / "run.json").read_text())
+    record["settings"]["note"] = "[a](http://x.example) ![p](b) a\\|b <i>"
+    record["command"] = "recipes/favor_lora.py --data '```x'"
+    (copy / "run.json").write_text(json.dumps(record))
+    told = {**json.loads(result.read_text()), "run": {**record, "base_model": "/moved/tiny"}}
+    result.write_text(json.dumps({**told, "benchmark": "[M](http://x.example)"}))
+    push.main([str(copy), "me/moss", "--dry-run", "--out", str(tmp_path / "o"), "--results", str(result)])
+    card = (tmp_path / "o" / "README.md").read_text().split("---", 2)[2]
+    assert all(text in card for text in (r"\[a\](", r"!\[p\](b)", r"\[M\]("))
+    assert r"a\\\|b \<i\>" in card
+    assert "````bash\nrecipes/favor_lora.py --data '```x'\n````" in card
+
+
 def test_tokens_and_pickles_are_refused(trained, tmp_path, hub):
     folder = shutil.copytree(trained, tmp_path / "step-000360")
     run = json.loads((folder / "run.json").read_text())
@@ -416,6 +450,11 @@ KEYS = [
     "--token abcdefgh",
     "--hub-token=abcdefgh",
     "WANDB_API_KEY=abcdefgh",
+    "-----BEGIN SSH2 ENCRYPTED PRIVATE KEY-----",
+    f"https://host/x?X-Amz-Signature={HEX}{HEX[:24]}",
+    f"dapi{HEX[:32]}",
+    "login jane password hunter2secret",
+    "MYSQL_PWD=hunter2secret",
     "Authorization: Bearer abcdefgh123",
 ]
 

@@ -1,6 +1,6 @@
 """The model card of a checkpoint or a merged model, filled from its own record and result.json files."""
 
-import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from moss_vllm.files import read_json
-from moss_vllm.report import format_cell
+from moss_vllm.report import format_cell, in_markdown
 from moss_vllm.scoring import OFFICIAL_COUNTS
+from moss_vllm.screen import plain
 from moss_vllm.vlm.base import is_hub_id
+from moss_vllm.vlm.fit import shorten
 
 HUB_DATA = {"FAVOR-Bench": "zl2048/FAVOR", "MotionBench-Dev": "zai-org/MotionBench"}
 TASK = "video-text-to-text"
@@ -60,10 +62,10 @@ def model_card(
         " MOSS (Multi-Order Self-Similarity) reads an early layer of the vision encoder and adds what it "
         "finds of motion to the encoder's output."
     )
-    revision = f", revision {run['base_revision']}" if run.get("base_revision") else ""
+    revision = f", revision {_cell(run['base_revision'])}" if run.get("base_revision") else ""
     sections = {
         "": what + about_moss * has_moss,
-        "Base": f"`{base}`{revision}; fingerprint `{run['base_fingerprint']}`.",
+        "Base": f"{_code(base)}{revision}; fingerprint {_code(run['base_fingerprint'])}.",
         "How to load": _how_to_load(repo_id, run, merged=merged),
         "MOSS": "None: the same training without MOSS." if moss is None else _table(moss),
         "Training": _training(run),
@@ -120,9 +122,39 @@ def read_result(file: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     needed = ("benchmark", "protocol", "run", "asked", "questions", "accuracy_percent", "chance_percent")
     if missing := [name for name in needed if name not in result]:
         raise ValueError(f"{file}: has no {', '.join(missing)}; give a result.json of eval/*.py")
-    if result["run"] != run:
+    _check_result(file, result)
+    known, this = ({**one, "base_model": None} for one in (result["run"], run))  # it may have moved
+    if known != this:
         raise ValueError(f"{file}: is of another model than this one; evaluate this one, or leave it out")
     return result
+
+
+def _check_result(file: Path, result: Mapping[str, Any]) -> None:
+    """ValueError unless the parts of which the card makes tables are what `Result.save` writes."""
+    kinds: dict[str, Any] = {"benchmark": str, "protocol": dict, "run": dict, "asked": int, "questions": int}
+    kinds |= {"accuracy_percent": dict, "chance_percent": dict, "notes": list, "counts": dict}
+    kinds |= {"interval_95_percent": dict, "failed": dict}
+    wrong = [name for name, kind in kinds.items() if name in result and type(result[name]) is not kind]
+    if not wrong:
+        spans = result.get("interval_95_percent", {})
+        wrong = [name for name, span in spans.items() if not (isinstance(span, list) and len(span) == 2)]
+        percents = [*result["accuracy_percent"].items(), *result["chance_percent"].items()]
+        percents += [(name, end) for name, span in spans.items() if name not in wrong for end in span]
+        wrong += [
+            name
+            for name, value in percents
+            if type(value) not in (int, float, type(None)) or not 0 <= (value or 0) <= 100
+        ]
+        counts = result.get("counts", {})
+        wrong += [
+            f"counts.{name}"
+            for name, count in counts.items()
+            if not isinstance(count, dict) or any(type(n) is not int or n < 0 for n in count.values())
+        ]
+        wrong += [name for name in ("asked", "questions") if result[name] < 0]
+    if wrong:
+        told = ", ".join(shorten(name, quoted=False) for name in dict.fromkeys(wrong))
+        raise ValueError(f"{file}: its {told} is not what an evaluation writes; evaluate again")
 
 
 def _front_matter(
@@ -187,8 +219,8 @@ def _how_to_load(repo_id: str, run: Mapping[str, Any], *, merged: bool) -> str:
     base = run["base_model"]
     if not is_hub_id(base) and base != "miniature":
         text += (
-            f" The base is not on the hub. A folder `{base}` of the same base is looked for where the code "
-            f"runs, and the fingerprint above is checked. If yours is elsewhere: `hf download {repo_id} "
+            f" The base is not on the hub. A folder {_code(base)} of the same base is looked for where the "
+            f"code runs, and the fingerprint above is checked. If yours is elsewhere: `hf download {repo_id} "
             "--local-dir DIR`, write where it is as `base_model` into DIR/run.json, and give DIR in place of "
             "the name."
         )
@@ -200,10 +232,12 @@ def _training(run: Mapping[str, Any]) -> str:
     known = {name: run[name] for name in ("step", "processes", "seed") if name in run}
     parts = []
     if "command" in run:
-        parts.append(f"```bash\n{run['command']}\n```")
+        parts.append(_code(str(run["command"]), "bash"))
     if "data" in settings:
         told = (
-            f"`{settings['data']}`" if settings["data"] else "the motion world, generated clips of moss_vllm"
+            _code(str(settings["data"]))
+            if settings["data"]
+            else "the motion world, generated clips of moss_vllm"
         )
         parts.append(f"Data: {told}.")
     if table := {**known, **settings}:
@@ -228,7 +262,8 @@ def _score(result: Mapping[str, Any]) -> str:
         notes.append(told)
     protocol = ", ".join(f"{name}={value}" for name, value in result["protocol"].items())
     partial = "" if result["asked"] == result["questions"] else f" **Partial: of {result['questions']:,}.**"
-    head = f"{result['benchmark']}, {result['asked']:,} questions.{partial} Protocol: {_cell(protocol)}.\n"
+    asked = f"{_cell(result['benchmark'])}, {result['asked']:,} questions.{partial}"
+    head = f"{asked} Protocol: {_cell(protocol)}.\n"
     return "\n".join([head, *(f"- **{_cell(note)}**" for note in notes), *[""] * bool(notes), *lines])
 
 
@@ -240,4 +275,18 @@ def _table(values: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return html.escape(" ".join(str(value).split()), quote=False).replace("|", "\\|")
+    text = " ".join(str(value).split())
+    return (
+        text if re.fullmatch(r"[\d\s,.\[\]-]+", text) else in_markdown(text)
+    )  # a list of numbers marks nothing
+
+
+def _code(text: str, kind: str = "") -> str:
+    """The text between as many backticks as it needs; with `kind` a block of its own."""
+    text = plain(text)
+    ticks = max(map(len, re.findall("`+", text)), default=0) + 1
+    if kind:
+        fence = "`" * max(3, ticks)
+        return f"{fence}{kind}\n{text}\n{fence}"
+    room = " " * ("`" in text)
+    return f"{'`' * ticks}{room}{text}{room}{'`' * ticks}"

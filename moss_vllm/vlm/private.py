@@ -27,10 +27,13 @@ SECRETS = {
         "a Slack token": r"\bxox[a-z]-[\w-]{10,}|\bxapp-[\w-]{10,}|hooks\.slack\.com/services/\w+",
         "a Google key": r"\bAIza[\w-]{30,}|\bya29\.[\w-]{20,}|\bGOCSPX-[\w-]{20,}",
         "an Azure key": r"(?i)\b(?:AccountKey|SharedAccessSignature|sig)=[A-Za-z0-9+/%]{20,}",
+        "a signed address": r"(?i)[?&][\w-]*(?:signature|key)=[A-Za-z0-9+/%]{20,}",
+        "a Databricks or DigitalOcean token": r"\bdapi[0-9a-f]{32}\b|\bdo[opr]_v1_[0-9a-f]{32,}",
+        "a line of netrc": r"\blogin\s+\S+\s+password\s+\S{4,}",
         "a package index's token": r"\bpypi-[\w-]{16,}|\bnpm_[A-Za-z0-9]{20,}",
         "a SendGrid key": r"\bSG\.[\w-]{16,}\.[\w-]{16,}",
         "a key of a model service": r"\b(?:r8_|gsk_|nvapi-|tgp_v1_|fw_)[\w-]{20,}",
-        "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
+        "a private key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY|\bPuTTY-User-Key-File|\bAGE-SECRET-KEY-1",
         "a signed token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}",
         "a name and password in an address": r"://[^/\s:@\"'<>|]*:[^/\s@\"'<>|]+@|://[\w-]{16,}@",
         "an authorisation header": r"(?i)\bbearer\s+[\w.~+/-]{8,}|\bauthorization\W{1,5}\w+\s+[\w.~+/-]{8,}",
@@ -42,6 +45,7 @@ NAMED = {  # by the name beside it; not sought in a vocabulary
         "a key's flag": rf"(?i)--?[\w-]*(?:{KEY_WORD}|[_-]key|[_-]auth)(?![\w-]){QUOTE}[=,:\s]+(?!--?\w)"
         rf"{QUOTE}[^\s\"'<\\]{{4,}}",
         "a key's variable": rf"(?i)(?:{KEY_WORD}|_key)\b\s*=\s*{QUOTE}[^\s\"'<=,;)\\]{{6,}}",
+        "a password's variable": rf"(?i)_(?:pwd|pass)\s*=\s*{QUOTE}[^\s\"'<=,;)\\/]{{4,}}",
         "a key's setting": rf"(?i)(?:{KEY_WORD}|[_-]key)\\?\"\s*:\s*\\?\"[^\s\"<\\]{{6,}}",
     }.items()
 }
