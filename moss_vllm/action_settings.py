@@ -157,9 +157,9 @@ def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
         named = {} if options is None else yaml.safe_load(options)
         if not isinstance(named, dict):
             raise ValueError(f"it holds a {type(named).__name__}")
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"temporal_options is {options!r} ({error}); write them as '{{orders: [1, 2]}}'"
+            f"temporal_options is {options!r:.200} ({error}); write them as '{{orders: [1, 2]}}'"
         ) from error
     return {
         "host": settings.host,

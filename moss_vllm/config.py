@@ -120,7 +120,7 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         values = yaml.safe_load(text)
         tree: Any = yaml.compose(text)
         keys = [key.value for key, _ in tree.value] if isinstance(values, dict) else []
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected 'name: value' lines, got {type(values).__name__}")

@@ -337,6 +337,10 @@ def build_model(
         attention=checkpoint.choose_attention(device, PRECISIONS[settings.precision])[0],
         quantize=settings.quantize,
     )
+    if not settings.use_moss and hasattr(base.model.vision_model, "moss"):
+        raise ValueError(
+            f"{settings.model} has a MOSS already; leave --no-use-moss out, or name a base without"
+        )
     model = checkpoint.attach_lora(
         base, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout
     )

@@ -110,6 +110,13 @@ def test_a_merged_model_is_a_base_for_further_training(trained, merged, moss, pr
 
 
 @pytest.mark.parametrize("trained", ["moss"], indirect=True)
+def test_a_merged_moss_is_not_trained_without(merged, recipe):
+    settings = recipe.FavorLora(model=str(merged), use_moss=False)
+    with pytest.raises(ValueError, match="has a MOSS already; leave --no-use-moss out"):
+        recipe.build_model(settings, None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("trained", ["moss"], indirect=True)
 def test_a_merged_model_without_some_of_moss_is_refused(merged, tmp_path):
     model = checkpoint.load_base(merged)
     state = {name: value for name, value in model.state_dict().items() if "order1.fuse" not in name}

@@ -140,6 +140,7 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(recipe, tmp_path):
         ("- steps", r"expected 'name: value' lines, got list"),
         ("", r"expected 'name: value' lines, got NoneType"),
         ("steps: [", r"cannot be read as YAML"),
+        ("steps: " + "[" * 5000 + "]" * 5000, r"cannot be read as YAML"),
     ],
 )
 def test_wrong_yaml_is_named(recipe, tmp_path, text, message):
