@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         console.print(correlation_table(found["stss"]))
     if args.table in ("video-llm", "all"):
         found["video-llm"] = video_llm_parameters()
-        console.print(video_llm_table(found["video-llm"]), VIDEO_LLM_READINGS)
+        console.print(video_llm_table(found["video-llm"]), *VIDEO_LLM_READINGS, sep="\n")
     if args.json is not None:
         with report.whole_file(args.json) as part:
             part.write_text(json.dumps(found, indent=1))
@@ -293,10 +293,10 @@ def correlation_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 VIDEO_LLM_READINGS = (
-    "  The paper prints D, the window and the orders, but no other width, and no reading tried gives 13.7:\n"
-    "  13.20 if order 2 reads the FC output of order 1 (zero at the first step, so it could not start);\n"
-    "  13.69 if besides a 3x3 convolution stands for the FC over (U, V) of Sec. 3.3; 13.79 if instead the\n"
-    "  similarity has 512 channels; 13.64 with 512, a third 3x3 block and no FC(F)."
+    "  The paper prints D, the window and the orders, but no other width, and no reading tried gives 13.7:",
+    "  13.20 if order 2 reads the FC output of order 1 (zero at the first step, so it could not start);",
+    "  13.69 if besides a 3x3 convolution stands for the FC over (U, V) of Sec. 3.3; 13.79 if instead the",
+    "  similarity has 512 channels; 13.64 with 512, a third 3x3 block and no FC(F).",
 )
 
 

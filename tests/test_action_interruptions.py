@@ -79,7 +79,8 @@ def begin(argv, folder, rows=None, **variables):
 
 def finish(process, folder):
     process.join(timeout=200)
-    assert process.exitcode == 0, (folder / "output-0.txt").read_text()[-4000:]
+    outputs = [file.read_text()[-3000:] for file in sorted(folder.glob("output-*.txt"))]
+    assert process.exitcode == 0, "\n----\n".join(outputs)
 
 
 @pytest.fixture(scope="module")

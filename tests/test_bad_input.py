@@ -135,7 +135,7 @@ def test_a_bad_file_is_named(start, favor, text, message):
 
 
 def test_a_missing_annotation_is_named(start, tmp_path):
-    with pytest.raises(BadRow, match=r"nothing\.json: file: is not a file; check the path"):
+    with pytest.raises(BadRow, match=r"nothing\.json: file: is not there; check the path"):
         start(data=tmp_path / "nothing.json")
 
 

@@ -11,7 +11,7 @@ from launching import ROOT, launch, start
 from moss_vllm.data.motion_world import WorldSize, ensure_world
 
 SCRIPT = ROOT / "eval" / "motionbench.py"
-KILLS = 20
+KILLS = {"moss": 20, "plain": 6}  # only with MOSS did a run that was killed ever fail to go on
 
 pytestmark = pytest.mark.slow
 
@@ -38,13 +38,14 @@ def answered(out):
     return [answer["uid"] for row in stored(out) for answer in row.get("answers", [])]
 
 
-def test_twenty_kills_end_in_the_table_of_a_run_without_any(argv, tmp_path):
+def test_kills_end_in_the_table_of_a_run_without_any(argv, request, tmp_path):
+    wanted = KILLS[request.node.callspec.params["argv"]]
     rng = random.Random(0)
     whole, out = tmp_path / "whole", tmp_path / "killed"
     launch("DDP", [*argv, "--out", str(whole)], tmp_path, SCRIPT)
-    assert len(stored(whole)) - 2 >= 3 * KILLS  # videos: every life gets to some
+    assert len(stored(whole)) - 2 >= 3 * wanted  # videos: every life gets to some
     kills = 0
-    while kills < KILLS:
+    while kills < wanted:
         ranks = {
             rank: start([*argv, "--out", str(out)], tmp_path, rank=rank, processes=2, script=SCRIPT)
             for rank in rng.sample(range(2), 2)  # whoever starts later is the slower one

@@ -210,7 +210,7 @@ def fault_of_a_row(what, reason, *, where="row 3 (video 'world_train_00003.mp4')
     return fault(what, RuntimeError, message)
 
 
-@fault("a data folder that is not there", BadRow, "<tmp>/gone: file: is not a file; check the path")
+@fault("a data folder that is not there", BadRow, "<tmp>/gone: file: is not there; check the path")
 def _(ground):
     return ground.dry(data=ground.tmp / "gone")
 
@@ -467,7 +467,7 @@ fault_of_a_mix(
     "<tmp>/mix.yaml: source 0 has no path; name its folder or annotation file",
 )
 fault_of_a_mix(
-    "a source that is not there", "- {path: GONE}", "<tmp>/GONE: file: is not a file; check the path", BadRow
+    "a source that is not there", "- {path: GONE}", "<tmp>/GONE: file: is not there; check the path", BadRow
 )
 fault_of_a_mix("a broken list of sources", "- {path: FAVOR", "<tmp>/mix.yaml: cannot be read as YAML: <...>")
 
@@ -1226,7 +1226,7 @@ for script, flag in (("check_videos", "--out"), ("cache_frames", "--cache")):
     fault_of_a_script(
         "no data there",
         2,
-        "<tmp>/gone: file: is not a file; check the path",
+        "<tmp>/gone: file: is not there; check the path",
         f"{script} --data <tmp>/gone {flag} <tmp>/out",
     )
     fault_of_a_script(
@@ -1265,7 +1265,7 @@ fault_of_a_script(
 fault_of_a_script(
     "no annotation there",
     2,
-    "<tmp>/gone: file: is not a file; check the path",
+    "<tmp>/gone: file: is not there; check the path",
     "prepare_favor --data <tmp>/gone",
 )
 fault_of_a_script(

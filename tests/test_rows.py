@@ -132,7 +132,7 @@ def test_refuses_broken_json(tmp_path, content, row, reason):
 
 
 def test_refuses_missing_and_oversized_files(tmp_path, monkeypatch):
-    refusal(lambda: read_json_rows(tmp_path / "no.json"), tmp_path / "no.json", "is not a file")
+    refusal(lambda: read_json_rows(tmp_path / "no.json"), tmp_path / "no.json", "is not there")
     monkeypatch.setattr(rows_module, "MAX_ANNOTATION_BYTES", 10)
     path = write(tmp_path, [{"a": 12345}])
     refusal(lambda: read_json_rows(path), "has 14 bytes, at most 10 are read")

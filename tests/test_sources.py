@@ -339,7 +339,7 @@ def test_a_mix_names_its_own_videos(mix):
     path = mix("- path: favor")
     with pytest.raises(ValueError, match="is for one source; name `videos` in the list's rows"):
         read_sources(path, "disk")
-    with pytest.raises(BadRow, match="nothing: file: is not a file"):
+    with pytest.raises(BadRow, match="nothing: file: is not there"):
         read_sources(mix("- path: nothing"))
 
 

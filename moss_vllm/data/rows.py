@@ -146,7 +146,7 @@ def read_json_rows(path: str | Path) -> list[dict[str, Any]]:
             get = f"hf download {file} --repo-type dataset --local-dir {path.name}"
             remedy = f"check the path; a data set of the hub is downloaded first: {get}"
             raise BadRow(file, "file", "is not here", remedy)
-        raise BadRow(file, "file", "is not a file", "check the path")
+        raise BadRow(file, "file", "is a folder" if path.is_dir() else "is not there", "check the path")
     size = path.stat().st_size
     if size > MAX_ANNOTATION_BYTES:
         limit = f"{MAX_ANNOTATION_BYTES:,}"
