@@ -456,6 +456,15 @@ KEYS = [
     "login jane password hunter2secret",
     "MYSQL_PWD=hunter2secret",
     "Authorization: Bearer abcdefgh123",
+    f"xai-{'c' * 40}",
+    f"hvs.{'d' * 30}",
+    f"123456789:AA{'e' * 33}",
+    "Cookie: session=abcdefgh123",
+    "curl -u jane:hunter2secret x",
+    "PASS=hunter2secret",
+    "--pass hunter2secret",
+    "secret_access_key: abcdefgh123",
+    "https://jane%3Apw123@host/x",
 ]
 
 

@@ -32,10 +32,15 @@ SECRETS = {
         "a line of netrc": r"\blogin\s+\S+\s+password\s+\S{4,}",
         "a package index's token": r"\bpypi-[\w-]{16,}|\bnpm_[A-Za-z0-9]{20,}",
         "a SendGrid key": r"\bSG\.[\w-]{16,}\.[\w-]{16,}",
-        "a key of a model service": r"\b(?:r8_|gsk_|nvapi-|tgp_v1_|fw_)[\w-]{20,}",
+        "a key of a model service": r"\b(?:r8_|gsk_|nvapi-|tgp_v1_|fw_|xai-|pplx-|jina_)[\w-]{20,}",
+        "a key of a service": r"\b(?:hvs\.|shpat_|lin_api_|dp\.pt\.|sq0[a-z]{3}-|ATATT3x)[\w-]{16,}",
+        "a bot's token": r"\b[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{27,}|\b\d{8,10}:AA[\w-]{32,}",
+        "a cookie": r"(?i)\b(?:set-)?cookie\\?[\"']?\s*[:=]\s*\\?[\"']?[\w-]+=[^\s;]{8,}",
+        "a password of a command": r"\bcurl\b[^\n]*\s(?:-u|--user)[ =]?\S+:\S{4,}|\bsshpass\s+-p\s*\S{4,}",
         "a private key": r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY|\bPuTTY-User-Key-File|\bAGE-SECRET-KEY-1",
         "a signed token": r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}",
-        "a name and password in an address": r"://[^/\s:@\"'<>|]*:[^/\s@\"'<>|]+@|://[\w-]{16,}@",
+        "a name and password in an address": r"(?i):(?:\\?/){2}[^/\s:@\"'<>|]*(?::|%3A)[^/\s@\"'<>|]+@"
+        r"|://[\w-]{16,}@",
         "an authorisation header": r"(?i)\bbearer\s+[\w.~+/-]{8,}|\bauthorization\W{1,5}\w+\s+[\w.~+/-]{8,}",
     }.items()
 }
@@ -45,8 +50,10 @@ NAMED = {  # by the name beside it; not sought in a vocabulary
         "a key's flag": rf"(?i)--?[\w-]*(?:{KEY_WORD}|[_-]key|[_-]auth)(?![\w-]){QUOTE}[=,:\s]+(?!--?\w)"
         rf"{QUOTE}[^\s\"'<\\]{{4,}}",
         "a key's variable": rf"(?i)(?:{KEY_WORD}|_key)\b\s*=\s*{QUOTE}[^\s\"'<=,;)\\]{{6,}}",
-        "a password's variable": rf"(?i)_(?:pwd|pass)\s*=\s*{QUOTE}[^\s\"'<=,;)\\/]{{4,}}",
-        "a key's setting": rf"(?i)(?:{KEY_WORD}|[_-]key)\\?\"\s*:\s*\\?\"[^\s\"<\\]{{6,}}",
+        "a password's variable": rf"(?i)(?<![a-z])(?:pwd|pass)\s*=\s*{QUOTE}[^\s\"'<=,;)\\/]{{4,}}"
+        rf"|--pass[= ]{QUOTE}[^\s\"'<\\-]{{4,}}",
+        "a key's setting": rf"(?i)(?:{KEY_WORD}|[_-]key|\"key|\"auth(?:orization)?)\\?\"?\s*:\s*{QUOTE}"
+        r"(?!true|false|null)[^\s\"'<\\,{}\[\]]{6,}",
     }.items()
 }
 REVISION = re.compile(r"(?i)(?:revision|commit|sha)\W{1,6}$")  # 40 digits that are no key
