@@ -184,10 +184,10 @@ class AnswerFile:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{shard.rank:02d}-of-{shard.processes:02d}.jsonl"
-        self.file: IO[bytes] = self.path.open("ab", buffering=0)
-        self.state = os.fstat(self.file.fileno())
-        try:
-            with _alone_in(folder):
+        with _alone_in(folder):  # an empty file of another process would be taken for one of another run
+            self.file: IO[bytes] = self.path.open("ab", buffering=0)
+            self.state = os.fstat(self.file.fileno())
+            try:
                 if _is_locked(self.file, fcntl.LOCK_EX):
                     remedy = "wait for it to end, or give another --out"
                     raise BlockingIOError(f"{self.path}: another run writes to it; {remedy}")
@@ -199,9 +199,9 @@ class AnswerFile:
                 if data.count(b"\n") < 2:  # without an answer the header may be of other settings
                     self.file.truncate(0)
                     self._write({"header": header, **({"overwrite": True} if overwrite else {})})
-        except BaseException:
-            self.file.close()
-            raise
+            except BaseException:
+                self.file.close()
+                raise
 
     def _look_at_others(self, header: Mapping[str, Any], overwrite: bool) -> None:
         """Refuse to begin beside other runs that live; drop what `overwrite` drops."""

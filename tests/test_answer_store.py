@@ -9,12 +9,13 @@ import resource
 import shutil
 import threading
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from moss_vllm import evaluation
+from moss_vllm import answer_store, evaluation
 from moss_vllm.answer_store import AnswerFile, Shard, read_answers
 from moss_vllm.data.file_state import describe_file, refuse_others, tell_change
 from moss_vllm.data.rows import BenchmarkVideo, Question
@@ -84,6 +85,25 @@ def test_processes_of_one_run_overwrite_together(tmp_path, order):
     first.file.close()
     assert names(tmp_path) == ["00-of-02.jsonl", "01-of-02.jsonl"]
     assert read_answers(tmp_path, HEADER).videos.keys() == {"new 0", "new 1"}
+
+
+def test_a_process_that_overwrites_leaves_the_file_that_another_is_about_to_begin(tmp_path, monkeypatch):
+    alone, first = answer_store._alone_in, []
+
+    @contextmanager
+    def behind_the_first(folder):
+        if not first:
+            first.append(None)
+            first[0] = AnswerFile(folder, HEADER, Shard(0, 2), overwrite=True)
+        with alone(folder):
+            yield
+
+    monkeypatch.setattr(answer_store, "_alone_in", behind_the_first)
+    with AnswerFile(tmp_path, HEADER, Shard(1, 2), overwrite=True) as second, first[0]:
+        second.add(LINE)
+        first[0].add({**LINE, "video_id": "w"})
+    assert names(tmp_path) == ["00-of-02.jsonl", "01-of-02.jsonl"]
+    assert sorted(read_answers(tmp_path, HEADER).videos) == ["v", "w"]
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "made again"])
