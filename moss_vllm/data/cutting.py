@@ -8,8 +8,8 @@ import av
 import numpy as np
 
 from moss_vllm.data.container import Look, decode_in_order
-from moss_vllm.data.decoders import ROUNDING_S, SAME_FRAME_S
-from moss_vllm.data.frames import REPLACE_FILE, BadVideo, check_same_shape
+from moss_vllm.data.decoders import ROUNDING_S, pick_frames
+from moss_vllm.data.frames import BadVideo, check_same_shape
 from moss_vllm.data.index import Index, index_frames
 
 TICKS_PER_S = 90_000  # of the clip's clock; time stamps are off by 6 microseconds at most
@@ -56,26 +56,13 @@ def _frames_at(source: str, index: Index, wanted_s: np.ndarray) -> Iterator[av.V
 
     Raises: BadVideo if one does not come.
     """
-    n_found, reason = 0, ""
-    for from_s in (float(wanted_s[0]) - SEEK_MARGIN_S, None) if len(index.key_times_s) else (None,):
-        reason = "the file ends"
-        try:
-            for frame in decode_in_order(source, from_s=from_s):
-                if frame.time < wanted_s[n_found] - SAME_FRAME_S:
-                    continue
-                if frame.time > wanted_s[n_found] + SAME_FRAME_S or frame.is_corrupt:
-                    reason = "a frame is lost or damaged"
-                    break
-                yield frame
-                n_found += 1
-                if n_found == len(wanted_s):
-                    return
-        except av.FFmpegError as error:
-            reason = str(error)
-        if n_found:
-            break  # the seek was good, the file is not
-    reason = f"{n_found} of the part's {len(wanted_s)} frames decode, then: {reason}"
-    raise BadVideo(source, reason, REPLACE_FILE)
+    starts = (float(wanted_s[0]) - SEEK_MARGIN_S, None) if len(index.key_times_s) else (None,)
+    attempts = (decode_in_order(source, from_s=from_s) for from_s in starts)
+
+    def tell(n_found: int, n_seen: int, reason: str) -> str:
+        return f"{n_found} of the part's {len(wanted_s)} frames decode, then: {reason}"
+
+    yield from pick_frames(source, attempts, wanted_s, tell)
 
 
 def _encode(frames: Iterator[av.VideoFrame], ticks: np.ndarray, target: str, look: Look) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import av
@@ -81,9 +81,30 @@ def decode(
 def _pyav_frames(
     path: str, container: av.container.InputContainer, index: Index, chosen: np.ndarray
 ) -> Iterator[av.VideoFrame]:
-    wanted_s, n_found = index.frame_times_s[chosen], 0
     needed = _needed_frames(path, container, index, chosen) if len(index.key_times_s) else iter(())
-    for frames in (needed, decode_in_order(path)):
+    wanted_s, total = index.frame_times_s[chosen], len(index.frame_times_s)
+
+    def tell(n_found: int, n_seen: int, reason: str) -> str:
+        at_s = wanted_s[n_found] - index.frame_times_s[0]
+        return f"{n_seen} of {total} frames decode, then at {at_s:.2f} s: {reason}"
+
+    yield from pick_frames(path, (needed, decode_in_order(path)), wanted_s, tell)
+
+
+def pick_frames(
+    path: str,
+    attempts: Iterable[Iterator[av.VideoFrame]],
+    wanted_s: np.ndarray,
+    tell: Callable[[int, int, str], str],
+) -> Iterator[av.VideoFrame]:
+    """The frames at these times of the file's own clock; where an attempt ends early, the next goes on.
+
+    `tell` words the reason from the frames found, those the last attempt gave, and why it ended.
+
+    Raises: BadVideo if one does not come.
+    """
+    n_found, n_seen, reason = 0, 0, ""
+    for frames in attempts:
         n_seen, reason = 0, "the file ends"
         try:
             for frame in frames:
@@ -99,9 +120,7 @@ def _pyav_frames(
                     return
         except av.FFmpegError as error:
             reason = str(error)
-    at_s = wanted_s[n_found] - index.frame_times_s[0]
-    total = len(index.frame_times_s)
-    raise BadVideo(path, f"{n_seen} of {total} frames decode, then at {at_s:.2f} s: {reason}", REPLACE_FILE)
+    raise BadVideo(path, tell(n_found, n_seen, reason), REPLACE_FILE)
 
 
 def _needed_frames(
