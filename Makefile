@@ -20,8 +20,8 @@ help:  ## explain the targets (the default)
 
 setup: $(INSTALLED)  ## create the virtual environment and install the package with its test tools
 
-demo: $(INSTALLED)  ## run scripts/demo.py (DEMO_ARGS="--help" lists its options)
-	$(PY) scripts/demo.py $(DEMO_ARGS)
+demo: $(INSTALLED)  ## run experiments/demo.py (DEMO_ARGS="--help" lists its options)
+	$(PY) experiments/demo.py $(DEMO_ARGS)
 
 test: $(INSTALLED)  ## run the unit tests in two processes, then the slower ones, which start their own (PYTEST_ARGS="-x")
 	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
@@ -33,7 +33,7 @@ lint: $(INSTALLED)  ## check style, formatting and types
 	$(PY) -m mypy
 
 reproduce: $(INSTALLED)  ## train the miniature over 3 seeds and print its table
-	$(PY) scripts/reproduce_miniature.py --seeds 3
+	$(PY) experiments/reproduce_miniature.py --seeds 3
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || \

@@ -16,11 +16,11 @@ import os
 import sys
 from pathlib import Path
 
-from moss_vllm.answer_store import Shard
-from moss_vllm.data.decoders import DECODERS
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.flags import PRECISIONS, Flags, answer_help, choose_device
-from moss_vllm.screen import say
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device
+from moss_vllm.runtime.line_store import Shard
+from moss_vllm.runtime.screen import say
+from moss_vllm.video.decoders import DECODERS
 
 
 def options() -> Flags:
@@ -59,11 +59,11 @@ if __name__ == "__main__":
 
 import torch
 
-from moss_vllm import classifier_checkpoint
-from moss_vllm.action_recognition import Accuracy, save_accuracy, score_clips
-from moss_vllm.action_settings import choose_views, open_split
-from moss_vllm.data.cache import choose_frame_reader
-from moss_vllm.environment import describe_environment
+from moss_vllm.recognition import checkpoint
+from moss_vllm.recognition.settings import choose_views, open_split
+from moss_vllm.recognition.testing import Accuracy, save_accuracy, score_clips
+from moss_vllm.runtime.environment import describe_environment
+from moss_vllm.video.cache import choose_frame_reader
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIEWS = ("frames", "sampling", "clips", "crops")
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     shard, place = Shard.from_environment(), args.device
     if shard.processes > 1 and args.device == "cuda":
         place = f"cuda:{os.environ['LOCAL_RANK']}"
-    loaded = classifier_checkpoint.load(args.ckpt, weights=args.weights, device=place)
+    loaded = checkpoint.load(args.ckpt, weights=args.weights, device=place)
     data, settings = args.data or loaded.run["data"], loaded.run["settings"]
     root, annotation = args.root or settings["root"], args.annotation or settings["annotation"]
     split = open_split(data, root, "test", annotation=annotation, allow_missing=args.allow_missing)

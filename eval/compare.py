@@ -25,12 +25,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import write_whole
-from moss_vllm.flags import Flags, answer_help
-from moss_vllm.protocols import LETTERS
-from moss_vllm.report import in_markdown
-from moss_vllm.screen import Screen, plain, say
+from moss_vllm.evaluation.protocols import LETTERS
+from moss_vllm.report.plots import in_markdown
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import write_whole
+from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.screen import Screen, plain, say
 
 
 def options() -> Flags:
@@ -55,7 +55,7 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-from moss_vllm.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
+from moss_vllm.evaluation.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
 
 OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
 

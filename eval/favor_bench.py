@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moss_vllm.data.favor import read_favor_bench
-from moss_vllm.data.motion_world import ensure_world
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.eval_options import add_options
-from moss_vllm.flags import Flags
-from moss_vllm.protocols import FAVOR_BENCH
+from moss_vllm.data.world.benchmarks import ensure_world
+from moss_vllm.evaluation.options import add_options
+from moss_vllm.evaluation.protocols import FAVOR_BENCH
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.flags import Flags
 
 if TYPE_CHECKING:
-    from moss_vllm.result import Result
+    from moss_vllm.evaluation.result import Result
 
 
 @errors_in_one_line()
@@ -33,13 +33,13 @@ def main(argv: list[str] | None = None) -> "Result":
     parser.add_argument("--data", type=Path, help=source)
     add_options(parser, FAVOR_BENCH)
     args = parser.parse_args(argv)
-    from moss_vllm import eval_script  # takes seconds, of torch and transformers
+    from moss_vllm.evaluation import command  # takes seconds, of torch and transformers
 
     data = args.data or ensure_world()
     data = data / "FAVOR" if (data / "FAVOR").is_dir() else data
     videos = read_favor_bench(args.annotation or data, data, allow_missing=True)
-    result, out = eval_script.run(args, "favor_bench", data, videos, FAVOR_BENCH)
-    eval_script.finish(result, out, args)
+    result, out = command.run(args, "favor_bench", data, videos, FAVOR_BENCH)
+    command.finish(result, out, args)
     return result
 
 

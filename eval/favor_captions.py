@@ -21,17 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moss_vllm.data.favor import read_favor_bench
-from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.rows import CAPTION_PROMPT, Question
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.eval_options import add_options
-from moss_vllm.files import write_whole
-from moss_vllm.flags import Flags
-from moss_vllm.protocols import Benchmark, Protocol
-from moss_vllm.screen import say
+from moss_vllm.data.world.benchmarks import ensure_world
+from moss_vllm.evaluation.options import add_options
+from moss_vllm.evaluation.protocols import Benchmark, Protocol
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import write_whole
+from moss_vllm.runtime.flags import Flags
+from moss_vllm.runtime.screen import say
 
 if TYPE_CHECKING:
-    from moss_vllm.result import Result
+    from moss_vllm.evaluation.result import Result
 
 # A caption is the answer to a question without options whose uid is the video's; nothing is right or wrong.
 CAPTIONS = Benchmark(
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> "Result":
     parser.add_argument("--prompt", default=CAPTION_PROMPT, help="what to ask about each video")
     add_options(parser, CAPTIONS)
     args = parser.parse_args(argv)
-    from moss_vllm import eval_script  # takes seconds, of torch and transformers
+    from moss_vllm.evaluation import command  # takes seconds, of torch and transformers
 
     data = args.data or ensure_world()
     data = data / "FAVOR" if (data / "FAVOR").is_dir() else data
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> "Result":
         replace(video, questions=(Question(video.video_id, "caption", args.prompt, (), None, args.prompt),))
         for video in read_favor_bench(args.annotation or data, data, allow_missing=True)
     ]
-    result, out = eval_script.run(args, "favor_captions", data, videos, CAPTIONS)
+    result, out = command.run(args, "favor_captions", data, videos, CAPTIONS)
     write_captions(result, out, args)
     return result
 
@@ -69,13 +69,13 @@ def write_captions(result: "Result", out: Path, args: argparse.Namespace) -> Non
     The scorer leaves a video without an entry out of its mean, so one that could not be read has an empty
     caption, and a part of the videos goes to a file of another name.
     """
-    from moss_vllm import eval_script
+    from moss_vllm.evaluation import command
 
     if result.pending:
         say(
             f"{result.pending:,} videos have no caption yet, because of other processes or a run that was "
             f"stopped; whoever ends last writes captions.json to {out}, and so does: "
-            f"{eval_script.merge_command(args, out)}",
+            f"{command.merge_command(args, out)}",
             file=sys.stderr,
         )
         return

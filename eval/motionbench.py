@@ -15,16 +15,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moss_vllm.data.motion_world import ensure_world
 from moss_vllm.data.motionbench import SPLITS, read_motionbench
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.eval_options import add_options
-from moss_vllm.files import write_whole
-from moss_vllm.flags import Flags
-from moss_vllm.protocols import MOTIONBENCH
+from moss_vllm.data.world.benchmarks import ensure_world
+from moss_vllm.evaluation.options import add_options
+from moss_vllm.evaluation.protocols import MOTIONBENCH
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import write_whole
+from moss_vllm.runtime.flags import Flags
 
 if TYPE_CHECKING:
-    from moss_vllm.result import Result
+    from moss_vllm.evaluation.result import Result
 
 
 @errors_in_one_line()
@@ -37,11 +37,11 @@ def main(argv: list[str] | None = None) -> "Result":
     parser.add_argument("--split", choices=SPLITS, default="dev", help=split)
     add_options(parser, MOTIONBENCH)
     args = parser.parse_args(argv)
-    from moss_vllm import eval_script  # takes seconds, of torch and transformers
+    from moss_vllm.evaluation import command  # takes seconds, of torch and transformers
 
     data = args.data or ensure_world()
     videos = read_motionbench(args.annotation or data, data, split=args.split, allow_missing=True)
-    result, out = eval_script.run(args, "motionbench", data, videos, MOTIONBENCH)
+    result, out = command.run(args, "motionbench", data, videos, MOTIONBENCH)
     withheld = [record for record in result.records if record["answer"] is None]
     if withheld and not result.pending:
         letters = {record["uid"]: record["parsed"] or "" for record in withheld}
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> "Result":
         unread = sum(not letter for letter in letters.values())
         told = f"{file.name} has {len(letters):,} withheld questions, {unread:,} without a letter"
         result.notes.append(told)
-    eval_script.finish(result, out, args)
+    command.finish(result, out, args)
     return result
 
 

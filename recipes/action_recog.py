@@ -7,8 +7,8 @@
 
 Datasets as they are distributed: ssv1, ssv2, diving48, gym99, gym288, k400; `list`, lines of "video label"
 or "folder frames label" of your own; `mini`, drawn by this repository. What is not given follows Table 7 for
-the dataset and variant (recipes/configs/action_recog.yaml, moss_vllm/data/views.py). Diving48 and FineGym
-start from a Kinetics-400 checkpoint: --start.
+the dataset and variant (recipes/configs/action_recog.yaml, moss_vllm/recognition/views.py). Diving48 and
+FineGym start from a Kinetics-400 checkpoint: --start.
 
     paper, top-1    SSV1 (8 frames)   SSV2 (8)   SSV2 (16)   Diving48   Gym99   Gym288   K400
     MOSS-S / M      60.0 / -          70.5/72.0
@@ -32,11 +32,11 @@ from typing import Any, Literal
 
 import yaml
 
-from moss_vllm.answer_store import Shard, read_answers
-from moss_vllm.config import options, parse, setting
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.flags import answer_help
-from moss_vllm.screen import Screen, say
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.flags import answer_help
+from moss_vllm.runtime.line_store import Shard, read_answers
+from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.training.settings import options, parse, setting
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from moss_vllm import classifier_checkpoint, engines, start_report
-from moss_vllm.action_checkup import BEST, ActionCheckup
-from moss_vllm.action_recognition import STORE, Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
-from moss_vllm.action_settings import (
+from moss_vllm.data.actions.datasets import tell_shared_clips
+from moss_vllm.recognition import checkpoint
+from moss_vllm.recognition.build import build_classifier, full_variant
+from moss_vllm.recognition.hosts.classifier import VideoClassifier
+from moss_vllm.recognition.in_training import BEST, ActionCheckup
+from moss_vllm.recognition.settings import (
     DATA,
     PRECISIONS,
     check,
@@ -150,15 +152,22 @@ from moss_vllm.action_settings import (
     plan_steps,
     refuse_ignored,
 )
-from moss_vllm.data.action import tell_shared_clips
-from moss_vllm.data.cache import choose_frame_reader
-from moss_vllm.data.views import ActionTrainingSet, ViewSettings
-from moss_vllm.hosts.classifier import VideoClassifier
-from moss_vllm.optim import describe, parameter_groups
-from moss_vllm.recognition import build_classifier, full_variant
-from moss_vllm.run_folder import choose_resume, hold
-from moss_vllm.training import train
-from moss_vllm.weights import fingerprint
+from moss_vllm.recognition.testing import (
+    STORE,
+    Accuracy,
+    ClassLoss,
+    collect_clips,
+    save_accuracy,
+    score_clips,
+)
+from moss_vllm.recognition.views import ActionTrainingSet, ViewSettings
+from moss_vllm.runtime.provenance import fingerprint
+from moss_vllm.training import engines
+from moss_vllm.training.loop import train
+from moss_vllm.training.optim import describe, parameter_groups
+from moss_vllm.training.run_folder import choose_resume, hold
+from moss_vllm.video.cache import choose_frame_reader
+from moss_vllm.vlm import start_report
 
 SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
 VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
@@ -212,7 +221,7 @@ def train_and_test(
     if settings.randaugment == "none":
         views = dataclasses.replace(views, randaugment=None)
     if settings.start and not resume:
-        classifier_checkpoint.restore(Path(settings.start), model, but_head=True)
+        checkpoint.restore(Path(settings.start), model, but_head=True)
     table = model.rate_table(settings.lr, settings.weight_decay, settings.layer_decay)
     groups = parameter_groups(model, table)
     read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
@@ -262,7 +271,7 @@ def train_and_test(
     }
 
     def save(folder: Path, state: dict[str, torch.Tensor], step: int) -> None:
-        classifier_checkpoint.save(folder, model, {**run, "step": step}, state=state)
+        checkpoint.save(folder, model, {**run, "step": step}, state=state)
 
     def announce() -> None:
         if accelerator.is_main_process:
@@ -277,9 +286,9 @@ def train_and_test(
         dataset,
         loop,
         out=out,
-        state=lambda: classifier_checkpoint.trained_state(model),
+        state=lambda: checkpoint.trained_state(model),
         save=save,
-        restore=lambda folder: classifier_checkpoint.restore(folder, model),
+        restore=lambda folder: checkpoint.restore(folder, model),
         resume=resume,
         announce=announce,
         evaluate=checkup,
@@ -290,7 +299,7 @@ def train_and_test(
         return None
     if checkup.last_step() != loop.steps:
         checkup(loop.steps)
-    best = classifier_checkpoint.load(out / BEST, weights=how["weights"], device=accelerator.device)
+    best = checkpoint.load(out / BEST, weights=how["weights"], device=accelerator.device)
     header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
     if accelerator.is_main_process:
         drop_other_test(out / "test", best.run["step"], best.model)

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from moss_vllm.config import FLAGS, ignored, options, origins, parse, setting, wrong_choices
-from moss_vllm.data.motion_world import ensure_world
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import refuse_unwritable
-from moss_vllm.flags import answer_help
-from moss_vllm.screen import say
+from moss_vllm.data.world.benchmarks import ensure_world
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import refuse_unwritable
+from moss_vllm.runtime.flags import answer_help
+from moss_vllm.runtime.screen import say
+from moss_vllm.training.settings import FLAGS, ignored, options, origins, parse, setting, wrong_choices
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,20 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
 
-from moss_vllm import engines, start_report
-from moss_vllm.checkup import Checkup
-from moss_vllm.data.cache import choose_reader
-from moss_vllm.data.decoders import check_decoder
-from moss_vllm.data.frames import MULTIPLE_PX
-from moss_vllm.data.plan import Plan, plan
 from moss_vllm.data.sources import read_sources
-from moss_vllm.data.training_set import TrainingSet
-from moss_vllm.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.run_folder import choose_resume, hold
-from moss_vllm.training import Loop, train
-from moss_vllm.vlm import checkpoint
+from moss_vllm.evaluation.in_training import Checkup
+from moss_vllm.training import engines
+from moss_vllm.training.loop import Loop, train
+from moss_vllm.training.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
+from moss_vllm.training.run_folder import choose_resume, hold
+from moss_vllm.video.cache import choose_reader
+from moss_vllm.video.decoders import check_decoder
+from moss_vllm.video.frames import MULTIPLE_PX
+from moss_vllm.vlm import checkpoint, start_report
 from moss_vllm.vlm.base import is_hub_id, is_miniature
-from moss_vllm.vlm.objective import AnswerLoss
+from moss_vllm.vlm.batches import TrainingSet
+from moss_vllm.vlm.loss import AnswerLoss
+from moss_vllm.vlm.plan import Plan, plan
 from moss_vllm.vlm.sizes import describe_shape
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()

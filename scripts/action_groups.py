@@ -22,12 +22,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from moss_vllm.answer_store import Stored, read_answers
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import read_json, whole_file
-from moss_vllm.flags import Flags, answer_help
-from moss_vllm.report import COLOURS, DOTS_PER_INCH
-from moss_vllm.screen import Screen, say
+from moss_vllm.report.plots import COLOURS, DOTS_PER_INCH
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import read_json, whole_file
+from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.line_store import Stored, read_answers
+from moss_vllm.runtime.screen import Screen, say
 
 
 def options() -> Flags:
@@ -47,9 +47,9 @@ if __name__ == "__main__":
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from moss_vllm.comparison import DRAWS, SEED, Difference, measure_difference
-from moss_vllm.data.action_groups import find_groups, read_groups
-from moss_vllm.page.reading import ANSWERS, holds_answers
+from moss_vllm.data.actions.groups import find_groups, read_groups
+from moss_vllm.evaluation.comparison import DRAWS, SEED, Difference, measure_difference
+from moss_vllm.report.run_files import ANSWERS, holds_answers
 
 # action_checkup.BEST and checkpoint.RUN_FILE; importing those takes seconds, of transformers and peft.
 BEST, RUN_FILE = "best", "run.json"

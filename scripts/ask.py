@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import tell_existing
-from moss_vllm.flags import Flags, add_clip_options, add_device, answer_help, choose_device
-from moss_vllm.screen import say, working
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import tell_existing
+from moss_vllm.runtime.flags import Flags, add_clip_options, add_device, answer_help, choose_device
+from moss_vllm.runtime.screen import say, working
 
 
 def options() -> Flags:
@@ -43,11 +43,11 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
-from moss_vllm.data.chat import Turn, collate, encode
-from moss_vllm.data.video import read_clip
-from moss_vllm.generation import GREEDY, not_followed
+from moss_vllm.evaluation.generation import GREEDY, not_followed
+from moss_vllm.video.clip import read_clip
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
+from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
 
 PAPER = {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180, "compress_tokens": True}
 

@@ -19,12 +19,12 @@ from typing import Any
 
 from check_videos import SAMPLING, Part, add_options, as_failure, describe, list_parts, tell_bad, write_bad
 
-from moss_vllm.data.cache import FrameCache
-from moss_vllm.data.isolated import Failure, run_isolated, show_progress
-from moss_vllm.data.video import BadVideo
-from moss_vllm.files import refuse_unwritable
-from moss_vllm.flags import Flags
-from moss_vllm.screen import plain, say
+from moss_vllm.runtime.files import refuse_unwritable
+from moss_vllm.runtime.flags import Flags
+from moss_vllm.runtime.screen import plain, say
+from moss_vllm.video.cache import FrameCache
+from moss_vllm.video.clip import BadVideo
+from moss_vllm.video.isolated import Failure, run_isolated, show_progress
 
 MEASURED = 32  # clips, drawn at random, before the size of the whole is told
 GIB = 2**30

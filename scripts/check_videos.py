@@ -20,16 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moss_vllm.data.cache import describe_clip
-from moss_vllm.data.decoders import DECODERS
-from moss_vllm.data.frames import MULTIPLE_PX
-from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
 from moss_vllm.data.sources import read_sources
-from moss_vllm.data.video import BadVideo, read_clip
-from moss_vllm.files import refuse_unwritable, whole_file
-from moss_vllm.flags import Flags
-from moss_vllm.screen import plain, say
+from moss_vllm.runtime.files import refuse_unwritable, whole_file
+from moss_vllm.runtime.flags import Flags
+from moss_vllm.runtime.screen import plain, say
+from moss_vllm.video.cache import describe_clip
+from moss_vllm.video.clip import BadVideo, read_clip
+from moss_vllm.video.decoders import DECODERS
+from moss_vllm.video.frames import MULTIPLE_PX
+from moss_vllm.video.isolated import Failure, run_isolated, show_progress
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 SAMPLING = ("sample_fps", "short_side_px", "max_frames", "decoder")

@@ -17,9 +17,9 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.flags import Flags, answer_help
-from moss_vllm.screen import Screen, say
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.screen import Screen, say
 
 
 def options() -> Flags:
@@ -33,7 +33,7 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-from moss_vllm.vlm.convert import Conversion, convert
+from moss_vllm.vlm.video_llama3.convert import Conversion, convert
 
 
 @errors_in_one_line("nothing was written")

@@ -19,9 +19,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.flags import PRECISIONS, Flags, answer_help
-from moss_vllm.screen import say, working
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help
+from moss_vllm.runtime.screen import say, working
 
 
 def options() -> Flags:
@@ -37,10 +37,10 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-from moss_vllm.files import readable
-from moss_vllm.quiet import quiet
+from moss_vllm.report.model_card import loading_code, merged_readme
+from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm.base import DTYPES, MERGED_FILE, TO_TRAIN, base_record
-from moss_vllm.vlm.card import loading_code, merged_readme
 from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
 
 SHARD = "4GB"

@@ -30,10 +30,7 @@ from typing import Any, NamedTuple
 import av
 from check_videos import at_least
 
-from moss_vllm.data.cutting import cut_clip
 from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS, cut_times, youtube_id
-from moss_vllm.data.index import index_frames
-from moss_vllm.data.isolated import Failure, run_isolated, show_progress
 from moss_vllm.data.rows import (
     OTHER_SUFFIXES,
     BadRow,
@@ -45,10 +42,13 @@ from moss_vllm.data.rows import (
     text_field,
     video_stem,
 )
-from moss_vllm.data.video import BadVideo
-from moss_vllm.files import refuse_unwritable, whole_file
-from moss_vllm.flags import Flags
-from moss_vllm.screen import plain, say
+from moss_vllm.runtime.files import refuse_unwritable, whole_file
+from moss_vllm.runtime.flags import Flags
+from moss_vllm.runtime.screen import plain, say
+from moss_vllm.video.clip import BadVideo
+from moss_vllm.video.cutting import cut_clip
+from moss_vllm.video.isolated import Failure, run_isolated, show_progress
+from moss_vllm.video.packets import index_frames
 
 ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs
 

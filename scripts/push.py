@@ -18,9 +18,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.flags import Flags, answer_help
-from moss_vllm.screen import plain, say
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.screen import plain, say
 
 
 def options() -> Flags:
@@ -45,15 +45,15 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.constants import is_offline_mode
 from safetensors import safe_open
 
-from moss_vllm.files import read_json
+from moss_vllm.report.model_card import model_card, read_result
+from moss_vllm.report.private import find_secrets, hide_secrets, without_path, without_places
+from moss_vllm.runtime.files import read_json
+from moss_vllm.runtime.provenance import read_header
 from moss_vllm.vlm.adapter import ADAPTER_FILE, PICKLE_FILE, SETTINGS_FILE
 from moss_vllm.vlm.base import INDEX, MERGED_FILE, WEIGHTS
-from moss_vllm.vlm.card import model_card, read_result
 from moss_vllm.vlm.checkpoint import RUN_FILE, read_run
-from moss_vllm.vlm.private import find_secrets, hide_secrets, without_path, without_places
 from moss_vllm.vlm.processor import PROCESSOR_FILES
-from moss_vllm.vlm.video_llama3 import MOSS_FIELDS, MossVideoLlama3Config
-from moss_vllm.weights import read_header
+from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, MossVideoLlama3Config
 
 CARD = "README.md"
 NEEDED = {False: (RUN_FILE, SETTINGS_FILE, ADAPTER_FILE), True: (MERGED_FILE, "config.json")}

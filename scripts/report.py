@@ -10,9 +10,9 @@ killed is shown as far as it got; what its files do not hold is said on the page
 
 from pathlib import Path
 
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.flags import Flags, answer_help
-from moss_vllm.screen import say
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.screen import say
 
 
 def options() -> Flags:
@@ -29,8 +29,8 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-from moss_vllm.page.frame import choose_file, write_page
-from moss_vllm.page.reading import holds_answers, read_run
+from moss_vllm.report.html import choose_file, write_page
+from moss_vllm.report.run_files import holds_answers, read_run
 
 
 @errors_in_one_line("nothing is written")
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 def _page_of_a_run(folder: Path, out: Path | None, strips: int | None) -> Path:
-    from moss_vllm.page.run import run_page
+    from moss_vllm.report.run_page import run_page
 
     run = read_run(folder)
     if strips is not None:
@@ -57,8 +57,8 @@ def _page_of_a_run(folder: Path, out: Path | None, strips: int | None) -> Path:
 
 def _page_of_answers(folder: Path, out: Path | None, strips: int | None) -> Path:
     # Importing these takes seconds, of torch and transformers.
-    from moss_vllm.page.answers import answers_page
-    from moss_vllm.page.results import read_results
+    from moss_vllm.report.answer_files import read_results
+    from moss_vllm.report.answers_page import answers_page
 
     out = choose_file(folder, out)
     write_page(answers_page(read_results(folder), strips), out)

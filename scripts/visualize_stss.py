@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from moss_vllm.data.motion_world import write_clip
-from moss_vllm.errors import errors_in_one_line
-from moss_vllm.files import whole_file
-from moss_vllm.flags import Flags, answer_help
-from moss_vllm.screen import say
+from moss_vllm.data.world.benchmarks import write_clip
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import whole_file
+from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.screen import say
 
 
 def triple(text: str) -> tuple[int, int, int]:
@@ -74,9 +74,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from moss_vllm.data.video import Clip, read_clip
-from moss_vllm.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
-from moss_vllm.stss_maps import (
+from moss_vllm.report.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
+from moss_vllm.report.stss_maps import (
     TOY_CELL_PX,
     TOY_WINDOW,
     OrderView,
@@ -89,6 +88,7 @@ from moss_vllm.stss_maps import (
     toy_clip,
     toy_similarity,
 )
+from moss_vllm.video.clip import Clip, read_clip
 
 RAW_PATCH_PX = 14
 QUERY_COLOURS = ("#e41a1c", "#ff8c00", "#d62ad0", "#00a6d6")
@@ -296,9 +296,9 @@ def vit_features(model: Any, clip: Clip, layer: int) -> tuple[Clip, Tensor]:
 @torch.inference_mode()
 def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], str]:
     """Clip, the orders of the checkpoint's MOSS at its own tap, and what they are."""
-    from moss_vllm.data.chat import Turn, encode
     from moss_vllm.vlm.checkpoint import load
-    from moss_vllm.vlm.video_llama3 import MossVideoLlama3VisionModel, VideoMOSS, blocks_to_grid
+    from moss_vllm.vlm.video_llama3.chat import Turn, encode
+    from moss_vllm.vlm.video_llama3.model import MossVideoLlama3VisionModel, VideoMOSS, blocks_to_grid
 
     loaded = load(args.ckpt)
     tower = next((m for m in loaded.model.modules() if isinstance(m, MossVideoLlama3VisionModel)), None)

@@ -62,13 +62,13 @@ def moss():
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory, moss):
     """A folder with a VideoLLaMA3 of random weights, its processor and the MOSS settings it names."""
-    from moss_vllm.data import synthetic
-    from moss_vllm.data.chat import CAPTION_PROMPT
-    from moss_vllm.vlm.miniature import build, build_processor, build_tokenizer
+    from moss_vllm.data.world import scenes
+    from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT
+    from moss_vllm.vlm.video_llama3.miniature import build, build_processor, build_tokenizer
 
     rng = np.random.default_rng(0)
     corpus = [CAPTION_PROMPT, "Time 0.0s:,Time 1.5s:\n"]
-    corpus += [synthetic.caption(synthetic.draw_scene_plan(rng), rng) for _ in range(100)]
+    corpus += [scenes.caption(scenes.draw_scene_plan(rng), rng) for _ in range(100)]
     processor = build_processor(build_tokenizer(corpus, 400))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -123,7 +123,7 @@ def reopen(request, checkpoints):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A small motion world on disk."""
-    from moss_vllm.data.motion_world import WorldSize, ensure_world
+    from moss_vllm.data.world.benchmarks import WorldSize, ensure_world
 
     size = WorldSize(train_clips=12, motionbench_questions=40, withheld_questions=5, favor_questions=40)
     return ensure_world(tmp_path_factory.mktemp("motion") / "world", size)
@@ -132,7 +132,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def noise_clip():
     """A function that makes a clip of T noise frames of H x W pixels, two a second."""
-    from moss_vllm.data.video import Clip
+    from moss_vllm.video.clip import Clip
 
     def make(seed=0, frames=4, height=56, width=56):
         pixels = np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), np.uint8)

@@ -122,7 +122,7 @@ MOSS_L = LadderPreset(
 )
 LADDERS = {"MOSS-S": MOSS_S, "MOSS-B": MOSS_B, "MOSS-M": MOSS_M, "MOSS-L": MOSS_L}
 
-# The miniature, which trains on `data/mini_actions.py` in a minute of one CPU core. Its encoder has random
+# The miniature, which trains on `data/world/actions.py` in a minute of one CPU core. Its encoder has random
 # weights, so its tokens are still much the pixels' own; similarities of them follow what moves.
 MINI_VIT = {"img_size": 84, "patch_size": 14, "embed_dim": 64, "depth": 4, "num_heads": 2}  # timm's names
 MINI = LadderPreset(

@@ -3,4 +3,4 @@
 Importing it registers the model with transformers' Auto classes.
 """
 
-from moss_vllm.vlm import video_llama3 as video_llama3
+from moss_vllm.vlm.video_llama3 import model as model

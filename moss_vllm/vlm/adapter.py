@@ -17,15 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from moss_vllm.files import read_json, readable
-from moss_vllm.quiet import quiet
+from moss_vllm.runtime.files import read_json, readable
+from moss_vllm.runtime.provenance import faults, read_header
+from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm import fit
-from moss_vllm.vlm.video_llama3 import (
+from moss_vllm.vlm.video_llama3.model import (
     MossVideoLlama3ForConditionalGeneration,
     MossVideoLlama3VisionConfig,
     build_moss,
 )
-from moss_vllm.weights import faults, read_header
 
 ADAPTER_FILE = "adapter_model.safetensors"
 SETTINGS_FILE = "adapter_config.json"

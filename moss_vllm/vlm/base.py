@@ -24,19 +24,19 @@ from transformers import (
 )
 from transformers.utils.hub import extract_commit_hash
 
-from moss_vllm.files import read_json
-from moss_vllm.quiet import quiet
+from moss_vllm.runtime.files import read_json
+from moss_vllm.runtime.provenance import faults, read_header
+from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm import fit
 from moss_vllm.vlm.attention import choose_attention
-from moss_vllm.vlm.miniature import MINIATURE
-from moss_vllm.vlm.video_llama3 import (
+from moss_vllm.vlm.video_llama3.miniature import MINIATURE
+from moss_vllm.vlm.video_llama3.model import (
     MOSS_FIELDS,
     MossVideoLlama3Config,
     MossVideoLlama3ForConditionalGeneration,
     moss_config,
     moss_settings,
 )
-from moss_vllm.weights import faults, read_header
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTHORS_MODEL_TYPE = "videollama3_qwen2"

@@ -23,10 +23,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import VideoLlama3Processor
 
-from moss_vllm.data.chat import Turn, collate, encode
-from moss_vllm.data.video import Clip
-from moss_vllm.errors import RunStopped
-from moss_vllm.files import read_json
+from moss_vllm.runtime.errors import RunStopped
+from moss_vllm.runtime.files import read_json
+from moss_vllm.runtime.provenance import faults
+from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.adapter import ADAPTER_FILE as ADAPTER_FILE
 from moss_vllm.vlm.adapter import (
     SETTINGS_FILE,
@@ -46,11 +46,11 @@ from moss_vllm.vlm.base import load_base as load_base
 from moss_vllm.vlm.base import moss_to_train as moss_to_train
 from moss_vllm.vlm.base import resolve as resolve
 from moss_vllm.vlm.fit import shorten
-from moss_vllm.vlm.miniature import MINIATURE
 from moss_vllm.vlm.processor import check_processor, open_processor
 from moss_vllm.vlm.processor import load_processor as load_processor
-from moss_vllm.vlm.video_llama3 import MOSS_FIELDS, MossVideoLlama3VisionConfig, moss_settings
-from moss_vllm.weights import faults
+from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.miniature import MINIATURE
+from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, MossVideoLlama3VisionConfig, moss_settings
 
 RUN_FILE = "run.json"
 FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a checkpoint or a base; none of them is code

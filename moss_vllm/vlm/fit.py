@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from moss_vllm.weights import faults
+from moss_vllm.runtime.provenance import faults
 
 HEAD = "lm_head.weight"
 LAYERS = {

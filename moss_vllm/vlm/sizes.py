@@ -13,11 +13,11 @@ from rich.table import Table
 from transformers import PreTrainedModel, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 from transformers import initialization as init
 
-from moss_vllm.memory import Memory, estimate_training_memory, memory_table
-from moss_vllm.optim import VIDEO_LLM_RATES, describe, parameter_groups
-from moss_vllm.screen import Screen
+from moss_vllm.runtime.screen import Screen
+from moss_vllm.training.optim import VIDEO_LLM_RATES, describe, parameter_groups
 from moss_vllm.vlm.checkpoint import attach_lora
-from moss_vllm.vlm.video_llama3 import MossVideoLlama3ForConditionalGeneration, moss_config
+from moss_vllm.vlm.video_llama3.memory import Memory, estimate_training_memory, memory_table
+from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration, moss_config
 
 _VISION = {
     "hidden_size": 1152,

@@ -19,16 +19,16 @@ from lmms_eval.models import MODEL_REGISTRY_V2
 from lmms_eval.tasks import TaskManager
 from PIL import Image
 
-from moss_vllm import answering
 from moss_vllm.core import MOSS
-from moss_vllm.data.chat import Turn, collate, encode
-from moss_vllm.data.motion_world import DEFAULT_ROOT, WorldSize, ensure_world
 from moss_vllm.data.motionbench import motionbench_prompt, read_motionbench
-from moss_vllm.data.video import read_clip
-from moss_vllm.lmms_eval_plugin import Moss, cut, score
-from moss_vllm.scoring import parse_letter
+from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, WorldSize, ensure_world
+from moss_vllm.evaluation import answering
+from moss_vllm.evaluation.lmms_eval import Moss, cut, score
+from moss_vllm.evaluation.scoring import parse_letter
+from moss_vllm.video.clip import read_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.miniature import MINIATURE_MOSS
+from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS
 
 HERE = Path(__file__).parent
 HOW = {"sample_fps": 4.0, "short_side_px": 56, "max_frames": 6}

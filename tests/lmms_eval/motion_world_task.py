@@ -2,9 +2,9 @@
 
 from datasets import Dataset
 
-from moss_vllm.data.motion_world import DEFAULT_ROOT
 from moss_vllm.data.motionbench import motionbench_prompt, read_motionbench
-from moss_vllm.scoring import parse_letter
+from moss_vllm.data.world.benchmarks import DEFAULT_ROOT
+from moss_vllm.evaluation.scoring import parse_letter
 
 
 def read_rows(_):

@@ -1,0 +1,120 @@
+"""The paper's Tables 3, 4, 6 and 10, as recipes/configs/paper_tables.yaml has them."""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moss_vllm.core.presets import LadderPreset
+from moss_vllm.recognition.build import find_preset
+
+FILE = Path(__file__).parents[1] / "recipes" / "configs" / "paper_tables.yaml"
+UNITS = ("FLOPs", "TP", "Mem")
+ACCURACIES = ("ssv1", "d48", "ssv2")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: what the paper prints and how it is built; the file says what each field is."""
+
+    name: str
+    cost: str
+    set: dict[str, Any]
+    ssv1: float | None = None
+    d48: float | None = None
+    ssv2: float | None = None
+    mini: dict[str, Any] | str | None = None
+    views: int = 1
+    ladder: dict[str, Any] = field(default_factory=dict)
+    added: bool = False
+    note: str = ""
+
+    @property
+    def paper(self) -> dict[str, str]:
+        """FLOPs, TP and Mem as printed."""
+        return dict(zip(UNITS, self.cost.split(), strict=True))
+
+    @property
+    def host(self) -> str:
+        """What MOSS sits in."""
+        return str(self.set.get("host", "ladder"))
+
+    @property
+    def preset(self) -> LadderPreset:
+        """The variant's preset, with another image encoder if the row names one."""
+        preset = replace(find_preset(self.set.get("variant", "s")), **self.ladder)
+        return replace(preset, backbone=self.set.get("backbone", preset.backbone))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The temporal module, its layers and arguments, where they are not the preset's; all hashable."""
+        found = {"temporal": self.set["temporal"]} if "temporal" in self.set else {}
+        if "temporal_layers" in self.set:
+            found["temporal_layers"] = tuple(int(layer) for layer in self.set["temporal_layers"].split(","))
+        named = yaml.safe_load(self.set.get("temporal_options", "{}"))
+        return found | {name: _hashable(value) for name, value in named.items()}
+
+    @property
+    def batch(self) -> int:
+        """Clips at which the paper measures memory."""
+        return 32 if self.preset.patch_size == 16 else 16
+
+
+def read_tables(file: Path = FILE) -> dict[str, list[Row]]:
+    """Rows by table, "3" to "10e".
+
+    Raises:
+        ValueError: what is no row, by file, table and row.
+    """
+    try:
+        tables = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file}: cannot be read as YAML ({error})") from error
+    if not isinstance(tables, dict) or not all(isinstance(rows, list) for rows in tables.values()):
+        raise ValueError(f"{file}: it must hold a list of rows under each table's name")
+    found = {
+        str(table): [
+            _read_row(row, f"{file}: table {table}, row {number}") for number, row in enumerate(rows, 1)
+        ]
+        for table, rows in tables.items()
+    }
+    for table, rows in found.items():
+        names = [row.name for row in rows]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"{file}: table {table} has {', '.join(sorted(twice))} twice; rename one")
+    return found
+
+
+def _read_row(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {row!r}, not names with values")
+    where = f"{where} ({row.get('name')})"
+    known = {item.name for item in fields(Row)}
+    if unknown := sorted(set(map(str, row)) - known):
+        raise ValueError(f"{where} has {', '.join(unknown)}; it may have {', '.join(sorted(known))}")
+    kinds: dict[str, Any] = {
+        "name": str,
+        "cost": str,
+        "set": dict,
+        "note": str,
+        "views": int,
+        "ladder": dict,
+        "added": bool,
+    }
+    kinds |= {name: float for name in ACCURACIES} | {"mini": (dict, str)}
+    for name, value in row.items():
+        if not isinstance(value, kinds[name]):
+            raise ValueError(f"{where}: {name} is {value!r}; it must be of another type, see the file's head")
+    if missing := [name for name in ("name", "cost", "set") if name not in row]:
+        raise ValueError(f"{where} has no {' and no '.join(missing)}")
+    if len(row["cost"].split()) != len(UNITS):
+        raise ValueError(f"{where}: cost is {row['cost']!r}; write {' '.join(UNITS)}, '-' for none")
+    return Row(**row)
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
+
+
+TABLES = read_tables()

@@ -1,0 +1,1 @@
+"""Action-recognition datasets as they are published."""

@@ -1,0 +1,1 @@
+"""Worlds drawn here: the benchmarks' formats and the miniature's own clips."""

@@ -1,0 +1,214 @@
+"""The motion world on disk: h264 clips annotated in FAVOR-Train's, FAVOR-Bench's and MotionBench's formats.
+
+ROOT/world.json                       settings; the world is whole when this file is there
+ROOT/FAVOR/train.json                 captions           videos/FAVOR-Train/*.mp4
+ROOT/FAVOR/video_perspective.json     six tasks          videos/FAVOR-Bench/*.mp4
+ROOT/MotionBench/video_info.meta.jsonl  six types        self-collected/*.mp4, public-dataset/*.mp4
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from moss_vllm.data.motionbench import MOTIONBENCH_TASKS
+from moss_vllm.data.world.scenes import (
+    DURATION_S,
+    FRAME_PX,
+    Scene,
+    caption,
+    draw_scene_plan,
+    favor_choices,
+    motionbench_choices,
+    render,
+)
+
+FILE_FPS = 4
+DEFAULT_ROOT = Path("data/motion_world")
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How many clips and questions; `seed` decides all of them."""
+
+    train_clips: int = 3000
+    motionbench_questions: int = 300
+    withheld_questions: int = 30  # MotionBench's test rows, answer "NA"
+    favor_questions: int = 300
+    seed: int = 0
+
+
+def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Path:
+    """The folder of a whole world of this size, made now if it is not there yet.
+
+    Raises:
+        ValueError: a world of another size, or another folder, is there.
+    """
+    size = size or WorldSize()
+    wanted = {**asdict(size), "format": 1}
+    if (root / "world.json").is_file():
+        found = json.loads((root / "world.json").read_text())
+        if found != wanted:
+            raise ValueError(
+                f"{root} holds a motion world of {found}, not {wanted}; remove it or name another folder"
+            )
+        return root
+    if root.exists():
+        raise ValueError(
+            f"{root} exists and is no whole motion world (no world.json); remove it or name another folder"
+        )
+    unfinished = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
+    try:
+        write_world(unfinished, size)
+        (unfinished / "world.json").write_text(json.dumps(wanted, indent=2) + "\n")
+        try:
+            unfinished.rename(root)
+        except OSError:
+            if not (root / "world.json").is_file():  # else another process was faster; worlds are alike
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return root
+
+
+def write_world(root: Path, size: WorldSize) -> None:
+    """Write clips and annotation files of all three parts under `root`."""
+    clips: list[tuple[Scene, Path]] = []
+    _train(root / "FAVOR", size, clips)
+    _favor_bench(root / "FAVOR", size, clips)
+    _motionbench(root / "MotionBench", size, clips)
+    for folder in {path.parent for _, path in clips}:
+        folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
+        written = pool.map(_write_scene, *zip(*clips, strict=True), chunksize=16)
+        for _ in track(written, total=len(clips), description=f"drawing {len(clips)} clips"):
+            pass
+
+
+def write_clip(frames: NDArray[np.uint8], path: Path, *, fps: int = FILE_FPS) -> None:
+    """An h264 mp4 of `frames` (T, H, W, 3)."""
+    with av.open(str(path), "w") as container:
+        # mbtree of the x264 in PyAV 18 gives other bytes from one call to the next, now and then.
+        options = {"crf": "12", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode(None))
+
+
+def _write_scene(scene: Scene, path: Path) -> None:
+    write_clip(render(scene, FILE_FPS), path)
+
+
+def _train(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None:
+    rng = np.random.default_rng([size.seed, 1])
+    rows = []
+    for index in range(size.train_clips):
+        scene = draw_scene_plan(rng)
+        name = f"world_train_{index:05d}.mp4"
+        clips.append((scene, root / "videos" / "FAVOR-Train" / name))
+        rows.append({"video_name": name, "caption": caption(scene, rng), "subset": "motion_world"})
+    _write_json(root / "train.json", rows)
+
+
+def _favor_bench(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None:
+    rng = np.random.default_rng([size.seed, 2])
+    rows: list[dict[str, Any]] = []
+    asked = 0
+    while asked < size.favor_questions:
+        scene = draw_scene_plan(rng)
+        choices = favor_choices(scene, rng)
+        if not choices:
+            continue
+        asked += len(choices)
+        name = f"world_{len(rows):04d}.mp4"
+        clips.append((scene, root / "videos" / "FAVOR-Bench" / name))
+        motions = [f"Subject {i}: {a.name} [{a.deed}]" for i, a in enumerate(scene.actors, start=1)]
+        rows.append(
+            {
+                "video_name": name,
+                "questions": [
+                    {
+                        "question": c.text,
+                        "options": list(c.options),
+                        "correct_answer": c.answer,
+                        "task_type": c.task,
+                    }
+                    for c in choices
+                ],
+                "caption": caption(scene, rng),
+                "camera_motion": f"The camera {scene.camera}.",
+                "subject_attributes": ", ".join(actor.name for actor in scene.actors),
+                "motion_list": "\n".join(motions),
+                "chronological_motion_list": ", ".join(
+                    f"{action} (Subject {i})"
+                    for i, a in enumerate(scene.actors, start=1)
+                    for action in a.actions
+                ),
+            }
+        )
+    _write_json(root / "video_perspective.json", rows)
+
+
+def _motionbench(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None:
+    rng = np.random.default_rng([size.seed, 3])
+    lines = []
+    asked = 0
+    total = size.motionbench_questions + size.withheld_questions
+    while asked < total:
+        scene = draw_scene_plan(rng)
+        choices = motionbench_choices(scene, rng)
+        if not choices:
+            continue
+        key = hashlib.md5(rng.bytes(16)).hexdigest()
+        folder = "self-collected" if rng.random() < 0.5 else "public-dataset"
+        clips.append((scene, root / folder / f"{key}.mp4"))
+        stem = hashlib.md5(rng.bytes(16)).hexdigest()[:16]
+        questions = []
+        for index, choice in enumerate(choices):
+            letters = "ABCDEF"[: len(choice.options)]
+            options = "\n".join(f"{a}. {o}" for a, o in zip(letters, choice.options, strict=True))
+            answer = letters[choice.options.index(choice.answer)]
+            questions.append(
+                {
+                    "uid": stem if len(choices) == 1 else f"{stem}_{index}",
+                    "start": None,
+                    "end": None,
+                    "answer": answer if asked < size.motionbench_questions else "NA",
+                    "question": f"{choice.text}\n{options}",
+                }
+            )
+        asked += len(choices)
+        lines.append(
+            {
+                "question_type": MOTIONBENCH_TASKS[choices[0].task],
+                "video_type": None,
+                "key": key,
+                "qa": questions,
+                "video_path": f"{key}.mp4",
+                "video_info": {
+                    "duration": DURATION_S,
+                    "fps": float(FILE_FPS),
+                    "resolution": {"width": FRAME_PX, "height": FRAME_PX},
+                },
+            }
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "video_info.meta.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _write_json(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows, indent=1) + "\n")

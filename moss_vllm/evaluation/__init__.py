@@ -1,0 +1,1 @@
+"""Questions asked, judged, scored and compared."""

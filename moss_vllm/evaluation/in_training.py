@@ -1,0 +1,133 @@
+"""Questions of a benchmark asked while a model is in training; the answers go to evals.jsonl."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from peft import PeftModel
+from transformers import VideoLlama3Processor
+
+from moss_vllm.data.favor import BENCH_FILES, read_favor_bench
+from moss_vllm.data.motionbench import META_FILES, read_motionbench
+from moss_vllm.data.rows import BadRow, BenchmarkVideo
+from moss_vllm.evaluation.asking import evaluate, find_unreadable
+from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark
+from moss_vllm.runtime.screen import say
+from moss_vllm.training import engines
+from moss_vllm.video.clip import Clip, read_clip
+from moss_vllm.vlm.checkpoint import Loaded
+
+SAMPLES = 8  # answers kept in evals.jsonl each time; all are in evals/
+
+
+class Checkup:
+    """Asks the model in training; every process calls it, the first one asks and the others wait.
+
+    Args:
+        accelerator, model, processor: the run's.
+        protocol: clip settings of the run.
+        data: a MotionBench or FAVOR-Bench folder.
+        out: the run's folder.
+        read: as of `evaluate`.
+
+    Raises:
+        ValueError: an engine that shards the model, which the first process cannot ask alone.
+        BadRow: no annotation of either benchmark there, or one that cannot be used.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: PeftModel,
+        processor: VideoLlama3Processor,
+        protocol: Mapping[str, Any],
+        data: Path,
+        out: Path,
+        *,
+        read: Callable[..., Clip] = read_clip,
+    ) -> None:
+        engine = engines.name(accelerator)
+        if engine.startswith("FSDP") or engine.endswith("ZeRO-3"):
+            raise ValueError(
+                f"{engine} shards the model, so it cannot be asked in training; drop --eval-data and "
+                "evaluate the checkpoints with eval/motionbench.py, or use DDP or ZeRO-2"
+            )
+        self.accelerator, self.model, self.processor, self.out = accelerator, model, processor, out
+        self.read = read
+        self.benchmark, self.videos = open_benchmark(data)
+        self.protocol = next(iter(self.benchmark.protocols.values())).adapt(protocol)
+
+    def choose(self, count: int) -> None:
+        """Keep `count` of the questions, evenly over the file.
+
+        Raises: ValueError naming every video of theirs that cannot be read: now, not between two steps.
+        """
+        asked = [(video, question) for video in self.videos for question in video.questions]
+        count = min(count, len(asked))
+        kept = {asked[number * len(asked) // count][1].uid for number in range(count)}
+        chosen = [tuple(q for q in video.questions if q.uid in kept) for video in self.videos]
+        self.videos = [
+            dataclasses.replace(video, questions=questions)
+            for video, questions in zip(self.videos, chosen, strict=True)
+            if questions
+        ]
+        if bad := find_unreadable(self.videos, self.protocol):
+            told = f"{len(bad)} of the {len(self.videos)} videos to ask about"
+            raise ValueError(f"{'; '.join(bad.values())} ({told})")
+
+    def __call__(self, step: int) -> None:
+        """Ask, print, log, and add a line to evals.jsonl."""
+        if self.accelerator.is_main_process:
+            loaded = Loaded(self.model.eval(), self.processor, "in training", {})
+            out = self.out / "evals" / f"step-{step:06d}"
+            how: dict[str, Any] = {"out": out, "overwrite": True, "allow_missing": True, "read": self.read}
+            result = evaluate(loaded, self.videos, self.benchmark, self.protocol, **how)
+            for video_id, reason in result.failed.items():  # a run is not stopped for it
+                say(f"step {step}: {video_id} counts as wrong: {reason}", file=sys.stderr)
+            found = result.score
+            assert found is not None  # both readers give questions with public answers here
+            line = {
+                "step": step,
+                "benchmark": self.benchmark.name,
+                "protocol": self.protocol.name,
+                "accuracy": found.accuracy,
+                "chance": result.chance,
+                "failed": result.failed,
+                "counts": {key: getattr(found, key) for key in ("correct", "answered", "total")},
+                "samples": self._samples(result.records),
+            }
+            with (self.out / "evals.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            right, count, chance = found.accuracy["all"], found.total["all"], result.chance["all"]
+            say(
+                f"step {step}: {self.benchmark.name} {right:.1f} % of {count} questions (chance {chance:.1f})"
+            )
+            self.accelerator.log({f"eval/{task}": value for task, value in found.accuracy.items()}, step=step)
+        self.accelerator.wait_for_everyone()
+
+    def _samples(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same few questions each time."""
+        options = {question.uid: question for video in self.videos for question in video.questions}
+        return [
+            {
+                "video": record["video_id"],
+                "question": options[record["uid"]].text,
+                "options": list(options[record["uid"]].options),
+                **{key: record[key] for key in ("answer", "output", "correct")},
+            }
+            for record in records[:: max(1, len(records) // SAMPLES)][:SAMPLES]
+        ]
+
+
+def open_benchmark(data: Path) -> tuple[Benchmark, list[BenchmarkVideo]]:
+    """The benchmark in a folder and its questions."""
+    if any((data / name).is_file() for name in META_FILES):
+        return MOTIONBENCH, read_motionbench(data, data)
+    if any((data / name).is_file() for name in BENCH_FILES):
+        return FAVOR_BENCH, read_favor_bench(data, data)
+    known = ", ".join((*META_FILES, *BENCH_FILES))
+    raise BadRow(str(data), "folder", f"holds none of {known}", "pass a MotionBench or FAVOR-Bench folder")

@@ -1,0 +1,38 @@
+"""Options that the scripts in eval/ share; importing them takes no time, so that --help does not."""
+
+import argparse
+from pathlib import Path
+
+from moss_vllm.evaluation.protocols import CLIPS, Benchmark
+from moss_vllm.runtime.flags import add_clip_options, add_device
+from moss_vllm.video.decoders import DECODERS
+
+
+def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
+    """Options every benchmark's script has beside `--data`."""
+    add, protocols = parser.add_argument, benchmark.protocols
+    add("--annotation", type=Path, help="another annotation file (default: the one found in --data)")
+    add("--ckpt", default="miniature", help="checkpoint folder, base model folder, hub id, or miniature")
+    out = "folder of the results (default: runs/eval/SCRIPT/NAME, where NAME has the options that were given)"
+    add("--out", type=Path, help=out)
+    cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
+    add("--cache", type=Path, help=cache)
+    add("--cache-gib", type=float, metavar="GIB", help="add to the cache up to this size (default: no limit)")
+    add("--decoder", choices=DECODERS, default="auto", help="what reads video files; auto is PyAV")
+    add("--overwrite", action="store_true", help="drop the answers in --out and start again")
+    missing = "count questions about missing or unreadable videos as wrong; without it they stop the run"
+    add("--allow-missing", action="store_true", help=missing)
+    merge = "print the table of all the answers in --out, of every process; opens no model"
+    add("--merge", action="store_true", help=merge)
+    batch = "questions answered together, those of one video or of several"
+    add("--batch-size", type=int, default=16, metavar="N", help=batch)
+    workers = "threads that read videos ahead; 0: none (default: one per processor, up to 16)"
+    add("--workers", type=int, metavar="N", help=workers)
+    limit = "ask the first N questions only; the table says that it is partial (default: all)"
+    add("--limit", type=int, metavar="N", help=limit)
+    protocol = "prompt and rule of judging, see eval/README.md"
+    add("--protocol", choices=protocols, default=next(iter(protocols)), help=protocol)
+    add_device(add)
+    add = add_clip_options(parser).add_argument
+    add("--clips", choices=CLIPS, help="a set of the options above by name; those that are given win")
+    add("--still", action="store_true", help="one-frame control: every frame is the middle one")

@@ -1,0 +1,107 @@
+"""What every video classifier has, whatever it does with its image encoder."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, cast
+
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from moss_vllm.encoders.image import has_class_token
+from moss_vllm.training.optim import Rate
+
+
+class VideoClassifier(nn.Module):
+    """Clip to class scores, with the modules that look across time attached by layer.
+
+    `frozen` and `trained` are patterns of parameter names; each parameter fits one of them, or that of the
+    temporal modules. `head_name` is the Linear whose outputs are the classes. A clip has
+    `frames_per_encoded` frames for each one that the image encoder sees.
+
+    Shape:
+        (B, T, 3, H', W') pixels normalised with `mean` and `std` -> (B, classes).
+
+    Args:
+        encoder_name: the image encoder's name in timm.
+        mean: what to subtract from pixels in RGB of 0 to 1.
+        std: what to divide by.
+    """
+
+    frozen: ClassVar[str]
+    trained: ClassVar[str]
+    head_name: ClassVar[str] = "head"
+    temporal_prefix: ClassVar[str] = r"^moss\d*\."
+    frames_per_encoded: ClassVar[int] = 1
+    decay_vectors: ClassVar[bool] = False
+
+    def __init__(self, encoder_name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.encoder_name, self.mean, self.std = encoder_name, mean, std
+        self.temporal_names: dict[int, str] = {}
+
+    def attach(self, temporal: Mapping[int, nn.Module], depth: int) -> None:
+        """Keep each module under "moss", "moss2" and so on, as the ladder does; layers count from 1.
+
+        Raises:
+            ValueError: a layer that the encoder does not have.
+        """
+        if outside := [layer for layer in temporal if not 1 <= layer <= depth]:
+            raise ValueError(
+                f"temporal modules at layers {sorted(outside)}; {self.encoder_name} has 1 to {depth}"
+            )
+        for number, layer in enumerate(sorted(temporal), start=1):
+            self.temporal_names[layer] = "moss" if number == 1 else f"moss{number}"
+            self.add_module(self.temporal_names[layer], temporal[layer])
+
+    def temporal_after(self, layer: int) -> nn.Module | None:
+        """The module that reads the patches of this layer, if there is one."""
+        return self._modules.get(self.temporal_names.get(layer, ""))
+
+    def rate_table(
+        self, lr: float, weight_decay: float = 0.0, layer_decay: float | None = None
+    ) -> tuple[Rate, ...]:
+        """Learning rates for `moss_vllm.training.optim.parameter_groups`: encoder frozen, the rest at `lr`.
+
+        Raises:
+            ValueError: `layer_decay`, where there is no layer of the encoder to train.
+        """
+        if layer_decay is not None:
+            raise ValueError(
+                f"layer_decay={layer_decay} scales the rates of an encoder that trains; that of "
+                f"{type(self).__name__} is frozen, leave it out"
+            )
+        return (
+            Rate("frozen", self.frozen, None),
+            *self.temporal_rates(lr, weight_decay),
+            Rate("host", self.trained, lr, weight_decay, self.decay_vectors),
+        )
+
+    def temporal_rates(self, lr: float, weight_decay: float) -> tuple[Rate, ...]:
+        """The row of the temporal modules, or none without them: a trained row must match something."""
+        names = (name for name, _ in self.named_parameters() if re.search(self.temporal_prefix, name))
+        row = Rate("moss", self.temporal_prefix, lr, weight_decay, self.decay_vectors)
+        return (row,) if any(names) else ()
+
+    def reset_head(self, classes: int) -> None:
+        """Replace the head by a new one, for other classes."""
+        old = cast(nn.Linear, self.get_submodule(self.head_name))
+        device, dtype = old.weight.device, old.weight.dtype
+        new = nn.Linear(old.in_features, classes, device=device, dtype=dtype)
+        self.set_submodule(self.head_name, new)
+
+    def trained_names(self) -> tuple[str, ...]:
+        """What of `state_dict()` a checkpoint must hold: all but the frozen encoder, BatchNorm included."""
+        return tuple(name for name in self.state_dict() if not re.search(self.frozen, name))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Score each class."""
+        raise NotImplementedError
+
+
+def check_plain(vit: Any, name: str) -> None:
+    """Refuse an encoder whose layers a host cannot take apart, or that has no class token."""
+    if not has_class_token(vit) or not all(isinstance(block, Block) for block in vit.blocks):
+        raise ValueError(
+            f"{name}: this host works between attention and MLP of plain layers with a class token, like "
+            "CLIP's; choose clip_b16 or clip_l14, or the hosts 'ladder' and 'dist', which take any"
+        )

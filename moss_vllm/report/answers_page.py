@@ -1,0 +1,305 @@
+"""An evaluation's answers as one HTML page: scores beside the paper's, choices, time, every question."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+import moss_vllm
+from moss_vllm.evaluation.scoring import PAPER_TABLE_5
+from moss_vllm.report.answer_files import Asked, Results
+from moss_vllm.report.bars import Bars, draw_bars
+from moss_vllm.report.choices import show_choices
+from moss_vllm.report.html import Html, count, cut, document, listed, moment, section, table, tag, tiles
+from moss_vllm.report.strips import MOST_BYTES, MOST_FRAMES, MOST_VIDEOS, Strip, choose_videos, read_strips
+
+PARTS = {
+    "score": "Score",
+    "choices": "Choices",
+    "time": "Time",
+    "questions": "Questions",
+    "run": "What was run",
+}
+OUTCOMES = ("right", "wrong", "not read", "failed", "withheld")
+MOST_CHARACTERS = 3000  # of a question's text, an option, an output
+NAMED = 20  # failed videos at the top; all are among the questions
+
+
+def answers_page(results: Results, strips: int | None = None) -> str:
+    """The page's HTML.
+
+    Args:
+        strips: how many videos have frames; None: 200, but no more than 10 MB of them.
+    """
+    if strips is not None and strips < 0:
+        raise ValueError(f"--strips {strips} is negative; 0 makes a page without frames")
+    videos = choose_videos(results.asked)[: MOST_VIDEOS if strips is None else strips]
+    paths = {video: str(results.stored.videos[video].get("path")) for video in videos}
+    found = read_strips(paths, results.protocol.sample_fps, MOST_BYTES if strips is None else None)
+    name = f"{results.header.get('checkpoint')} on {results.benchmark}"
+    made = f"Made by moss_vllm {moss_vllm.__version__}, {moment(datetime.now(timezone.utc))}"
+    parts = [
+        tag("h1", name),
+        tag("p", f"Protocol {results.protocol}"),
+        tag("nav", *(tag("a", title, href=f"#{part}") for part, title in PARTS.items())),
+        *_status(results),
+        tiles(_figures(results)),
+        listed(results.notes),
+        section("score", PARTS["score"], *_score(results)),
+        section("choices", PARTS["choices"], *show_choices(results)),
+        section("time", PARTS["time"], *_time(results)),
+        section("questions", PARTS["questions"], *_browser(results, found)),
+        section("run", PARTS["run"], *_run(results)),
+        tag("p", made, class_="soft"),
+    ]
+    return document(name, parts, _data(results, found), "answers.js")
+
+
+def _status(results: Results) -> list[Html]:
+    """Complete or partial; failed videos with their reasons."""
+    done, total, failed = results.done, results.total, results.stored.failed
+    written = f"the answers were last written {moment(results.written)}"
+    if done >= total:
+        told = [tag("p", f"Complete: all {total:,} questions; {written}.", class_="status good")]
+    else:
+        why = "--limit, an evaluation that was stopped, or one that goes on"
+        told = [
+            tag("p", f"Partial: {done:,} of {total:,} questions ({why}); {written}.", class_="status open")
+        ]
+    if failed:
+        unseen, wrong = results.done - len(results.asked), results.unseen.get("all", 0)
+        counted = "not counted in any number"
+        if unseen:
+            rest = f", the answers of {unseen - wrong:,} are withheld" if unseen > wrong else ""
+            counted = f"of their {count(unseen, 'question')} {wrong:,} count as wrong{rest}"
+        names = (tag("li", f"{video}: {cut(reason, 600)}") for video, reason in list(failed.items())[:NAMED])
+        more = tag("li", f"and {len(failed) - NAMED:,} more") if len(failed) > NAMED else ""
+        head = f"{count(len(failed), 'video')} missing or unreadable, {counted}:"
+        told.append(tag("div", head, tag("ul", *names, more), class_="status bad"))
+    return told
+
+
+def _figures(results: Results) -> list[tuple[str, str]]:
+    found, outcomes = results.score, Counter(one.outcome for one in results.asked)
+    figures = []
+    if found:
+        low, high = found.intervals["all"]
+        figures += [
+            (f"{found.accuracy['all']:.1f} %", "right, all questions"),
+            (f"{low:.1f} to {high:.1f}", "95 % interval"),
+            (f"{results.chance['all']:.1f} %", "chance"),
+            (f"{found.correct['all']:,} of {found.total['all']:,}", "questions right"),
+            (f"{outcomes['not read']:,}", "answers that name no option"),
+        ]
+    if outcomes["withheld"]:
+        figures.append((f"{outcomes['withheld']:,}", "questions whose answer is withheld"))
+    return [*figures, (f"{len(results.stored.videos):,}", "videos answered")]
+
+
+def _score(results: Results) -> list[Html]:
+    """Bars, and the table they are drawn from."""
+    found, name = results.score, str(results.header.get("checkpoint"))
+    if found is None:
+        return [tag("p", "No question asked has a public answer, so there is no score.")]
+    published = {} if results.motion_world else PAPER_TABLE_5.get(results.benchmark, {})
+    paper = {f"{row} (paper)": values for row, values in published.items()}
+    tasks = [task for task in found.total if found.total[task] or any(task in row for row in paper.values())]
+    tasks = [task for task in next(iter(paper.values()), {}) if task in tasks] or tasks
+    tasks += [task for task in found.total if found.total[task] and task not in tasks]
+    series = [Bars(row, values, f"paper{place}") for place, (row, values) in enumerate(paper.items())]
+    series.append(Bars(name, found.accuracy, "c0", found.intervals, told=True))
+
+    def line(head: str, values: Mapping[str, Any], form: str) -> list[Html]:
+        cells = (format(values[task], form) if task in values else "-" for task in tasks)
+        return [tag("th", head, scope="row"), *(tag("td", cell, class_="number") for cell in cells)]
+
+    asked = {task: number for task, number in found.total.items() if number}
+    spans = {task: f"{low:.1f} to {high:.1f}" for task, (low, high) in found.intervals.items()}
+    lines = [
+        *(line(row, values, ".1f") for row, values in paper.items()),
+        line("chance (this data)", results.chance, ".1f"),
+        line(name, found.accuracy, ".1f"),
+        line("95 % interval", spans, ""),
+        line("right", {task: found.correct[task] for task in asked}, ",d"),
+        line("answers that name an option", {task: found.answered[task] for task in asked}, ",d"),
+        line("questions", asked, ",d"),
+    ]
+    names = ", ".join(
+        f"{task}: {results.tasks[task]}" for task in tasks if results.tasks.get(task, task) != task
+    )
+    rows = [tag("tr", *cells, class_="mine" if cells is lines[len(paper) + 1] else None) for cells in lines]
+    return [
+        draw_bars("Right answers of each task", tasks, series, results.chance, "chance (this data)"),
+        table(["%", *tasks], rows, class_="scores"),
+        tag("p", names, class_="soft"),
+        tag("p", "Intervals are Wilson's. An answer that names no option counts as wrong.", class_="soft"),
+    ]
+
+
+def _time(results: Results) -> list[Html]:
+    """Seconds of each stage over all videos, and what a video is to the model."""
+    videos = list(results.stored.videos.values())
+    seconds: dict[str, list[float]] = {}
+    for video in videos:
+        for stage, value in video.get("seconds", {}).items():
+            seconds.setdefault(stage, []).append(value)
+    whole = sum(map(sum, seconds.values()))
+    if not whole:
+        return [tag("p", "No video is answered yet.")]
+    bar, lines = [], []
+    for place, (stage, values) in enumerate(seconds.items()):
+        share = 100 * sum(values) / whole
+        bar.append(tag("i", class_=f"c{place}", style=f"flex:{share:.2f}", title=f"{stage}: {share:.1f} %"))
+        told = [f"{sum(values):,.1f}", f"{share:.1f}"]
+        told += [f"{statistics.median(values):,.3f}", f"{max(values):,.3f}"]
+        cells = (tag("td", one, class_="number") for one in told)
+        lines.append(tag("tr", tag("td", tag("i", class_=f"box c{place}"), stage), *cells))
+    sizes = []
+    for key, name in (("frames", "frames of a video"), ("shared_tokens", "tokens its questions share")):
+        if counts := [video[key] for video in videos if isinstance(video.get(key), int)]:
+            sizes.append([name, min(counts), int(statistics.median(counts)), max(counts), sum(counts)])
+    note = "Videos are decoded by threads while others are answered, so that stages overlap in time."
+    return [
+        tag("div", *bar, class_="stages"),
+        tag(
+            "div",
+            tag(
+                "div", table(["stage", "seconds", "%", "median of a video, s", "longest, s"], lines, "scores")
+            ),
+            tag(
+                "div", table([count(len(videos), "video"), "least", "median", "most", "sum"], sizes, "scores")
+            ),
+            class_="columns",
+        ),
+        tag("p", note, class_="soft"),
+    ]
+
+
+def _browser(results: Results, strips: Mapping[str, Strip]) -> list[Html]:
+    """The controls; answers.js makes the questions that are looked at from the data."""
+    found = [video for video, strip in strips.items() if "frames" in strip]
+    bad = [video for video, strip in strips.items() if "failed" in strip]
+    total = len(results.stored.videos)
+    told = (
+        f"Frames are shown of {len(found):,} of {count(total, 'video')}, up to {MOST_FRAMES} spread evenly "
+    )
+    told += "over each; " + ("wrong answers come first, the tasks in turn; " if total > len(strips) else "")
+    told += "--strips N takes N videos, 0 none."
+    if bad:
+        more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+        told += f" {count(len(bad), 'video')} cannot be read now: {', '.join(bad[:NAMED])}{more}."
+    if results.protocol.still and found:
+        told += " The model was shown one frame only, the middle one; these are the video's own."
+    number = len(results.asked) + len(results.stored.failed)
+    outcomes = {one.outcome for one in results.asked} | ({"failed"} if results.stored.failed else set())
+    label = {outcome: outcome.capitalize() for outcome in OUTCOMES}
+    label |= {"failed": "Failed videos"} | ({} if results.score else {"withheld": "Not judged"})
+    search = tag("input", type="search", id="search", placeholder="uid, video, question, option, output")
+    return [
+        tag("p", told, class_="soft"),
+        tag("noscript", tag("p", "Scripts are off in this browser; the questions need them.")),
+        tag(
+            "div",
+            _filter("task", "All tasks", {task: task for task in _tasks_asked(results)}),
+            _filter("outcome", "All", {one: label[one] for one in OUTCOMES if one in outcomes}),
+            tag("div", tag("label", "Search ", search), class_="filter"),
+            id="controls",
+            hidden="",
+        ),
+        tag("div", _pager(), tag("div", id="list", data_total=number), _pager(), id="browser", hidden=""),
+    ]
+
+
+def _tasks_asked(results: Results) -> list[str]:
+    there = {one.task for one in results.asked}
+    return [task for task in results.tasks if task in there]
+
+
+def _filter(key: str, all_: str, choices: Mapping[str, str]) -> Html:
+    """Buttons of which one is pressed; answers.js writes how many questions each leaves."""
+    buttons = [("", all_), *choices.items()]
+    made = (
+        tag(
+            "button",
+            f"{label} ",
+            tag("span"),
+            type="button",
+            data_only=only,
+            aria_pressed=str(not only).lower(),
+        )
+        for only, label in buttons
+    )
+    return tag("div", *made, class_="filter", data_key=key, role="group", aria_label=key)
+
+
+def _pager() -> Html:
+    before = tag("button", "← previous", type="button", data_by=-1)
+    after = tag("button", "next →", type="button", data_by=1)
+    return tag("div", before, tag("span", aria_live="polite"), after, class_="filter pager")
+
+
+def _run(results: Results) -> list[Html]:
+    """The header of the answers, and a prompt as it was put."""
+    header = dict(results.header)
+    protocol, versions, run = (header.pop(key, None) or {} for key in ("protocol", "versions", "run"))
+    first = next(iter(results.stored.answers.values()), {})
+    rows = [*header.items(), *versions.items()]
+    more = [("protocol." + key, value) for key, value in protocol.items()]
+    told = [
+        tag("h3", "A prompt, as put"),
+        tag("pre", cut(str(first.get("prompt", "-")), MOST_CHARACTERS)),
+        tag("h3", "Header of the answers"),
+        tag("div", table((), rows, class_="pairs"), table((), more, class_="pairs"), class_="columns"),
+    ]
+    if run:
+        told += [tag("h3", "The checkpoint's own run"), table((), list(run.items()), class_="pairs")]
+    return told
+
+
+def _data(results: Results, strips: Mapping[str, Strip]) -> dict[str, Any]:
+    """What answers.js shows; videos and tasks by their places, to keep it small."""
+    failed = results.stored.failed
+    videos = list(dict.fromkeys([*(one.video_id for one in results.asked), *failed]))
+    place = {video: number for number, video in enumerate(videos)}
+    tasks = {task: number for number, task in enumerate(results.tasks)}
+    rows = [_row(one, place[one.video_id], tasks[one.task]) for one in results.asked]
+    for video, reason in failed.items():
+        rows.append(
+            [
+                "",
+                place[video],
+                -1,
+                OUTCOMES.index("failed"),
+                cut(reason, MOST_CHARACTERS),
+                [],
+                None,
+                [],
+                "",
+                {},
+            ]
+        )
+    return {
+        "tasks": list(results.tasks.items()),
+        "outcomes": OUTCOMES,
+        "videos": videos,
+        "strips": {place[video]: strip for video, strip in strips.items()},
+        "letters": not results.names_options,
+        "questions": rows,
+    }
+
+
+def _row(one: Asked, video: int, task: int) -> list[Any]:
+    scores = {name: f"{value:.2f}" for name, value in one.log_likelihood.items()}  # NaN is no JSON
+    return [
+        one.uid,
+        video,
+        task,
+        OUTCOMES.index(one.outcome),
+        cut(one.question, MOST_CHARACTERS),
+        [cut(option, MOST_CHARACTERS) for option in one.options],
+        one.right,
+        one.chosen,
+        cut(one.output, MOST_CHARACTERS),
+        scores,
+    ]

@@ -1,0 +1,292 @@
+"""The model card of a checkpoint or a merged model, filled from its own record and result.json files."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS
+from moss_vllm.report.plots import format_cell, in_markdown
+from moss_vllm.runtime.files import read_json
+from moss_vllm.runtime.screen import plain
+from moss_vllm.vlm.base import is_hub_id
+from moss_vllm.vlm.fit import shorten
+
+HUB_DATA = {"FAVOR-Bench": "zl2048/FAVOR", "MotionBench-Dev": "zai-org/MotionBench"}
+TASK = "video-text-to-text"
+CITATION = """```bibtex
+@misc{moss,
+  title = {Exploring High-Order Self-Similarity for Video Understanding},
+  note = {Multi-Order Self-Similarity (MOSS)}
+}
+@misc{videollama3,
+  title = {VideoLLaMA 3: Frontier Multimodal Foundation Models for Image and Video Understanding},
+  author = {Zhang, Boqiang and others},
+  year = {2025},
+  eprint = {2501.13106},
+  archivePrefix = {arXiv}
+}
+```"""
+
+
+def model_card(
+    repo_id: str,
+    run: Mapping[str, Any],
+    *,
+    merged: bool,
+    licence: str = "other",
+    results: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """README.md of a repository on the hub.
+
+    Args:
+        repo_id: owner/name.
+        run: run.json of a checkpoint, or merged.json of a merged model; `moss` says what the model has.
+        merged: a full model, not an adapter on its base.
+        licence: the hub's id of a licence.
+        results: result.json files of `eval/`.
+    """
+    base, moss = run["base_model"], run.get("moss")
+    has_moss = moss is not None
+    kind = "VideoLLaMA3 with MOSS" if has_moss else "VideoLLaMA3"
+    what = (
+        f"{kind}, fine-tuned and merged into one full model."
+        if merged
+        else f"A fine-tuning of {kind}: LoRA on the language model"
+        + (", MOSS" if has_moss else "")
+        + " and the projector. The base model is not in it."
+    )
+    about_moss = (
+        " MOSS (Multi-Order Self-Similarity) reads an early layer of the vision encoder and adds what it "
+        "finds of motion to the encoder's output."
+    )
+    revision = f", revision {_cell(run['base_revision'])}" if run.get("base_revision") else ""
+    sections = {
+        "": what + about_moss * has_moss,
+        "Base": f"{_code(base)}{revision}; fingerprint {_code(run['base_fingerprint'])}.",
+        "How to load": _how_to_load(repo_id, run, merged=merged),
+        "MOSS": "None: the same training without MOSS." if moss is None else _table(moss),
+        "Training": _training(run),
+        "Clips": _table(run.get("protocol", {})),
+        "Scores": "\n\n".join(map(_score, results)) or "None were given.",
+        "Versions": _table(run.get("versions", {})),
+        "Licence": (
+            "That of the code it was made with (moss_vllm) is Apache-2.0. The terms of the base model and of "
+            "the training data hold for these weights too; read them before use."
+        ),
+        "Citation": CITATION,
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
+    matter = _front_matter(repo_id, run, merged=merged, licence=licence, results=results)
+    return f"---\n{matter.to_yaml()}\n---\n\n# {repo_id}\n\n{body}\n"
+
+
+def merged_readme(name: str, run: Mapping[str, Any]) -> str:
+    """README.md of a merged folder called `name`: transformers' own error would send its reader elsewhere."""
+    has_moss = run.get("moss") is not None
+    needs = "moss_vllm, which has the class of the model" if has_moss else "transformers alone"
+    return (
+        f"VideoLLaMA3{' with MOSS' * has_moss}, merged by moss_vllm. It needs {needs}. "
+        f"Beside this folder:\n\n```python\n{loading_code(name, run, merged=True)}\n```\n"
+    )
+
+
+def loading_code(name: str, run: Mapping[str, Any], *, merged: bool) -> str:
+    """The Python that opens the model from the folder or hub id `name`."""
+    if not merged:
+        return (
+            "from moss_vllm.vlm.checkpoint import load\n\n"
+            f'loaded = load("{name}")  # on its base, ready to generate'
+        )
+    register = "import moss_vllm.vlm  # registers the model with transformers\n"
+    return (
+        f"{register * (run.get('moss') is not None)}"
+        "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+        f'model = AutoModelForImageTextToText.from_pretrained("{name}")\n'
+        f'processor = AutoProcessor.from_pretrained("{name}")'
+    )
+
+
+def read_result(file: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """A result.json of the model whose record is `run`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it cannot be read, or is of another model.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: is not a file; give the result.json of an evaluation")
+    result = read_json(file, "evaluate again")
+    needed = ("benchmark", "protocol", "run", "asked", "questions", "accuracy_percent", "chance_percent")
+    if missing := [name for name in needed if name not in result]:
+        raise ValueError(f"{file}: has no {', '.join(missing)}; give a result.json of eval/*.py")
+    _check_result(file, result)
+    known, this = ({**one, "base_model": None} for one in (result["run"], run))  # it may have moved
+    if known != this:
+        raise ValueError(f"{file}: is of another model than this one; evaluate this one, or leave it out")
+    return result
+
+
+def _check_result(file: Path, result: Mapping[str, Any]) -> None:
+    """ValueError unless the parts of which the card makes tables are what `Result.save` writes."""
+    kinds: dict[str, Any] = {"benchmark": str, "protocol": dict, "run": dict, "asked": int, "questions": int}
+    kinds |= {"accuracy_percent": dict, "chance_percent": dict, "notes": list, "counts": dict}
+    kinds |= {"interval_95_percent": dict, "failed": dict}
+    wrong = [name for name, kind in kinds.items() if name in result and type(result[name]) is not kind]
+    if not wrong:
+        spans = result.get("interval_95_percent", {})
+        wrong = [name for name, span in spans.items() if not (isinstance(span, list) and len(span) == 2)]
+        percents = [*result["accuracy_percent"].items(), *result["chance_percent"].items()]
+        percents += [(name, end) for name, span in spans.items() if name not in wrong for end in span]
+        wrong += [
+            name
+            for name, value in percents
+            if type(value) not in (int, float, type(None)) or not 0 <= (value or 0) <= 100
+        ]
+        counts = result.get("counts", {})
+        wrong += [
+            f"counts.{name}"
+            for name, count in counts.items()
+            if not isinstance(count, dict) or any(type(n) is not int or n < 0 for n in count.values())
+        ]
+        wrong += [name for name in ("asked", "questions") if result[name] < 0]
+    if wrong:
+        told = ", ".join(shorten(name, quoted=False) for name in dict.fromkeys(wrong))
+        raise ValueError(f"{file}: its {told} is not what an evaluation writes; evaluate again")
+
+
+def _front_matter(
+    repo_id: str,
+    run: Mapping[str, Any],
+    *,
+    merged: bool,
+    licence: str,
+    results: Sequence[Mapping[str, Any]],
+) -> ModelCardData:
+    has_moss, on_hub = run.get("moss") is not None, is_hub_id(run["base_model"])
+    return ModelCardData(
+        license=licence,
+        # Of an adapter the hub would show peft's own way to open it, which a MOSS refuses.
+        library_name="transformers" if merged and not has_moss else "moss_vllm",
+        base_model=run["base_model"] if on_hub else None,
+        base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
+        pipeline_tag=TASK,
+        tags=["video", "motion", *["moss"] * has_moss],
+        model_name=repo_id.split("/")[-1] if results else None,
+        eval_results=[entry for result in results for entry in _entries(result)] or None,
+    )
+
+
+def _entries(result: Mapping[str, Any]) -> list[EvalResult]:
+    """A score as the hub lists it: under the benchmark's name only if its own questions were all asked."""
+    benchmark, told = result["benchmark"], _unlike(result)
+    protocol = str(result["protocol"].get("name", ""))
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type="other" if told else HUB_DATA.get(benchmark, "other"),
+            dataset_name=f"{benchmark}'s format ({told})" if told else benchmark,
+            metric_type="accuracy",
+            metric_value=round(value, 2),
+            metric_name=f"accuracy (%), {task}, protocol {protocol}",
+        )
+        for task, value in result["accuracy_percent"].items()
+    ]
+
+
+def _unlike(result: Mapping[str, Any]) -> str:
+    """Why the questions are not the benchmark's; nothing where they are."""
+    official, asked = OFFICIAL_COUNTS.get(result["benchmark"]), f"{result['asked']:,} questions"
+    counts = result.get("counts", {}).get("total", {})
+    if any("not comparable" in note for note in result.get("notes", ())):
+        return f"{asked} of the motion world, not comparable"
+    if result["asked"] != result["questions"]:
+        return f"partial: {asked} of {result['questions']:,}"
+    if official and {task: n for task, n in counts.items() if task != "all" and n} != official:
+        return f"{asked}; the published benchmark has {sum(official.values()):,}"
+    return ""
+
+
+def _how_to_load(repo_id: str, run: Mapping[str, Any], *, merged: bool) -> str:
+    code = f"```python\n{loading_code(repo_id, run, merged=merged)}\n```"
+    if merged:
+        return code
+    text = f'{code}\n\nor `python scripts/ask.py VIDEO "question" --ckpt {repo_id}`.'
+    if run.get("moss") is not None:
+        text += " Not through peft: it knows no MOSS, and refuses."
+    base = run["base_model"]
+    if not is_hub_id(base) and base != "miniature":
+        text += (
+            f" The base is not on the hub. A folder {_code(base)} of the same base is looked for where the "
+            f"code runs, and the fingerprint above is checked. If yours is elsewhere: `hf download {repo_id} "
+            "--local-dir DIR`, write where it is as `base_model` into DIR/run.json, and give DIR in place of "
+            "the name."
+        )
+    return text
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    settings = run.get("settings", {})
+    known = {name: run[name] for name in ("step", "processes", "seed") if name in run}
+    parts = []
+    if "command" in run:
+        parts.append(_code(str(run["command"]), "bash"))
+    if "data" in settings:
+        told = (
+            _code(str(settings["data"]))
+            if settings["data"]
+            else "the motion world, generated clips of moss_vllm"
+        )
+        parts.append(f"Data: {told}.")
+    if table := {**known, **settings}:
+        parts.append(_table(table))
+    return "\n\n".join(parts) or "Not recorded."
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    accuracy, chance = result["accuracy_percent"], result["chance_percent"]
+    spans, counts = result.get("interval_95_percent", {}), result.get("counts", {})
+    lines = ["| task | accuracy % | chance % | 95 % interval | answered | questions |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
+    for task in accuracy:
+        span = " to ".join(format_cell(end) for end in spans.get(task, ())) or "-"
+        some = [format_cell(counts.get(name, {}).get(task)) for name in ("answered", "total")]
+        cells = [_cell(task), format_cell(accuracy[task]), format_cell(chance.get(task)), span, *some]
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = list(result.get("notes", ()))
+    if failed := result.get("failed"):
+        notes.append(f"{len(failed)} videos missing or unreadable: their questions count as wrong")
+    if (told := _unlike(result)) and not any("not comparable" in note for note in notes):
+        notes.append(told)
+    protocol = ", ".join(f"{name}={value}" for name, value in result["protocol"].items())
+    partial = "" if result["asked"] == result["questions"] else f" **Partial: of {result['questions']:,}.**"
+    asked = f"{_cell(result['benchmark'])}, {result['asked']:,} questions.{partial}"
+    head = f"{asked} Protocol: {_cell(protocol)}.\n"
+    return "\n".join([head, *(f"- **{_cell(note)}**" for note in notes), *[""] * bool(notes), *lines])
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    if not values:
+        return "Not recorded."
+    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in values.items()]
+    return "\n".join(["| setting | value |", "|---|---|", *rows])
+
+
+def _cell(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return (
+        text if re.fullmatch(r"[\d\s,.\[\]-]+", text) else in_markdown(text)
+    )  # a list of numbers marks nothing
+
+
+def _code(text: str, kind: str = "") -> str:
+    """The text between as many backticks as it needs; with `kind` a block of its own."""
+    text = plain(text)
+    ticks = max(map(len, re.findall("`+", text)), default=0) + 1
+    if kind:
+        fence = "`" * max(3, ticks)
+        return f"{fence}{kind}\n{text}\n{fence}"
+    room = " " * ("`" in text)
+    return f"{'`' * ticks}{room}{text}{room}{'`' * ticks}"

@@ -1,0 +1,116 @@
+"""The same questions over time: answers side by side by step, right and wrong marked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moss_vllm.report.html import Html, count, cut, escape, join, table, tag
+
+MOST_EVALUATIONS = 16  # side by side; the first and the last are among them
+MOST_CHARACTERS = 600  # of an answer
+
+
+@dataclass
+class Asked:
+    """A question and its answer at each step it was asked: (output, correct)."""
+
+    sample: Mapping[str, Any]
+    answers: dict[int, tuple[Any, bool | None]] = field(default_factory=dict)
+
+    def kinds(self) -> list[str]:
+        """What the filter calls it: right or wrong the last time, changed if ever right and ever wrong."""
+        judged = [correct for _, correct in self.answers.values() if correct is not None]
+        last = [] if not judged else ["right" if judged[-1] else "wrong"]
+        return last + ["changed"] * (len(set(judged)) > 1)
+
+
+def gather(lines: Mapping[int, Mapping[str, Any]]) -> tuple[list[Asked], int]:
+    """The questions of a benchmark's evaluations by step, and how many samples cannot be read."""
+    found: dict[str, Asked] = {}
+    unreadable = 0
+    for step, line in lines.items():
+        samples = line.get("samples", [])
+        for sample in samples if isinstance(samples, list) else [samples]:
+            if not isinstance(sample, dict):
+                unreadable += 1
+                continue
+            key = escape([sample.get(name) for name in ("video", "question", "options")])
+            correct = sample.get("correct")
+            answer = sample.get("output"), correct if isinstance(correct, bool) else None
+            found.setdefault(key, Asked(sample)).answers[step] = answer
+    return list(found.values()), unreadable
+
+
+def show(name: str, lines: Mapping[int, Mapping[str, Any]], number: int) -> list[Html]:
+    """Filter and table of one benchmark; `number` tells it from others on the page."""
+    asked, unreadable = gather(lines)
+    every = sorted({step for one in asked for step in one.answers})
+    steps = _evenly(every)
+    notes = [f"{count(unreadable, 'sample')} of {name} cannot be read."] if unreadable else []
+    if len(steps) < len(every):
+        notes.append(f"{len(steps)} of {len(every):,} evaluations are shown; the filter counts all of them.")
+    shown = [tag("h3", name), *(tag("p", note, class_="soft") for note in notes)]
+    if not asked:
+        return [*shown, tag("p", "No sample was kept.")]
+    kinds = [one.kinds() for one in asked]
+    labels = {"all": "All", "right": "Right at last", "wrong": "Wrong at last", "changed": "Changed"}
+    buttons = (
+        tag(
+            "button",
+            f"{label} ({len(asked) if only == 'all' else sum(only in kind for kind in kinds)})",
+            type="button",
+            data_only=only,
+            aria_pressed="true" if only == "all" else "false",
+        )
+        for only, label in labels.items()
+    )
+    rows = [
+        tag(
+            "tr",
+            tag("td", _question(one.sample)),
+            *(_answer(one, step) for step in steps),
+            data_is=" ".join(kind),
+        )
+        for one, kind in zip(asked, kinds, strict=True)
+    ]
+    key = f"samples-{number}"
+    head = ["question", *(f"step {step:,}" for step in steps)]
+    return [
+        *shown,
+        Html(f'<div class="filter" data-of="{key}" hidden>{join(buttons)}</div>'),
+        tag("div", table(head, rows, class_="answers"), id=key),
+    ]
+
+
+def _evenly(steps: Sequence[int]) -> list[int]:
+    most = MOST_EVALUATIONS
+    if len(steps) <= most:
+        return list(steps)
+    return [steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)]
+
+
+def _question(sample: Mapping[str, Any]) -> Html:
+    """Text, options with the right one marked, video. An answer is a letter or the option's own text."""
+    options, answer = sample.get("options"), str(sample.get("answer")).strip()
+    options = [str(option) for option in options] if isinstance(options, list) else []
+    right = [answer in (chr(ord("A") + place), option.strip()) for place, option in enumerate(options)]
+    listed = [tag("li", text, class_="key" if it else None) for text, it in zip(options, right, strict=True)]
+    return join(
+        [
+            cut(str(sample.get("question")), MOST_CHARACTERS),
+            tag("ol", *listed) if listed else "",
+            "" if any(right) else tag("p", f"right: {answer}"),
+            tag("p", f"video {sample.get('video')}", class_="soft"),
+        ]
+    )
+
+
+def _answer(one: Asked, step: int) -> Html:
+    if step not in one.answers:
+        return tag("td", "not asked", class_="soft")
+    output, correct = one.answers[step]
+    mark, kind = {True: ("✓ right", "right"), False: ("✗ wrong", "wrong"), None: ("not judged", "soft")}[
+        correct
+    ]
+    text = cut(str(output), MOST_CHARACTERS)
+    return tag("td", tag("span", mark, class_=f"mark {kind}"), text)

@@ -1,0 +1,75 @@
+"""Frames of videos for a page, small, as JPEG in text: the videos of wrong answers first, over all tasks."""
+
+import base64
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+from typing import Any
+
+from PIL import Image
+
+from moss_vllm.report.answer_files import Asked
+from moss_vllm.video.clip import Clip, read_clip
+from moss_vllm.video.isolated import show_progress
+
+MOST_FRAMES = 8
+SHORT_SIDE_PX = 112
+QUALITY = 60
+MOST_VIDEOS, MOST_BYTES = 200, 10_000_000  # where no number of videos is asked for
+# {"times": seconds, "frames": JPEGs as base64, "size": [width, height]}, or {"failed": reason}
+Strip = dict[str, Any]
+
+
+def choose_videos(asked: Sequence[Asked]) -> list[str]:
+    """Videos of answers that are not right before the others; of each, the tasks take turns."""
+    chosen: dict[str, None] = {}
+    for right in (False, True):
+        of_tasks: dict[str, dict[str, None]] = {}
+        for one in asked:
+            if (one.outcome == "right") == right and one.video_id not in chosen:
+                of_tasks.setdefault(one.task, {})[one.video_id] = None
+        for turn in zip_longest(*of_tasks.values()):
+            chosen |= dict.fromkeys(video for video in turn if video is not None)
+    return list(chosen)
+
+
+def read_strips(
+    paths: Mapping[str, str],
+    sample_fps: float,
+    most_bytes: int | None = None,
+    read: Callable[..., Clip] = read_clip,
+) -> dict[str, Strip]:
+    """A strip of each video, in order, as long as all fit in `most_bytes`."""
+    strips: dict[str, Strip] = {}
+    used = 0
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "strip")
+    try:
+        made = pool.map(lambda path: _read_strip(path, sample_fps, read), paths.values())
+        for video, strip in zip(paths, show_progress(made, len(paths), "videos"), strict=False):
+            used += sum(map(len, strip.get("frames", ())))
+            if most_bytes is not None and used > most_bytes:
+                break
+            strips[video] = strip
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return strips
+
+
+def _read_strip(path: str, sample_fps: float, read: Callable[..., Clip]) -> Strip:
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        return {"failed": f"{path} is a pipe or a device, no video"}  # to open one may wait for ever
+    try:
+        clip = read(path, sample_fps=sample_fps, short_side_px=SHORT_SIDE_PX, max_frames=MOST_FRAMES)
+    except Exception as error:  # a page of thousands of answers is worth more than one video; it is named
+        return {"failed": str(error) or type(error).__name__}
+    height, width = clip.frames.shape[1:3]
+    times = [round(float(time), 2) for time in clip.frame_times_s]
+    return {"times": times, "frames": [_jpeg(frame) for frame in clip.frames], "size": [width, height]}
+
+
+def _jpeg(frame: Any) -> str:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG", quality=QUALITY, optimize=True)
+    return base64.b64encode(file.getvalue()).decode()

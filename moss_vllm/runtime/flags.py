@@ -1,0 +1,83 @@
+"""Command lines: one spelling per flag in all commands, older ones understood, defaults told in --help."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from moss_vllm.runtime.screen import say
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+# How flags were once spelled in some commands; one that a command has under this very name is its own.
+OLD_NAMES = {
+    "--short-side": "--short-side-px",
+    "--compress": "--compress-tokens",
+    "--no-compress": "--no-compress-tokens",
+    "--dtype": "--precision",
+    "--max-gib": "--cache-gib",
+    "--fps": "--sample-fps",
+    "--frames": "--max-frames",
+    "--licence": "--license",
+}
+
+
+class Flags(argparse.ArgumentParser):
+    """A parser whose help keeps the description's lines and tells every default."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, formatter_class=_Help)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Understand old names, and say the new one on stderr."""
+        given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(list(map(self._renew, given)), namespace)
+
+    def _renew(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        known, new = self._option_string_actions, OLD_NAMES.get(name)
+        if name in known or new not in known:
+            return word
+        say(f"{name} is called {new} now", file=sys.stderr)
+        return f"{new}{equals}{value}"
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, value = action.help or "", action.default
+        untold = value is None or value is False or value in (argparse.SUPPRESS, [])
+        told = untold or not action.option_strings or "default" in text
+        return text if told else f"{text} (default: %(default)s)"
+
+
+def add_device(add: Any) -> None:
+    """Add `--device` and `--precision`; `choose_device` fills in what is not given."""
+    add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")
+    precision = "number format of the base's weights (default: bf16 on a GPU, fp32 elsewhere)"
+    add("--precision", choices=PRECISIONS, help=precision)
+
+
+def add_clip_options(parser: argparse.ArgumentParser) -> Any:
+    """Add how a clip is sampled; returns the group of options."""
+    by_default = "by default as the checkpoint was trained, or as in the paper where it does not say"
+    group = parser.add_argument_group("clips", by_default)
+    add = group.add_argument
+    add("--sample-fps", type=float, metavar="FPS", help="frames per second (paper: 2)")
+    add("--short-side-px", type=int, metavar="PX", help="shorter side of a frame in pixels (paper: 224)")
+    add("--max-frames", type=int, metavar="N", help="thin longer clips evenly to N frames (paper: 180)")
+    compress = "drop video tokens of patches that did not change (paper: yes)"
+    add("--compress-tokens", action=argparse.BooleanOptionalAction, help=compress)
+    return group
+
+
+def choose_device(args: argparse.Namespace) -> None:
+    """Fill in the device and the precision that were not given."""
+    import torch
+
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
+
+
+def answer_help(options: Callable[[], argparse.ArgumentParser]) -> None:
+    """End with the help if it is asked for; scripts call it before the imports that take seconds."""
+    if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
+        options().parse_args()

@@ -1,0 +1,266 @@
+"""A training run's folder: whole checkpoints, logs that end where the last one does, nothing half-written."""
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from moss_vllm.runtime.errors import RunStopped
+from moss_vllm.runtime.files import whole_file
+from moss_vllm.runtime.screen import say
+
+PROGRESS_FILE = "progress.json"
+FINISHED_FILE = "finished"  # names the last checkpoint once all steps are done
+LOCK_FILE = ".lock"
+LOGS = ("train.jsonl", "evals.jsonl")
+
+
+@contextmanager
+def hold(out: Path, accelerator: Accelerator) -> Iterator[None]:
+    """Keep other runs out of `out`, however its path is spelled; the system frees it when a run is killed.
+
+    Every process of a run enters it, the main process holds the lock. A folder in which nothing was written
+    is removed again.
+
+    Raises:
+        BlockingIOError: on every process, where another run holds it or no lock can be had.
+    """
+    file, refused, is_new = out / LOCK_FILE, "", not out.exists()
+    lock = FileLock(file)
+    if accelerator.is_main_process:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+            held = file.stat()
+        except Timeout:
+            refused = f"{out}: another training run writes to it; wait for it to end, or name another --out"
+        except OSError as error:
+            refused = f"{out}: cannot be locked for this run ({error}); name another --out"
+    [refused] = broadcast_object_list([refused])
+    if refused:
+        raise BlockingIOError(refused)
+    try:
+        yield
+    finally:
+        if accelerator.is_main_process:
+            if is_still(file, held):  # and not of a run that made the folder anew
+                file.unlink()
+            lock.release()
+            if is_new:
+                with suppress(OSError):
+                    out.rmdir()
+
+
+def is_still(path: Path, known: os.stat_result) -> bool:
+    """Whether the file that had this status is there, under the same name."""
+    try:
+        return os.path.samestat(path.stat(), known)
+    except OSError:
+        return False
+
+
+def gone(out: Path) -> RunStopped:
+    """What a run says whose folder was taken away."""
+    return RunStopped(
+        f"{out} was removed, moved or replaced while the run wrote to it; nothing more is written. Put it "
+        "back and go on with --resume auto, or start anew"
+    )
+
+
+def latest_checkpoint(out: Path) -> Path | None:
+    """The newest whole `step-NNNNNN` folder of a run; unfinished ones have another name."""
+    return max(_checkpoints(out), key=step_of, default=None)
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return [path for path in out.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
+
+
+def step_of(checkpoint: Path) -> int:
+    """How many steps the run had done when it wrote `step-NNNNNN`."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def refuse_second_run(out: Path, resume: Path | None) -> None:
+    """FileExistsError for a folder with the checkpoints of another run than the one that goes on."""
+    own = resume is not None and resume.resolve().parent == out.resolve()
+    if (found := latest_checkpoint(out)) and not own:
+        raise FileExistsError(f"{found} is there already; go on with --resume auto, or name another --out")
+
+
+def choose_resume(out: Path, resume: str | None, *, dry_run: bool) -> Path | None:
+    """The checkpoint a recipe's `resume` means: "auto" for the newest in `out`, a folder, or none.
+
+    Raises: as `open_checkpoint`, and but for a dry run as `refuse_second_run`.
+    """
+    found = latest_checkpoint(out) if resume == "auto" else resume and Path(resume)
+    if found:
+        open_checkpoint(found)
+    if not dry_run:
+        refuse_second_run(out, found or None)
+    return found or None
+
+
+def open_checkpoint(folder: Path) -> dict[str, Any]:
+    """What the run counted until it wrote this checkpoint.
+
+    Raises:
+        FileNotFoundError: not a checkpoint of a run, or one without its state.
+        ValueError: its counts cannot be read.
+    """
+    file = folder / "state" / PROGRESS_FILE
+    if not re.fullmatch(r"step-\d+", folder.name) or not file.is_file():
+        raise FileNotFoundError(
+            f"{folder}: no step-NNNNNN folder with a state; resume from a checkpoint of this run"
+        )
+    try:
+        progress: dict[str, Any] = json.loads(file.read_text())
+        if progress["step"] != step_of(folder):
+            raise ValueError(f"it is of step {progress['step']}")
+        for name in ("step", "rejected", "seen", "elapsed_s"):
+            value = progress.get(name, 0)
+            whole = type(value) is int or (name == "elapsed_s" and type(value) is float)
+            if not (whole and 0 <= value < 2**53):
+                raise ValueError(f"{name} is {value!r}; it must be a number from 0")
+        place = progress.get("place", {})
+        if not isinstance(place, dict) or (
+            place and not {"seed", "clips_a_step", "steps", "sources"} <= place.keys()
+        ):
+            raise ValueError(f"place is {place!r}; it must hold seed, clips_a_step, steps and sources")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: cannot be used ({error}); resume from an earlier checkpoint") from error
+    return progress
+
+
+def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resume: Path | None) -> None:
+    """ValueError where a run would go on in another order of rows; where only the data changed it is said."""
+    for name in ("seed", "clips_a_step"):
+        if was[name] != now[name]:
+            raise ValueError(
+                f"{resume} was trained with {name}={was[name]}, this run has {now[name]}: rows would be "
+                "skipped or repeated; set it as it was (clips_a_step is batch_size x accumulate x processes)"
+            )
+    if first_step > now["steps"]:
+        raise ValueError(
+            f"{resume} is beyond the last step, {now['steps']}; raise --steps, or name another --out"
+        )
+    if was["steps"] != now["steps"]:
+        say(f"steps was {was['steps']}, is {now['steps']}: the learning rate follows the new schedule now")
+    if was["sources"] != now["sources"]:
+        told = f"the training set was {was['sources']} (rows, weight), is {now['sources']}"
+        say(f"{told}: the order of rows is another one from here")
+
+
+def tidy(out: Path, step: int) -> None:
+    """Drop what a killed run left half-written, and log lines after `step`; later checkpoints move aside."""
+    (out / FINISHED_FILE).unlink(missing_ok=True)
+    for left in out.glob(".*.unfinished"):
+        shutil.rmtree(left)
+    for left in out.glob(".*.part*"):
+        left.unlink()
+    for later in _checkpoints(out):
+        if step_of(later) > step:  # of a branch this run left: --resume auto must not go on with it
+            aside = out / "abandoned" / f"{later.name}-{time.time_ns()}"
+            aside.parent.mkdir(exist_ok=True)
+            later.rename(aside)
+            say(f"{later} was written after step {step}, where this run goes on; it is {aside} now")
+    for file in (out / name for name in LOGS if (out / name).is_file()):
+        kept = [line for line in file.read_text().splitlines(keepends=True) if _is_before(line, step)]
+        with whole_file(file) as part:
+            part.write_text("".join(kept))
+
+
+def _is_before(line: str, step: int) -> bool:
+    try:
+        return line.endswith("\n") and json.loads(line)["step"] <= step
+    except ValueError:  # the last line of a run that was killed while it wrote
+        return False
+
+
+def write_checkpoint(
+    accelerator: Accelerator,
+    folder: Path,
+    *,
+    save: Callable[[Path], None],
+    save_state: Callable[[Path], None],
+    progress: dict[str, Any],
+) -> None:
+    """Everything under a temporary name, forced to disk, renamed when whole.
+
+    Args:
+        save: writes what reloads alone; called by the main process.
+        save_state: writes what resuming needs besides; called by every process.
+        progress: the run's counts; `step` is among them.
+
+    Raises:
+        RunStopped: the disk is full or fails; what was written is removed, earlier checkpoints stay. Or the
+            run's folder is gone.
+    """
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    if accelerator.is_main_process:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            unfinished.mkdir()
+        except FileNotFoundError:
+            raise gone(folder.parent) from None
+    accelerator.wait_for_everyone()
+    try:
+        save_state(unfinished / "state")
+        if accelerator.is_main_process:
+            (unfinished / "state" / PROGRESS_FILE).write_text(json.dumps(progress) + "\n")
+            save(unfinished)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            put_in_place(unfinished, folder)
+    except Exception as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        free_gib = shutil.disk_usage(folder.parent).free / 2**30
+        last = latest_checkpoint(folder.parent)
+        kept = f"the last whole checkpoint is {last}" if last else "there is no earlier checkpoint"
+        raise RunStopped(
+            f"{folder} could not be written: {error} ({free_gib:.1f} GiB are free there). Nothing "
+            f"half-written is left and {kept}; mend the cause (a full disk: make room) and run again with "
+            "--resume auto"
+        ) from error
+    accelerator.wait_for_everyone()
+
+
+def drop_old(out: Path, keep: int, resumed: Path | None) -> None:
+    """Remove all but the `keep` newest checkpoints, and never the one that the run goes on from."""
+    for old in sorted(_checkpoints(out), key=step_of)[:-keep]:
+        if resumed is None or old.resolve() != resumed.resolve():
+            leaving = old.with_name(f".{old.name}.old.unfinished")  # `tidy` removes what a kill leaves of it
+            old.rename(leaving)
+            shutil.rmtree(leaving)
+
+
+def put_in_place(unfinished: Path, folder: Path) -> None:
+    """Force a folder to disk and give it its name, also where an earlier one has it."""
+    _force_to_disk(unfinished)
+    if folder.exists():
+        folder.rename(folder.with_name(f".{folder.name}.old.unfinished"))
+    unfinished.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(folder.with_name(f".{folder.name}.old.unfinished"), ignore_errors=True)
+
+
+def _force_to_disk(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,127 @@
+"""What is seen of a training run: a live line, train.jsonl, a tracker, and every row that was not used."""
+
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moss_vllm.data.rows import Rejected
+from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.training.run_folder import is_still
+
+REMEMBERED = 20  # steps a shown speed is the mean of, at least
+
+
+class RunLog:
+    """Progress bar (a line every `every` steps where no terminal is), train.jsonl, tracker, rejected rows.
+
+    `unit` is the name under which a step's line counts what was read, such as "tokens".
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        out: Path,
+        *,
+        first: int,
+        steps: int,
+        every: int,
+        unit: str = "tokens",
+    ) -> None:
+        self.accelerator, self.out, self.steps, self.every = accelerator, out, steps, every
+        self.unit = unit
+        self.main = accelerator.is_main_process
+        self.refusals = out / f"rejected-{accelerator.process_index}.jsonl"
+        self.named = _named(self.refusals)
+        self.recent: list[dict[str, Any]] = []
+        shown = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")]
+        console = Screen(stderr=True, quiet=not self.main)
+        self.progress = Progress(
+            *shown, TimeRemainingColumn(), console=console, disable=not sys.stderr.isatty()
+        )
+        self.task = self.progress.add_task("", total=steps, completed=first, now="")
+
+    def __enter__(self) -> "RunLog":
+        self.progress.start()
+        if self.main:
+            self.file = (self.out / "train.jsonl").open("a")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+        if self.main:
+            self.file.close()
+
+    def is_there(self) -> bool:
+        """Whether the main process still writes to the file that OUT/train.jsonl names."""
+        return not self.main or is_still(self.out / "train.jsonl", os.fstat(self.file.fileno()))
+
+    def step(self, line: dict[str, Any]) -> None:
+        """Account for one step; print it every `every` steps."""
+        self.recent = [*self.recent, line][-max(REMEMBERED, self.every) :]
+        speeds = self._speeds()
+        now = self._live_line(line, speeds)
+        self.progress.update(self.task, completed=line["step"], now=now)
+        if not self.main:
+            return
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        scalars = {
+            "loss": line["loss"],
+            "grad_norm": line["grad_norm"],
+            "memory_gib": line["memory_gib"],
+            **speeds,
+        }
+        for name in ("lr", "grad_norms"):
+            scalars |= {f"{name}/{group}": value for group, value in line.get(name, {}).items()}
+        self.accelerator.log(scalars, step=line["step"])
+        if line["step"] % self.every == 0 and self.progress.disable:
+            seconds = sum(one["seconds"] for one in self.recent) / len(self.recent)
+            left_min = (self.steps - line["step"]) * seconds / 60
+            say(f"step {line['step']}/{self.steps}  {now}  {left_min:.1f} min left", flush=True)
+
+    def _speeds(self) -> dict[str, float]:
+        seconds = sum(one["seconds"] for one in self.recent)
+        return {
+            "clips_per_s": sum(one["clips"] for one in self.recent) / seconds,
+            f"{self.unit}_per_s": sum(one[self.unit] for one in self.recent) / seconds,
+            "waiting_share": sum(one["waited_s"] for one in self.recent) / seconds,
+        }
+
+    def _live_line(self, line: Mapping[str, Any], speeds: Mapping[str, float]) -> str:
+        clips = speeds["clips_per_s"]
+        return (
+            f"loss {line['loss']:.3f}  {clips:{'.1f' if clips >= 1 else '.2g'}} clips/s  "
+            f"waiting for data {speeds['waiting_share']:.0%}  {line['memory_gib']:.1f} GiB"
+        )
+
+    def rejected(self, rows: Sequence[Rejected]) -> None:
+        """Name each row that cannot be used once, on the screen and in rejected-<process>.jsonl."""
+        for row in rows:
+            if row.row_id in self.named:
+                continue
+            self.named.add(row.row_id)
+            say(f"row {row.row_id} not used: {row.reason}", file=sys.stderr, flush=True)
+            with self.refusals.open("a") as file:
+                file.write(json.dumps({"row_id": row.row_id, "reason": row.reason}) + "\n")
+
+
+def _named(file: Path) -> set[str]:
+    """Rows that an interrupted run has named already."""
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    return {json.loads(line)["row_id"] for line in lines if line.endswith("}\n")}
+
+
+def peak_memory_gib() -> float:
+    """Of this process: on the GPU where there is one, else in main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    per_gib = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_gib

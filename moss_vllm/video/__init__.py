@@ -1,0 +1,1 @@
+"""Files and folders of frames -> frames and their times."""

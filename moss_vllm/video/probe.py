@@ -1,0 +1,146 @@
+"""What `read_clip` would return but for the pixels: the times and the size of the frames."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.progress import track
+
+from moss_vllm.runtime.screen import Screen
+from moss_vllm.video.cache import describe_clip
+from moss_vllm.video.clip import BadVideo, choose_frames
+from moss_vllm.video.container import native_size
+from moss_vllm.video.frames import target_size
+
+TELL_EVERY_S = 10.0
+ClipPart = tuple[Path, float | None, float | None]  # a file, start_s, end_s
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The times and the size of a clip's frames."""
+
+    frame_times_s: tuple[float, ...]
+    height: int
+    width: int
+
+
+def probe_clip(
+    path: str | os.PathLike[str],
+    *,
+    sample_fps: float,
+    short_side_px: int | None,
+    max_frames: int,
+    start_s: float = 0.0,
+    end_s: float | None = None,
+) -> Probe:
+    """Frame times and frame size that `read_clip` gives for a file, mostly without decoding.
+
+    Raises: BadVideo for a file that cannot be opened or ends early.
+    """
+    path = os.fspath(path)
+    index, _, times_s = choose_frames(
+        path, sample_fps=sample_fps, max_frames=max_frames, start_s=start_s, end_s=end_s
+    )
+    size = index.look.shown_size if index.look else native_size(path)
+    return Probe(tuple(times_s.tolist()), *target_size(*size, short_side_px))
+
+
+def probe_all(
+    clips: Sequence[ClipPart], sampling: Mapping[str, Any], *, cache: Path | None, workers: int
+) -> dict[ClipPart, Probe | BadVideo]:
+    """Probe each clip, or find it in the cache; bad videos are not remembered, they may be mended.
+
+    Args:
+        clips: each once.
+        sampling: `sample_fps`, `short_side_px` and `max_frames` of `read_clip`.
+        cache: a jsonl file to read and to append to.
+        workers: threads.
+    """
+    known = _read_cache(cache) if cache else {}
+    keys = {clip: _cache_key(clip, sampling) for clip in clips} if cache else {}
+    probes: dict[ClipPart, Probe | BadVideo] = {c: known[k] for c, k in keys.items() if k in known}
+    new = [clip for clip in clips if clip not in probes]
+    if not new:
+        return probes
+    log = _open_cache(cache) if cache else None
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = {pool.submit(_probe_one, clip, sampling): clip for clip in new}
+        for future in _with_progress(futures):
+            clip, probe = futures[future], future.result()
+            probes[clip] = probe
+            if log and isinstance(probe, Probe):
+                _append(log, {"key": keys[clip], **asdict(probe)})
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if log:
+            log.close()
+    return probes
+
+
+def _probe_one(clip: ClipPart, sampling: Mapping[str, Any]) -> Probe | BadVideo:
+    path, start_s, end_s = clip
+    try:
+        return probe_clip(path, start_s=start_s or 0.0, end_s=end_s, **sampling)
+    except BadVideo as error:
+        return error
+
+
+def _cache_key(clip: ClipPart, sampling: Mapping[str, Any]) -> str:
+    """Path, size and time of change of the file, and the sampling; empty for a file that is gone."""
+    path, start_s, end_s = clip
+    try:
+        return describe_clip(path, start_s=start_s or 0.0, end_s=end_s, **sampling)
+    except OSError:
+        return ""
+
+
+def _read_cache(path: Path) -> dict[str, Probe]:
+    """Probes by key. A line torn by a killed run is left out: its clip is measured again."""
+    known = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+            times_s = tuple(map(float, entry["frame_times_s"]))
+            known[str(entry["key"])] = Probe(times_s, int(entry["height"]), int(entry["width"]))
+        except (ValueError, TypeError, KeyError):
+            continue
+    return known
+
+
+def _open_cache(path: Path) -> BinaryIO:
+    """Open to append without a buffer, behind the end of a torn line: each write is one whole line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log = path.open("ab", buffering=0)
+    if path.read_bytes()[-1:] not in (b"", b"\n"):
+        log.write(b"\n")
+    return log
+
+
+def _append(log: BinaryIO, entry: dict[str, Any]) -> None:
+    try:
+        log.write(json.dumps(entry).encode() + b"\n")
+    except OSError as error:
+        raise OSError(f"{log.name} cannot be written ({error.strerror}); make room there") from error
+
+
+def _with_progress(futures: Mapping[Future, ClipPart]) -> Iterator[Future]:
+    """Pass futures on as they end, under a bar; where no terminal is, a line every ten seconds."""
+    console, told = Screen(stderr=True), time.monotonic()
+    started, total, done = told, len(futures), as_completed(futures)
+    if console.is_terminal:
+        yield from track(done, "measuring videos", total, console=console)
+        return
+    for count, future in enumerate(done, 1):
+        yield future
+        if (now := time.monotonic()) - told >= TELL_EVERY_S:
+            told, minutes = now, (now - started) / count * (total - count) / 60
+            console.print(
+                f"measured {count} of {total} videos, about {minutes:.1f} min left", highlight=False
+            )

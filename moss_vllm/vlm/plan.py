@@ -1,0 +1,193 @@
+"""Measure every row before training: what is kept, what is rejected and why, how many tokens a clip has.
+
+No picture is decoded: frame times come from the packets of a file and frame sizes from its header, and the
+text goes through the tokenizer. Without token compression the counts are exact; with it they are upper
+bounds, and only rows that no compression could make fit are rejected here.
+"""
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from transformers import VideoLlama3Processor
+
+from moss_vllm.data.rows import ClipRow
+from moss_vllm.data.sources import Sources
+from moss_vllm.runtime.errors import RunStopped
+from moss_vllm.runtime.files import whole_file
+from moss_vllm.video.clip import BadVideo
+from moss_vllm.video.probe import ClipPart, Probe, probe_all
+from moss_vllm.vlm.video_llama3.chat import conversation_text
+
+KINDS = ("too long", "bad", "missing")
+REMEDIES = {
+    "too long": "raise max_tokens, lower sample_fps, max_frames or short_side_px, or leave the rows out",
+    "bad": "repair or remove the rows",
+    "missing": "download the videos, or pass the folder that holds them",
+}
+TEXTS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A row that is not used: of the kind "too long", "bad" or "missing"."""
+
+    row_id: str
+    source: str
+    kind: str
+    reason: str
+
+
+@dataclass
+class Plan:
+    """The rows to train on, the tokens of each, and the rows rejected.
+
+    `shares` has the number of rows and the weight of each source, in the order of `rows` and `names`.
+    """
+
+    rows: list[ClipRow]
+    tokens: list[int]
+    names: list[str]
+    shares: list[tuple[int, float]]
+    rejected: list[RejectedRow]
+    file: Path | None = None
+
+    def line(self) -> str:
+        """What is kept and what is not, in one line."""
+        counts = Counter(row.kind for row in self.rejected)
+        told = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS)
+        return f"kept {len(self.rows):,} of {len(self.rows) + len(self.rejected):,} rows: {told}"
+
+    def spread(self) -> tuple[int, int, int]:
+        """Tokens of the shortest, the median and the longest row kept."""
+        return min(self.tokens), round(statistics.median(self.tokens)), max(self.tokens)
+
+    def write(self, out: Path) -> Path:
+        """Write `out/rejected.jsonl`, whole, also if nothing is rejected."""
+        self.file = out / "rejected.jsonl"
+        with whole_file(self.file) as part:
+            part.write_text("".join(json.dumps(asdict(row)) + "\n" for row in self.rejected))
+        return self.file
+
+    def check(self, max_share: float = 0.01) -> None:
+        """Raise RuntimeError if more than `max_share` of all rows are rejected, or every row of a source."""
+        total = len(self.rows) + len(self.rejected)
+        share = len(self.rejected) / max(1, total)
+        empty = [name for name, (rows, _) in zip(self.names, self.shares, strict=True) if not rows]
+        if share <= max_share and not empty:
+            return
+        limit = f"no row of {', '.join(empty)} is left" if empty else f"more than {max_share:.1%}"
+        last = "leave that source out" if empty else "raise max_rejected_share to train on the others"
+        lines = [
+            f"{len(self.rejected):,} of {total:,} rows ({share:.1%}) cannot be used, {limit}; all are in "
+            f"{self.file or 'rejected.jsonl once the plan is written'}"
+        ]
+        for kind in KINDS:
+            if rows := [row for row in self.rejected if row.kind == kind]:
+                first = f"the first is {rows[0].row_id} of {rows[0].source}: {rows[0].reason}"
+                lines.append(f"  {len(rows):,} {kind}: {REMEDIES[kind]}; {first}")
+        raise RunStopped(*lines, f"  or {last}")
+
+
+def plan(
+    sources: Sources,
+    processor: VideoLlama3Processor,
+    *,
+    sample_fps: float,
+    short_side_px: int,
+    max_frames: int,
+    compress: bool,
+    max_tokens: int,
+    cache: Path | None = None,
+    workers: int = 2,
+) -> Plan:
+    """Measure every row of the sources as `TrainingSet` would read it.
+
+    Args:
+        sources: from `data.sources.read_sources`.
+        processor: a `VideoLlama3Processor`.
+        sample_fps, short_side_px, max_frames: how `read_clip` samples and resizes.
+        compress: VideoLLaMA3's token compression.
+        max_tokens: a longer conversation is rejected whole.
+        cache: a jsonl file that remembers measured videos by path, size, time of change and sampling.
+        workers: threads that measure.
+    """
+    sampling = {"sample_fps": sample_fps, "short_side_px": short_side_px, "max_frames": max_frames}
+    clips = dict.fromkeys((row.path, row.start_s, row.end_s) for row in sources.rows if row.path)
+    probes = probe_all(list(clips), sampling, cache=cache, workers=workers)
+    result = Plan([], [], [], [], [])
+    for source in sources.sources:
+        for bad in source.bad:
+            place = f"row {bad.row}" if isinstance(bad.row, int) else bad.row
+            result.rejected.append(RejectedRow(place, source.name, bad.kind, f"{bad.reason}; {bad.remedy}"))
+        first = len(result.rows)
+        for row, size in zip(source.rows, _sizes(source.rows, probes, processor), strict=True):
+            if isinstance(size, ValueError):
+                result.rejected.append(RejectedRow(row.row_id, source.name, "bad", str(size)))
+            elif (tokens := size.least_tokens if compress else size.tokens) > max_tokens:
+                reason = too_long(tokens, size.frames, max_tokens, at_least=compress)
+                result.rejected.append(RejectedRow(row.row_id, source.name, "too long", reason))
+            else:
+                result.rows.append(row)
+                result.tokens.append(size.tokens)
+        kept = len(result.rows) - first
+        result.names.append(source.name)
+        result.shares.append((kept, float(kept if source.weight is None else source.weight)))
+    return result
+
+
+def too_long(tokens: int, frames: int, max_tokens: int, *, at_least: bool = False) -> str:
+    """Why a conversation of so many tokens is rejected, and what helps."""
+    return (
+        f"{'at least ' * at_least}{tokens} tokens of {frames} frames and the text, more than "
+        f"max_tokens={max_tokens}; raise it, or lower sample_fps, max_frames or short_side_px, or leave the "
+        "row out"
+    )
+
+
+class _Size(NamedTuple):
+    tokens: int
+    least_tokens: int  # that token compression can leave
+    frames: int
+
+
+def _sizes(
+    rows: Sequence[ClipRow], probes: Mapping[ClipPart, Probe | BadVideo], processor: VideoLlama3Processor
+) -> Iterator[_Size | ValueError]:
+    """The size of each row, or why it is bad."""
+    side_px = processor.video_processor.patch_size * processor.video_processor.merge_size
+    for first in range(0, len(rows), TEXTS_AT_ONCE):
+        some = rows[first : first + TEXTS_AT_ONCE]
+        shown = [probes[row.path, row.start_s, row.end_s] if row.path else None for row in some]
+        pairs = zip(some, shown, strict=True)
+        texts = [_text(row, probe, processor.video_token) for row, probe in pairs]
+        good = [text for text in texts if isinstance(text, str)]
+        ids = iter(processor.tokenizer(good)["input_ids"] if good else [])
+        for text, probe in zip(texts, shown, strict=True):
+            if isinstance(text, ValueError):
+                yield text
+            elif isinstance(probe, Probe):
+                words, frames = len(next(ids)), len(probe.frame_times_s)
+                more = (probe.height // side_px) * (probe.width // side_px) - 1
+                # Compression leaves the first frame whole and at least one token of every other.
+                yield _Size(words + frames * more, words + more, frames)
+            else:
+                words = len(next(ids))
+                yield _Size(words, words, 0)
+
+
+def _text(row: ClipRow, probe: Probe | BadVideo | None, token: str) -> str | ValueError:
+    """The text the processor writes, with one token a frame; or why there is none."""
+    if isinstance(probe, BadVideo):
+        return probe
+    try:
+        text = conversation_text(row.turns, video_token=token if probe else None)
+    except ValueError as error:  # a special token in it
+        return error
+    if probe is None:
+        return text
+    return text.replace(token, ",".join(f"Time {time_s:.1f}s:{token}" for time_s in probe.frame_times_s), 1)

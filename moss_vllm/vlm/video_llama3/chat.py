@@ -1,0 +1,134 @@
+"""A clip and what is said about it -> model inputs, in VideoLLaMA3's own conversation layout.
+
+    <|im_start|>user
+    Time 0.0s:<|video_pad|>...,Time 0.5s:<|video_pad|>...
+    Describe what is happening in the video.<|im_end|>
+    <|im_start|>assistant
+    A man turns left.<|im_end|>
+
+Frames arrive sampled and resized (`data.video.read_clip`) and carry their real times; the processor neither
+samples nor resizes again. Labels cover each answer and its <|im_end|>, nothing else. Without a clip the line
+of times is left out.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import VideoLlama3Processor
+from transformers.video_utils import VideoMetadata
+
+from moss_vllm.data.rows import CAPTION_PROMPT as CAPTION_PROMPT
+from moss_vllm.data.rows import Turn as Turn
+from moss_vllm.video.clip import Clip
+
+IGNORED = -100
+PER_VIDEO = ("pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_compression_mask")
+
+
+def encode(
+    processor: VideoLlama3Processor, clip: Clip | None, turns: Sequence[Turn], *, compress: bool = True
+) -> dict[str, Tensor]:
+    """One conversation about one clip, or about none.
+
+    Args:
+        processor: a `VideoLlama3Processor`.
+        clip: frames with sides that are multiples of patch size times merge size; None for text alone.
+        turns: at least one; all answered for training, the last open for generation.
+        compress: drop tokens of patches that did not change, as VideoLLaMA3 does by default.
+
+    Shape:
+        input_ids, labels: (S,); pixel_values_videos: (P, 3 * patch**2); video_grid_thw: (1, 3);
+        video_merge_sizes: (1,); video_compression_mask: (P / merge**2,). Without a clip the first two only.
+
+    Raises:
+        ValueError: no turn, an open turn before the last, or a text with a token of the layout itself.
+    """
+    if clip is None:
+        ids = processor.tokenizer(conversation_text(turns, video_token=None), return_tensors="pt")[
+            "input_ids"
+        ][0]
+        return {"input_ids": ids, "labels": answer_labels(ids, processor.tokenizer)}
+    text = conversation_text(turns, video_token=processor.video_token)
+    # Times go in as frame numbers of a 1 frame per second video: the prompt then says them unchanged.
+    times = VideoMetadata(len(clip.frames), fps=1.0, frames_indices=clip.frame_times_s.tolist())
+    inputs = processor(
+        text=[text],
+        videos=[clip.frames],
+        video_metadata=[times],
+        do_resize=False,
+        use_token_compression=compress,
+        return_tensors="pt",
+    )
+    ids = inputs["input_ids"][0]
+    return {
+        "input_ids": ids,
+        "labels": answer_labels(ids, processor.tokenizer),
+        **{key: inputs[key] for key in PER_VIDEO},
+    }
+
+
+def has_special_token(text: str) -> bool:
+    """Whether a text could be read as a token of the chat layout, such as <|im_end|>."""
+    return "<|" in text and "|>" in text
+
+
+def conversation_text(turns: Sequence[Turn], *, video_token: str | None) -> str:
+    """The layout above, with one `video_token` where the processor puts times and frames; None: no video."""
+    if not turns or any(turn.answer is None for turn in turns[:-1]):
+        raise ValueError(f"a conversation needs turns, all but the last answered; got {list(turns)}")
+    parts = []
+    for index, turn in enumerate(turns):
+        for said in (turn.question, turn.answer or ""):
+            if has_special_token(said):
+                raise ValueError(
+                    f"text contains a special token of the chat layout: {said[:200]!r}; "
+                    "remove '<|...|>' from the row"
+                )
+        video = f"{video_token}\n" if index == 0 and video_token else ""
+        parts.append(f"<|im_start|>user\n{video}{turn.question.strip()}<|im_end|>\n<|im_start|>assistant\n")
+        if turn.answer is not None:
+            parts.append(f"{turn.answer.strip()}<|im_end|>\n")
+    return "".join(parts)
+
+
+def answer_labels(ids: Tensor, tokenizer: Any) -> Tensor:
+    """`ids` where the assistant speaks, up to and including <|im_end|>; -100 elsewhere.
+
+    Shape:
+        (S,) -> (S,).
+    """
+    opening = torch.tensor(tokenizer("<|im_start|>assistant\n")["input_ids"])
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    labels = torch.full_like(ids, IGNORED)
+    starts = (ids.unfold(0, len(opening), 1) == opening).all(-1).nonzero().flatten() + len(opening)
+    ends = (ids == end).nonzero().flatten()
+    for start in starts.tolist():
+        stop = ends[ends >= start][:1] + 1
+        if len(stop):  # none for the open turn of a prompt
+            labels[start : int(stop)] = ids[start : int(stop)]
+    return labels
+
+
+def collate(examples: Sequence[dict[str, Tensor]], *, pad_id: int, left: bool = False) -> dict[str, Tensor]:
+    """Pad texts to the longest and concatenate the videos there are; `left` padding is for generation.
+
+    Shape:
+        input_ids, labels, attention_mask: (B, S); the others as in `encode`, one after the other.
+    """
+    side = "left" if left else "right"
+
+    def padded(key: str, value: int) -> Tensor:
+        rows = [example[key] for example in examples]
+        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+    with_video = [example for example in examples if PER_VIDEO[0] in example]
+    lengths = [torch.ones_like(example["input_ids"]) for example in examples]
+    return {
+        "input_ids": padded("input_ids", pad_id),
+        "labels": padded("labels", IGNORED),
+        "attention_mask": pad_sequence(lengths, batch_first=True, padding_side=side),
+        **{key: torch.cat([example[key] for example in with_video]) for key in PER_VIDEO if with_video},
+    }

@@ -1,0 +1,321 @@
+"""Owns: DDP, ZeRO-2, ZeRO-3 and FSDP2 train, save and resume alike, and the engine asked for is what runs.
+
+Two processes each, whose clips differ in number and size; some steps give a process no clip at all.
+"""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from launching import ENGINES, ROOT, environment, launch, logged
+from safetensors.torch import load_file, save_file
+
+from moss_vllm.data.world.benchmarks import write_clip
+from moss_vllm.training import engines
+from moss_vllm.video.clip import read_clip
+from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+
+pytestmark = pytest.mark.usefixtures("one_process")
+
+RATES = {"lr_moss": 3e-3, "lr_projector": 1e-3, "lr_llm": 5e-3}
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Six rows: clips of three sizes and lengths, and two conversations without any."""
+    folder = tmp_path_factory.mktemp("rows")
+    sizes = [(84, 84, 8), (84, 112, 12), (112, 84, 4), (84, 84, 16)]
+    lines = []
+    for number, (height, width, frames) in enumerate(sizes):
+        pixels = np.random.default_rng(number).integers(0, 256, (frames, height, width, 3), np.uint8)
+        write_clip(pixels, folder / f"clip{number}.mp4", fps=4)
+        answer = "The red circle moves left."
+        lines.append({"video": f"clip{number}.mp4", "turns": [{"question": "What moves?", "answer": answer}]})
+    lines += [{"turns": [{"question": "What is red?", "answer": "The circle."}]} for _ in range(2)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def matrix(rows, tiny_base, tmp_path_factory):
+    """Each engine's output folder, after a whole run and after one that was resumed in its middle."""
+    out = tmp_path_factory.mktemp("matrix")
+    found = {}
+    for number, engine in enumerate(ENGINES):
+        argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4"]
+        argv += ["--batch-size", "1", "--accumulate", "2", "--workers", "0", "--steps", str(STEPS)]
+        argv += ["--save-every", "1", "--log-every", "1", "--lora-dropout", "0.2"]
+        argv += [text for name, rate in RATES.items() for text in (f"--{name.replace('_', '-')}", str(rate))]
+        whole, half = out / f"{number}-whole", out / f"{number}-half"
+        printed = launch(engine, [*argv, "--out", str(whole)], out)
+        resume = ["--resume", str(whole / "step-000002")]
+        launch(engine, [*argv, "--out", str(half), *resume], out)
+        found[engine] = (whole, half, printed)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_engine_asked_for_runs_resumes_and_reloads(matrix, engine):
+    whole, half, printed = matrix[engine]
+    assert f"{engine} x2 on cpu" in printed
+    assert json.loads((whole / "settings.json").read_text())["engine"] == engine
+    assert checkpoint.read_run(whole / "step-000004")["engine"] == engine
+    assert [line["loss"] for line in logged(half)] == [line["loss"] for line in logged(whole)][2:]
+    first, second = (load_file(run / "step-000004" / checkpoint.ADAPTER_FILE) for run in (whole, half))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    # Each process's clips: one has none in some step, and none waited for it forever.
+    assert {line["clips"] for line in logged(whole)} == {4} and len(logged(whole)) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_group_moves_at_its_own_rate(matrix, engine, tiny_base):
+    # Adam's first step moves a weight by its learning rate, whatever the gradient's size.
+    moved = load_file(matrix[engine][0] / "step-000001" / checkpoint.ADAPTER_FILE)
+    before = {name: value for name, value in checkpoint.load_base(tiny_base).state_dict().items()}
+    steps = {group: [] for group in RATES}
+    for name, value in moved.items():
+        plain = name.removeprefix("base_model.model.")
+        if "lora_B" in name:  # starts as zero
+            steps["lr_llm"].append(value)
+        elif ".projector." in name:
+            steps["lr_projector"].append(value - before[plain])
+        elif ".input_fc." in name or ".out_proj." in name:  # start as zero
+            steps["lr_moss"].append(value)
+    warmup = logged(matrix[engine][0])[0]["lr"]
+    for group, rate in zip(("moss", "projector", "llm lora"), RATES, strict=True):
+        found = torch.cat([step.flatten().abs() for step in steps[rate]])
+        assert float(found[found > 0].median()) == pytest.approx(warmup[group], rel=2e-3)
+
+
+@pytest.mark.slow
+def test_the_engines_end_in_models_that_answer_alike(matrix, rows):
+    answers, logits = {}, {}
+    for engine, (whole, _, _) in matrix.items():
+        loaded = checkpoint.load(whole / "step-000004")
+        clips = [read_clip(rows / f"clip{n}.mp4", sample_fps=2.0, short_side_px=84) for n in range(4)]
+        examples = [
+            encode(loaded.processor, c, [Turn(q)])
+            for c in clips
+            for q in ("What moves?", "Describe the video.")
+        ]
+        batch = collate(examples, pad_id=loaded.processor.tokenizer.pad_token_id, left=True)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        with torch.no_grad():
+            logits[engine] = loaded.model(**inputs, logits_to_keep=1).logits[:, -1]
+            ids = loaded.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        answers[engine] = loaded.processor.tokenizer.batch_decode(ids[:, batch["input_ids"].shape[1] :])
+        assert loaded.run["processes"] == 2
+    ddp, *others = ENGINES
+    for engine in others:
+        # Sums in another order, through four steps of Adam, which amplifies them.
+        assert torch.allclose(logits[engine], logits[ddp], atol=2e-2), engine
+        assert answers[engine] == answers[ddp]
+    norms = [logged(matrix[engine][0])[0]["grad_norms"] for engine in ENGINES]
+    for other in norms[1:]:
+        assert other == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bfloat16_trains_and_keeps_float32_where_it_learns(rows, tiny_base, tmp_path, engine):
+    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4", "--steps", "2"]
+    argv += ["--batch-size", "2", "--workers", "0", "--precision", "bf16", "--out", str(tmp_path / "run")]
+    launch(engine, [*argv, "--save-every", "2", "--checkpoint-llm"], tmp_path)
+    saved = load_file(tmp_path / "run" / "step-000002" / checkpoint.ADAPTER_FILE)
+    assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}
+    # Adam's steps are smaller than bfloat16 resolves: rounded weights would have lost them.
+    rounded = [name for name, value in saved.items() if torch.equal(value, value.bfloat16().float())]
+    assert all("num_batches" in name or not saved[name].any() or saved[name].numel() == 1 for name in rounded)
+    assert all(np.isfinite(line["loss"]) for line in logged(tmp_path / "run"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_fsdp2_trains_saves_and_resumes(tiny_base, tmp_path, kind):
+    def run(out, steps, resume="no"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+        command += [str(ROOT / "tests" / "fsdp_worker.py"), str(tiny_base), str(tmp_path / out), str(steps)]
+        done = subprocess.run(
+            [*command, str(resume), kind], env=environment(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return json.loads((tmp_path / out / "losses.json").read_text())
+
+    whole = run("whole", 4)
+    run("half", 2)
+    assert run("resumed", 4, tmp_path / "half") == whole
+    first, second = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    saved = load_file(tmp_path / "whole" / checkpoint.ADAPTER_FILE)
+    assert all(value.numel() for value in saved.values()) and len(saved) > 50
+    assert not any(path.suffix in (".pt", ".bin", ".pkl") for path in (tmp_path / "whole").rglob("*"))
+    checkpoint.load(tmp_path / "whole")
+
+
+def test_an_engine_that_accelerate_would_ignore_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(RuntimeError, match=r"FSDP was asked for .ACCELERATE_USE_FSDP=true. and NO would"):
+        engines.start()
+
+
+@pytest.mark.parametrize(
+    "variable, value, flag",
+    [
+        ("MIXED_PRECISION", "bf16", "--mixed_precision.*; the recipe's own --precision decides"),
+        ("MIXED_PRECISION", "fp16", "--mixed_precision"),
+        ("DYNAMO_BACKEND", "INDUCTOR", "--dynamo_backend"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "--gradient_accumulation_steps.*own --accumulate decides"),
+        ("USE_MEGATRON_LM", "true", "--use_megatron_lm"),
+        ("USE_PARALLELISM_CONFIG", "true", "--use_parallelism_config"),
+    ],
+)
+def test_what_accelerate_is_asked_and_no_recipe_does_is_refused(monkeypatch, variable, value, flag):
+    monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    with pytest.raises(
+        ValueError, match=rf"^ACCELERATE_{variable}={value} .of accelerate launch {flag}.*leave it"
+    ):
+        engines.start()
+
+
+def test_what_the_launcher_says_of_itself_or_as_the_recipe_is_no_fault(monkeypatch):
+    for variable, value in (
+        ("MIXED_PRECISION", "bf16"),
+        ("DYNAMO_BACKEND", "NO"),
+        ("GRADIENT_ACCUMULATION_STEPS", "1"),
+    ):
+        monkeypatch.setenv(f"ACCELERATE_{variable}", value)
+    assert engines.start(precision="bf16").mixed_precision == "no"  # the objective autocasts itself
+
+
+@pytest.mark.slow
+def test_the_launchers_mixed_precision_is_refused_by_name(rows, tiny_base, tmp_path):
+    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "1",
+        "--mixed_precision",
+        "bf16",
+    ]
+    done = subprocess.run(
+        [*command, str(ROOT / "recipes" / "favor_lora.py"), *argv],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert "error: ACCELERATE_MIXED_PRECISION=bf16 (of accelerate launch --mixed_precision" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key, value", [("gradient_clipping", 0.5), ("train_micro_batch_size_per_gpu", 7)])
+def test_a_deepspeed_file_of_another_batch_is_refused(rows, tiny_base, tmp_path, monkeypatch, key, value):
+    file = tmp_path / "deepspeed.json"
+    file.write_text(
+        json.dumps({**json.loads((ROOT / "recipes/configs/deepspeed_zero2.json").read_text()), key: value})
+    )
+    monkeypatch.setitem(
+        ENGINES, "DeepSpeed ZeRO-2", ["--use_deepspeed", "--deepspeed_config_file", str(file)]
+    )
+    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--out", str(tmp_path / "run")]
+    with pytest.raises(AssertionError, match=f"configuration asks for {key}={value} and the recipe for"):
+        launch("DeepSpeed ZeRO-2", [*argv, "--batch-size", "2", "--workers", "0"], tmp_path)
+
+
+def test_a_state_of_another_number_of_processes_is_refused(tmp_path):
+    for rank in range(2):
+        save_file({"torch": torch.zeros(1)}, tmp_path / f"random-{rank}.safetensors")
+    with pytest.raises(ValueError, match=r"was written by 2 processes and this run has 1; resume with 2"):
+        engines.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
+
+
+def test_a_state_of_deepspeed_is_refused_without_it(tmp_path):
+    save_file({"torch": torch.zeros(1)}, tmp_path / "random-0.safetensors")
+    (tmp_path / engines.ZERO_FOLDER).mkdir()
+    with pytest.raises(ValueError, match=r"was written by DeepSpeed and this run is one process; resume"):
+        engines.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, place, value, told",
+    [
+        ("numpy_rest", 0, 1e9, "numpy's position 1e[+]09"),
+        ("numpy_rest", 0, -1.0, "numpy's position -1"),
+        ("numpy_rest", 0, 3.5, "numpy's position 3.5"),
+        ("numpy_rest", 1, 2.0, "numpy's has_gauss 2"),
+        ("numpy_rest", 2, float("inf"), "1 not finite .numpy_rest"),
+        ("numpy", 5, -1, "words beyond 32 bits"),
+        ("numpy", 5, 2**32, "words beyond 32 bits"),
+        ("python", 7, 2**40, "words beyond 32 bits"),
+        ("python", 624, 625, "python's position 625"),
+        ("numpy", slice(None), 0, "all zero"),
+        ("torch", slice(8, 24), 255, "Invalid mt19937 state"),
+    ],
+)
+def test_a_random_state_out_of_range_is_refused(name, place, value, told):
+    state = engines._random_state()
+    changed = state[name].clone()
+    changed[place] = value
+    try:
+        with pytest.raises(engines.UNREADABLE, match=told):
+            engines._restore_random_state({**state, name: changed})
+    finally:
+        engines._restore_random_state(state)
+
+
+@pytest.mark.parametrize("name", ["python", "numpy", "numpy_rest", "torch"])
+def test_a_random_state_of_another_type_or_size_is_refused(name):
+    state = engines._random_state()
+    for changed, told in ((state[name].to(torch.float16), "type"), (state[name][:-1], "of another shape")):
+        with pytest.raises(ValueError, match=told):
+            engines._restore_random_state({**state, name: changed.nan_to_num(posinf=1, neginf=1)})
+
+
+def test_the_random_state_of_a_gpu_is_left_out_without_one():
+    state = engines._random_state()
+    engines._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("pwned",)
+
+
+@pytest.mark.slow
+def test_a_hostile_pickle_in_a_deepspeed_state_does_not_run(matrix, rows, tiny_base, tmp_path):
+    whole = matrix["DeepSpeed ZeRO-2"][0]
+    out = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(whole), str(out)], check=True)
+    for step in ("step-000003", "step-000004"):
+        subprocess.run(["rm", "-r", str(out / step)], check=True)
+    for file in (out / "step-000002" / "state" / engines.ZERO_FOLDER).glob("*.pt"):
+        file.write_bytes(pickle.dumps(Evil()))
+    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4", "--steps", "4"]
+    argv += [
+        "--batch-size",
+        "1",
+        "--accumulate",
+        "2",
+        "--workers",
+        "0",
+        "--out",
+        str(out),
+        "--resume",
+        "auto",
+    ]
+    with pytest.raises(AssertionError, match="which could run code.; resume from an earlier checkpoint"):
+        launch("DeepSpeed ZeRO-2", argv, tmp_path)
+    assert not (tmp_path / "pwned").exists()

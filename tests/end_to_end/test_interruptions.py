@@ -1,0 +1,341 @@
+"""Owns: nothing is lost - a run that is killed, stopped or out of disk goes on to the very same weights.
+
+And no run writes into another's folder, nor into one that was taken away.
+"""
+
+import json
+import os
+import random
+import resource
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launching import ROOT, SCRIPT, environment, free_port, launch, logged, start
+from safetensors.torch import load_file
+
+from moss_vllm.training import engines
+from moss_vllm.training.run_folder import hold, latest_checkpoint, step_of, tidy
+from moss_vllm.vlm import checkpoint
+
+KILLS = 20
+STEPS = 60
+
+
+@pytest.fixture
+def argv(tiny_base, world, tmp_path):
+    """A function that makes the recipe's flags for a run in the test's own folder."""
+
+    def make(out, **settings):
+        short = {"steps": STEPS, "save_every": 2, "batch_size": 2, "workers": 0, "lora_rank": 4}
+        given = {"model": tiny_base, "data": world / "FAVOR", "out": tmp_path / out, "lora_dropout": 0.3}
+        given |= {"tracker": "none", "log_every": 5, "resume": "auto", **short, **settings}
+        return [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+
+    return make
+
+
+def finish(process, folder):
+    """Wait for a process that should end well."""
+    assert process.wait(timeout=300) == 0, (folder / "output-0.txt").read_text()[-4000:]
+
+
+def weights(out):
+    """Everything of the last checkpoint that must not depend on what happened before it."""
+    last = latest_checkpoint(out)
+    return {
+        **load_file(last / checkpoint.ADAPTER_FILE),
+        **{f"optimizer {k}": v for k, v in load_file(last / "state" / "optimizer.safetensors").items()},
+        **{f"random {k}": v for k, v in load_file(last / "state" / "random-0.safetensors").items()},
+    }
+
+
+def check_equal(one, other):
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    told = ("step", "loss", "grad_norm", "lr", "clips", "tokens")  # and not what depends on the clock
+    lines = [[[line[key] for key in told] for line in logged(out)] for out in (one, other)]
+    assert lines[0] == lines[1]
+
+
+def check_whole(out):
+    """No file of the run is half-written."""
+    assert not list(out.rglob("*unfinished*")) and not list(out.rglob("*.part*"))
+    for path in [*out.rglob("*.json"), *out.rglob("*.jsonl")]:
+        for text in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
+            json.loads(text)
+    for path in out.rglob("*.safetensors"):
+        load_file(path)
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_in_the_weights_of_a_run_without_any(argv, tmp_path):
+    rng, saving = random.Random(0), 0
+    finish(start(argv("straight"), tmp_path), tmp_path)
+    out = tmp_path / "killed"
+    for number in range(KILLS):
+        process = start(argv("killed"), tmp_path, rank=1)
+        began, before = time.monotonic(), latest_checkpoint(out)
+        if number % 2:  # any moment: reading, opening the model, between steps
+            while time.monotonic() < began + rng.uniform(0, 9) and process.poll() is None:
+                time.sleep(0.01)
+        else:  # while it saves, after it has come further than the life before
+            while process.poll() is None:
+                part = next(out.glob(".step-*.unfinished"), None)
+                if part and latest_checkpoint(out) != before:
+                    time.sleep(rng.uniform(0, 0.03))
+                    break
+                time.sleep(0.001)
+        assert process.poll() is None, (tmp_path / "output-1.txt").read_text()[-3000:]
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        saving += bool(list(out.glob(".step-*.unfinished")))
+    assert saving >= KILLS // 4  # kills that left a checkpoint half-written
+    assert latest_checkpoint(out).name < f"step-{STEPS:06d}"
+    finish(start(argv("killed"), tmp_path), tmp_path)
+    check_equal(tmp_path / "straight", out)
+    check_whole(out)
+    assert (out / "finished").read_text() == f"step-{STEPS:06d}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_stop_signal_saves_and_ends_with_status_0(argv, tmp_path, number):
+    process = start(argv("run", save_every=1000, workers=1), tmp_path, start_new_session=True)
+    while not (tmp_path / "run" / "train.jsonl").is_file() or len(logged(tmp_path / "run")) < 3:
+        assert process.poll() is None, (tmp_path / "output-0.txt").read_text()[-3000:]
+        time.sleep(0.05)
+    os.killpg(process.pid, number)  # as schedulers do, the workers get it too
+    finish(process, tmp_path)
+    last = latest_checkpoint(tmp_path / "run")
+    told = (tmp_path / "output-0.txt").read_text()
+    assert f"stopped by a signal after step {int(last.name[5:])} of {STEPS}; {last} is whole" in told
+    assert 3 <= int(last.name[5:]) < STEPS and not (tmp_path / "run" / "finished").exists()
+    checkpoint.load(last)
+    check_whole(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_one_process_told_to_stop_stops_all_and_the_run_goes_on_exactly(argv, tmp_path):
+    flags = {"steps": 30, "save_every": 1000, "batch_size": 1}
+    launch("DDP", argv("straight", **flags), tmp_path)
+    port = free_port()
+    pair = [start(argv("run", **flags), tmp_path, rank=r, processes=2, port=port) for r in range(2)]
+    while not (tmp_path / "run" / "train.jsonl").is_file() or len(logged(tmp_path / "run")) < 3:
+        assert pair[0].poll() is None, (tmp_path / "output-0.txt").read_text()[-3000:]
+        time.sleep(0.02)
+    pair[1].send_signal(signal.SIGTERM)
+    for process in pair:
+        finish(process, tmp_path)
+    assert int(latest_checkpoint(tmp_path / "run").name[5:]) < 30
+    launch("DDP", argv("run", **flags), tmp_path)
+    check_equal(tmp_path / "straight", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_leaves_the_last_whole_checkpoint(argv, tmp_path):
+    finish(start(argv("run", steps=2), tmp_path), tmp_path)
+    before = weights(tmp_path / "run")
+
+    def no_room():  # files may grow to 64 KiB: what a full disk does to a larger one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+
+    process = start(argv("run", steps=4), tmp_path, rank=1, preexec_fn=no_room)
+    assert process.wait(timeout=200) == 1
+    told = (tmp_path / "output-1.txt").read_text()
+    assert f"{tmp_path}/run/step-000004 could not be written: " in told and "File too large" in told
+    assert f"the last whole checkpoint is {tmp_path}/run/step-000002; mend the cause (a full disk" in told
+    assert sorted(p.name for p in (tmp_path / "run").glob("*step-*")) == ["step-000002"]
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    finish(start(argv("run", steps=4), tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_slurm_file_starts_every_task_and_queues_an_unfinished_run_again(argv, tmp_path):
+    """srun and scontrol are stand-ins that do on this machine what Slurm's do."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "srun").write_text(
+        '#!/bin/bash\nshift\nfor id in 0 1; do SLURM_PROCID=$id SLURM_LOCALID=$id SLURM_NTASKS=2 "$@" & '
+        'pids="$pids $!"; done\nfor pid in $pids; do wait "$pid" || exit 1; done\n'
+    )
+    (tools / "scontrol").write_text(
+        f'#!/bin/bash\nif [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> {tmp_path}/requeued; fi\n'
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    python = os.path.dirname(os.sys.executable)
+    slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": str(free_port()), "OUT": str(tmp_path / "run")}
+    variables = {**environment(), **slurm, "PATH": f"{tools}:{python}:{os.environ['PATH']}"}
+    flags = [flag for flag in argv("run", steps=4) if not flag.startswith(("--out", "--resume"))]
+    script = str(ROOT / "scripts" / "launch" / "slurm.sh")
+    done = subprocess.run(
+        [script, *flags], env=variables, cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "DDP x2 on cpu" in done.stdout and not (tmp_path / "requeued").exists()
+    assert (tmp_path / "run" / "finished").read_text() == "step-000004\n"
+
+
+@pytest.mark.slow
+def test_the_run_saves_and_ends_when_its_launcher_is_ended(argv, tmp_path):
+    out, output = tmp_path / "run", (tmp_path / "output.txt").open("w")
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(SCRIPT), *argv("run", steps=10_000)]
+    launcher = subprocess.Popen(command, env=environment(), cwd=tmp_path, stdout=output, stderr=output)
+    wait_for(lambda: (out / "train.jsonl").is_file() and len(logged(out)) > 3)
+    launcher.terminate()  # as a scheduler does that knows no other process
+    launcher.wait(timeout=60)
+    wait_for(lambda: "stopped by a signal after step" in (tmp_path / "output.txt").read_text())
+    last = latest_checkpoint(out)
+    wait_for(lambda: logged(out)[-1]["step"] == step_of(last))
+    checkpoint.load(last)
+
+
+def wait_for(condition, seconds=90):
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_two_machines_train_save_at_a_signal_and_finish(argv, tmp_path):
+    flags = [flag for flag in argv("run", steps=60) if not flag.startswith("--resume")]
+    script = str(ROOT / "scripts" / "launch" / "nodes.sh")
+
+    def start_both():
+        port, machines = free_port(), []
+        for number in range(2):
+            place = {
+                "MACHINES": "2",
+                "MACHINE": str(number),
+                "MAIN": "127.0.0.1",
+                "GPUS": "1",
+                "PORT": str(port),
+            }
+            bin_first = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+            output = (tmp_path / f"machine-{number}.txt").open("a")
+            variables = {**environment(), **place, "MAIN": "127.0.0.1", "PATH": bin_first}
+            machines.append(
+                subprocess.Popen([script, *flags], env=variables, cwd=ROOT, stdout=output, stderr=output)
+            )
+        return machines
+
+    machines = start_both()
+    wait_for(lambda: (tmp_path / "run" / "train.jsonl").is_file() and len(logged(tmp_path / "run")) > 3)
+    machines[1].terminate()
+    for machine in machines:
+        assert machine.wait(timeout=90) == 0, (tmp_path / "machine-0.txt").read_text()[-3000:]
+    assert 3 < step_of(latest_checkpoint(tmp_path / "run")) < 60
+    for machine in start_both():
+        assert machine.wait(timeout=200) == 0, (tmp_path / "machine-0.txt").read_text()[-3000:]
+    assert (tmp_path / "run" / "finished").is_file() and len(logged(tmp_path / "run")) == 60
+    assert "DDP x2 on cpu" in (tmp_path / "machine-0.txt").read_text()
+
+
+def test_tidying_drops_unfinished_checkpoints_and_later_or_torn_lines(tmp_path):
+    (tmp_path / ".step-000004.unfinished" / "state").mkdir(parents=True)
+    (tmp_path / "step-000002").mkdir()
+    (tmp_path / "finished").write_text("step-000002\n")
+    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
+    (tmp_path / "train.jsonl").write_text("".join(lines) + '{"step": 4, "lo')
+    tidy(tmp_path, 2)
+    assert (tmp_path / "train.jsonl").read_text() == "".join(lines[:2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000002", "train.jsonl"]
+
+
+# ---- one folder, one run
+
+
+def test_a_folder_is_held_by_one_run_however_it_is_spelled(tmp_path, one_process, monkeypatch):
+    accelerator, out = engines.start(), tmp_path / "below" / "run"
+    (tmp_path / "link").symlink_to(tmp_path / "below")
+    monkeypatch.chdir(tmp_path)
+    spellings = (out, Path("below/run"), tmp_path / "link" / "run", out / ".." / "run")
+    with hold(out, accelerator):
+        for spelled in spellings:
+            with pytest.raises(BlockingIOError, match="run: another training run writes to it; wait for it"):
+                with hold(spelled, accelerator):
+                    pass
+    assert not out.exists()  # nothing was written
+    for spelled in spellings:
+        with hold(spelled, accelerator):
+            (out / "train.jsonl").touch()
+    assert [path.name for path in out.iterdir()] == ["train.jsonl"]
+
+
+def test_a_run_leaves_the_lock_of_one_that_took_its_place(tmp_path, one_process):
+    accelerator, out = engines.start(), tmp_path / "run"
+    with hold(out, accelerator):
+        shutil.rmtree(out)
+        later = hold(out, accelerator)
+        later.__enter__()
+    with pytest.raises(BlockingIOError):
+        hold(out, accelerator).__enter__()
+    later.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("name", ["favor_lora", "action_recog"])
+def test_a_second_run_is_refused_before_it_reads_a_row(tmp_path, one_process, name):
+    main = runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["main"]
+    with hold(tmp_path, engines.start()):
+        for more in ([], ["--resume", "auto"]):
+            with pytest.raises(BlockingIOError, match="another training run writes to it"):
+                main(["--out", str(tmp_path), "--data", "list" if name == "action_recog" else "gone", *more])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_launches_at_once_and_one_after_a_kill(argv, tmp_path):
+    def pair(output, **settings):
+        port, flags = free_port(), argv("run", save_every=10, batch_size=1, workers=1, **settings)
+        return [
+            start(flags, tmp_path, rank=at, processes=2, port=port, output=output + at) for at in range(2)
+        ]
+
+    first = pair(0, steps=10_000)
+    wait_for(lambda: (tmp_path / "run" / "train.jsonl").is_file() and len(logged(tmp_path / "run")) > 2)
+    began = time.monotonic()
+    second = pair(2, steps=10_000, lora_rank=2)
+    assert [process.wait(timeout=120) for process in second] == [1, 1]
+    assert time.monotonic() - began < 90 and first[0].poll() is None
+    for output in (2, 3):
+        told = (tmp_path / f"output-{output}.txt").read_text()
+        assert f"error: {tmp_path}/run: another training run writes to it" in told and "Trace" not in told
+    for process in first:
+        process.kill()
+        process.wait()
+    last = latest_checkpoint(tmp_path / "run")
+    steps = 4 + (step_of(last) if last else 0)
+    for process in pair(4, steps=steps):  # at once, though workers of the killed may live for seconds
+        assert process.wait(timeout=120) == 0, (tmp_path / "output-4.txt").read_text()[-3000:]
+    assert len(logged(tmp_path / "run")) == steps
+
+
+@pytest.mark.slow
+def test_a_run_ends_when_its_folder_is_taken_away(argv, tmp_path):
+    out = tmp_path / "run"
+    process = start(argv("run", steps=10_000, save_every=10_000), tmp_path)
+    wait_for(lambda: (out / "train.jsonl").is_file() and len(logged(out)) > 2)
+    shutil.rmtree(out)
+    assert process.wait(timeout=60) == 1
+    told = (tmp_path / "output-0.txt").read_text()
+    assert f"error: {out} was removed, moved or replaced while the run wrote to it" in told
+    assert not out.exists() and "Traceback" not in told

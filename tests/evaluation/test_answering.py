@@ -1,0 +1,240 @@
+"""Owns: questions answered together from one cache get the words that `generate` gives to each alone."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from moss_vllm.evaluation import answering, packing
+from moss_vllm.evaluation.answering import STAGES, answer, choose, prepare, score
+from moss_vllm.evaluation.generation import followed, not_followed
+from moss_vllm.video.clip import Clip
+from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.checkpoint import Loaded
+from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+
+QUESTIONS = [
+    "What moves?",
+    "Where does the red circle go in the video, and how often does it turn?",
+    "What moves first?\nA. left\nB. right\nC. up",
+    "What moves first?\nA. left\nB. right\nC. down",
+    "How often?",
+]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "moss"])
+def loaded(request, tiny_base, moss, processor):
+    """A model, with MOSS and LoRA or without, whose words depend on what it sees."""
+    torch.manual_seed(0)
+    base = checkpoint.load_base(tiny_base, moss=moss if request.param else None)
+    model = base
+    if request.param:
+        model = checkpoint.attach_lora(base, rank=2, alpha=2, dropout=0.0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name or ".moss." in name and weight.dim() > 1:
+                weight.normal_(std=0.05)
+            elif weight.dim() > 1 and "embed_tokens" not in name:
+                weight.mul_(5)
+    return Loaded(model.eval(), processor, "tiny", {})
+
+
+@pytest.fixture(scope="module")
+def clip():
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8).repeat(7, 0).repeat(7, 1)
+    frames = np.stack([np.roll(noise, 14 * (i // 2), 1) for i in range(6)])
+    return Clip(frames, np.arange(6) / 2)
+
+
+def generated(loaded, clip, question, compress, tokens):
+    ids = generated_ids(loaded, clip, question, compress, tokens)
+    return loaded.processor.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def generated_ids(loaded, clip, question, compress, tokens):
+    example = encode(loaded.processor, clip, [Turn(question)], compress=compress)
+    batch = collate([example], pad_id=loaded.processor.tokenizer.pad_token_id)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.inference_mode():
+        ids = loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_answers_are_those_of_generate(loaded, clip, compress, size):
+    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=compress)
+    said = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=size))
+    assert said.texts == [generated(loaded, clip, q, compress, 12) for q in QUESTIONS]
+    assert len(set(said.texts)) >= 3  # else equal words would prove nothing
+    assert said.seconds.keys() == set(STAGES) and min(said.seconds.values()) > 0
+
+
+@pytest.mark.parametrize("size", [3, 7, 16])
+def test_batches_across_videos_change_no_answer_and_keep_the_order(loaded, clip, size):
+    clips = [Clip(clip.frames[:n], clip.frame_times_s[:n]) for n in (6, 1, 4, 2)]
+    asked = [QUESTIONS, QUESTIONS[:1], QUESTIONS[2:4], QUESTIONS[1:]]
+    videos = [prepare(loaded.processor, c, q, compress=False) for c, q in zip(clips, asked, strict=True)]
+    assert len({prompts.shared for prompts in videos}) == 4
+    said = [one.texts for one in answer(loaded, iter(videos), max_new_tokens=12, batch_size=size)]
+    expected = [
+        [generated(loaded, c, q, False, 12) for q in its] for c, its in zip(clips, asked, strict=True)
+    ]
+    assert said == expected
+
+
+def test_videos_are_answered_together_up_to_a_number_of_tokens(loaded, clip, monkeypatch):
+    videos = [prepare(loaded.processor, clip, QUESTIONS[:2], compress=False) for _ in range(5)]
+    alone, groups, join = answering._tokens(videos[:1]), [], answering.join_caches
+
+    def note(caches, room):
+        groups.append(len(caches))
+        return join(caches, room)
+
+    monkeypatch.setattr(answering, "join_caches", note)
+    monkeypatch.setattr(answering, "MOST_TOKENS", 2 * alone)
+    assert len(list(answer(loaded, iter(videos), max_new_tokens=2, batch_size=16))) == 5
+    assert groups == [2, 2, 1]
+    groups.clear()
+    monkeypatch.setattr(answering, "MOST_TOKENS", alone - 1)  # a video alone is never refused
+    assert len(list(answer(loaded, iter(videos), max_new_tokens=2, batch_size=16))) == 5
+    assert groups == [1] * 5
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_prompts_are_those_of_encode_with_the_video_once(processor, clip, compress):
+    prompts = prepare(processor, clip, QUESTIONS, compress=compress)
+    for ids, question in zip(prompts.ids, QUESTIONS, strict=True):
+        example = encode(processor, clip, [Turn(question)], compress=compress)
+        assert torch.equal(ids, example["input_ids"])
+        assert all(torch.equal(value, example[name]) for name, value in prompts.video.items())
+    video = processor.tokenizer.convert_tokens_to_ids(processor.video_token)
+    assert prompts.shared > int((prompts.ids[0] == video).nonzero()[-1])
+
+
+def test_one_token_at_least_is_left_to_each_question(processor, clip):
+    same = prepare(processor, clip, ["What moves?"] * 2, compress=False)
+    assert same.shared == len(same.ids[0]) - 1
+    alone = prepare(processor, clip, ["What moves?"], compress=False)
+    assert alone.shared == len(alone.ids[0]) - 1
+
+
+def test_an_answer_ends_where_the_model_ends_it(loaded, clip, monkeypatch):
+    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=False)
+    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    whole = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=5)).texts
+    ends = [generated_ids(loaded, clip, question, False, 12)[3] for question in QUESTIONS[:2]]
+    monkeypatch.setattr(base.generation_config, "eos_token_id", ends)
+    cut = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=5)).texts
+    assert cut == [generated(loaded, clip, question, False, 12) for question in QUESTIONS]
+    assert all(len(short) < len(long) for short, long in zip(cut[:2], whole[:2], strict=True))
+
+
+RULES = {  # of a generation config: each changes greedy answers
+    "penalty": {"repetition_penalty": 1.1},
+    "n-grams": {"no_repeat_ngram_size": 1, "encoder_repetition_penalty": 1.3},
+    "length": {"min_new_tokens": 7, "forced_eos_token_id": 5, "exponential_decay_length_penalty": (4, 1.5)},
+    "words": {"forced_bos_token_id": 40},
+    "encoder": {"encoder_no_repeat_ngram_size": 1},
+    "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8},  # none
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_models_generation_config_is_followed(loaded, clip, monkeypatch, rule):
+    """Penalties count the tokens of each question's own prompt, the video's among them."""
+    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    clips = [Clip(clip.frames[:n], clip.frame_times_s[:n]) for n in (6, 2)]
+    videos = [prepare(loaded.processor, c, QUESTIONS[:3], compress=False) for c in clips]
+    plain = [one.texts for one in answer(loaded, videos, max_new_tokens=8, batch_size=6)]
+    for name, value in RULES[rule].items():
+        monkeypatch.setattr(base.generation_config, name, value)
+    if rule == "words":  # of those it says otherwise
+        first = generated_ids(loaded, clip, QUESTIONS[0], False, 8)
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            monkeypatch.setattr(base.generation_config, name, first[:2])
+        monkeypatch.setattr(base.generation_config, "bad_words_ids", [first[2:4]])
+    said = [one.texts for one in answer(loaded, videos, max_new_tokens=8, batch_size=6)]
+    assert said == [[generated(loaded, c, q, False, 8) for q in QUESTIONS[:3]] for c in clips]
+    assert (said == plain) == (rule == "sampling")
+    assert followed(base) == {} if rule == "sampling" else RULES[rule].items() <= followed(base).items()
+    assert not_followed(base) == ""
+
+
+def test_what_greedy_answers_cannot_follow_is_named(loaded, clip, monkeypatch):
+    base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    prompts = prepare(loaded.processor, clip, QUESTIONS[:1], compress=False)
+    plain = next(answer(loaded, [prompts], max_new_tokens=8, batch_size=1)).texts
+    for name, value in {
+        "num_beams": 4,
+        "guidance_scale": 2.0,
+        "stop_strings": ["a"],
+        "max_length": 9,
+    }.items():
+        monkeypatch.setattr(base.generation_config, name, value)
+    told = (
+        "the model's generation config has num_beams=4, guidance_scale=2.0, stop_strings=['a']: not followed"
+    )
+    assert not_followed(base) == f"{told}, answers are greedy"
+    assert next(answer(loaded, [prompts], max_new_tokens=8, batch_size=1)).texts == plain
+
+
+@torch.inference_mode()
+def test_the_likeliest_choice_is_that_of_one_forward_pass(loaded, clip):
+    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=True)
+    choices = [["A", "B", "C"]] * 3 + [["A", "B"]] * 2
+    prompts.choices = choices
+    said = next(choose(loaded, [prompts], batch_size=2))
+    for question, letters, scores, best in zip(QUESTIONS, choices, said.scores, said.texts, strict=True):
+        example = encode(loaded.processor, clip, [Turn(question)], compress=True)
+        batch = collate([example], pad_id=0)
+        logits = loaded.model(**{k: v for k, v in batch.items() if k != "labels"}).logits[0, -1]
+        ids = [loaded.processor.tokenizer(letter)["input_ids"][0] for letter in letters]
+        expected = logits.log_softmax(-1)[ids].tolist()
+        assert list(scores) == letters and list(scores.values()) == pytest.approx(expected, abs=1e-4)
+        assert best == letters[int(np.argmax(expected))]
+
+
+def test_a_choice_of_several_tokens_is_refused(loaded, clip):
+    prompts = prepare(loaded.processor, clip, QUESTIONS[:1], compress=True)
+    with pytest.raises(ValueError, match="What moves: not one token of this tokenizer; use a protocol"):
+        prompts.choices = [["A", "What moves"]]
+        next(choose(loaded, [prompts], batch_size=1))
+
+
+@torch.inference_mode()
+def test_the_score_of_continuations_is_their_mean_loss_in_one_forward_pass(loaded, clip):
+    prompts = prepare(loaded.processor, clip, QUESTIONS[:3], compress=True)
+    wanted = ["red", "the red circle moves left.", "A"]
+    found = score(loaded, prompts, wanted)
+    for question, text, (loss, greedy) in zip(QUESTIONS, wanted, found, strict=False):
+        example = encode(loaded.processor, clip, [Turn(question)], compress=True)
+        own = torch.tensor(loaded.processor.tokenizer(text)["input_ids"])
+        batch = collate([{**example, "input_ids": torch.cat([example["input_ids"], own])}], pad_id=0)
+        logits = loaded.model(**{k: v for k, v in batch.items() if k != "labels"}).logits[
+            0, -len(own) - 1 : -1
+        ]
+        assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, own)), abs=1e-4)
+        assert greedy == bool((logits.argmax(-1) == own).all())
+    with pytest.raises(ValueError, match="a choice is empty; every choice needs a word"):
+        score(loaded, prompts, ["", "a", "b"])
+
+
+def test_a_cache_grows_when_answers_are_longer_than_its_room(loaded, clip, monkeypatch):
+    monkeypatch.setattr(answering, "ROOM_TOKENS", 0)
+    prompts = prepare(loaded.processor, clip, QUESTIONS[:2], compress=True)
+    said = next(answer(loaded, [prompts], max_new_tokens=9, batch_size=2)).texts
+    assert said == [generated(loaded, clip, question, True, 9) for question in QUESTIONS[:2]]
+
+
+def test_heads_that_share_keys_attend_as_if_keys_were_repeated():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 6, 3, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
+    mask = torch.rand(2, 1, 3, 5) > 0.4
+    mask[..., 0] = True
+    groups = SimpleNamespace(num_key_value_groups=3)
+    found, _ = packing._attend(groups, query, key, value, mask, 0.3)
+    repeated = [one.repeat_interleave(3, dim=1) for one in (key, value)]
+    wanted = torch.nn.functional.scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
+    assert torch.allclose(found, wanted.transpose(1, 2), atol=1e-6)

@@ -1,0 +1,73 @@
+"""Owns: one spelling per flag in all commands, old ones understood, --help quick, every default told."""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moss_vllm.runtime.flags import OLD_NAMES, Flags
+
+ROOT = Path(__file__).parents[2]
+PARTS = {"ablation_results.py", "paper_tables.py", "kept_for_backward.py", "step_parts.py"}  # no commands
+COMMANDS = sorted(
+    str(file.relative_to(ROOT))
+    for folder in ("recipes", "eval", "scripts", "experiments")
+    for file in (ROOT / folder).glob("*.py")
+    if file.name not in PARTS
+)
+
+
+@pytest.fixture
+def parser():
+    flags = Flags("About.\n\n    as written")
+    flags.add_argument("--short-side-px", type=int, default=224, help="pixels")
+    flags.add_argument("--compress-tokens", action=argparse.BooleanOptionalAction, help="drop patches")
+    flags.add_argument("--frames", type=int, help="of its own (default: all)")
+    flags.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="format")
+    flags.add_argument("--merge", action="store_true", help="merge")
+    return flags
+
+
+@pytest.mark.parametrize("old", [["--short-side", "84"], ["--short-side=84"]])
+def test_an_old_name_is_understood_and_the_new_one_said(parser, old, capsys):
+    args = parser.parse_args([*old, "--no-compress", "--dtype", "bf16", "--frames", "3"])
+    assert (args.short_side_px, args.compress_tokens, args.precision, args.frames) == (84, False, "bf16", 3)
+    assert capsys.readouterr().err.splitlines() == [
+        "--short-side is called --short-side-px now",
+        "--no-compress is called --no-compress-tokens now",
+        "--dtype is called --precision now",
+    ]
+
+
+def test_help_tells_defaults_once_and_none_where_there_is_none(parser):
+    text = parser.format_help()
+    assert "    as written" in text
+    assert "pixels (default: 224)" in text and "format (default: fp32)" in text
+    assert "of its own (default: all)" in text
+    assert "None" not in text and "merge (default" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_that_takes_seconds_and_spells_every_flag_alike(command):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", command, "--help"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    told = done.stderr.splitlines()
+    assert done.returncode == 0 and all(line.startswith("import time:") for line in told)
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in told}
+    assert not imported & {"torch", "transformers", "peft", "accelerate", "timm", "matplotlib"}
+    options = done.stdout[done.stdout.index("options:") :]
+    assert "default: None" not in options and " STR" not in done.stdout
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"(?m)^ {20,}.*$", "", options)))
+    own = {"--frames"} if command.endswith("action_recog.py") else set()  # those the encoder sees
+    assert not shown & (set(OLD_NAMES) - own)

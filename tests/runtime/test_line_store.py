@@ -1,0 +1,240 @@
+"""Owns: a folder of answers has one run at a time, and answers of the videos that are there.
+
+Other settings or --overwrite beside a living process, a folder that is removed, a video in another's place:
+each ends the run with a message, and nothing that was answered is lost or mixed.
+"""
+
+import os
+import resource
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moss_vllm.data.rows import BenchmarkVideo, Question
+from moss_vllm.evaluation import asking
+from moss_vllm.evaluation.asking import choose_workers
+from moss_vllm.runtime import line_store
+from moss_vllm.runtime.environment import describe_environment, git_commit
+from moss_vllm.runtime.errors import RunStopped, errors_in_one_line
+from moss_vllm.runtime.files import whole_file, write_whole
+from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
+from moss_vllm.video.file_state import describe_file, refuse_others, tell_change
+
+HEADER = {
+    "benchmark": "MotionBench-Dev",
+    "checkpoint": "a",
+    "questions": 2,
+    "protocol": {"name": "letter", "short_side_px": 224},
+    "environment": {"av": "17.0"},
+}
+OTHER = {**HEADER, "protocol": {"name": "letter", "short_side_px": 56}}
+LINE = {"video_id": "v", "answers": []}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_with_other_settings_is_refused_beside_a_living_one(tmp_path):
+    with AnswerFile(tmp_path, HEADER, Shard(0, 2)):  # which has no answer yet
+        told = (
+            r"00-of-02\.jsonl: another run writes to it, which has other settings \(protocol\.short_side_px"
+        )
+        with pytest.raises(
+            BlockingIOError, match=f"{told} was 224, is 56\\); wait for it to end, or give ano"
+        ):
+            AnswerFile(tmp_path, OTHER, Shard())
+        elsewhere = {**HEADER, "environment": {"av": "16.0"}}  # another machine of the same run
+        AnswerFile(tmp_path, elsewhere, Shard(1, 2)).file.close()
+        AnswerFile(tmp_path, HEADER, Shard()).file.close()
+    AnswerFile(
+        tmp_path, OTHER, Shard(0, 3)
+    ).file.close()  # nobody lives: without an answer nothing is in the way
+
+
+def test_overwriting_beside_a_living_process_is_refused_and_costs_no_answer(tmp_path):
+    with AnswerFile(tmp_path, HEADER, Shard(1, 2)) as living:
+        living.add(LINE)
+        before = living.path.read_bytes()
+        for header, shard in ((HEADER, Shard()), (HEADER, Shard(0, 2)), (OTHER, Shard(0, 2))):
+            with pytest.raises(BlockingIOError, match="01-of-02.jsonl: another run writes to it, which "):
+                AnswerFile(tmp_path, header, shard, overwrite=True)
+        living.add(LINE)
+        assert living.path.read_bytes() == before + before.splitlines(keepends=True)[1]
+    AnswerFile(tmp_path, HEADER, Shard(), overwrite=True).file.close()
+    assert names(tmp_path) == ["00-of-01.jsonl"]
+    (tmp_path / "00-of-01.jsonl").write_bytes(b"")  # as a refused run leaves it
+    assert read_answers(tmp_path).header is None
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_processes_of_one_run_overwrite_together(tmp_path, order):
+    for rank, processes in ((0, 1), (0, 2), (1, 2), (1, 3)):
+        with AnswerFile(tmp_path, OTHER, Shard(rank, processes)) as file:
+            file.add({**LINE, "video_id": "old"})
+    first = AnswerFile(tmp_path, HEADER, Shard(order[0], 2), overwrite=True)
+    first.add({**LINE, "video_id": f"new {order[0]}"})
+    if order[0]:  # the first process may be done before the other begins
+        first.file.close()
+    with AnswerFile(tmp_path, HEADER, Shard(order[1], 2), overwrite=True) as second:
+        second.add({**LINE, "video_id": f"new {order[1]}"})
+    first.file.close()
+    assert names(tmp_path) == ["00-of-02.jsonl", "01-of-02.jsonl"]
+    assert read_answers(tmp_path, HEADER).videos.keys() == {"new 0", "new 1"}
+
+
+def test_a_process_that_overwrites_leaves_the_file_that_another_is_about_to_begin(tmp_path, monkeypatch):
+    alone, first = line_store._alone_in, []
+
+    @contextmanager
+    def behind_the_first(folder):
+        if not first:
+            first.append(None)
+            first[0] = AnswerFile(folder, HEADER, Shard(0, 2), overwrite=True)
+        with alone(folder):
+            yield
+
+    monkeypatch.setattr(line_store, "_alone_in", behind_the_first)
+    with AnswerFile(tmp_path, HEADER, Shard(1, 2), overwrite=True) as second, first[0]:
+        second.add(LINE)
+        first[0].add({**LINE, "video_id": "w"})
+    assert names(tmp_path) == ["00-of-02.jsonl", "01-of-02.jsonl"]
+    assert sorted(read_answers(tmp_path, HEADER).videos) == ["v", "w"]
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed", "made again"])
+def test_a_folder_that_is_gone_ends_the_run(tmp_path, how):
+    folder = tmp_path / "answers"
+    with AnswerFile(folder, HEADER, Shard()) as file:
+        file.add(LINE)
+        shutil.move(folder, tmp_path / "moved") if how == "renamed" else shutil.rmtree(folder)
+        if how == "made again":
+            AnswerFile(folder, HEADER, Shard()).file.close()
+        with pytest.raises(
+            RunStopped, match="00-of-01.jsonl is gone: it or its folder was removed or renamed"
+        ):
+            file.add(LINE)
+        with pytest.raises(RunStopped):
+            file.check()
+
+
+def test_what_the_environment_was_is_no_reason_to_refuse_and_is_told(tmp_path):
+    for rank, av in enumerate(("17.0", "16.0", "17.0")):
+        with AnswerFile(tmp_path, {**HEADER, "environment": {"av": av}}, Shard(rank, 3)) as file:
+            file.add({**LINE, "video_id": f"v{rank}"})
+    assert read_answers(tmp_path, HEADER).tell_environments() == "av 17.0 and 16.0"
+    assert read_answers(tmp_path).tell_environments() == "av 17.0 and 16.0"
+
+
+def test_the_environment_has_what_decides_frames(tiny_base):
+    from moss_vllm.vlm import checkpoint
+
+    found = describe_environment(checkpoint.load(str(tiny_base)).model)
+    known = {"av", "torchvision", "timm", "einops", "numpy", "pillow", "libavcodec", "attention"}
+    assert known <= found.keys() and (found["device"], found["dtype"]) == ("cpu", "float32")
+    assert found.get("git_commit") == git_commit()
+
+
+def folder_of_frames(path, count=20, bright=0):
+    path.mkdir()
+    for number in range(count):
+        Image.fromarray(np.full((8, 8, 3), number + bright, np.uint8)).save(path / f"{number}.png")
+    return path
+
+
+def test_another_file_in_a_videos_place_is_told_from_a_copy(tmp_path):
+    rng = np.random.default_rng(0)
+    for size in (10, 300_000, 3_000_000):
+        file = tmp_path / f"{size}.mp4"
+        data = bytearray(rng.bytes(size))
+        file.write_bytes(data)
+        state = describe_file(file)
+        assert state["bytes"] == size and tell_change(file, state) == ""
+        os.utime(file, (1, 1))  # as a copy, or a download done again, leaves it
+        assert tell_change(file, state) == "" and describe_file(file)["contents"] == state["contents"]
+        data[-1] ^= 1
+        file.write_bytes(data)
+        os.utime(file, (1, 1))
+        assert f"was {size:,} bytes of 20" in tell_change(file, state)
+        assert tell_change(file, state).endswith("with other contents")
+        file.write_bytes(data + b"1")
+        assert f"is {size + 1:,} bytes of" in tell_change(file, state)
+        file.unlink()
+        assert tell_change(file, state) == "" and describe_file(file) is None
+
+
+def test_folders_of_images_are_known_by_their_images(tmp_path):
+    frames = folder_of_frames(tmp_path / "frames")
+    state = describe_file(frames)
+    size = f"was {state['bytes']:,} bytes"
+    (frames / "notes.txt").write_text("none of the video")
+    assert tell_change(frames, state) == ""
+    shutil.copytree(frames, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert tell_change(tmp_path / "copy", state) == ""
+    assert size in tell_change(folder_of_frames(tmp_path / "other", bright=9), state)
+    (frames / "7.png").unlink()
+    assert size in tell_change(frames, state)
+    os.mkfifo(frames / "99.png")
+    assert describe_file(frames) is None  # a pipe may never end
+
+
+def test_all_videos_that_changed_are_counted(tmp_path):
+    paths, states = {}, {}
+    for number in range(12):
+        paths[f"v{number}"] = tmp_path / f"{number}.mp4"
+        paths[f"v{number}"].write_bytes(b"0")
+        states[f"v{number}"] = describe_file(paths[f"v{number}"])
+        paths[f"v{number}"].write_bytes(b"11")
+    with pytest.raises(ValueError, match="asked about: 12\n  v0: .*0.mp4 was 1 bytes") as told:
+        refuse_others(paths, states)
+    lines = str(told.value).splitlines()
+    assert len(lines) == 13 and lines[11] == "  and 2 more" and "--overwrite" in lines[12]
+    refuse_others(paths, {})  # of answers that an earlier version gave
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # as a disk does, it refuses a write and names no file
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as ended, errors_in_one_line():
+            write_whole(tmp_path / "result.json", "0" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    wanted = f"error: {tmp_path / 'result.json'} cannot be written (File too large); make room there or name"
+    assert str(ended.value).startswith(wanted) and names(tmp_path) == []
+    with pytest.raises(OSError, match=r"file/result\.json cannot be written \(File exists\)"):
+        (tmp_path / "file").touch()
+        write_whole(tmp_path / "file" / "result.json", "")
+    with pytest.raises(FileNotFoundError, match="nowhere"):  # another's error keeps its name
+        with whole_file(tmp_path / "result.json"):
+            (tmp_path / "nowhere").read_text()
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_videos_are_read_ahead_in_order_and_no_further_than_there_are_threads(workers):
+    videos = [BenchmarkVideo(f"v{n}", None, (Question(f"q{n}", "MR", "?", (), None, "?"),)) for n in range(9)]
+    begun, threads, taken = [], set(), []
+
+    def read(video):
+        begun.append(video.video_id)
+        threads.add(threading.current_thread().name)
+        time.sleep(0.01 if video.video_id == "v0" else 0)
+        return f"{video.video_id} read"
+
+    for video, found in asking._read_ahead(read, videos, workers):
+        taken.append((video.video_id, found))
+        assert len(begun) <= len(taken) + workers
+    assert taken == [(f"v{n}", f"v{n} read") for n in range(9)]
+    assert len(threads) <= max(1, workers) and ("MainThread" in threads) == (workers == 0)
+
+
+def test_there_is_a_reader_for_each_processor_of_the_process(monkeypatch):
+    for processors, local, expected in ((1, 1, 1), (8, 1, 8), (64, 1, 16), (64, 8, 8), (4, 8, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=processors: range(n), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        assert choose_workers() == expected

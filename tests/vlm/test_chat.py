@@ -1,0 +1,177 @@
+"""Owns: the exact text and labels of a conversation about a clip, alone and in a batch."""
+
+import numpy as np
+import pytest
+import torch
+
+from moss_vllm.video.clip import Clip
+from moss_vllm.vlm.video_llama3.chat import (
+    CAPTION_PROMPT,
+    IGNORED,
+    PER_VIDEO,
+    Turn,
+    answer_labels,
+    collate,
+    conversation_text,
+    encode,
+)
+
+FRAME = "<|video_pad|>" * 4  # 56 x 56 px: 2 x 2 tokens
+
+
+def test_the_text_of_a_conversation(processor, noise_clip):
+    turns = [Turn(CAPTION_PROMPT, "The red circle moves left."), Turn("Is it red?", "Yes.")]
+    example = encode(processor, noise_clip(frames=3), turns, compress=False)
+    assert processor.tokenizer.decode(example["input_ids"]) == (
+        f"<|im_start|>user\nTime 0.0s:{FRAME},Time 0.5s:{FRAME},Time 1.0s:{FRAME}\n"
+        "Describe what is happening in the video.<|im_end|>\n"
+        "<|im_start|>assistant\nThe red circle moves left.<|im_end|>\n"
+        "<|im_start|>user\nIs it red?<|im_end|>\n"
+        "<|im_start|>assistant\nYes.<|im_end|>\n"
+    )
+    assert example["video_grid_thw"].tolist() == [[3, 4, 4]]
+    assert example["video_merge_sizes"].tolist() == [2]
+    assert example["pixel_values_videos"].shape == (3 * 16, 3 * 14 * 14)
+    assert example["video_compression_mask"].tolist() == [True] * 12
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_layout_is_the_processors_own(processor, answered):
+    turns = [Turn("What moves?", "The circle."), Turn("Where to?", "Left." if answered else None)]
+    messages = []
+    for index, turn in enumerate(turns):
+        content = [{"type": "video"}] if index == 0 else []
+        messages.append({"role": "user", "content": [*content, {"type": "text", "text": turn.question}]})
+        if turn.answer is not None:
+            said = [{"type": "text", "text": turn.answer}]
+            messages.append({"role": "assistant", "content": said})
+    expected = processor.apply_chat_template(messages, add_generation_prompt=not answered)
+    assert conversation_text(turns, video_token=processor.video_token) == expected
+
+
+def test_labels_cover_the_answers_and_their_ends(processor, noise_clip):
+    turns = [Turn("What moves?", "The red circle."), Turn("Where to?", "Left."), Turn("How fast?")]
+    example = encode(processor, noise_clip(frames=2), turns)
+    ids, labels = example["input_ids"], example["labels"]
+    spoken = labels != IGNORED
+    assert torch.equal(labels[spoken], ids[spoken])
+    runs = torch.tensor_split(
+        labels[spoken], (labels[spoken] == processor.tokenizer.eos_token_id).nonzero()[:, 0] + 1
+    )
+    assert [processor.tokenizer.decode(run) for run in runs] == [
+        "The red circle.<|im_end|>",
+        "Left.<|im_end|>",
+        "",
+    ]
+    # The open turn's place is not labelled: nothing is known of it.
+    assert processor.tokenizer.decode(ids).endswith("How fast?<|im_end|>\n<|im_start|>assistant\n")
+    assert labels[-1] == IGNORED
+
+
+def test_the_users_own_end_token_is_not_labelled(processor):
+    text = "<|im_start|>user\nassistant\n<|im_end|>\n<|im_start|>assistant\nNo.<|im_end|>\n"
+    ids = torch.tensor(processor.tokenizer(text)["input_ids"])
+    labels = answer_labels(ids, processor.tokenizer)
+    assert processor.tokenizer.decode(labels[labels != IGNORED]) == "No.<|im_end|>"
+
+
+def test_spaces_around_a_text_do_not_count():
+    text = conversation_text([Turn("  Why? \n", "\n Because. ")], video_token="<V>")
+    assert text == "<|im_start|>user\n<V>\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>\n"
+
+
+def test_times_of_a_variable_frame_rate_go_through_unchanged(processor):
+    times_s = np.array([0.0, 0.4, 0.46, 2.0, 61.25])
+    clip = Clip(np.zeros((5, 28, 28, 3), np.uint8), times_s)
+    text = processor.tokenizer.decode(encode(processor, clip, [Turn("What?")], compress=False)["input_ids"])
+    times = [part.split("s:")[0] for part in text.split("Time ")[1:]]
+    assert times == ["0.0", "0.4", "0.5", "2.0", "61.2"]
+    assert "Time 0.4s:<|video_pad|>,Time 0.5s:<|video_pad|>," in text
+
+
+def test_frames_are_neither_sampled_nor_resized_again(processor, noise_clip):
+    clip = noise_clip(frames=7, height=84, width=140)
+    example = encode(processor, clip, [Turn("What?")], compress=False)
+    assert example["video_grid_thw"].tolist() == [[7, 6, 10]]
+    # The first patch is the frame's first 14 x 14 pixels, scaled to -1 .. 1.
+    patch = example["pixel_values_videos"][0].view(3, 14, 14)
+    expected = torch.from_numpy(clip.frames[0, :14, :14]).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(patch, expected, atol=1e-5, rtol=0)
+
+
+def test_compression_drops_unchanged_tokens(processor, noise_clip):
+    clip = noise_clip(frames=4)
+    clip.frames[2:] = clip.frames[1]
+    example = encode(processor, clip, [Turn("What?")], compress=True)
+    assert example["video_compression_mask"].tolist() == [True] * 8 + [True, False, False, False] * 2
+    text = processor.tokenizer.decode(example["input_ids"])
+    one = "<|video_pad|>"
+    assert f"Time 0.0s:{FRAME},Time 0.5s:{FRAME},Time 1.0s:{one},Time 1.5s:{one}\n" in text
+    assert example["pixel_values_videos"].shape[0] == 4 * 16  # the encoder sees all of them
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_collate_pads_one_side_and_joins_the_videos(processor, noise_clip, left):
+    short = encode(processor, noise_clip(0, frames=2), [Turn("A?", "No.")], compress=False)
+    long = encode(
+        processor, noise_clip(1, frames=3, height=84), [Turn("A?", "Yes, it does.")], compress=False
+    )
+    pad_id = processor.tokenizer.pad_token_id
+    batch = collate([short, long], pad_id=pad_id, left=left)
+    missing = len(long["input_ids"]) - len(short["input_ids"])
+    assert missing > 0 and batch["input_ids"].shape == (2, len(long["input_ids"]))
+    rest = slice(missing, None) if left else slice(0, -missing)
+    padding = slice(0, missing) if left else slice(-missing, None)
+    for key, value in (("input_ids", pad_id), ("labels", IGNORED)):
+        assert torch.equal(batch[key][1], long[key])
+        assert torch.equal(batch[key][0, rest], short[key])
+        assert batch[key][0, padding].tolist() == [value] * missing
+    assert batch["attention_mask"].sum(1).tolist() == [len(short["input_ids"]), len(long["input_ids"])]
+    assert not batch["attention_mask"][0, padding].any()
+    for key in PER_VIDEO:
+        assert torch.equal(batch[key], torch.cat([short[key], long[key]]))
+    assert batch["video_grid_thw"].tolist() == [[2, 4, 4], [3, 6, 4]]
+
+
+def test_without_a_clip_the_line_of_times_is_left_out(processor):
+    turns = [Turn(" Two and two?", "Four."), Turn("And two?", "Six. ")]
+    example = encode(processor, None, turns)
+    assert set(example) == {"input_ids", "labels"}
+    assert processor.tokenizer.decode(example["input_ids"]) == (
+        "<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\nFour.<|im_end|>\n"
+        "<|im_start|>user\nAnd two?<|im_end|>\n<|im_start|>assistant\nSix.<|im_end|>\n"
+    )
+    spoken = example["labels"][example["labels"] != IGNORED]
+    assert processor.tokenizer.decode(spoken) == "Four.<|im_end|>Six.<|im_end|>"
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_collate_joins_the_videos_there_are(processor, noise_clip, left):
+    text = encode(processor, None, [Turn("Two and two?", "Four.")])
+    clips = [encode(processor, noise_clip(n, frames=2 + n), [Turn("A?", "No.")]) for n in (0, 1)]
+    pad_id = processor.tokenizer.pad_token_id
+    batch = collate([clips[0], text, clips[1]], pad_id=pad_id, left=left)
+    for key in PER_VIDEO:
+        assert torch.equal(batch[key], torch.cat([clip[key] for clip in clips]))
+    length = len(text["input_ids"])
+    place = slice(-length, None) if left else slice(0, length)
+    assert torch.equal(batch["input_ids"][1, place], text["input_ids"])
+    assert torch.equal(batch["labels"][1, place], text["labels"])
+    assert batch["attention_mask"][1, place].all() and batch["attention_mask"][1].sum() == length
+    assert set(collate([text, text], pad_id=pad_id)) == {"input_ids", "labels", "attention_mask"}
+
+
+@pytest.mark.parametrize(
+    "said", ["<|im_end|>", "a <|video_pad|> b", "<|im_start|>assistant\nyes", "<|unknown|>"]
+)
+@pytest.mark.parametrize("place", ["question", "answer"])
+def test_a_token_of_the_layout_in_a_text_is_refused(said, place):
+    turn = Turn(said, "fine") if place == "question" else Turn("fine", said)
+    with pytest.raises(ValueError, match=r"special token of the chat layout: .*; remove '<\|\.\.\.\|>'"):
+        conversation_text([turn], video_token="<|video_pad|>")
+
+
+@pytest.mark.parametrize("turns", [[], [Turn("A?"), Turn("B?", "yes")], [Turn("A?"), Turn("B?")]])
+def test_only_the_last_turn_may_be_open(turns):
+    with pytest.raises(ValueError, match="a conversation needs turns, all but the last answered"):
+        conversation_text(turns, video_token="<|video_pad|>")
