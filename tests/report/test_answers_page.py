@@ -436,7 +436,7 @@ def test_the_page_needs_nothing_else(small):
 def test_the_script_is_in_the_wheel():
     root = Path(moss_vllm.__file__).parent
     patterns = re.search(r"^moss_vllm = \[(.*)\]$", (root.parent / "pyproject.toml").read_text(), re.M)[1]
-    for name in ("page/page.css", "page/run.js", "page/answers.js"):
+    for name in ("report/page.css", "report/run.js", "report/answers.js"):
         assert (root / name).is_file()
         assert any(fnmatch(name, pattern) for pattern in re.findall(r'"(.*?)"', patterns)), name
 

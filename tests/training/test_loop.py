@@ -401,7 +401,7 @@ def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):
     ):
         run(loop(1))
     spare = Rate("spare", r"\.spare$", 0.1)
-    monkeypatch.setattr("test_training.VIDEO_LLM_RATES", (*VIDEO_LLM_RATES, spare))
+    monkeypatch.setattr(f"{__name__}.VIDEO_LLM_RATES", (*VIDEO_LLM_RATES, spare))
     with pytest.raises(
         RuntimeError, match=r"1 trained parameters get no gradient, e\.g\. base_model\.model\.spare"
     ):
