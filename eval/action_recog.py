@@ -60,8 +60,9 @@ if __name__ == "__main__":
 import torch
 
 from moss_vllm.recognition import checkpoint
+from moss_vllm.recognition.scores import Accuracy, save_accuracy
 from moss_vllm.recognition.settings import choose_views, open_split
-from moss_vllm.recognition.testing import Accuracy, save_accuracy, score_clips
+from moss_vllm.recognition.testing import score_clips
 from moss_vllm.runtime.environment import describe_environment
 from moss_vllm.video.cache import choose_frame_reader
 

@@ -12,7 +12,7 @@ from typing import Any
 from paper_tables import UNITS, Row
 
 from moss_vllm.data.world.actions import DEFAULT_ROOT, ensure_mini_actions
-from moss_vllm.recognition.testing import CLASS_MEAN, STORE, Accuracy
+from moss_vllm.recognition.scores import CLASS_MEAN, STORE, Accuracy
 from moss_vllm.report import plots
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.line_store import read_answers

@@ -139,28 +139,24 @@ from accelerate.utils import set_seed
 
 from moss_vllm.data.actions.datasets import tell_shared_clips
 from moss_vllm.recognition import checkpoint
+from moss_vllm.recognition.batches import ActionTrainingSet
 from moss_vllm.recognition.build import build_classifier, full_variant
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
-from moss_vllm.recognition.in_training import BEST, ActionCheckup
+from moss_vllm.recognition.in_training import BEST, PeriodicTest
+from moss_vllm.recognition.loss import ClassLoss
+from moss_vllm.recognition.scores import STORE, Accuracy, collect_clips, save_accuracy
 from moss_vllm.recognition.settings import (
     DATA,
     PRECISIONS,
-    check,
+    check_settings,
     choose_views,
     model_arguments,
     open_split,
     plan_steps,
     refuse_ignored,
 )
-from moss_vllm.recognition.testing import (
-    STORE,
-    Accuracy,
-    ClassLoss,
-    collect_clips,
-    save_accuracy,
-    score_clips,
-)
-from moss_vllm.recognition.views import ActionTrainingSet, ViewSettings
+from moss_vllm.recognition.testing import score_clips
+from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.training import engines
 from moss_vllm.training.loop import train
@@ -178,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     settings, flags = parse(ActionRecog, argv, __doc__)
     refuse_ignored(settings)
     settings = fill_in(settings)
-    check(settings)
+    check_settings(settings)
     tracker = start_report.choose_tracker(settings.tracker)
     accelerator = engines.start(
         tracker=None if flags.dry_run else tracker, folder=settings.out, precision=settings.precision
@@ -278,7 +274,7 @@ def train_and_test(
             start_report.write(record, out, resume)
         start_report.open_tracker(accelerator, settings, resume)
 
-    checkup = ActionCheckup(accelerator, model, splits["test"], views, out, save=save, test=test)
+    test_model = PeriodicTest(accelerator, model, splits["test"], views, out, save=save, test=test)
     lines = train(
         accelerator,
         ClassLoss(model.to(accelerator.device), dtype, smoothing=settings.smoothing),
@@ -291,14 +287,14 @@ def train_and_test(
         restore=lambda folder: checkpoint.restore(folder, model),
         resume=resume,
         announce=announce,
-        evaluate=checkup,
+        evaluate=test_model,
         evaluate_every=min(loop.steps, settings.eval_every * steps_an_epoch),
     )
     if lines and lines[-1]["step"] < loop.steps:  # stopped by a signal
         accelerator.end_training()
         return None
-    if checkup.last_step() != loop.steps:
-        checkup(loop.steps)
+    if test_model.last_step() != loop.steps:
+        test_model(loop.steps)
     best = checkpoint.load(out / BEST, weights=how["weights"], device=accelerator.device)
     header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
     if accelerator.is_main_process:
@@ -341,8 +337,7 @@ def show(record: dict[str, Any], model: VideoClassifier) -> None:
     console, settings, views = Screen(), record["settings"], record["views"]
     for line in record["data_lines"]:
         console.print(line)
-    placed = getattr(model, "ladder", model).temporal_names
-    layers = ", ".join(f"after layer {layer}" for layer in placed) or "nowhere"
+    layers = ", ".join(f"after layer {layer}" for layer in model.attached_layers) or "nowhere"
     console.print(
         f"{settings['host']} {settings['variant']} beside {model.encoder_name}, weights "
         f"{settings['weights']}; {settings['temporal']} {layers}",

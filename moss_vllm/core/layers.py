@@ -35,7 +35,7 @@ class TimeConv3d(nn.Conv3d):
         super().__init__(d_in, d_out, (3, *patch), stride=(1, *patch), padding=(1, 0, 0), bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; see the class."""
+        """Convolve over time."""
         if x.shape[2] != 2:
             return super().forward(x)
         # oneDNN (torch 2.12) leaves a bfloat16 weight gradient partly unwritten for two frames that it pads.

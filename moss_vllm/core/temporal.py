@@ -182,7 +182,7 @@ class UVConvolutions(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, similarity: Tensor) -> Tensor:
-        """Encode the maps; see the class."""
+        """Encode each map."""
         maps = similarity.flatten(0, 4).unsqueeze(1).to(next(self.parameters()).dtype)
         return self.layers(maps).reshape(*similarity.shape[:5], -1)
 

@@ -85,7 +85,7 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> list[Tensor]:
-        """Encode; see the class."""
+        """Tokens after each of `layers`."""
         check_sides(frames, self.patch_size)
         found = self.vit.forward_intermediates(
             frames,

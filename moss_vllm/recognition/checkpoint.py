@@ -1,9 +1,10 @@
-"""A video classifier in one folder that reloads alone, but for its frozen image encoder.
+"""A video classifier in one folder. It reloads from there, except for a frozen image encoder.
 
-    classifier.safetensors   what was trained, in float32, BatchNorm's statistics included
-    run.json   how it is built, classes, views, settings, versions, command; the encoder's fingerprint
+    classifier.safetensors   the trained weights in float32, with BatchNorm's statistics
+    run.json   arguments of `build_classifier`, classes, views, settings, versions, command, the fingerprint
+               of the image encoder
 
-The encoder is opened again by its name, or from the file it came from, and must have the same weights.
+The encoder is opened again by its name, or from its file, and must have the weights of that fingerprint.
 """
 
 import json
@@ -30,7 +31,7 @@ NEEDED = ("model", "encoder_fingerprint", "classes", "views", "data")
 
 @dataclass
 class LoadedClassifier:
-    """A classifier in evaluation mode, and what is known of its making."""
+    """A classifier in evaluation mode, and the run.json of its checkpoint."""
 
     model: VideoClassifier
     run: dict[str, Any]
@@ -43,15 +44,15 @@ class LoadedClassifier:
 
 
 def trained_state(model: VideoClassifier) -> dict[str, Tensor]:
-    """Every weight and statistic that training changes."""
-    whole = model.state_dict()
-    return {name: whole[name] for name in model.trained_names()}
+    """The weights and statistics that training changes."""
+    state = model.state_dict()
+    return {name: state[name] for name in model.trained_names()}
 
 
 def save(
     folder: Path, model: VideoClassifier, run: Mapping[str, Any], *, state: Mapping[str, Tensor]
 ) -> None:
-    """Write the folder's files; `run` has `model`, what `build_classifier` is called with."""
+    """Write the folder's files; `run["model"]` holds the arguments of `build_classifier`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
     readable(folder / WEIGHTS_FILE)
@@ -65,10 +66,10 @@ def load(
     """Open a checkpoint for testing.
 
     Args:
-        weights: where the image encoder's weights are now, if not where they were.
+        weights: the image encoder's file, if it is no longer where run.json says.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
+        FileNotFoundError: the folder holds no checkpoint.
         ValueError: a file that cannot be read, weights that do not fit, or another encoder.
     """
     folder = Path(folder)
@@ -87,10 +88,10 @@ def load(
 
 
 def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> None:
-    """Fill a classifier built alike with the weights of a checkpoint.
+    """Load the weights of a checkpoint into a classifier that was built with the same arguments.
 
     Args:
-        but_head: leave the head as it is, for data with other classes.
+        but_head: do not change the head, for data with other classes.
 
     Raises: as `load`.
     """
@@ -116,11 +117,11 @@ def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> 
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The record of a checkpoint.
+    """The run.json of a checkpoint.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: it cannot be read, or lacks something.
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: run.json cannot be read, or lacks a field of NEEDED.
     """
     for name in (RUN_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -134,6 +135,6 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def encoder_fingerprint(model: VideoClassifier) -> str:
-    """Tells two frozen encoders apart; one for all where the encoder trains and is in the checkpoint."""
-    kept = set(model.trained_names())
-    return fingerprint({name: value for name, value in model.state_dict().items() if name not in kept})
+    """A digest of the frozen encoder's weights; the same for all models whose encoder trains."""
+    trained = set(model.trained_names())
+    return fingerprint({name: value for name, value in model.state_dict().items() if name not in trained})
