@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     labels = json.dumps([[clip.clip_id, clip.label] for clip in split.clips])
     header = {
         "checkpoint": str(args.ckpt.absolute()),
+        "model_settings": loaded.settings_digest(),
         "data": hashlib.sha256(labels.encode()).hexdigest()[:16],
         "environment": describe_environment(loaded.model),
         "run": {"step": loaded.run["step"], "command": loaded.run["command"]},

@@ -297,6 +297,7 @@ def train_and_test(
         test_model(loop.steps)
     best = checkpoint.load(out / BEST, weights=how["weights"], device=accelerator.device)
     header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
+    header["model_settings"] = best.settings_digest()
     if accelerator.is_main_process:
         drop_other_test(out / "test", best.run["step"], best.model)
     accelerator.wait_for_everyone()

@@ -7,6 +7,8 @@
 The encoder is opened again by its name, or from its file, and must have the weights of that fingerprint.
 """
 
+import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moss_vllm.recognition.build import build_classifier
+from moss_vllm.recognition.build import build_classifier, find_preset
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.runtime.files import read_json, readable
 from moss_vllm.runtime.provenance import faults, fingerprint
@@ -41,6 +43,13 @@ class LoadedClassifier:
     def classes(self) -> tuple[str, ...]:
         """Names by class id."""
         return tuple(self.run["classes"])
+
+    def settings_digest(self) -> str:
+        """A digest of what decides scores beside the weights: build arguments, preset, mean and std."""
+        arguments = {name: value for name, value in self.run["model"].items() if name != "weights"}
+        preset = dataclasses.replace(find_preset(arguments["variant"]), paper=None)
+        settings = [arguments, dataclasses.asdict(preset), self.model.mean, self.model.std]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def trained_state(model: VideoClassifier) -> dict[str, Tensor]:

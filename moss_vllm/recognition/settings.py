@@ -20,8 +20,8 @@ from moss_vllm.training.loop import Loop
 from moss_vllm.training.settings import wrong_choices
 from moss_vllm.video.decoders import check_decoder
 
-MINI = "mini"
-DATA = (*DATASETS, MINI)
+MINI_DATA = "mini"
+DATA = (*DATASETS, MINI_DATA)
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
@@ -95,13 +95,14 @@ def open_split(
     """
     if data not in DATA:
         raise ValueError(f"data is {data!r}; it must be one of {', '.join(DATA)}")
-    if data == MINI:
+    if data == MINI_DATA:
         if annotation or allow_missing:
             raise ValueError(
-                f"data is {MINI!r}, drawn whole with its own lists; leave out annotation and allow_missing"
+                f"data is {MINI_DATA!r}, drawn whole with its own lists; leave out annotation and "
+                "allow_missing"
             )
         drawn = read_action("list", ensure_mini_actions(root or DEFAULT_ROOT), split)
-        return dataclasses.replace(drawn, dataset=MINI)
+        return dataclasses.replace(drawn, dataset=MINI_DATA)
     if root is None:
         raise ValueError(
             f"data is {data!r}; name the folder of its videos and annotation files with --root: "

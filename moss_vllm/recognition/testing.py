@@ -28,7 +28,7 @@ from moss_vllm.training.loop import Objective
 from moss_vllm.training.reading import Batches
 from moss_vllm.video.file_state import describe_file, refuse_others
 
-TOP = 5
+LIKELIEST = 5
 
 
 def score_clips(
@@ -51,7 +51,8 @@ def score_clips(
 
     Args:
         model: in evaluation mode.
-        header: what is tested. A store of another test, of other weights or of another dtype is refused.
+        header: what is tested. A store of another test, of other weights or of another dtype is refused; with
+            `model_settings` (`LoadedClassifier.settings_digest`), a moved checkpoint is no other test.
         batch_size: clips at once, all views of each.
         shard: which clips are this process's; processes do not wait for each other.
         read: as in `ActionTestSet`.
@@ -65,6 +66,8 @@ def score_clips(
     full = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
     full |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
     full = json.loads(json.dumps(full))
+    if not overwrite and "model_settings" not in (read_answers(folder / STORE).header or full):
+        full.pop("model_settings", None)  # stores of earlier versions have none, and resume where they are
     earlier = read_answers(folder / STORE, full) if not overwrite else None
     done = {} if earlier is None else {**earlier.answers, **earlier.failed}
     paths = {clip.clip_id: clip.path for clip in split.clips}
@@ -119,7 +122,7 @@ def _score(
                 logits = model(torch.cat([views for _, views, _ in used]).to(device))
             likely = logits.float().softmax(-1).unflatten(0, (len(used), -1)).mean(1).cpu()
             for (clip_id, _, label), row in zip(used, likely, strict=True):
-                best = row.topk(min(TOP, len(names))).indices.tolist()
+                best = row.topk(min(LIKELIEST, len(names))).indices.tolist()
                 answer = {
                     "uid": clip_id,
                     "label": label,

@@ -11,8 +11,8 @@ from moss_vllm.encoders.image import add_to_patches, embed, normalisation, patch
 from moss_vllm.recognition.hosts.classifier import VideoClassifier, check_plain
 from moss_vllm.training.optim import Rate
 
-TABLES = r"^vit\.(cls_token|pos_embed|reg_token)$"
-EMBEDDING = r"^vit\.(patch_embed|norm_pre)\."
+TABLE_NAMES = r"^vit\.(cls_token|pos_embed|reg_token)$"
+EMBEDDING_NAMES = r"^vit\.(patch_embed|norm_pre)\."
 
 
 class ClassTokenConv(nn.Module):
@@ -110,7 +110,7 @@ class FullFineTune(VideoClassifier):
             )
         depth = len(self.vit.blocks)
         lowest = lr * decay ** (depth + 1)
-        rows = [Rate("tables", TABLES, lowest), Rate("embedding", EMBEDDING, lowest, weight_decay)]
+        rows = [Rate("tables", TABLE_NAMES, lowest), Rate("embedding", EMBEDDING_NAMES, lowest, weight_decay)]
         for index in range(depth):
             pattern = rf"^(vit\.blocks|time_convs)\.{index}\."
             rows.append(Rate(f"layer {index + 1}", pattern, lr * decay ** (depth - index), weight_decay))
