@@ -7,8 +7,8 @@
 
 Datasets as they are distributed: ssv1, ssv2, diving48, gym99, gym288, k400; `list`, lines of "video label"
 or "folder frames label" of your own; `mini`, drawn by this repository. What is not given follows Table 7 for
-the dataset and variant (recipes/configs/action_recog.yaml, moss_vllm/recognition/views.py). Diving48 and
-FineGym start from a Kinetics-400 checkpoint: --start.
+the dataset and variant (recipes/configs/action_recog.yaml, moss_vllm/recognition/dataset_views.py).
+Diving48 and FineGym start from a Kinetics-400 checkpoint: --start.
 
     paper, top-1    SSV1 (8 frames)   SSV2 (8)   SSV2 (16)   Diving48   Gym99   Gym288   K400
     MOSS-S / M      60.0 / -          70.5/72.0

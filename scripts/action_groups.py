@@ -60,7 +60,7 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Tested:
-    """A result folder and its clips."""
+    """A result folder with a test's clips."""
 
     folder: Path
     stored: Stored

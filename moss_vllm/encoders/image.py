@@ -165,12 +165,12 @@ def full_name(name: str) -> str:
             f"'{name}' is no vision transformer of timm {timm.__version__}; choose one of "
             f"{', '.join(BACKBONES)}, or a name of timm.list_models('vit_*')"
         )
-    known = timm.list_pretrained(f"{architecture}.*")
+    names = timm.list_pretrained(f"{architecture}.*")
     default = timm.get_pretrained_cfg(architecture)
     tag = tag or (default and default.tag) or ""
     full = f"{architecture}.{tag}" if tag else architecture
-    if tag and full not in known:
-        raise ValueError(f"timm has no weights '{full}'; choose one of {', '.join(known) or architecture}")
+    if tag and full not in names:
+        raise ValueError(f"timm has no weights '{full}'; choose one of {', '.join(names) or architecture}")
     # timm has the same weights under both names; they were trained with quick-GELU and need it.
     twin = re.sub(r"_clip_(?!quickgelu)", "_clip_quickgelu_", full)
     if twin != full and timm.list_pretrained(twin):

@@ -71,9 +71,9 @@ class IntegrationLayer(nn.Module):
         if self.to_time is not None:
             back = rearrange(to_grid(self.to_time(mixed), frames=frames, grid=grid), "b t h w c -> b c t h w")
             back = back.repeat_interleave(STRIDE, dim=2)
-        seen = rearrange(self.from_time(temporal), "b c t h w -> (b t) (h w) c")
-        first = self.class_token.to(seen.dtype).expand(seen.shape[0], 1, -1)
-        normed = self.norm(mixed + torch.cat([first, seen], dim=1))
+        motion = rearrange(self.from_time(temporal), "b c t h w -> (b t) (h w) c")
+        first = self.class_token.to(motion.dtype).expand(motion.shape[0], 1, -1)
+        normed = self.norm(mixed + torch.cat([first, motion], dim=1))
         return self.mlp(normed) + self._over_time(normed, frames), back
 
     def _over_time(self, tokens: Tensor, frames: int) -> Tensor:
