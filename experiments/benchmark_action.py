@@ -79,9 +79,9 @@ from moss_vllm.recognition.batches import ActionTrainingSet
 from moss_vllm.recognition.build import build_classifier, find_preset
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.recognition.hosts.ladder import LadderClassifier
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import read_frames
-from moss_vllm.vlm.checkpoint import versions
 
 WAYS = {
     "ours": "tapped layers, no graph (ours)",

@@ -19,9 +19,9 @@ from moss_vllm.data.rows import Rejected
 from moss_vllm.recognition.batches import ActionTestSet
 from moss_vllm.recognition.scores import STORE, Accuracy, collect_clips
 from moss_vllm.recognition.views import ViewSettings
-from moss_vllm.report import plots
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.loop import Objective
@@ -78,9 +78,7 @@ def score_clips(
     with AnswerFile(folder / STORE, full, shard, overwrite=overwrite) as file:
         lines = _score(model, split, dataset, remaining, batch_size, workers, torch.device(device), dtype)
         lines = _named_errors(lines, batch_size)
-        if not quiet:
-            lines = plots.show_progress(lines, len(remaining), size=lambda _: 1, what="clips")
-        for line in lines:
+        for line in lines if quiet else show_progress(lines, len(remaining), "clips"):
             if "path" in line and (state := describe_file(line["path"])):
                 line["file"] = state
             file.add(line)
