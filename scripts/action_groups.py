@@ -50,10 +50,10 @@ from matplotlib.patches import Patch
 
 from moss_vllm.data.actions.groups import find_groups, read_groups
 from moss_vllm.evaluation.comparison import DRAWS, SEED, Difference, measure_difference
+from moss_vllm.recognition.in_training import BEST
 from moss_vllm.report.run_files import ANSWERS, holds_answers
+from moss_vllm.runtime.provenance import RUN_FILE
 
-# Of recognition/in_training.py and a checkpoint; importing them would take seconds.
-BEST, RUN_FILE = "best", "run.json"
 GAIN, LOSS, PALE = COLOURS[0], COLOURS[5], 0.4
 NAMED = 3
 

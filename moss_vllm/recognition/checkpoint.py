@@ -52,12 +52,6 @@ class LoadedClassifier:
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def trained_state(model: VideoClassifier) -> dict[str, Tensor]:
-    """The weights and statistics that training changes."""
-    state = model.state_dict()
-    return {name: state[name] for name in model.trained_names()}
-
-
 def save(
     folder: Path, model: VideoClassifier, run: Mapping[str, Any], *, state: Mapping[str, Tensor]
 ) -> None:
@@ -78,7 +72,7 @@ class Keeper:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors of the classifier that training changes."""
-        return trained_state(self.model)
+        return self.model.trained_state()
 
     def save(self, folder: Path, state: Mapping[str, Tensor], step: int) -> None:
         """Write a checkpoint of `state`."""
@@ -152,7 +146,7 @@ def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> 
     if but_head:
         weights = {name: value for name, value in weights.items() if not head.match(name)}
     expected = {
-        name: value for name, value in trained_state(model).items() if not (but_head and head.match(name))
+        name: value for name, value in model.trained_state().items() if not (but_head and head.match(name))
     }
     if wrong := faults(weights, expected):
         raise ValueError(f"{file}: {wrong}; use a checkpoint of this classifier, whole")

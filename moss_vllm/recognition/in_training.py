@@ -76,7 +76,7 @@ class PeriodicTest:
         # (resumed from an earlier one): then it is written anew.
         if self.best_step() not in earlier or score > max(earlier.values()):
             unfinished = self.out / f".{BEST}.unfinished"
-            self.save(unfinished, checkpoint.trained_state(self.model), step)
+            self.save(unfinished, self.model.trained_state(), step)
             put_in_place(unfinished, self.out / BEST)
         line = {"step": step, "score": score, **accuracy.summary()}
         with (self.out / "evals.jsonl").open("a") as file:

@@ -54,7 +54,7 @@ def tested(request, script, clips, tmp_path):
         "command": "recipes/action_recog.py",
     }
     folder = tmp_path / "run" / "best"
-    checkpoint.save(folder, model, run, state=checkpoint.trained_state(model))
+    checkpoint.save(folder, model, run, state=model.trained_state())
 
     def test(folder, *more):
         argv = ["--ckpt", str(folder), "--workers", "0", "--device", "cpu", *more]

@@ -102,6 +102,11 @@ class VideoClassifier(nn.Module):
         """Names in `state_dict()` that a checkpoint must hold: all but the frozen encoder, with BatchNorm."""
         return tuple(name for name in self.state_dict() if not re.search(self.frozen, name))
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """The weights and statistics that training changes."""
+        state = self.state_dict()
+        return {name: state[name] for name in self.trained_names()}
+
     def forward(self, video: Tensor) -> Tensor:
         """Score each class."""
         raise NotImplementedError
