@@ -4,10 +4,10 @@
     python eval/action_recog.py --ckpt runs/ssv2/best --root DATA/ssv2 --clips 2 --crops 3
     accelerate launch --multi_gpu eval/action_recog.py --ckpt ...                     # clips shared out
 
-Views are those of the checkpoint unless named here; softmax of each view, averaged (the paper: 2 clips x 3
-crops, Kinetics-400 4 x 3). Writes to OUT: `answers/`, a line for each clip with its five likeliest classes,
-`result.json` and `per_class.csv`. A test that was stopped goes on with the same command; two folders are
-compared by scripts/action_groups.py.
+The views are the checkpoint's, except for those named here; a clip's scores are the mean of its views'
+softmax (the paper: 2 clips x 3 crops, Kinetics-400 4 x 3). Writes to OUT: `answers/` with a line for each
+clip and its five likeliest classes, `result.json` and `per_class.csv`. The same command resumes a test that
+was stopped, also after the checkpoint moved; scripts/action_groups.py compares two folders.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def options() -> Flags:
     add("--weights", help="the image encoder's weights, if they moved: a .safetensors file")
     add("--out", type=Path, help="folder of the results (default: CKPT-test-CLIPSxCROPS)")
     add("--overwrite", action="store_true", help="drop the lines in --out and start again")
-    add("--allow-missing", action=yes, help="leave out clips without a video, and tell how many")
+    add("--allow-missing", action=yes, help="leave out clips without a video, and print their number")
     add("--frames", type=int, help="frames per clip (default: the checkpoint's, as for the next three)")
     add("--sampling", help="which frames: uniform, uniform-k400 or dense")
     add("--clips", type=int, help="clips per video, each in CROPS views")
@@ -57,15 +57,15 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-import torch
 
 from moss_vllm.recognition import checkpoint
+from moss_vllm.recognition.scores import Accuracy, save_accuracy
 from moss_vllm.recognition.settings import choose_views, open_split
-from moss_vllm.recognition.testing import Accuracy, save_accuracy, score_clips
-from moss_vllm.runtime.environment import describe_environment
+from moss_vllm.recognition.testing import score_clips
+from moss_vllm.runtime.precision import AUTOCAST
+from moss_vllm.runtime.provenance import describe_environment
 from moss_vllm.video.cache import choose_frame_reader
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIEWS = ("frames", "sampling", "clips", "crops")
 
 
@@ -92,21 +92,22 @@ def main(argv: list[str] | None = None) -> Accuracy:
             f"{args.ckpt} knows {len(loaded.classes)} classes and {data} has {len(split.classes)}, or "
             "others; test it on the dataset it was trained on"
         )
-    given = {name: loaded.run["views"][name] for name in ("frames", "sampling", "clips", "crops", "size_px")}
-    given["frames"] //= loaded.model.frames_per_encoded
-    given |= {name: value for name in VIEWS if (value := getattr(args, name)) is not None}
-    views = choose_views(data, loaded.run["protocol"], loaded.run["model"]["variant"], given, loaded.model)
+    changes = {name: loaded.run["views"][name] for name in (*VIEWS, "size_px")}
+    changes["frames"] //= loaded.model.frames_per_encoded
+    changes |= {name: value for name in VIEWS if (value := getattr(args, name)) is not None}
+    views = choose_views(data, loaded.run["protocol"], loaded.run["model"]["variant"], changes, loaded.model)
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test-{views.clips}x{views.crops}"
     say(split.report(), file=sys.stderr)
     labels = json.dumps([[clip.clip_id, clip.label] for clip in split.clips])
     header = {
         "checkpoint": str(args.ckpt.absolute()),
+        "model_settings": loaded.settings_digest(),
         "data": hashlib.sha256(labels.encode()).hexdigest()[:16],
         "environment": describe_environment(loaded.model),
         "run": {"step": loaded.run["step"], "command": loaded.run["command"]},
     }
-    header |= {} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}  # of other pixels
-    found = score_clips(
+    header |= {} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}  # others differ in pixels
+    accuracy = score_clips(
         loaded.model,
         split,
         views,
@@ -115,18 +116,18 @@ def main(argv: list[str] | None = None) -> Accuracy:
         batch_size=args.batch_size,
         workers=args.workers,
         device=place,
-        dtype=DTYPES[args.precision],
+        dtype=AUTOCAST[args.precision],
         shard=shard,
         read=choose_frame_reader(args.cache, args.cache_gib, args.decoder),
         overwrite=args.overwrite,
     )
-    if found.pending:
-        say(f"{found.pending:,} clips are left to other processes; whoever ends last writes the scores")
-        return found
+    if accuracy.pending:
+        say(f"{accuracy.pending:,} clips are left to other processes; the last process writes the scores")
+        return accuracy
     shown = f"{views.clips} clips x {views.crops} crops of {views.frames} frames"
-    save_accuracy(found, out, {"data": data, "step": loaded.run["step"], "views": shown})
-    say(f"{data}, {shown}: {found}; written to {out}")
-    return found
+    save_accuracy(accuracy, out, {"data": data, "step": loaded.run["step"], "views": shown})
+    say(f"{data}, {shown}: {accuracy}; written to {out}")
+    return accuracy
 
 
 if __name__ == "__main__":

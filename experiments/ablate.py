@@ -85,9 +85,9 @@ from ablation_results import (
 from paper_tables import FILE, TABLES, Row
 
 from moss_vllm.recognition.build import build_classifier
-from moss_vllm.recognition.settings import MINI
-from moss_vllm.vlm.checkpoint import versions
-from moss_vllm.vlm.start_report import SETTINGS_FILE
+from moss_vllm.recognition.settings import MINI_DATA
+from moss_vllm.runtime.provenance import versions
+from moss_vllm.training.run_folder import SETTINGS_FILE
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "action_recog.py"
 NAMES = {f"table{name}": rows for name, rows in TABLES.items() if name[:-1] in ("4", "10")}
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.dry_run:
         say(*(shlex.join(["python", str(RECIPE), *run.flags]) for run in left), sep="\n")
         return {"left": [list(run.flags) for run in left]}
-    groups = class_groups(args.root) if args.data == MINI else {}
+    groups = class_groups(args.root) if args.data == MINI_DATA else {}
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with alone_in(args.out):
         numbers: Numbers = {run: measure(run, groups) for run in runs if run.is_finished}
@@ -204,7 +204,7 @@ def plan_runs(
     refused = [name for name in OWN if getattr(given, name) != getattr(recipe.ActionRecog(), name)]
     if refused := [*refused, *(["dry_run"] if others.dry_run else [])]:
         raise ValueError(f"{', '.join(refused)} after '--': give it before '--', where this script has it")
-    if data == MINI and given.variant not in (None, MINI):
+    if data == MINI_DATA and given.variant not in (None, MINI_DATA):
         raise ValueError(f"variant is {given.variant!r}; rows on --data mini are laid out for the miniature")
     where = ["--data", data, *([] if root is None else ["--root", root])]
     plan: Plan = {}
@@ -212,7 +212,7 @@ def plan_runs(
     for table, rows in tables.items():
         plan[table] = []
         for row in rows:
-            asked = row.mini if data == MINI and row.mini is not None else row.set
+            asked = row.mini if data == MINI_DATA and row.mini is not None else row.set
             if isinstance(asked, str):
                 plan[table].append(PlannedRow(row, {}, [], asked))
                 continue

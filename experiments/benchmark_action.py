@@ -75,11 +75,13 @@ from torch import Tensor, nn
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.data.actions.datasets import ActionClip, ActionSplit
 from moss_vllm.encoders.image import ImageEncoder
-from moss_vllm.recognition.build import LadderClassifier, build_classifier, find_preset
-from moss_vllm.recognition.views import PROTOCOLS, ActionTrainingSet
+from moss_vllm.recognition.batches import ActionTrainingSet
+from moss_vllm.recognition.build import build_classifier, find_preset
+from moss_vllm.recognition.dataset_views import DATASET_VIEWS
+from moss_vllm.recognition.hosts.ladder import LadderClassifier
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import read_frames
-from moss_vllm.vlm.checkpoint import versions
 
 WAYS = {
     "ours": "tapped layers, no graph (ours)",
@@ -251,7 +253,7 @@ def print_step(console: Screen, found: dict[str, Any]) -> None:
 
 def measure_reading(suffix: str, clips: int, repeats: int) -> dict[str, Any]:
     """Milliseconds of CPU time that a clip takes to read, and to be made into views, in each way."""
-    ways, settings = [], PROTOCOLS["ssv2"]["paper"]
+    ways, settings = [], DATASET_VIEWS["ssv2"]["paper"]
     with tempfile.TemporaryDirectory() as folder:
         split, kilobytes = write_clips(Path(folder) / "videos", suffix, clips)
         for augmented in (False, True):

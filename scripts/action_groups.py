@@ -4,10 +4,11 @@
     python scripts/action_groups.py A B --groups data/mini_actions/groups.csv --json groups.json
 
 A and B are folders that eval/action_recog.py wrote, or OUT/test or OUT/evals/step-NNNNNN of the recipe. A
-group's accuracy is the share of its clips whose likeliest class is theirs. Something-Something has 50 groups
-(Goyal et al., 2017), the mini actions five, FineGym one for each event; other data need --groups, a csv
-`name,group` of all classes, or `id,group` where names repeat. Printed are both accuracies, B - A in points
-with a 95 % interval (bootstrap over clips), and clips gained and lost; --out draws the differences as bars.
+group's accuracy is the share of its clips whose likeliest class is the right one. Something-Something has 50
+groups (Goyal et al., 2017), the mini actions five, FineGym one for each event; other data need --groups, a
+csv `name,group` of all classes, or `id,group` where names repeat. The table shows both accuracies, B - A in
+points with a 95 % interval (bootstrap over clips), and clips gained and lost; --out draws the differences as
+bars.
 """
 
 import json
@@ -49,33 +50,33 @@ from matplotlib.patches import Patch
 
 from moss_vllm.data.actions.groups import find_groups, read_groups
 from moss_vllm.evaluation.comparison import DRAWS, SEED, Difference, measure_difference
+from moss_vllm.recognition.in_training import BEST
 from moss_vllm.report.run_files import ANSWERS, holds_answers
+from moss_vllm.runtime.provenance import RUN_FILE
 
-# action_checkup.BEST and checkpoint.RUN_FILE; importing those takes seconds, of transformers and peft.
-BEST, RUN_FILE = "best", "run.json"
 GAIN, LOSS, PALE = COLOURS[0], COLOURS[5], 0.4
 NAMED = 3
 
 
 @dataclass(frozen=True)
 class Tested:
-    """A result folder: its clips by id."""
+    """A result folder with a test's clips."""
 
     folder: Path
     stored: Stored
 
     @property
     def header(self) -> Mapping[str, Any]:
-        """What was tested, and how."""
+        """The test: dataset, checkpoint, views."""
         return self.stored.header or {}
 
     @property
     def rows(self) -> Mapping[str, Mapping[str, Any]]:
-        """One of each clip that was scored."""
+        """A row for each clip that was scored, by the clip's id."""
         return self.stored.answers
 
     def classes(self) -> dict[int, str]:
-        """Names by class id: of the checkpoint, or those that the test names."""
+        """Names by class id: all of the checkpoint's if it is found, or those in the rows."""
         named: dict[int, str] = {}
         for row in self.rows.values():
             named |= {row["label"]: row["answer"]}
@@ -87,8 +88,8 @@ class Tested:
         ):
             if (file := place / RUN_FILE).is_file():
                 classes = read_json(file, "restore it, or name --groups").get("classes", [])
-                if named.items() <= (found := dict(enumerate(classes))).items():
-                    return found
+                if named.items() <= (whole := dict(enumerate(classes))).items():
+                    return whole
         return named
 
 
@@ -107,60 +108,62 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         source, groups = str(args.groups), read_groups(args.groups, classes)
     else:
         source, groups = f"the known groups of {data}", find_groups(data, classes)
-    whole, found = compare_groups(first, second, groups, source)
-    if empty := sorted(set(groups.values()) - set(found)):
+    whole, by_group = compare_groups(first, second, groups, source)
+    if empty := sorted(set(groups.values()) - set(by_group)):
         notes.append(f"no clip of {len(empty)} groups: {', '.join(empty)}")
     record = {
         "A": {"name": names[0], "folder": str(first.folder), **first.header},
         "B": {"name": names[1], "folder": str(second.folder), **second.header},
         "groups_of": source,
-        "counts": count(found),
+        "counts": count(by_group),
         "bootstrap": {"draws": DRAWS, "seed": SEED, "resampled": "clips", "percentiles": [2.5, 97.5]},
         "notes": notes,
         "all": asdict(whole),
-        "groups": {group: asdict(difference) for group, difference in found.items()},
+        "groups": {group: asdict(difference) for group, difference in by_group.items()},
     }
-    show(names, whole, found, notes)
+    show(names, whole, by_group, notes)
     if args.json:
         with whole_file(args.json) as part:
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if args.out:
-        draw(names, whole, found, args.out)
+        draw(names, whole, by_group, args.out)
     for file in filter(None, (args.json, args.out)):
         say(f"written: {file}")
     return record
 
 
 def read_test(folder: Path) -> Tested:
-    """A test of a classifier.
+    """The test of a classifier in a folder.
 
     Raises:
-        ValueError: a folder without one.
+        ValueError: the folder holds no such test.
     """
     remedy = "name one that eval/action_recog.py wrote, or OUT/test of recipes/action_recog.py"
     if not holds_answers(folder):
         raise ValueError(f"{folder} holds no tested clips; {remedy}")
-    found = Tested(folder, read_answers(folder / ANSWERS))
-    if found.header and found.header["protocol"]["name"] != "views":
-        raise ValueError(f"{folder} holds answers to questions of {found.header['benchmark']}; {remedy}")
-    if not found.rows:
+    test = Tested(folder, read_answers(folder / ANSWERS))
+    if test.header and test.header["protocol"]["name"] != "views":
+        raise ValueError(f"{folder} holds answers to questions of {test.header['benchmark']}; {remedy}")
+    if not test.rows:
         raise ValueError(f"{folder} has no clip that was scored yet; wait for it, or {remedy}")
-    if old := [uid for uid, row in found.rows.items() if not {"label", "guesses"} <= set(row)]:
-        told = f"{len(old):,} clips ({some(old)}) without a class id, as earlier versions wrote them"
-        raise ValueError(f"{folder} holds {told}; test again with eval/action_recog.py --overwrite")
-    return found
+    if old := [uid for uid, row in test.rows.items() if not {"label", "guesses"} <= set(row)]:
+        raise ValueError(
+            f"{folder} holds {len(old):,} clips ({some(old)}) without a class id, as earlier versions wrote "
+            "them; test again with eval/action_recog.py --overwrite"
+        )
+    return test
 
 
 def refuse_other_clips(first: Tested, second: Tested) -> list[str]:
-    """What a reader should know of two tests.
+    """Notes on differences between two tests that can be compared.
 
     Raises:
-        ValueError: tests of other data, other clips, or clips of other classes.
+        ValueError: the tests are of different data or clips, or give a clip different classes.
     """
     a, b = first.rows, second.rows
-    told = [f"{test.folder} is of {test.header['benchmark']}" for test in (first, second)]
+    datasets = [f"{test.folder} is of {test.header['benchmark']}" for test in (first, second)]
     if first.header["benchmark"] != second.header["benchmark"]:
-        raise ValueError(f"{' and '.join(told)}; compare tests of one dataset")
+        raise ValueError(f"{' and '.join(datasets)}; compare tests of one dataset")
     reasons = {
         f"only {first.folder} has": [uid for uid in a if uid not in b],
         f"only {second.folder} has": [uid for uid in b if uid not in a],
@@ -177,8 +180,8 @@ def refuse_other_clips(first: Tested, second: Tested) -> list[str]:
         notes.append(f"WARNING: the views differ: {shown}")
     if failed := sorted({**first.stored.failed, **second.stored.failed}):
         notes.append(f"{len(failed):,} clips could not be read and are not counted ({some(failed)})")
-    if left := max(first.header["questions"], second.header["questions"]) - len(a) - len(failed):
-        notes.append(f"WARNING: {left:,} clips were not tested yet")
+    if pending := max(first.header["questions"], second.header["questions"]) - len(a) - len(failed):
+        notes.append(f"WARNING: {pending:,} clips were not tested yet")
     return notes
 
 
@@ -193,59 +196,61 @@ def compare_groups(
     uids = np.array(list(first.rows))
     labels = {row["label"]: row["answer"] for row in first.rows.values()}
     if strange := [name for label, name in labels.items() if label not in groups]:
-        told = f"no group for {len(strange)} classes of {first.folder} ({some(list(map(repr, strange)))})"
-        raise ValueError(f"{source}: {told}; name a csv 'name,group' of all classes with --groups")
+        raise ValueError(
+            f"{source}: no group for {len(strange)} classes of {first.folder} "
+            f"({some(list(map(repr, strange)))}); name a csv 'name,group' of all classes with --groups"
+        )
     right = np.array([[test.rows[uid]["correct"] for test in (first, second)] for uid in first.rows], int)
     member = np.array([groups[row["label"]] for row in first.rows.values()])
-    found = {
+    by_group = {
         group: measure_difference(right[member == group], uids[member == group])
         for group in sorted(set(member.tolist()))
     }
-    ordered = sorted(found.items(), key=lambda item: -item[1].points)
+    ordered = sorted(by_group.items(), key=lambda item: -item[1].points)
     return measure_difference(right, uids), dict(ordered)
 
 
-def count(found: Mapping[str, Difference]) -> dict[str, int]:
-    """Groups that the second test is better at, worse, and equal."""
-    net = [difference.gained - difference.lost for difference in found.values()]
+def count(by_group: Mapping[str, Difference]) -> dict[str, int]:
+    """Numbers of groups in which the second test is better, worse, and equal."""
+    net = [difference.gained - difference.lost for difference in by_group.values()]
     return {"up": sum(n > 0 for n in net), "down": sum(n < 0 for n in net), "equal": net.count(0)}
 
 
-def summary(whole: Difference, found: Mapping[str, Difference]) -> str:
-    """Both in a line."""
-    up, down, equal = count(found).values()
+def summary(whole: Difference, by_group: Mapping[str, Difference]) -> str:
+    """The difference over all clips, and the number of groups up, down and equal, in a line."""
+    up, down, equal = count(by_group).values()
     a, b = whole.accuracy
     return (
-        f"{up} of {len(found)} groups up, {down} down, {equal} equal; all {whole.questions:,} clips: "
+        f"{up} of {len(by_group)} groups up, {down} down, {equal} equal; all {whole.questions:,} clips: "
         f"{a:.1f} to {b:.1f} % ({signed(whole.points)})"
     )
 
 
 def show(
-    names: Sequence[str], whole: Difference, found: Mapping[str, Difference], notes: Sequence[str]
+    names: Sequence[str], whole: Difference, by_group: Mapping[str, Difference], notes: Sequence[str]
 ) -> None:
     """Print the table."""
     table = Table("group", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for head in ("clips", "A", "B", "B - A", "95 % interval", "gained", "lost"):
         table.add_column(head, justify="right", no_wrap=True)
-    for group, one in {**found, "all": whole}.items():
+    for group, one in {**by_group, "all": whole}.items():
         interval = " to ".join(map(signed, one.interval)) if one.interval else "-"
         shares = [f"{share:.1f}" for share in one.accuracy]
         counts = [f"{one.gained:,}", f"{one.lost:,}"]
         cells = [f"{one.questions:,}", *shares, signed(one.points), interval, *counts]
-        table.add_row(Text(group), *cells, end_section=group == list(found)[-1])
+        table.add_row(Text(group), *cells, end_section=group == list(by_group)[-1])
     console = Screen()
-    console.print(f"A: {names[0]}", f"B: {names[1]}", "", table, "", summary(whole, found), sep="\n")
+    console.print(f"A: {names[0]}", f"B: {names[1]}", "", table, "", summary(whole, by_group), sep="\n")
     for note in [*notes, "interval: bootstrap over clips, each group by itself"]:
         console.print(f"  {note}")
 
 
-def draw(names: Sequence[str], whole: Difference, found: Mapping[str, Difference], path: Path) -> None:
-    """Bars of the differences, the largest gain on top; pale where the interval holds 0."""
-    figure = Figure(figsize=(9, 1.6 + 0.21 * len(found)), layout="constrained")
+def draw(names: Sequence[str], whole: Difference, by_group: Mapping[str, Difference], path: Path) -> None:
+    """Draw the differences as bars, the largest gain on top; pale where the interval holds 0."""
+    figure = Figure(figsize=(9, 1.6 + 0.21 * len(by_group)), layout="constrained")
     axes = figure.subplots()
-    places = range(len(found))
-    for place, one in zip(places, found.values(), strict=True):
+    places = range(len(by_group))
+    for place, one in zip(places, by_group.values(), strict=True):
         is_sure = one.interval is not None and (one.interval[0] > 0 or one.interval[1] < 0)
         colour = GAIN if one.points >= 0 else LOSS
         axes.barh(place, one.points, 0.8, color=colour, alpha=1.0 if is_sure else PALE)
@@ -259,9 +264,9 @@ def draw(names: Sequence[str], whole: Difference, found: Mapping[str, Difference
             va="center",
             fontsize=7,
         )
-    labels = [f"{group} ({one.questions:,})" for group, one in found.items()]
+    labels = [f"{group} ({one.questions:,})" for group, one in by_group.items()]
     axes.set_yticks(places, labels, fontsize=8)
-    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_ylim(len(by_group) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.08)
     axes.axvline(0, color="black", linewidth=0.8)
@@ -269,7 +274,7 @@ def draw(names: Sequence[str], whole: Difference, found: Mapping[str, Difference
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    figure.suptitle(summary(whole, found), fontsize=10)
+    figure.suptitle(summary(whole, by_group), fontsize=10)
     keys = [Patch(color=GAIN, label="gain"), Patch(color=LOSS, label="loss")]
     keys.append(Patch(color="grey", alpha=PALE, label="pale: the 95 % interval holds 0"))
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
@@ -278,10 +283,10 @@ def draw(names: Sequence[str], whole: Difference, found: Mapping[str, Difference
 
 
 def tell_apart(first: Path, second: Path) -> tuple[str, str]:
-    """The parts of two paths that are not the same: runs/a/test and runs/b/test are a and b.
+    """The parts in which two paths differ: a and b of runs/a/test and runs/b/test.
 
     Raises:
-        ValueError: one folder twice.
+        ValueError: both paths are one folder.
     """
     a, b = ([*Path(os.path.abspath(path.expanduser())).parts] for path in (first, second))
     if a == b:
@@ -293,12 +298,12 @@ def tell_apart(first: Path, second: Path) -> tuple[str, str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few."""
+    """The first NAMED of them, in a line."""
     return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def signed(points: float) -> str:
-    """With one decimal and its sign; what rounds to zero has a plus."""
+    """Points with one decimal and a sign; +0.0 for those that round to zero."""
     return f"{round(points, 1) + 0.0:+.1f}"
 
 

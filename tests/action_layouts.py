@@ -45,6 +45,14 @@ def write_layout(data: str, root: Path) -> None:
     }[data](root)
 
 
+def noise(frames=4, height=24, width=32, seed=0):
+    """Smooth noise, as pictures are."""
+    small = np.random.default_rng(seed).integers(0, 256, (frames, height // 8, width // 8, 3), np.uint8)
+    return np.stack(
+        [np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC)) for f in small]
+    )
+
+
 def moving_square(seed: int, frames: int = 10, height: int = 48, width: int = 64) -> np.ndarray:
     """Frames of a bright square that moves right over a dark pattern, faster with `seed`."""
     rng = np.random.default_rng(seed)

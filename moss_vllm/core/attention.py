@@ -1,6 +1,6 @@
 """The two attention modules of Table 10c: factorised over space and time, and local in space-time.
 
-Same contract, errors and budgets as in `temporal.py`.
+Contract, errors and budgets are those of `temporal.py`.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from moss_vllm.core.stss import Window, check_window
 class FactorisedAttention(nn.Module):
     """Attention within each frame, then along time at each position, then an MLP: Arnab et al., 2021.
 
-    Their Model 3, "factorised self-attention", which is the name in the paper's tables. No positions are
-    added: the original does that once, at the input of the whole model. So the module does not know the
-    order of the frames unless the host's features tell it.
+    It is their Model 3, "factorised self-attention", the name in the paper's tables. No positions are added:
+    the original does that once, at the input of the whole model. So the module knows the order of the frames
+    only if the host's features hold it.
 
     Shape: (B, T, H, W, d_in) -> (B, T, H, W, d_out).
     Reference: Table 10c "Fact Attn.": 1.962 M, 3.43 G (paper 2.1, 3.4).
@@ -58,8 +58,8 @@ class FactorisedAttention(nn.Module):
 class LocalAttention(nn.Module):
     """Transformer blocks in which each position attends to its (L, U, V) neighbourhood: the paper's own.
 
-    Nothing outside the clip and the frame enters the softmax. No positions are added: only the edge of the
-    window tells near from far. The budget counts the window; whole frames are multiplied (2.68 G).
+    Nothing outside the clip and the frame enters the softmax. No positions are added: only the window's edge
+    distinguishes near from far. The budget counts the window; the code multiplies whole frames (2.68 G).
 
     Shape: (B, T, H, W, d_in) -> (B, T, H, W, d_out).
     Reference: Table 10c "Local Attn.": 1.073 M, 2.16 G (paper 1.1, 2.2).
@@ -114,7 +114,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
     ) -> Tensor:
-        """Everything attends to everything, or as `attend` says."""
+        """Each position attends to all others, or to those that `attend` selects."""
         qkv = self.qkv(self.norm(x))
         q, k, v = rearrange(qkv, "n s (three head d) -> three n head s d", three=3, head=self.heads)
         return self.proj(rearrange(attend(q, k, v), "n head s d -> n s (head d)"))
@@ -125,9 +125,9 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, *, length: int, mask: Tens
 
     Shape: q, k, v and what is returned (B, heads, T*H*W, D); mask as `window_mask` makes it.
     """
-    # One masked product per query frame with its up to L neighbouring frames. They lie side by side, so keys
-    # and values are views, fused kernels keep no scores, and frames that the clip lacks at its ends are just
-    # not there. Gathering the keys of each window would copy the clip L*U*V times: 405 with the paper's.
+    # One masked product per query frame with its up to L neighbouring frames, fewer at the ends of the clip.
+    # These lie side by side, so keys and values are views, and fused kernels keep no scores. Gathering the
+    # keys of each window would copy the clip L*U*V times: 405 with the paper's window.
     positions = mask.shape[0]
     frames = q.shape[2] // positions
     attended = []
@@ -141,7 +141,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, *, length: int, mask: Tens
 
 
 def window_mask(frames: int, height: int, width: int, window: Window, device: torch.device) -> Tensor:
-    """Which of min(L, T) frames' positions one position sees: (H*W, min(L, T)*H*W), alike for every frame."""
+    """The positions of min(L, T) frames that each position sees, in every frame: (H*W, min(L, T)*H*W)."""
     length, rows, columns = window
     y, x = torch.arange(height, device=device), torch.arange(width, device=device)
     near_y = (y[:, None] - y).abs() <= rows // 2

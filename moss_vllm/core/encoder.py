@@ -14,15 +14,15 @@ from moss_vllm.core.stss_triton import available, fused_stss_linear
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def stss_path(device: torch.device, window: Window) -> tuple[str, str]:
-    """How MOSS computes similarities on `device`, "fused" (Triton) or "banded" (torch), and why."""
+    """The way similarities are computed on `device`, "fused" (Triton) or "banded" (torch), and the reason."""
     runs, reason = available(device, window)
     return "fused" if runs else "banded", reason
 
 
 class UVProjection(nn.Module):
-    """Similarity of features, each U x V map flattened and projected to D channels without bias.
+    """Similarity of features; each U x V map is flattened and projected to D channels without bias.
 
-    The BatchNorm and GELU that follow are applied by the next layer: see `STSSEncoder`.
+    The next layer applies the BatchNorm and GELU that follow: see `STSSEncoder`.
 
     Shape:
         (B, T, H, W, C) -> (B, T, L, H, W, D).
@@ -51,7 +51,8 @@ class STSSEncoder(nn.Module):
     """One order: features -> STSS -> motion features M^(n).
 
     The offsets are concatenated channel-wise, offset-major, and fused by a 3x3 convolution block. The paper's
-    text says "fully connected layer" there; only the convolution gives its tables' parameters and FLOPs.
+    text has a "fully connected layer" here; only the convolution gives the parameters and FLOPs of its
+    tables.
 
     Shape:
         (B, T, H, W, d_in) -> (B, T, H, W, d_fuse).
@@ -84,7 +85,7 @@ class STSSEncoder(nn.Module):
         return rearrange(maps, "(b t) d h w -> b t h w d", b=x.shape[0])
 
     def similarity(self, x: Tensor) -> Tensor:
-        """S^(n): what this order compares (Eq. 3).
+        """S^(n), the similarities of this order (Eq. 3).
 
         Shape:
             (B, T, H, W, d_in) -> (B, T, H, W, L, U, V).

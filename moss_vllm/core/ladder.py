@@ -9,7 +9,7 @@ The image encoder itself is not part of the ladder: it runs without a graph and 
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -35,13 +35,13 @@ class Tokeniser(nn.Module):
         self.batch_norm = nn.BatchNorm3d(d_out)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Tokenise; see the class."""
+        """Tokenise."""
         tokens = self.conv(rearrange(video, "b t c h w -> b c t h w"))
         return rearrange(self.batch_norm(tokens), "b c t h w -> b t h w c")
 
 
 class TemporalBlock(nn.Module):
-    """One T-Block, with the FC that brings a tapped layer in: temporal convolution, spatial attention, MLP.
+    """One T-Block: the FC on a tapped layer, temporal convolution, spatial attention, MLP.
 
     Shape:
         y and motion (B, T, H, W, d_out), tap (B, T, 1 + H*W, d_in) class token first, position
@@ -72,7 +72,7 @@ class TemporalBlock(nn.Module):
         nn.init.normal_(mlp_out.weight, std=into_residual)
 
     def forward(self, y: Tensor, tap: Tensor, position: Tensor, motion: Tensor | None = None) -> Tensor:
-        """Y^i from Y^(i-1) and F^i; see the class."""
+        """Y^i from Y^(i-1) and F^i."""
         adapted = self.adapter(self.adapter_norm(tap))
         # Eq. 8 is a plain sum; the authors' models average Y and FC(F), and add MOSS on top.
         y = 0.5 * y + 0.5 * adapted[:, :, 1:].unflatten(2, y.shape[2:4])
@@ -94,7 +94,7 @@ class TemporalBlock(nn.Module):
 
 
 class Ladder(nn.Module):
-    """Class scores of a clip from the tapped layers of a frozen image encoder. All of it is trained.
+    """Class scores of a clip from the tapped layers of a frozen image encoder. The whole ladder is trained.
 
     Layers are counted from 1. `block0` reads the first of `layers`, and so on. A temporal module (MOSS in the
     paper) maps (B, T, H, W, d_in) -> (B, T, H, W, d_out) without a residual and reads the patch tokens of its
@@ -103,16 +103,16 @@ class Ladder(nn.Module):
     Args:
         d_in: channels of the image encoder.
         d_out: width of the ladder.
-        heads: of its attention; the paper's are 64 wide.
-        layers: the image encoder's layers it taps.
+        heads: attention heads; the paper's are 64 wide.
+        layers: the image encoder's layers that it taps.
         classes: scores of the head.
-        patch_size: pixels of a patch side, the image encoder's.
-        grid: (H, W) the position table is learned for; at another grid it is resized.
-        temporal: the modules by layer; none gives the baseline, Side4Video.
+        patch_size: side of the image encoder's patches in pixels.
+        grid: (H, W) for which the position table is learned; for another grid it is resized.
+        temporal: the modules by layer; without any, the ladder is the baseline, Side4Video.
 
     Raises:
-        ValueError: `layers` is empty or not increasing, or a temporal module sits at a layer not tapped;
-            in use, the taps do not fit the clip.
+        ValueError: `layers` is empty or not increasing, or a temporal module sits at a layer that is not
+            tapped; in `forward`, the taps do not fit the clip.
 
     Reference: Sec. 3.4; Table 6 for the sizes.
     """
@@ -145,10 +145,9 @@ class Ladder(nn.Module):
         nn.init.normal_(self.position_embedding, std=0.01)
         for index in range(len(layers)):
             self.add_module(f"block{index}", TemporalBlock(d_in, d_out, heads=heads))
-        self.temporal_names: dict[int, str] = {}
-        for number, layer in enumerate(sorted(temporal), start=1):
-            self.temporal_names[layer] = "moss" if number == 1 else f"moss{number}"
-            self.add_module(self.temporal_names[layer], temporal[layer])
+        self.temporal_names = name_modules(temporal)
+        for layer, name in self.temporal_names.items():
+            self.add_module(name, temporal[layer])
         self.norm = nn.BatchNorm3d(d_out)
         self.head = nn.Linear(d_out, classes)
 
@@ -206,6 +205,12 @@ class Ladder(nn.Module):
                     f"the tap of layer {layer} has shape {tuple(tap.shape)}; this clip of {frames} frames of "
                     f"{height} x {width} patches needs {expected} and the encoder's channels"
                 )
+
+
+def name_modules(layers: Iterable[int]) -> dict[int, str]:
+    """Names of temporal modules by layer: "moss" at the first layer, then "moss2", "moss3" and so on."""
+    numbered = enumerate(sorted(layers), start=1)
+    return {layer: "moss" if number == 1 else f"moss{number}" for number, layer in numbered}
 
 
 def shift_in_time(token: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class ConvBlock(nn.Module):
 
 
 class TimeConv3d(nn.Conv3d):
-    """A convolution over 3 frames, one frame of zeros past each end of the clip, right also in bfloat16.
+    """A convolution over 3 frames with a frame of zeros past each end of the clip, correct also in bfloat16.
 
     Shape:
         (B, C, T, H, W) -> (B, D, T, H', W').
@@ -35,10 +35,10 @@ class TimeConv3d(nn.Conv3d):
         super().__init__(d_in, d_out, (3, *patch), stride=(1, *patch), padding=(1, 0, 0), bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; see the class."""
+        """Convolve over time."""
         if x.shape[2] != 2:
             return super().forward(x)
-        # oneDNN (torch 2.12) leaves a bfloat16 weight gradient partly unwritten for two frames that it pads.
+        # Padding two frames itself, oneDNN (torch 2.12) leaves a bfloat16 weight gradient partly unwritten.
         return F.conv3d(F.pad(x, (0, 0, 0, 0, 1, 1)), self.weight, self.bias, self.stride)
 
 
@@ -52,7 +52,7 @@ def last_linear(d_in: int, d_out: int, zero_init: bool) -> nn.Linear:
 
 
 def checked_depth(depth: int) -> int:
-    """`depth`, or a ValueError if no block is left."""
+    """`depth`, or a ValueError for a depth without a block."""
     if depth < 1:
         raise ValueError(f"depth={depth} leaves no block that looks across time; give 1 or more")
     return depth

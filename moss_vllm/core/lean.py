@@ -1,9 +1,9 @@
-"""The encoder's layers with less kept for backward: the values and gradients are autograd's.
+"""The encoder's layers with less memory kept for backward; values and gradients equal autograd's.
 
-Between two convolutions autograd keeps what BatchNorm reads, what GELU reads and what the convolution reads.
-Here only the first is kept and the others are computed from it again, as is the LayerNorm before a linear
-layer. No convolution or matrix product is done twice. Layers that are wrapped (adapters, quantisation) or
-hooked (pruning, sharding) are called as they are; so are all under torch.compile, which plans this itself.
+Between two convolutions autograd keeps the inputs of BatchNorm, of GELU and of the convolution. Here only the
+first is kept, and backward computes the others from it again, as well as the LayerNorm before a linear layer.
+No convolution or matrix product is done twice. Layers that are wrapped (adapters, quantisation) or hooked
+(pruning, sharding) are called unchanged, and so are all layers under torch.compile, which plans this itself.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -35,10 +35,10 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
     """`conv(gelu(norm(x)))`, keeping only `x`; in training the running statistics move once.
 
     Args:
-        x: what BatchNorm reads, channels-last in memory.
-        norm: an `nn.BatchNorm2d`; any other (SyncBatchNorm) is called as it is.
-        conv: a 3x3 convolution without bias; with None, what it would read is returned.
-        offsets: that many neighbours along N become channels side by side, offset-major, before `conv`.
+        x: input of BatchNorm, channels-last in memory.
+        norm: an `nn.BatchNorm2d`; another class (SyncBatchNorm) is called unchanged.
+        conv: a 3x3 convolution without bias; None returns its input, `gelu(norm(x))`.
+        offsets: this many neighbours along N become channels side by side, offset-major, before `conv`.
 
     Shape:
         (N, D, H, W) -> (N / offsets, D', H, W), channels-last in memory.
@@ -69,7 +69,7 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
 
 
 def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether reading the layer's weights does what calling it does."""
+    """Whether computing with the layer's weights equals calling it."""
     return type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks
 
 
@@ -94,7 +94,7 @@ class _NormLinear(torch.autograd.Function):
             return F.linear(normed.to(dtype), weight.to(dtype), bias.to(dtype))
 
     @staticmethod
-    @once_differentiable  # a second derivative would miss what the statistics depend on
+    @once_differentiable  # a second derivative would miss how the statistics depend on x
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, mean, rstd, weight = ctx.saved_tensors
         read, grad = x.to(ctx.read_dtype), grad.to(ctx.dtype)
@@ -143,7 +143,7 @@ class _NormGeluConv(torch.autograd.Function):
             return y if weight is None else F.conv2d(y.to(dtype), weight.to(dtype), padding=1)
 
     @staticmethod
-    @once_differentiable  # a second derivative would miss what the statistics depend on
+    @once_differentiable  # a second derivative would miss how the statistics depend on x
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gamma, beta, weight, mean, rstd = ctx.saved_tensors
         var = rstd.pow(-2) - ctx.eps
@@ -180,10 +180,10 @@ def _one_by_one(x: Tensor, offsets: int) -> Tensor:
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast computes convolutions of `x` in; None where it does not."""
+    """The dtype in which autocast computes convolutions of `x`; None if it leaves them alone."""
     kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)  # not for "meta"
-    if x.dtype == torch.float64 or not known or not torch.is_autocast_enabled(kind):
+    available = torch.amp.is_autocast_available(kind)  # not for "meta"
+    if x.dtype == torch.float64 or not available or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 

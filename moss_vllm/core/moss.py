@@ -16,7 +16,7 @@ FUSIONS = ("none", "addition", "mlp", "conv")
 
 
 class OrderMaps(NamedTuple):
-    """What one order sees and says: `similarity` (B, T, H, W, L, U, V) and `motion` (B, T, H, W, d_fuse)."""
+    """Maps of one order: `similarity` (B, T, H, W, L, U, V) and `motion` (B, T, H, W, d_fuse)."""
 
     order: int
     similarity: Tensor
@@ -24,13 +24,13 @@ class OrderMaps(NamedTuple):
 
 
 class Fusion(nn.Module):
-    """What order n >= 2 reads when it is not M^(n-1) alone.
+    """The input of order n >= 2 where it is not M^(n-1) alone.
 
     Shape:
         features (B, T, H, W, d_in), motion (B, T, H, W, d_motion) -> (B, T, H, W, d_motion).
 
-    Reference: Table 4c; it states no sizes. "addition" brings F to the width of M by a linear layer where the
-    two differ.
+    Reference: Table 4c, which states no sizes. Where F and M differ in width, "addition" projects F to that
+    of M by a linear layer.
     """
 
     def __init__(self, kind: str, d_in: int, d_motion: int) -> None:
@@ -58,8 +58,8 @@ class Fusion(nn.Module):
 class MOSS(nn.Module):
     """Multi-Order Self-Similarity: motion features of a clip, summed over orders. No residual inside.
 
-    Order n+1 reads order n's FC output. With `zero_init=True` that output is zero, so order n+1 reads M^(n)
-    itself, before the FC (Eq. 3-5 as printed); otherwise it would see a constant at the first step.
+    Order n+1 reads order n's FC output. With `zero_init=True` that output is zero, and order n+1 would see a
+    constant at the first step; so it reads M^(n) itself, before the FC (Eq. 3-5 as printed).
 
     Shape:
         (B, T, H, W, d_in) -> (B, T, H, W, d_out), for any T >= 1 and any H, W.
@@ -72,16 +72,17 @@ class MOSS(nn.Module):
         d_hidden: channels in which similarity is measured.
         d_similarity: D, the width of one encoded similarity map.
         d_fuse: channels after the temporal offsets are fused; 2 * D if not given, as in the ladder.
-        fusion: what orders above the first read: "none" (M alone, the paper's choice), "addition", "mlp" or
-            "conv" with the input features (Table 4c).
-        second: "stss", or what stands in place of the second and last order: "r2plus1d",
+        fusion: input of orders above the first: "none" (M alone, the paper's choice), or "addition", "mlp" or
+            "conv" of M and the input features (Table 4c).
+        second: "stss", or the module that replaces the second and last order: "r2plus1d",
             "factorised_attention" or "difference" (Table 4d).
-        zero_init: start as the constant 0, so that a host that adds the output starts unchanged.
-        input_fc: add the FC(F) of Eq. 5 (the ladder has it outside, as its adapter).
+        zero_init: start with 0 as output, so that a host that adds it starts unchanged.
+        input_fc: add the FC(F) of Eq. 5 (in the ladder, the adapter outside the module is that FC).
 
     Raises:
-        ValueError: `orders` is empty, repeated or below 1, `fusion` or `second` is unknown, there is not one
-            window per order, `second` with other orders than (1, 2), or a bad window or input (see `stss`).
+        ValueError: `orders` is empty, repeated or below 1, `fusion` or `second` is unknown, the number of
+            windows is not that of the orders, `second` comes with other orders than (1, 2), or a window or an
+            input is wrong (see `stss`).
 
     Reference: Sec. 3.3, Eq. 5; Table 7 for the sizes.
     """
@@ -149,16 +150,16 @@ class MOSS(nn.Module):
         return cast(Tensor, output)
 
     def path(self) -> str:
-        """How similarities are computed where the module is now, and why, in a line."""
+        """The way similarities are computed on the module's device, and the reason, in a line."""
         first = cast(STSSEncoder, self.get_submodule("order1"))
         return "self-similarity: {} path ({})".format(*stss_path(first.in_proj.weight.device, first.window))
 
     @torch.no_grad()
     def maps(self, x: Tensor) -> list[OrderMaps]:
-        """What each order compares and makes of it, to look at (Fig. 5); nothing for a replaced order.
+        """Similarity and motion of each order, to be shown (Fig. 5); a replaced order has none.
 
         Raises:
-            ValueError: in training mode, in which looking would move BatchNorm's statistics.
+            ValueError: in training mode, in which the call would change BatchNorm's statistics.
         """
         if self.training:
             raise ValueError("maps() in training mode would change the module; call eval() first")
@@ -169,14 +170,14 @@ class MOSS(nn.Module):
         ]
 
     def _recursion(self, x: Tensor) -> Iterator[tuple[int, Tensor, Tensor | None, Tensor | None]]:
-        """Eq. 3-4 order by order: n, what f reads, M^(n), and its FC output."""
+        """Eq. 3-4 order by order: n, the input of f, M^(n), and its FC output."""
         read = x
         for n in range(1, max(self.orders) + 1):
             encoder, fusion = self.get_submodule(f"order{n}"), self._modules.get(f"fusion{n}")
             read = read if fusion is None else fusion(x, read)
             if not isinstance(encoder, STSSEncoder):
                 yield n, read, None, encoder(read)
-                return  # it is the last
+                return  # a replaced order is the last
             motion = encoder(read)
             projected = None if encoder.out_proj is None else encoder.out_proj(motion)
             yield n, read, motion, projected
@@ -195,7 +196,7 @@ def _checked_orders(orders: Iterable[int]) -> tuple[int, ...]:
 
 def _window_of_each(window: Sequence[int] | Sequence[Sequence[int]], orders: int) -> list[Window]:
     if not isinstance(window, Iterable) or not all(isinstance(size, Iterable) for size in window):
-        return [check_window(cast(Sequence[int], window))] * orders  # its entries are the sides of one
+        return [check_window(cast(Sequence[int], window))] * orders  # one window for all
     sizes = cast(list[Sequence[int]], list(window))
     if len(sizes) != orders:
         raise ValueError(

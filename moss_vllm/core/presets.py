@@ -1,6 +1,6 @@
 """The paper's models by name, each beside its row of the paper, and the functions that build them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class PaperRow:
         trainable_m: trainable parameters in millions.
         gmacs: multiply-adds of one view in 1e9; the paper calls them FLOPs.
         ssv2: percent on Something-Something V2, 3 views (Table 3).
-        ssv1: percent on Something-Something V1 (MOSS-S Table 4, else Table 1a); None where none is printed.
+        ssv1: percent on Something-Something V1 (MOSS-S: Table 4, others: Table 1a); None if not printed.
     """
 
     trainable_m: float
@@ -39,17 +39,17 @@ class LadderPreset:
     Args:
         backbone: the image encoder's name in timm.
         d_in: channels of the image encoder.
-        patch_size: its patch side in pixels.
-        layers: its layers that the ladder taps.
+        patch_size: side of the image encoder's patches in pixels.
+        layers: the image encoder's layers that the ladder taps.
         d_out: width of the ladder.
         heads: attention heads of the ladder.
         moss_layers: layers with a MOSS module, "position k" in Table 7.
         window: (L, U, V).
-        d_hidden: channels in which similarity is measured; the paper does not print it.
+        d_hidden: channels in which similarity is measured; the paper does not print the number.
         d_similarity: D.
-        paper: the paper's numbers for this model; None for one the paper does not have.
+        paper: the paper's numbers for this model; None for a model that the paper does not have.
 
-    Reference: Tables 6 and 7. MOSS-M's `d_hidden`, D and k are those with which it costs what Table 6 prints.
+    Reference: Tables 6 and 7. MOSS-M's `d_hidden`, D and k are chosen to give the cost that Table 6 prints.
     """
 
     backbone: str
@@ -123,7 +123,7 @@ MOSS_L = LadderPreset(
 LADDERS = {"MOSS-S": MOSS_S, "MOSS-B": MOSS_B, "MOSS-M": MOSS_M, "MOSS-L": MOSS_L}
 
 # The miniature, which trains on `data/world/actions.py` in a minute of one CPU core. Its encoder has random
-# weights, so its tokens are still much the pixels' own; similarities of them follow what moves.
+# weights, which leave much of the pixels in the tokens: similarities of tokens follow what moves.
 MINI_VIT = {"img_size": 84, "patch_size": 14, "embed_dim": 64, "depth": 4, "num_heads": 2}  # timm's names
 MINI = LadderPreset(
     backbone="mini_vit",
@@ -142,16 +142,16 @@ MINI = LadderPreset(
 
 @dataclass(frozen=True)
 class VideoLLMPreset:
-    """MOSS beside VideoLLaMA3's image encoder; its output has the input's width.
+    """MOSS beside VideoLLaMA3's image encoder; its output has as many channels as its input.
 
     Args:
         d_in: channels of the image encoder.
-        after_layer: the encoder layer it reads, counted from 1.
+        after_layer: the encoder layer that it reads, counted from 1.
         orders: the orders summed.
         window: (L, U, V).
-        d_hidden: channels in which similarity is measured; not printed.
+        d_hidden: channels in which similarity is measured; the paper does not print the number.
         d_similarity: D.
-        d_fuse: channels after the temporal offsets are fused; not printed.
+        d_fuse: channels after the temporal offsets are fused; the paper does not print the number.
         input_fc: whether the FC(F) of Eq. 5 is part of the module.
         paper_added_m: parameters the paper says MOSS adds, in millions.
 
@@ -183,16 +183,16 @@ VIDEO_LLM = VideoLLMPreset(
 
 
 def build_temporal(name: str, d_in: int, d_out: int, **options: Any) -> nn.Module | None:
-    """A module that maps (B, T, H, W, d_in) to (B, T, H, W, d_out), by name; None for "none".
+    """A module (B, T, H, W, d_in) -> (B, T, H, W, d_out) by name; None for "none".
 
     Args:
         name: "moss", "stss1" (MOSS of the first order alone), a module of Table 10c, or "none".
-        d_in: channels in.
-        d_out: channels out.
+        d_in: channels of the input.
+        d_out: channels of the output.
         options: keyword arguments of the module, such as `zero_init=True`.
 
     Raises:
-        ValueError: the name is none of `TEMPORAL_NAMES`, "none" comes with options, or "stss1" with orders.
+        ValueError: the name is not in `TEMPORAL_NAMES`, "none" comes with options, or "stss1" with orders.
     """
     if name == "none":
         if options:
@@ -213,6 +213,14 @@ def build_temporal(name: str, d_in: int, d_out: int, **options: Any) -> nn.Modul
     return TEMPORAL_MODULES[name](d_in, d_out, **options)
 
 
+def fill_sizes(preset: LadderPreset, temporal: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a temporal module; for "moss" and "stss1", the preset's sizes where they name none."""
+    if temporal not in ("moss", "stss1"):
+        return dict(options)
+    sizes = {"window": preset.window, "d_hidden": preset.d_hidden, "d_similarity": preset.d_similarity}
+    return {**sizes, **options}
+
+
 def build_ladder(
     preset: LadderPreset,
     *,
@@ -222,26 +230,23 @@ def build_ladder(
     image_size: int = 224,
     **temporal_options: Any,
 ) -> Ladder:
-    """The ladder of a preset, with its MOSS or another temporal module in MOSS's place.
+    """The ladder of a preset, with its MOSS module or another temporal module instead.
 
     Args:
         preset: one of `MOSS_S`, `MOSS_B`, `MOSS_M`, `MOSS_L`.
         classes: scores of the head.
         temporal: a name for `build_temporal`.
         temporal_layers: layers with such a module, instead of the preset's (Table 10b).
-        image_size: side in pixels of the clips the position table is learned for.
+        image_size: side in pixels of the clips for which the position table is learned.
         temporal_options: keyword arguments of the module; for "moss" and "stss1" they replace the preset's.
 
     Raises:
-        ValueError: an unknown `temporal`, options it does not have, a layer that the ladder does not tap, or
-            an image smaller than a patch.
+        ValueError: an unknown `temporal`, options that it does not have, a layer that the ladder does not
+            tap, or an image smaller than a patch.
     """
     if image_size < preset.patch_size:
         raise ValueError(f"image_size={image_size} is less than a patch, which is {preset.patch_size} pixels")
-    options = dict(temporal_options)
-    if temporal in ("moss", "stss1"):
-        sizes = {"window": preset.window, "d_hidden": preset.d_hidden, "d_similarity": preset.d_similarity}
-        options = {**sizes, **options}
+    options = fill_sizes(preset, temporal, temporal_options)
     modules = {}
     for layer in preset.moss_layers if temporal_layers is None else temporal_layers:
         module = build_temporal(temporal, preset.d_in, preset.d_out, **options)

@@ -1,9 +1,9 @@
 """f: features -> space-time self-similarity (STSS), Eq. 1-2.
 
-`stss_plain` is the definition written out, one offset at a time. `stss` gives the same values and is what the
-modules call: features are normalised once, each pair of frames is multiplied once for both of its directions,
-in bands of rows, and only the unit features are kept for backward. Order n >= 2 (Eq. 3) is either of them
-again, on the encoded map of order n-1: see `moss.py`.
+`stss_plain` is the definition written out, one offset at a time. The modules call `stss`, which gives the
+same values: features are normalised once, each pair of frames is multiplied once for both of its directions,
+in bands of rows, and only the unit features are kept for backward. Order n >= 2 (Eq. 3) applies the same
+function to the encoded map of order n-1: see `moss.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,10 +20,10 @@ from torch.autograd import forward_ad
 
 Window = tuple[int, int, int]
 
-# Below this norm a feature has no direction: its similarity to anything is 0, and so is its gradient.
+# Below this norm a feature has no direction: its similarities and their gradient are 0.
 MIN_NORM = 1e-6
-# Query rows multiplied at a time, with the rows their windows reach: fewer waste less arithmetic, more make
-# larger matrix products. 4 was the fastest or near it for 14x14 to 32x32 grids and 9x9 or 11x11 windows.
+# Query rows per matrix product, each with the rows that its window reaches: fewer rows waste less arithmetic,
+# more rows make larger products. 4 was about the fastest on 14x14 to 32x32 grids with 9x9 or 11x11 windows.
 BAND_ROWS = 4
 # Frames are grouped until one product has this many elements. A CPU's should stay in its cache.
 PRODUCT_ELEMENTS = {"cpu": 2**19}
@@ -36,7 +36,7 @@ def stss_plain(x: Tensor, window: Window) -> Tensor:
         x: (B, T, H, W, C) features, any floating type.
         returns: (B, T, H, W, L, U, V), float64 for float64 features and float32 for all others; entry
             [..., l, u, v] compares position (t, h, w) with (t + l - L//2, h + u - U//2, w + v - V//2) and is
-            0 where that lies outside the clip or the frame.
+            0 if the latter lies outside the clip or the frame.
 
     Raises:
         ValueError: `x` is not 5-D and floating, or a side of `window` is not a positive odd number.
@@ -59,15 +59,15 @@ def stss_plain(x: Tensor, window: Window) -> Tensor:
 
 
 def stss(x: Tensor, window: Window) -> Tensor:
-    """`stss_plain`, fast and lean; same arguments, values and errors.
+    """`stss_plain` in less time and memory; arguments, values and errors are the same.
 
-    It has first derivatives in reverse mode only; `stss_plain` has all.
+    It has first derivatives in reverse mode only; `stss_plain` has all derivatives.
     """
     return rearrange(stss_by_offset(x, window), "b t l h w (u v) -> b t h w l u v", u=window[1])
 
 
 def stss_by_offset(x: Tensor, window: Window) -> Tensor:
-    """`stss` in the order in which it is computed and encoded: (B, T, L, H, W, U*V), contiguous."""
+    """`stss` with the axes in the order of its computation and encoding: (B, T, L, H, W, U*V), contiguous."""
     window = check(x, window)
     if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
         raise NotImplementedError("stss has no forward-mode derivative; use stss_plain, which has all")
@@ -76,7 +76,7 @@ def stss_by_offset(x: Tensor, window: Window) -> Tensor:
 
 
 def check(x: Tensor, window: Sequence[int]) -> Window:
-    """The window as ints, or a ValueError for what has no self-similarity, see `stss_plain`."""
+    """The window as ints, or a ValueError for a wrong `x` or `window`, see `stss_plain`."""
     if not isinstance(x, Tensor):
         raise ValueError(f"stss takes a tensor of features, got {type(x).__name__}; see torch.as_tensor")
     if x.dim() != 5 or not x.is_floating_point():
@@ -105,7 +105,7 @@ def check_window(window: Sequence[int]) -> Window:
 
 
 def inverse_norm(x: Tensor) -> Tensor:
-    """1 / norm, 0 below `MIN_NORM`; float64 for float64 features and float32 for all others.
+    """1 / norm, or 0 below `MIN_NORM`; float64 for float64 features and float32 for all others.
 
     Shape:
         (..., C) -> (..., 1).
@@ -115,7 +115,7 @@ def inverse_norm(x: Tensor) -> Tensor:
 
 
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit features and `inverse_norm`, both in its type.
+    """Unit features and `inverse_norm`, both in the dtype of `inverse_norm`.
 
     Shape:
         (..., C) -> (..., C) and (..., 1).
@@ -125,7 +125,7 @@ def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalise_backward(grad_unit: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
-    """Gradient to the features from that to the unit features: the part across each feature, over its norm.
+    """Gradient to features from that to unit features: its part orthogonal to each feature, over the norm.
 
     Shape:
         (..., C), (..., C) and (..., 1) -> (..., C).
@@ -138,9 +138,9 @@ class _Band(NamedTuple):
 
     rows: slice  # of the H*W queries
     reach: slice  # of the H*W keys
-    neighbour: Tensor  # (queries, U*V), index into reach; any index for neighbours outside the frame
-    inside: Tensor  # (queries, U*V), False for those
-    target: Tensor  # (queries, U*V), index into reach, one past its end for those
+    neighbour: Tensor  # (queries, U*V), index into reach; 0 for neighbours outside the frame
+    inside: Tensor  # (queries, U*V), False for neighbours outside the frame
+    target: Tensor  # (queries, U*V), index into reach; one past its end for neighbours outside the frame
 
 
 class _Grid(NamedTuple):
@@ -153,7 +153,7 @@ def _stss(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Similarity (B, T, L, H*W, U*V), unit features (B, T, H*W, C) and 1 / norm (B, T, H*W, 1)."""
     batch, frames, height, width = x.shape[:4]
     length, rows, columns = window
-    # Outside any autocast region: Eq. 2 in bfloat16 loses the small differences that are the motion.
+    # Without autocast: Eq. 2 in bfloat16 would lose the small differences that show motion.
     with torch.autocast(x.device.type, enabled=False):
         unit, scale = normalise(rearrange(x, "b t h w c -> b t (h w) c").contiguous())
         grid = _grid(height, width, rows, columns, x.device)
@@ -172,7 +172,7 @@ def _stss(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("moss_vllm::stss_backward", mutates_args=())
 def _stss_backward(grad: Tensor, unit: Tensor, scale: Tensor, size: list[int], window: list[int]) -> Tensor:
-    """Gradient to the features (B, T, H*W, C) from that to the similarity; `size` is (H, W)."""
+    """Gradient to the features, (B, T, H*W, C), from that to the similarity; `size` is (H, W)."""
     length, rows, columns = window
     with torch.autocast(unit.device.type, enabled=False):
         grid = _grid(size[0], size[1], rows, columns, unit.device)
@@ -196,17 +196,17 @@ def _turn(maps: Tensor, grid: _Grid) -> Tensor:
     """S[t, p, l, d] -> S[t + l, p, -l, d] for all p, d, because S[t + l, p + d, -l, -d] = S[t, p, l, d].
 
     Shape:
-        (frames, H*W, U*V) -> the same; it is its own inverse and leaves d outside the frame where they are.
+        (frames, H*W, U*V) -> the same. It is its own inverse, and keeps entries for d outside the frame.
     """
     return maps.flatten(1).index_select(1, grid.opposite).view(maps.shape)
 
 
 def _frame_pairs(unit: Tensor, length: int, grid: _Grid) -> Iterator[tuple[int, slice, slice, int]]:
-    """(clip, frames, frames an offset later, offset) for offsets 0 to L//2, in groups that fit the cache."""
+    """(clip, frames, frames `offset` later, offset) for offsets 0 to L//2, in groups that fit the cache."""
     largest = max(band.neighbour.shape[0] * (band.reach.stop - band.reach.start) for band in grid.bands)
     step = max(1, PRODUCT_ELEMENTS.get(unit.device.type, 2**26) // largest)
     clips, frames = unit.shape[:2]
-    # Clip by clip, as a group's frames follow each other; GPUs, where this is slow, have the fused kernel.
+    # Clip by clip, because a group holds consecutive frames; slow on GPUs, which have the fused kernel.
     for clip, start, offset in product(range(clips), range(0, frames, step), range(length // 2 + 1)):
         if start < (stop := min(start + step, frames - offset)):
             yield clip, slice(start, stop), slice(start + offset, stop + offset), offset
@@ -214,7 +214,7 @@ def _frame_pairs(unit: Tensor, length: int, grid: _Grid) -> Iterator[tuple[int, 
 
 @lru_cache(maxsize=32)
 def _grid(height: int, width: int, rows: int, columns: int, device: torch.device) -> _Grid:
-    """Which positions a window reaches, for one grid and one window."""
+    """The positions that a window of rows x columns reaches on a grid of height x width."""
     y = torch.arange(height, device=device)[:, None, None, None] + _offsets(rows, device)[:, None]
     x = torch.arange(width, device=device)[:, None, None] + _offsets(columns, device)
     inside = ((y >= 0) & (y < height) & (x >= 0) & (x < width)).reshape(height * width, -1)

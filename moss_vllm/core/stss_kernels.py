@@ -1,12 +1,12 @@
 """The Triton kernels of `stss_triton.py`: correlation and Linear in one pass, and the two gradients.
 
-A program owns a tile of BY x BX positions of one frame. What the tile sees of another frame, its halo, is
-(BY + U - 1) x (BX + V - 1) positions, row after row, of which each position sees its own U x V. Tensor cores
-multiply the whole tile by the whole halo: 2 to 4 times the pairs in the windows, but each halo is read once.
-Capitals are sizes, those beginning with B sizes of blocks.
+A program owns a tile of BY x BX positions of one frame. The halo of a tile is the part of another frame that
+its windows reach: (BY + U - 1) x (BX + V - 1) positions, row after row, U x V of them for each position.
+Tensor cores multiply the whole tile by the whole halo: 2 to 4 times the pairs in the windows, but each halo
+is read once. Names in capitals are sizes; those that begin with B are sizes of blocks.
 """
 
-# Triton has no type hints, and of a kernel's own it reads `constexpr` alone.
+# Triton has no type hints, and reads only `constexpr` in those of a kernel.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import os
@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 from triton import next_power_of_2
 
-# Triton reads this variable when it decorates a function.
+# Triton reads the variable too, when it decorates a function.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 MAX_HALO = 512  # a larger one fits neither the registers nor shared memory
 SMALLEST_TILE = {"BY": 4, "BX": 8}
 
 
 def fits(rows: int, columns: int) -> bool:
-    """Whether there is a tile small enough for a window of `rows` x `columns`."""
+    """Whether the smallest tile with a window of `rows` x `columns` has a halo that fits."""
     return _halo({"U": rows, "V": columns, **SMALLEST_TILE}) <= MAX_HALO
 
 
@@ -31,13 +31,13 @@ def _halo(a):
 
 
 def _fitting(configs, arguments, **constants):
-    """The configurations that hold no more of the halo at a time than they can."""
+    """The configurations whose halo fits; those with a BK read the halo in parts."""
     sizes = {**arguments, **constants}
     return [c for c in configs if "BK" in c.kwargs or _halo({**sizes, **c.kwargs}) <= MAX_HALO]
 
 
 def _autotune(*choices):
-    """Keep the fastest (BY, BX, other blocks, warps, stages) per key; the interpreter takes one, small."""
+    """Tune (BY, BX, other blocks, warps, stages) per key; the interpreter runs one small configuration."""
     configs = [
         triton.Config({"BY": rows, "BX": columns, **blocks}, num_warps=warps, num_stages=stages)
         for rows, columns, blocks, warps, stages in choices
@@ -46,7 +46,7 @@ def _autotune(*choices):
         configs = [triton.Config({"BY": 4, "BX": 4, **dict.fromkeys(choices[0][2], 16)})]
     return triton.autotune(
         configs,
-        key=["C", "D", "L", "U", "V"],  # not H and W: clips of many shapes would each be tuned for
+        key=["C", "D", "L", "U", "V"],  # without H and W, or each shape of clip would be tuned anew
         prune_configs_by={"early_config_prune": _fitting},
     )
 
@@ -81,8 +81,8 @@ def _similarity(x, scale, number, offset, T, H, W, C: tl.constexpr, L: tl.conste
                 BUV: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """S (Eq. 2) of tile `number` at `offset`, counted from 0 to L - 1: (BY*BX, BUV) float32, 0 in padding.
 
-    Products of the features as they are, scaled to cosines afterwards: unit features would be rounded to x's
-    type, by more than what tells a moving position from a resting one.
+    The features are multiplied first and scaled to cosines afterwards: unit features would be rounded to x's
+    dtype, by more than the difference between a moving and a resting position.
     """
     BQ: tl.constexpr = BY * BX
     WIDTH: tl.constexpr = BX + V - 1
@@ -109,9 +109,9 @@ def _similarity(x, scale, number, offset, T, H, W, C: tl.constexpr, L: tl.conste
     there = tl.load(scale + other * H * W + key, mask=key_inside & (channels > 0), other=0.0)
     product = product * here[:, None] * there[None, :]
 
-    # S[q, uv] = product[q, where q sees uv in the halo]. A 1-D gather goes through shared memory; a 2-D one
+    # S[q, uv] = product[q, index of uv's position in the halo]. A 1-D gather uses shared memory; a 2-D gather
     # shuffles each register past all lanes, which takes longer than the products. All rows of `product` begin
-    # at the same bank: with 4 queries by 8 keys side by side a warp writes to all 32.
+    # at the same bank; with blocks of 4 queries by 8 keys a warp writes to all 32 banks.
     product = product.reshape(BQ // 4, 4, BH // 8, 8).permute(0, 2, 1, 3).reshape(BQ * BH)
     i = tl.arange(0, BQ * BUV)
     q, uv = i // BUV, i % BUV
@@ -165,7 +165,7 @@ def backward_weight(x, scale, grad_z, partial, frames, T, H, W, C: tl.constexpr,
                     UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Parts of dW = dZ^T S, (programs, D, U*V) float32; grid (programs, blocks of D).
 
-    Each program sums over every so many (tile, offset), with its part of dW in registers throughout.
+    Each program sums over its share of all (tile, offset) and keeps its part of dW in registers.
     """
     uv, d = tl.arange(0, BUV), tl.program_id(1) * BD + tl.arange(0, BD)
     total = tl.zeros((BD, BUV), tl.float32)
@@ -200,9 +200,9 @@ def backward_unit(x, scale, grad_s, grad_unit, T, H, W, C: tl.constexpr, D: tl.c
                   BC: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Gradient to the unit features, float32, from dS (frames, L, H, W, U*V); grid (tiles, blocks of C).
 
-    Positions p and n meet twice in S, as S[p, n - p] and as S[n, p - n], and both times n's feature is the
-    factor of p's: dunit[p] = sum over n of (dS[p, n - p] + dS[n, p - n]) unit[n]. So one product serves both
-    sides, and only the program that owns p writes there.
+    Positions p and n are compared twice in S, as S[p, n - p] and as S[n, p - n], and both times p's feature
+    is multiplied by n's: dunit[p] = sum over n of (dS[p, n - p] + dS[n, p - n]) unit[n]. So one product
+    serves both entries, and only the program that owns p writes dunit[p].
     """
     BQ: tl.constexpr = BY * BX
     WIDTH: tl.constexpr = BX + V - 1
@@ -219,7 +219,7 @@ def backward_unit(x, scale, grad_s, grad_unit, T, H, W, C: tl.constexpr, D: tl.c
         u, v = halo[None, :] // WIDTH - q[:, None] // BX, halo[None, :] % WIDTH - q[:, None] % BX
         seen = (u >= 0) & (u < U) & (v >= 0) & (v < V) & query_inside[:, None] & key_inside[None, :]
         ours = query[:, None] * (U * V) + u * V + v
-        # dS[n, p - n] is read as (key, query), so that a warp reads along one key's U*V.
+        # dS[n, p - n] is loaded as (key, query), so that a warp reads along the U*V of one key.
         u, v = halo[:, None] // WIDTH - q[None, :] // BX, halo[:, None] % WIDTH - q[None, :] % BX
         seen_back = (u >= 0) & (u < U) & (v >= 0) & (v < V) & query_inside[None, :] & key_inside[:, None]
         theirs = key[:, None] * (U * V) + (U - 1 - u) * V + V - 1 - v

@@ -1,9 +1,9 @@
 """STSS and the Linear over its (U, V) in one GPU kernel: S, larger than the features, is never stored.
 
-`fused_stss_linear` equals `stss` followed by a bias-free Linear and keeps its inputs and 1 / norm. Backward
-recomputes S tile by tile for the weight's gradient, but writes dS = dZ @ weight, U*V / D of dZ's size, while
-it runs: every entry is read from both of its ends, and recomputing it in each tile that looks there would
-cost four times the arithmetic.
+`fused_stss_linear` equals `stss` followed by a bias-free Linear, and keeps its inputs and 1 / norm for
+backward. Backward recomputes S tile by tile for the weight's gradient, but stores dS = dZ @ weight, U*V / D
+of dZ's size, while it runs: both positions of a pair read the entry, and recomputing it in each tile that
+reads it would cost four times the arithmetic.
 """
 
 import os
@@ -18,8 +18,8 @@ from moss_vllm.core.stss import Window, check, inverse_norm, normalise_backward
 def fused_stss_linear(x: Tensor, weight: Tensor, window: Window) -> Tensor:
     """`stss(x, window)`, then `weight` over each U x V map, without storing the maps.
 
-    Cosines are float32 and rounded to x's type before they meet the weight, as by a Linear under autocast;
-    float32 is multiplied in full unless `torch.set_float32_matmul_precision` allows TF32.
+    Cosines are float32 and are rounded to x's dtype before the product with the weight, as in a Linear under
+    autocast. Float32 products have full precision unless `torch.set_float32_matmul_precision` allows TF32.
 
     Shape:
         x: (B, T, H, W, C) features in float32, float16 or bfloat16.
@@ -27,8 +27,8 @@ def fused_stss_linear(x: Tensor, weight: Tensor, window: Window) -> Tensor:
         returns: (B, T, L, H, W, D) in x's type.
 
     Raises:
-        ValueError: what `stss` raises; types or shapes other than above.
-        RuntimeError: the kernels cannot run on the device or hold the window, see `available`.
+        ValueError: as `stss`; dtypes or shapes other than above.
+        RuntimeError: the kernels cannot run on the device, or the window is too large, see `available`.
 
     Reference: Eq. 1-2; Sec. 3.3, "flattening the (U, V) dimensions and applying a fully connected layer".
     """
@@ -49,7 +49,7 @@ def fused_stss_linear(x: Tensor, weight: Tensor, window: Window) -> Tensor:
 
 
 def available(device: torch.device, window: Window) -> tuple[bool, str]:
-    """Whether `fused_stss_linear` runs with `window` on `device`, and why or why not in a few words."""
+    """Whether `fused_stss_linear` runs with `window` on `device`, and the reason in a few words."""
     interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
     if not interpreted and (device.type != "cuda" or not torch.cuda.is_available()):
         return False, "no CUDA device"
@@ -93,7 +93,8 @@ def _stss_linear_backward(
     with torch.autocast(x.device.type, enabled=False):
         grad_similarity = grad @ weight
     grad_unit = torch.empty_like(x, dtype=torch.float32)
-    # One program per multiprocessor sums its share of all positions: more would only add partial sums.
+    # One program per multiprocessor sums its share of all positions: more programs would add partial sums
+    # only.
     programs = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
     partial = x.new_empty(programs, *weight.shape, dtype=torch.float32)
     with torch.cuda.device_of(x):
@@ -132,7 +133,7 @@ _stss_linear.register_autograd(_differentiate, setup_context=_save_features)
 
 
 def _kernels(device: torch.device, window: list[int]) -> Any:
-    """The module with the kernels, imported where they run because it needs triton."""
+    """The module with the kernels, imported on use because it needs triton."""
     runs, reason = available(device, (window[0], window[1], window[2]))
     if not runs:
         raise RuntimeError(f"the fused STSS cannot run on {device}: {reason}; use stss and a Linear")
@@ -157,7 +158,7 @@ def _ceil(size: int, block: int) -> int:
 
 
 def _arithmetic(kernels: Any) -> dict[str, Any]:
-    # Reading the older `allow_tf32` raises once the setting that replaces it was written (torch 2.9).
+    # Reading the older `allow_tf32` raises after its replacement was set (torch 2.9).
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     # On bfloat16 the interpreter's dot returns garbage without an error (triton 3.7.1).
     return {"PRECISION": "tf32" if tf32 else "ieee", "UPCAST": kernels.INTERPRETED}

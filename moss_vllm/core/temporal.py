@@ -2,9 +2,9 @@
 
 Each reads T >= 1, H and W from the shape and has no residual from input to output: the host adds it.
 `zero_init=True` zeroes the last Linear, `out_proj`, so that the host starts unchanged. The paper gives
-budgets and no layouts; the sizes here are the plainest that meet them. Budgets are parameters and
+budgets but no layouts; the sizes here are the plainest that meet the budgets. Budgets are parameters and
 multiply-adds from 768 to 192 channels on 8 frames of 14 x 14; an STSS counts as products of whole frames.
-An even window, a depth below 1 or heads that do not divide the width are ValueErrors of the constructor.
+Constructors raise ValueError for an even window, a depth below 1 or heads that do not divide the width.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,9 @@ from moss_vllm.core.stss import Window, check_window, stss
 class SELFY(nn.Module):
     """STSS of order 1 whose U x V maps are encoded by convolutions: Kwon et al., 2021.
 
-    It is MOSS's order 1 with `UVConvolutions` in place of the linear layer. The original stands in a ResNet:
-    it reduces by a strided convolution, fuses by four, upsamples, adds its input inside and has ReLUs.
+    It is MOSS's order 1 with `UVConvolutions` in place of the linear layer. The original is part of a ResNet:
+    it reduces by a strided convolution, fuses by four convolutions, upsamples, adds its input inside and has
+    ReLUs.
 
     Shape: (B, T, H, W, d_in) -> (B, T, H, W, d_out).
     Reference: Table 10c "SELFY": 0.615 M, 2.62 G (paper 0.6, 2.7).
@@ -56,10 +57,10 @@ class SELFY(nn.Module):
 class ATM(nn.Module):
     """Two arithmetic branches, STSS of order 1 and then frame differences: Wu et al., 2023.
 
-    The second branch reads ReLU(F + first branch), as in the original. That ends in ReLU(this + second
-    branch), as wide as F, which replaces F for the host's own adapter (1.546 M, 4.45 G). Here the host keeps
-    F, so both branches end in `out_proj`. Also unlike the original: GELU in the convolution blocks, and a
-    difference to a frame outside the clip is 0, not minus the frame.
+    The second branch reads ReLU(F + first branch), as in the original. The original ends in ReLU(this +
+    second branch), as wide as F, which replaces F for the host's own adapter (1.546 M, 4.45 G). Here the host
+    keeps F, so both branches end in `out_proj`. Two more differences: the convolution blocks have GELU, and
+    the difference to a frame outside the clip is 0, not minus the frame.
 
     Shape: (B, T, H, W, d_in) -> (B, T, H, W, d_out).
     Reference: Table 10c "ATM": 1.523 M, 4.41 G (paper 1.5, 4.8).
@@ -79,7 +80,7 @@ class ATM(nn.Module):
         self.similarity_in = ConvBlock(d_in, d_hidden)
         self.uv_convolutions = UVConvolutions(d_hidden, rows=window[1], columns=window[2])
         self.similarity_offsets = OffsetEncoder(d_hidden, d_hidden, d_hidden, length=window[0])
-        # Zero at first, as in the original: the second branch starts from the host's own features.
+        # Zero at the start, as in the original: the second branch then reads the host's own features.
         self.similarity_out = nn.Linear(d_hidden, d_in, bias=False)
         nn.init.zeros_(self.similarity_out.weight)
         self.difference_in = ConvBlock(d_in, d_hidden)
@@ -87,7 +88,7 @@ class ATM(nn.Module):
         self.out_proj = last_linear(2 * d_hidden, d_out, zero_init)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Similarity, then differences of the features it changed; both to the output."""
+        """Similarity, then differences of the features that it changed; both enter the output."""
         similarity = stss(_each_frame(self.similarity_in, x), self.window)
         first = self.similarity_offsets(self.uv_convolutions(similarity))
         changed = _each_frame(self.difference_in, F.relu(x + self.similarity_out(first)))
@@ -98,8 +99,8 @@ class ATM(nn.Module):
 class FrameDifference(nn.Module):
     """MOSS's encoder of one order on frame differences (Wu et al., 2023) in place of similarities.
 
-    A difference to a frame outside the clip is 0, where Wu et al. have minus the frame itself: a clip that
-    stands still gives no signal, not even at its ends.
+    The difference to a frame outside the clip is 0, where Wu et al. have minus the frame itself: a still clip
+    gives no signal, not even at its ends.
 
     Shape: (B, T, H, W, d_in) -> (B, T, H, W, d_out).
     Reference: Table 4d "Diff.", from 192 channels: 0.530 M, 1.52 G (paper 0.5, 1.5).
@@ -124,8 +125,8 @@ class FrameDifference(nn.Module):
 class R2Plus1D(nn.Module):
     """Residual blocks of a 1 x 3 x 3 and a 3 x 1 x 1 convolution: Tran et al., 2018.
 
-    Between the two it is as wide as they have it: with as many weights as a 3 x 3 x 3 convolution. Their
-    blocks hold two such pairs, in a ResNet; these hold one, at a fixed width between two Linears.
+    The width between the two is theirs: it gives as many weights as a 3 x 3 x 3 convolution. Their blocks
+    hold two such pairs, in a ResNet; these hold one, at a fixed width between two Linears.
 
     Shape: (B, T, H, W, d_in) -> (B, T, H, W, d_out).
     Reference: Table 10c "R(2+1)D": 1.896 M, 2.97 G (paper 1.9, 3.0).
@@ -160,8 +161,8 @@ class R2Plus1D(nn.Module):
 class UVConvolutions(nn.Module):
     """Each U x V similarity map to D channels by four convolutions (Kwon et al., 2021).
 
-    3 x 3 with strides 1, 2, 2, then one as large as what is left: 3 x 3 for the paper's 9 x 9 window, and
-    what any other odd window needs. All maps pass at once: each BatchNorm wants the statistics of all.
+    3 x 3 with strides 1, 2, 2, then one as large as the remaining map: 3 x 3 for the paper's 9 x 9 window.
+    All maps pass at once, because each BatchNorm needs the statistics of all.
 
     Shape: (B, T, H, W, L, U, V) -> (B, T, H, W, L, D).
     """
@@ -177,12 +178,12 @@ class UVConvolutions(nn.Module):
         layers: list[nn.Module] = []
         for d_in, d_out, stride in zip(widths[:3], widths[1:4], (1, 2, 2), strict=True):
             layers += [nn.Conv2d(d_in, d_out, 3, stride, 1, bias=False), nn.BatchNorm2d(d_out), nn.GELU()]
-        left = (-(-rows // 4), -(-columns // 4))
-        layers += [nn.Conv2d(*widths[3:], left, bias=False), nn.BatchNorm2d(d_similarity), nn.GELU()]
+        remaining = (-(-rows // 4), -(-columns // 4))
+        layers += [nn.Conv2d(*widths[3:], remaining, bias=False), nn.BatchNorm2d(d_similarity), nn.GELU()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, similarity: Tensor) -> Tensor:
-        """Encode the maps; see the class."""
+        """Encode each map."""
         maps = similarity.flatten(0, 4).unsqueeze(1).to(next(self.parameters()).dtype)
         return self.layers(maps).reshape(*similarity.shape[:5], -1)
 
@@ -208,7 +209,7 @@ class OffsetEncoder(nn.Module):
 
 
 def frame_differences(x: Tensor, length: int) -> Tensor:
-    """x[t + l - L//2] - x[t], or 0 where there is no such frame: (B, T, H, W, C) -> (B, T, H, W, L, C)."""
+    """x[t + l - L//2] - x[t], or 0 for a frame outside: (B, T, H, W, C) -> (B, T, H, W, L, C)."""
     frames, reach = x.shape[1], length // 2
     padded = F.pad(x, (0, 0, 0, 0, 0, 0, reach, reach))
     inside = F.pad(x.new_ones(frames), (reach, reach)).unfold(0, length, 1)  # (T, L)
@@ -221,7 +222,7 @@ def _each_frame(module: nn.Module, x: Tensor) -> Tensor:
     return rearrange(frames, "(b t) c h w -> b t h w c", b=x.shape[0])
 
 
-# By the names of Table 10c; "difference" is Table 4d's.
+# The names of Table 10c; "difference" is from Table 4d.
 TEMPORAL_MODULES: dict[str, type[nn.Module]] = {
     "selfy": SELFY,
     "atm": ATM,
@@ -231,7 +232,7 @@ TEMPORAL_MODULES: dict[str, type[nn.Module]] = {
     "difference": FrameDifference,
 }
 
-# Table 4d: what stands in for order 2 and reads M^(1), as f(d_in, d_out, zero_init=...); from 192 channels.
+# Table 4d: modules that replace order 2 and read M^(1), as f(d_in, d_out, zero_init=...); from 192 channels.
 SECOND_ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "r2plus1d": partial(R2Plus1D, d_hidden=112, depth=2),  # 0.722 M, 1.13 G (paper 0.7, 1.1)
     "factorised_attention": partial(FactorisedAttention, depth=1),  # 0.666 M, 1.16 G (paper 0.7, 1.2)

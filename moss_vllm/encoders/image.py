@@ -1,7 +1,7 @@
-"""Frozen image encoders by name, what they say after layer k, and where their patches lie.
+"""Image encoders by name, their tokens after layer k, and the grid that their patches form.
 
 `open_encoder` is for the ladder and DiST, which read layers; `open_vit` for full fine-tuning and AIM, which
-work inside the encoder. Both are timm's vision transformers, unchanged.
+work inside the encoder. Both open timm's vision transformers, unchanged.
 """
 
 import re
@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from moss_vllm.core import presets
 
-# Short names: what the paper's tables call by a word (Tables 1, 2 and 10e), and two more. "Merged-2B" of
-# Table 1 is EVA02's.
+# Short names: the encoders of Tables 1, 2 and 10e, and two more. "Merged-2B" of Table 1 is the EVA02 encoder.
 BACKBONES = {
     "clip_b16": "vit_base_patch16_clip_quickgelu_224.openai",
     "clip_l14": "vit_large_patch14_clip_quickgelu_224.openai",
@@ -32,33 +31,33 @@ BACKBONES = {
     "mae_b16": "vit_base_patch16_224.mae",
     "siglip_b16": "vit_base_patch16_siglip_224.webli",
 }
-MINI_VIT = "mini_vit"  # the miniature's, `presets.MINI`; its weights are random ones, always the same
+MINI_NAME = "mini_vit"  # the encoder of `presets.MINI`; its weights are random, always the same
 RANDOM_SEED = 0
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # of timm's weights
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # names of timm's weights on the hub
 FAMILIES = ("timm.models.vision_transformer", "timm.models.eva")
-# What a file of weights may hold beyond the encoder: what stands after its last layer.
+# Parameters after the last layer: a file of weights may hold them, the encoder does not need them.
 AFTER_THE_LAYERS = re.compile(r"^(head|fc_norm|norm|attn_pool|mask_token)(\.|$)")
 
 
 class ImageEncoder(nn.Module):
-    """A frozen vision transformer that hands over the tokens after the layers asked for, and no graph.
+    """A frozen vision transformer that returns the tokens after some of its layers, without a graph.
 
-    It is always in evaluation mode, whatever the model around it is in. Layers past the last one asked for
-    are not kept. An encoder without a class token, such as SigLIP, has the mean of a layer's patch tokens in
-    its place: the ladder needs one. Register tokens are left out.
+    It stays in evaluation mode when the model around it trains. Layers past the last of `layers` are not
+    kept. The ladder needs a class token: if an encoder has none (SigLIP), the mean of a layer's patch tokens
+    takes its place. Register tokens are left out.
 
     Shape:
         (N, 3, H', W') pixels normalised with `mean` and `std` -> for each of `layers` (N, 1 + H*W, d_in),
         class token first; any sides that are multiples of `patch_size`.
 
     Args:
-        vit: the transformer, as `open_vit` builds it; its layers after the last of `layers` are cut off.
+        vit: the transformer from `open_vit`; its layers after the last of `layers` are cut off.
         layers: increasing, counted from 1; None for all.
         name: its full name in timm.
 
     Raises:
-        ValueError: layers that are not increasing or that it does not have; in use, frames that are not whole
-            patches.
+        ValueError: layers that are not increasing or that it does not have; in `forward`, frames that are not
+            whole patches.
     """
 
     def __init__(self, vit: Any, *, layers: Sequence[int] | None, name: str) -> None:
@@ -80,23 +79,23 @@ class ImageEncoder(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "ImageEncoder":
-        """Stay in evaluation mode: a frozen encoder sees a frame the same way every time."""
+        """Stay in evaluation mode: a frozen encoder returns the same tokens for a frame every time."""
         return super().train(False)
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> list[Tensor]:
-        """Encode; see the class."""
+        """Tokens after each of `layers`."""
         check_sides(frames, self.patch_size)
-        found = self.vit.forward_intermediates(
+        taps = self.vit.forward_intermediates(
             frames,
             indices=[layer - 1 for layer in self.layers],
             return_prefix_tokens=True,
             output_fmt="NLC",
             intermediates_only=True,
         )
-        for index, tokens in enumerate(found):  # in place: the copy of one layer lives at a time
-            found[index] = self._with_class_token(tokens)
-        return cast(list[Tensor], found)
+        for index, tokens in enumerate(taps):  # in place, so that only one layer has a copy at a time
+            taps[index] = self._with_class_token(tokens)
+        return cast(list[Tensor], taps)
 
     def _with_class_token(self, tokens: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         patches, prefix = (tokens, None) if isinstance(tokens, Tensor) else tokens
@@ -115,9 +114,9 @@ def open_encoder(
     Args:
         name: one of `BACKBONES`, a vision transformer's name in timm, or "mini_vit".
         layers: the layers to hand over, or None for all.
-        weights: "pretrained" (downloaded, or from the local cache), "random" (always the same ones: a
+        weights: "pretrained" (downloaded, or from the local cache), "random" (always the same numbers, as a
             checkpoint does not hold a frozen encoder), or a .safetensors file.
-        image_size: side in pixels its position table is laid out for; other sizes work too, resized.
+        image_size: side in pixels for which its position table is laid out; for other sizes it is resized.
 
     Raises:
         ValueError: see `open_vit` and `ImageEncoder`.
@@ -125,23 +124,23 @@ def open_encoder(
     """
     full, file = full_name(name), _weights_file(weights)
     vit = _create(full, pretrained=weights == "pretrained", image_size=image_size, num_classes=0)
-    encoder = ImageEncoder(vit, layers=layers, name=full)  # cuts off what a file then need not hold
+    encoder = ImageEncoder(vit, layers=layers, name=full)  # cuts off layers that the file may then lack
     if file is not None:
         load_weights(encoder.vit, file)
     return encoder
 
 
 def open_vit(name: str, *, weights: str | Path = "pretrained", image_size: int = 224) -> nn.Module:
-    """timm's transformer itself, whole; CLIP's with its projection as `head`, others with none.
+    """timm's whole transformer; CLIP's has its projection as `head`, others have no head.
 
     Args:
-        name: see `open_encoder`, as the others.
-        weights: see there.
-        image_size: see there.
+        name: as in `open_encoder`.
+        weights: as in `open_encoder`.
+        image_size: as in `open_encoder`.
 
     Raises:
-        ValueError: an unknown name, no vision transformer, CLIP weights under a name that gives them the
-            wrong activation, a file that is not .safetensors or does not fit.
+        ValueError: an unknown name, a model that is no vision transformer, CLIP weights under a name that
+            gives them the wrong activation, a file that is not .safetensors or does not fit.
         OSError: weights that cannot be downloaded or read.
     """
     full, file = full_name(name), _weights_file(weights)
@@ -158,7 +157,7 @@ def full_name(name: str) -> str:
     Raises:
         ValueError: see `open_vit`.
     """
-    if name == MINI_VIT:
+    if name == MINI_NAME:
         return name
     architecture, _, tag = BACKBONES.get(name, name).partition(".")
     if not timm.is_model(architecture) or model_entrypoint(architecture).__module__ not in FAMILIES:
@@ -166,13 +165,13 @@ def full_name(name: str) -> str:
             f"'{name}' is no vision transformer of timm {timm.__version__}; choose one of "
             f"{', '.join(BACKBONES)}, or a name of timm.list_models('vit_*')"
         )
-    known = timm.list_pretrained(f"{architecture}.*")
+    names = timm.list_pretrained(f"{architecture}.*")
     default = timm.get_pretrained_cfg(architecture)
     tag = tag or (default and default.tag) or ""
     full = f"{architecture}.{tag}" if tag else architecture
-    if tag and full not in known:
-        raise ValueError(f"timm has no weights '{full}'; choose one of {', '.join(known) or architecture}")
-    # timm has the same weights under both names; trained with quick-GELU, they mean something else without.
+    if tag and full not in names:
+        raise ValueError(f"timm has no weights '{full}'; choose one of {', '.join(names) or architecture}")
+    # timm has the same weights under both names; they were trained with quick-GELU and need it.
     twin = re.sub(r"_clip_(?!quickgelu)", "_clip_quickgelu_", full)
     if twin != full and timm.list_pretrained(twin):
         raise ValueError(
@@ -182,35 +181,36 @@ def full_name(name: str) -> str:
 
 
 def load_weights(vit: nn.Module, path: Path) -> None:
-    """Fill a timm transformer from a .safetensors file, under timm's names or open_clip's.
+    """Load a .safetensors file, with timm's or open_clip's names, into a timm transformer.
 
     Raises:
-        ValueError: keys that are missing, unknown or of another shape; all are named.
+        ValueError: keys that are missing, unknown or of another shape; the message names them.
     """
     filter_function = import_module(type(vit).__module__).checkpoint_filter_fn
     try:
-        given: dict[str, Tensor] = filter_function(load_file(path), vit)
+        loaded: dict[str, Tensor] = filter_function(load_file(path), vit)
     except (KeyError, RuntimeError) as error:
         raise ValueError(
             f"weights {path}: not those of a vision transformer of this kind: {error}"
         ) from error
-    wanted = vit.state_dict()
-    beyond = {name for name in set(given) - set(wanted) if not _is_after(name, len(cast(Any, vit).blocks))}
+    expected = vit.state_dict()
+    layers = len(cast(Any, vit).blocks)
+    beyond = {name for name in set(loaded) - set(expected) if not _is_after(name, layers)}
     problems = {
-        "missing": sorted(set(wanted) - set(given)),
+        "missing": sorted(set(expected) - set(loaded)),
         "unknown": sorted(beyond),
         "of another shape": [
-            f"{name} {tuple(given[name].shape)} for {tuple(wanted[name].shape)}"
-            for name in wanted
-            if name in given and given[name].shape != wanted[name].shape
+            f"{name} {tuple(loaded[name].shape)} for {tuple(expected[name].shape)}"
+            for name in expected
+            if name in loaded and loaded[name].shape != expected[name].shape
         ],
     }
     if any(problems.values()):
         listed = "; ".join(
-            f"{len(found)} {kind}: {_some(found)}" for kind, found in problems.items() if found
+            f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names
         )
         raise ValueError(f"weights {path} do not fit the encoder: {listed}. Is it the file of another model?")
-    vit.load_state_dict({name: given[name] for name in wanted})
+    vit.load_state_dict({name: loaded[name] for name in expected})
 
 
 def normalisation(vit: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -219,7 +219,7 @@ def normalisation(vit: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def patch_side(vit: Any) -> int:
-    """Pixels of a patch side."""
+    """Side of a patch in pixels."""
     rows, columns = vit.patch_embed.patch_size
     if rows != columns:
         raise ValueError(f"patches of {rows} x {columns} pixels; only square ones are supported")
@@ -233,7 +233,7 @@ def embed(vit: Any, frames: Tensor) -> Tensor:
         (N, 3, H', W') -> (N, 1 + H*W, C).
     """
     check_sides(frames, patch_side(vit))
-    # timm (1.0.31) has no public name for what its own forward does first.
+    # timm (1.0.31) has no public method for this part of its forward.
     return vit.patch_drop(vit._pos_embed(vit.patch_embed(frames)))
 
 
@@ -243,7 +243,7 @@ def has_class_token(vit: Any) -> bool:
 
 
 def check_sides(frames: Tensor, patch_size: int) -> None:
-    """Refuse frames (..., H', W') that are not whole patches."""
+    """Raise ValueError for frames (..., H', W') that are not whole patches."""
     height, width = frames.shape[-2:]
     if height % patch_size or width % patch_size or not height or not width:
         raise ValueError(
@@ -253,7 +253,7 @@ def check_sides(frames: Tensor, patch_size: int) -> None:
 
 
 def to_grid(tokens: Tensor, *, frames: int, grid: tuple[int, int]) -> Tensor:
-    """The patches of flat tokens where they lie, without what stands before them.
+    """The patches of flat tokens on their grid, without the P tokens before them.
 
     Shape:
         (B*T, P + H*W, C) -> (B, T, H, W, C).
@@ -263,7 +263,7 @@ def to_grid(tokens: Tensor, *, frames: int, grid: tuple[int, int]) -> Tensor:
 
 
 def add_to_patches(tokens: Tensor, change: Tensor) -> Tensor:
-    """The way back: `change` added to the patches, what stands before them left alone.
+    """The tokens with `change` added to their patches; the P tokens before the patches stay as they are.
 
     Shape:
         tokens (B*T, P + H*W, C), change (B, T, H, W, C) -> (B*T, P + H*W, C).
@@ -274,7 +274,7 @@ def add_to_patches(tokens: Tensor, change: Tensor) -> Tensor:
 
 
 def _create(full: str, *, pretrained: bool, image_size: int, **options: Any) -> Any:
-    if full == MINI_VIT:
+    if full == MINI_NAME:
         return _mini_vit()
     options |= {"img_size": image_size, "dynamic_img_size": True}
     if not pretrained:
@@ -286,37 +286,35 @@ def _create(full: str, *, pretrained: bool, image_size: int, **options: Any) -> 
         config = timm.get_pretrained_cfg(full)
         place = f"huggingface.co/{config.hf_hub_id}" if config else "the internet"
         raise OSError(
-            f"the weights of '{full}' could not be had from {place} or the local cache "
+            f"the weights of '{full}' could not be loaded from {place} or the local cache "
             f"({type(error).__name__}). Download its .safetensors file by other means and pass that path as "
-            "weights, or 'random' to try things out"
+            "weights, or pass 'random' to try things out"
         ) from error
 
 
 def _refuse_unreachable(full: str) -> None:
-    """Raise ConnectionError at once where timm would try again and again, for about a minute."""
+    """Raise ConnectionError at once if the hub does not answer: timm would retry for a minute."""
     config = timm.get_pretrained_cfg(full)
     hub_id = (config.hf_hub_id or "").partition("@")[0] if config else ""
     if not hub_id or any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in HUB_FILES):
         return
     try:
         get_hf_file_metadata(hf_hub_url(hub_id, HUB_FILES[0]))
-    except HfHubHTTPError:  # the hub answers: timm looks for other names, or says what is wrong
+    except HfHubHTTPError:  # the hub answers: timm tries other names, or reports the reason
         return
-    except (
-        Exception
-    ) as error:  # of the HTTP client, which is another one in each release of the hub's library
+    except Exception as error:  # the class depends on the HTTP client of the installed huggingface_hub
         raise ConnectionError(str(error)) from error
 
 
 def _mini_vit() -> Any:
-    sizes: dict[str, Any] = dict(presets.MINI_VIT)  # also at other image sizes: they would shift the numbers
+    sizes: dict[str, Any] = dict(presets.MINI_VIT)  # for every image size: another would draw other weights
     vit = _always_the_same(lambda: VisionTransformer(num_classes=0, dynamic_img_size=True, **sizes))
     vit.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     return vit
 
 
 def _always_the_same(build: Callable[[], Any]) -> Any:
-    """What `build` makes of one seed, drawn on the CPU wherever it goes; the generator stays as it is."""
+    """The result of `build` with a fixed seed, on the CPU on every device; the generator's state is kept."""
     device = torch.get_default_device()
     if device.type == "meta":
         return build()

@@ -1,1 +1,1 @@
-"""Action recognition with classifiers."""
+"""Action recognition: video classifiers, their training and their tests."""

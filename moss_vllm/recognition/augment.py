@@ -1,6 +1,6 @@
 """Random changes to a clip, the same for all its frames: RandAugment, a random box, grey.
 
-All random numbers come from the generator passed.
+All random numbers come from the generator that the caller passes.
 """
 
 import math
@@ -16,9 +16,10 @@ from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 
 RATIO = (3 / 4, 4 / 3)
-# timm drops a section it does not know, takes any unknown set for its usual one, and of two alike one.
+# timm ignores an unknown section, replaces an unknown set of operations by its default one, and keeps one of
+# two sections with the same name; here each is refused.
 _SECTION = re.compile(r"(mstd|mmax|inc|[mnp])\d{1,4}(?:\.\d{1,4})?|(t)(?:weights|3aw?)")
-_LUMA = (0.299, 0.587, 0.114)  # as PIL's mode "L"
+_LUMA = (0.299, 0.587, 0.114)  # of PIL's mode "L"
 
 
 class ClipRandAugment:
@@ -27,9 +28,10 @@ class ClipRandAugment:
     Args:
         config: timm's notation, e.g. "rand-m7-n4-mstd0.5-inc1".
 
-    Raises: ValueError for a notation that timm refuses or would not follow.
+    Raises:
+        ValueError: a notation that timm refuses, or would not follow in full.
 
-    Reference: Table 7; the bicubic filter and grey filling are those of the authors' code.
+    Reference: Table 7; bicubic filter and grey filling as in the authors' code.
     """
 
     def __init__(self, config: str) -> None:
@@ -39,12 +41,12 @@ class ClipRandAugment:
         try:
             if len(set(names)) < len(sections):
                 raise ValueError("a section is unknown, or there twice")
-            # translate_const, in pixels, is needed by timm's older operations only.
+            # Only timm's older operations read translate_const, in pixels.
             hparams = {"translate_const": int(256 * 0.45), "interpolation": Image.Resampling.BICUBIC}
             policy = rand_augment_transform(config, hparams)
             self.ops, self.count, self.weights = policy.ops, policy.num_layers, policy.choice_weights
             if self.weights is not None and self.count > len(self.ops):
-                raise ValueError(f"{self.count} operations of {len(self.ops)} that are drawn once each")
+                raise ValueError(f"it draws {self.count} different operations, there are {len(self.ops)}")
         except (AssertionError, ValueError) as error:
             reason = f" ({error})" if str(error) else ""
             raise ValueError(
@@ -52,7 +54,7 @@ class ClipRandAugment:
             ) from error
 
     def __call__(self, images: Sequence[Image.Image], rng: np.random.Generator) -> list[Image.Image]:
-        """The frames, changed alike; an operation not drawn leaves them as they are."""
+        """The frames, all changed alike; a chosen operation is applied with its own probability."""
         chosen = rng.choice(len(self.ops), self.count, replace=self.weights is None, p=self.weights)
         images = list(images)
         for op in (self.ops[i] for i in chosen):
@@ -69,14 +71,14 @@ class ClipRandAugment:
 
 
 def _level(op: Any, magnitude: float, seed: int) -> tuple[float, ...]:
-    """An operation's arguments; timm draws signs from Python's own generator, which is left as it was."""
+    """An operation's arguments; timm draws signs from Python's own generator, whose state is put back."""
     state = random.getstate()
     random.seed(seed)
     try:
         level = op.level_fn(magnitude, op.hparams) if op.level_fn else ()
     finally:
         random.setstate(state)
-    # timm 1.0 asks for 0 bits and fewer at the strong end, which Pillow 13 refuses.
+    # At the largest magnitudes timm 1.0 asks for 0 bits or fewer, which Pillow 13 refuses.
     return tuple(max(1, bits) for bits in level) if op.aug_fn is posterize else level
 
 
@@ -85,8 +87,8 @@ def draw_box(
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random part of a frame, to be resized to a square.
 
-    Area, from `min_area` to all of it, and ratio, in RATIO, are uniform; sides are exchanged half the time;
-    after ten tries that do not fit, the largest square.
+    Area (a share from `min_area` to 1) and ratio (in RATIO) are uniform, and the sides are exchanged half the
+    time. After ten boxes that do not fit, it is the largest square.
 
     Reference: GroupRandomSizedCrop of the authors' code.
     """
@@ -102,7 +104,7 @@ def draw_box(
 
 
 def grey(clip: Tensor) -> Tensor:
-    """The same clip without colour, still with three channels.
+    """The clip in grey, still with three channels.
 
     Shape: uint8 (T, 3, H, W) -> (T, 3, H, W).
     """

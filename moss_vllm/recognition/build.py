@@ -10,55 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from moss_vllm.core import presets
-from moss_vllm.core.ladder import Ladder
-from moss_vllm.core.presets import LadderPreset, build_ladder, build_temporal
-from moss_vllm.encoders.image import ImageEncoder, full_name, open_encoder, open_vit
+from moss_vllm.core.presets import LadderPreset, build_ladder, build_temporal, fill_sizes
+from moss_vllm.encoders.image import full_name, open_encoder, open_vit
 from moss_vllm.recognition.hosts.aim import AIM
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.hosts.dist import DiST
 from moss_vllm.recognition.hosts.full import FullFineTune
+from moss_vllm.recognition.hosts.ladder import LadderClassifier
 
 HOSTS = ("ladder", "full", "aim", "dist")
-
-
-class LadderClassifier(VideoClassifier):
-    """The ladder beside a frozen image encoder, which sees each frame alone (Fig. 4).
-
-    Shape:
-        (B, T, 3, H', W') -> (B, classes), for any T >= 1 and any whole number of patches.
-
-    Args:
-        encoder: hands over the layers that the ladder taps.
-        ladder: what is trained.
-
-    Raises:
-        ValueError: the two name other layers or patches of another size.
-    """
-
-    frozen = r"^encoder\."
-    trained = r"^ladder\."
-    head_name = "ladder.head"
-    temporal_prefix = r"^ladder\.moss\d*\."
-    decay_vectors = True  # as the paper's ladders are trained: biases and norms decay too
-
-    def __init__(self, encoder: ImageEncoder, ladder: Ladder) -> None:
-        super().__init__(encoder.name, encoder.mean, encoder.std)
-        side = ladder.stem.conv.kernel_size[1]
-        if encoder.layers != ladder.layers or encoder.patch_size != side:
-            raise ValueError(
-                f"the encoder hands over layers {encoder.layers} in patches of {encoder.patch_size} pixels, "
-                f"the ladder taps layers {ladder.layers} in patches of {side}"
-            )
-        self.encoder = encoder
-        self.ladder = ladder
-
-    def forward(self, video: Tensor) -> Tensor:
-        """Score each class; see the class."""
-        taps = self.encoder(video.flatten(0, 1))
-        return self.ladder([tap.unflatten(0, video.shape[:2]) for tap in taps], video)
 
 
 def build_classifier(
@@ -74,24 +37,24 @@ def build_classifier(
     frames: int = 8,
     image_size: int = 224,
 ) -> VideoClassifier:
-    """A classifier by name, with MOSS or another temporal module in it, or none.
+    """A classifier by name, with MOSS, another temporal module or none.
 
     Args:
         host: "ladder"; "full" fine-tuning, "aim" or "dist" (Table 10d).
-        variant: a preset of the ladder, "s", "b", "m" or "l", or one of your own; the other hosts take from
-            it the encoder, the layer of MOSS and its sizes.
+        variant: a preset of the ladder, "s", "b", "m" or "l", or one of your own; the other hosts take their
+            encoder, and MOSS's layer and sizes, from it.
         backbone: another image encoder, by a name of `open_encoder`.
         classes: scores of the head.
         temporal: a name of `build_temporal`.
         temporal_layers: layers with such a module, counted from 1, instead of the preset's.
         temporal_options: keyword arguments of the module.
-        weights: the image encoder's, see `open_encoder`.
-        frames: frames of a clip that tables over time are laid out for; others work too.
-        image_size: side of a clip in pixels, likewise.
+        weights: of the image encoder, see `open_encoder`.
+        frames: frames of a clip for which tables over time are laid out; other numbers work too.
+        image_size: side of a clip in pixels for which position tables are laid out; other sizes work too.
 
     Raises:
-        ValueError: an unknown name, a layer that the encoder does not have, options the module has not; see
-            `open_vit` and `build_temporal`.
+        ValueError: an unknown name, a layer that the encoder does not have, options that the module does not
+            have; see `open_vit` and `build_temporal`.
         OSError: weights that cannot be downloaded or read.
     """
     if host not in HOSTS:
@@ -99,29 +62,30 @@ def build_classifier(
     preset = find_preset(variant)
     preset = replace(preset, backbone=full_name(preset.backbone if backbone is None else backbone))
     options = dict(temporal_options or {})
-    opened: dict[str, Any] = {"weights": weights, "image_size": image_size}
+    encoder_options: dict[str, Any] = {"weights": weights, "image_size": image_size}
     if host == "ladder":
-        encoder = open_encoder(preset.backbone, layers=preset.layers, **opened)
+        encoder = open_encoder(preset.backbone, layers=preset.layers, **encoder_options)
         preset = replace(preset, d_in=encoder.d_in, patch_size=encoder.patch_size)
-        where: dict[str, Any] = {
-            "temporal": temporal,
-            "temporal_layers": temporal_layers,
-            "image_size": image_size,
-        }
-        return LadderClassifier(encoder, build_ladder(preset, classes=classes, **where, **options))
+        ladder = build_ladder(
+            preset,
+            classes=classes,
+            temporal=temporal,
+            temporal_layers=temporal_layers,
+            image_size=image_size,
+            **options,
+        )
+        return LadderClassifier(encoder, ladder)
     layers = preset.moss_layers if temporal_layers is None else tuple(temporal_layers)
-    if temporal in ("moss", "stss1"):
-        sizes = {"window": preset.window, "d_hidden": preset.d_hidden, "d_similarity": preset.d_similarity}
-        options = {**sizes, **options}
+    options = fill_sizes(preset, temporal, options)
     if temporal != "none":
         options = {"zero_init": True, **options}  # the host starts unchanged
     if host == "dist":
-        encoder = open_encoder(preset.backbone, layers=None, **opened)
+        encoder = open_encoder(preset.backbone, layers=None, **encoder_options)
         return DiST(encoder, classes=classes, temporal=_at_layers(layers, temporal, encoder.d_in, options))
-    vit: Any = open_vit(preset.backbone, **opened)
+    vit: Any = open_vit(preset.backbone, **encoder_options)
     modules = _at_layers(layers, temporal, vit.embed_dim, options)
-    named: dict[str, Any] = {"name": preset.backbone, "classes": classes, "temporal": modules}
-    return FullFineTune(vit, **named) if host == "full" else AIM(vit, frames=frames, **named)
+    host_options: dict[str, Any] = {"name": preset.backbone, "classes": classes, "temporal": modules}
+    return FullFineTune(vit, **host_options) if host == "full" else AIM(vit, frames=frames, **host_options)
 
 
 def _at_layers(
@@ -135,23 +99,23 @@ def find_preset(variant: str | LadderPreset) -> LadderPreset:
     """The preset called `variant`: "s", "S" and "MOSS-S" are `presets.MOSS_S`.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: no preset has this name.
     """
     return variant if isinstance(variant, LadderPreset) else _presets()[full_variant(variant)]
 
 
 def full_variant(variant: str) -> str:
-    """The one spelling of a preset's name: "s" of "S" and "MOSS-S".
+    """The one spelling of a preset's name: "s" for "S" and "MOSS-S".
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: no preset has this name.
     """
-    wanted = variant.lower().replace("-", "_").removeprefix("moss_")
-    if wanted not in (known := _presets()):
-        raise ValueError(f"unknown variant '{variant}'; choose one of {', '.join(known)}")
-    return wanted
+    name = variant.lower().replace("-", "_").removeprefix("moss_")
+    if name not in (presets_by_name := _presets()):
+        raise ValueError(f"unknown variant '{variant}'; choose one of {', '.join(presets_by_name)}")
+    return name
 
 
 def _presets() -> dict[str, LadderPreset]:
-    found = {name: value for name, value in vars(presets).items() if isinstance(value, LadderPreset)}
-    return {name.lower().removeprefix("moss_"): value for name, value in found.items()}
+    ladders = {name: value for name, value in vars(presets).items() if isinstance(value, LadderPreset)}
+    return {name.lower().removeprefix("moss_"): value for name, value in ladders.items()}

@@ -1,11 +1,14 @@
-"""A video classifier in one folder that reloads alone, but for its frozen image encoder.
+"""A video classifier in one folder. It reloads from there, except for a frozen image encoder.
 
-    classifier.safetensors   what was trained, in float32, BatchNorm's statistics included
-    run.json   how it is built, classes, views, settings, versions, command; the encoder's fingerprint
+    classifier.safetensors   the trained weights in float32, with BatchNorm's statistics
+    run.json   arguments of `build_classifier`, classes, views, settings, versions, command, the fingerprint
+               of the image encoder
 
-The encoder is opened again by its name, or from the file it came from, and must have the same weights.
+The encoder is opened again by its name, or from its file, and must have the weights of that fingerprint.
 """
 
+import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -18,11 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from moss_vllm.recognition.build import build_classifier
+from moss_vllm.recognition.build import build_classifier, find_preset
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
+from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json, readable
-from moss_vllm.runtime.provenance import faults, fingerprint
-from moss_vllm.vlm.checkpoint import RUN_FILE, versions
+from moss_vllm.runtime.provenance import RUN_FILE, faults, fingerprint, versions
 
 WEIGHTS_FILE = "classifier.safetensors"
 NEEDED = ("model", "encoder_fingerprint", "classes", "views", "data")
@@ -30,7 +33,7 @@ NEEDED = ("model", "encoder_fingerprint", "classes", "views", "data")
 
 @dataclass
 class LoadedClassifier:
-    """A classifier in evaluation mode, and what is known of its making."""
+    """A classifier in evaluation mode, and the run.json of its checkpoint."""
 
     model: VideoClassifier
     run: dict[str, Any]
@@ -41,22 +44,57 @@ class LoadedClassifier:
         """Names by class id."""
         return tuple(self.run["classes"])
 
-
-def trained_state(model: VideoClassifier) -> dict[str, Tensor]:
-    """Every weight and statistic that training changes."""
-    whole = model.state_dict()
-    return {name: whole[name] for name in model.trained_names()}
+    def settings_digest(self) -> str:
+        """A digest of what decides scores beside the weights: build arguments, preset, mean and std."""
+        arguments = {name: value for name, value in self.run["model"].items() if name != "weights"}
+        preset = dataclasses.replace(find_preset(arguments["variant"]), paper=None)
+        settings = [arguments, dataclasses.asdict(preset), self.model.mean, self.model.std]
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def save(
     folder: Path, model: VideoClassifier, run: Mapping[str, Any], *, state: Mapping[str, Tensor]
 ) -> None:
-    """Write the folder's files; `run` has `model`, what `build_classifier` is called with."""
+    """Write the folder's files; `run["model"]` holds the arguments of `build_classifier`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
     readable(folder / WEIGHTS_FILE)
     record = {**run, "encoder_fingerprint": encoder_fingerprint(model), "versions": versions()}
     (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """The checkpoints of a classifier in training, for `training.loop.train`; `run` as in `save`."""
+
+    model: VideoClassifier
+    run: Mapping[str, Any]
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the classifier that training changes."""
+        return self.model.trained_state()
+
+    def save(self, folder: Path, state: Mapping[str, Tensor], step: int) -> None:
+        """Write a checkpoint of `state`."""
+        save(folder, self.model, {**self.run, "step": step}, state=state)
+
+    def restore(self, folder: Path) -> None:
+        """Load a checkpoint into the classifier."""
+        restore(folder, self.model)
+
+    def check(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """RunStopped unless the weights on disk are those of `state`, bit for bit."""
+        weights = load_file(folder / WEIGHTS_FILE)
+        wrong = [
+            name
+            for name in sorted(weights.keys() | state.keys())
+            if name not in weights or name not in state or not torch.equal(weights[name], state[name])
+        ]
+        if wrong:
+            raise RunStopped(
+                f"{folder / WEIGHTS_FILE} differs from the weights in memory in {', '.join(wrong[:5])}; do "
+                "not use it, and check the disk"
+            )
 
 
 def load(
@@ -65,10 +103,10 @@ def load(
     """Open a checkpoint for testing.
 
     Args:
-        weights: where the image encoder's weights are now, if not where they were.
+        weights: the image encoder's file, if it is no longer where run.json says.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
+        FileNotFoundError: the folder holds no checkpoint.
         ValueError: a file that cannot be read, weights that do not fit, or another encoder.
     """
     folder = Path(folder)
@@ -87,10 +125,10 @@ def load(
 
 
 def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> None:
-    """Fill a classifier built alike with the weights of a checkpoint.
+    """Load the weights of a checkpoint into a classifier that was built with the same arguments.
 
     Args:
-        but_head: leave the head as it is, for data with other classes.
+        but_head: do not change the head, for data with other classes.
 
     Raises: as `load`.
     """
@@ -108,7 +146,7 @@ def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> 
     if but_head:
         weights = {name: value for name, value in weights.items() if not head.match(name)}
     expected = {
-        name: value for name, value in trained_state(model).items() if not (but_head and head.match(name))
+        name: value for name, value in model.trained_state().items() if not (but_head and head.match(name))
     }
     if wrong := faults(weights, expected):
         raise ValueError(f"{file}: {wrong}; use a checkpoint of this classifier, whole")
@@ -116,11 +154,11 @@ def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> 
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The record of a checkpoint.
+    """The run.json of a checkpoint.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: it cannot be read, or lacks something.
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: run.json cannot be read, or lacks a field of NEEDED.
     """
     for name in (RUN_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -134,6 +172,6 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def encoder_fingerprint(model: VideoClassifier) -> str:
-    """Tells two frozen encoders apart; one for all where the encoder trains and is in the checkpoint."""
-    kept = set(model.trained_names())
-    return fingerprint({name: value for name, value in model.state_dict().items() if name not in kept})
+    """A digest of the frozen encoder's weights; the same for all models whose encoder trains."""
+    trained = set(model.trained_names())
+    return fingerprint({name: value for name, value in model.state_dict().items() if name not in trained})

@@ -1,8 +1,8 @@
 """Which frames of a video a clip shows, from the number of frames alone.
 
-"uniform" spreads the clip over the video (Something-Something, Diving48, FineGym); "uniform-k400" is how the
-authors' code does that on Kinetics; "dense" takes every `stride`-th frame of one part. All are defined for a
-video of one frame and for fewer frames than the clip shows.
+"uniform" spreads the clip over the video (Something-Something, Diving48, FineGym); "uniform-k400" spreads it
+as the authors' code does on Kinetics; "dense" takes every `stride`-th frame of one part. All three also work
+on a video with fewer frames than the clip, down to one frame.
 
 Reference: Table 7; KimManjin/CorrelationSideTuning, whose formulas these are (frames counted from 0 here).
 """
@@ -17,8 +17,8 @@ def draw_indices(
 ) -> np.ndarray:
     """Frames to train on.
 
-    Uniform: one at random from each of `frames` equal segments; a video with fewer shows all of them, some
-    again, in order. Dense: a part at random; a shorter video starts again at its end.
+    Uniform: one at random from each of `frames` equal segments; a video with fewer frames shows all of them
+    in order, some more than once. Dense: a part at random; a video shorter than the part is repeated.
 
     Shape: int64 (T,), in [0, n_frames).
     """
@@ -47,7 +47,7 @@ def spread_indices(
         raise ValueError(f"clips is {clips}; it must be at least 1")
     if sampling == "dense":
         spare = max(0, n_frames - frames * stride)
-        # The authors' code divides by clips - 1; of one clip the middle is meant.
+        # The authors' code divides by clips - 1; a single clip takes the middle.
         starts = np.array([spare // 2]) if clips == 1 else spare // (clips - 1) * np.arange(clips)
         return (starts[:, None] + stride * np.arange(frames)) % n_frames
     if sampling == "uniform-k400":

@@ -1,4 +1,4 @@
-"""A classifier's data, views, arguments and steps from a recipe's settings."""
+"""From the settings of recipes/action_recog.py to data, views, arguments of the classifier and steps."""
 
 import dataclasses
 import math
@@ -7,25 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 
 from moss_vllm.data.actions.datasets import DATASETS, FILES, ActionSplit, read_action
 from moss_vllm.data.world.actions import DEFAULT_ROOT, ensure_mini_actions
+from moss_vllm.recognition.dataset_views import DATASET_VIEWS, find_views
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
-from moss_vllm.recognition.views import PROTOCOLS, ViewSettings, protocol_views
-from moss_vllm.runtime.files import refuse_unwritable
+from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.training.loop import Loop
-from moss_vllm.training.settings import wrong_choices
+from moss_vllm.training.settings import accumulate_for, refuse
 from moss_vllm.video.decoders import check_decoder
 
-MINI = "mini"
-DATA = (*DATASETS, MINI)
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+MINI_DATA = "mini"
+DATA = (*DATASETS, MINI_DATA)
 
 
 def refuse_ignored(settings: Any) -> None:
-    """Refuse settings that others leave without effect, all at once."""
+    """Raise one ValueError for all settings that have no effect because of other settings."""
     without_effect = {
         "temporal_layers": settings.temporal == "none" and "temporal 'none', which has no layers",
         "cache_gib": not settings.cache and "no cache",
@@ -39,44 +37,24 @@ def refuse_ignored(settings: Any) -> None:
         raise ValueError("; ".join(wrong))
 
 
-def check(settings: Any) -> None:
-    """Refuse settings that cannot be meant, all at once."""
-    counts = "epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep".split()
-    wrong = [
-        f"{name} is {value}; it must be at least 1"
-        for name in counts
-        if (value := getattr(settings, name)) is not None and value < 1
-    ]
-    shares = ("lr", "weight_decay", "layer_decay", "floor", "smoothing", "max_bad_share")
-    wrong += [
-        f"{name} is {value}; it must be a number from 0 to 1"
-        for name in shares
-        if (value := getattr(settings, name)) is not None and not 0 <= value <= 1
-    ]
-    wrong += [
-        f"{name} is {value}; it must be at least 0"
-        for name in ("workers", "seed", "warmup_epochs")
-        if not (value := getattr(settings, name)) >= 0
-    ]
-    if not settings.clip_norm > 0:
-        wrong.append(f"clip_norm is {settings.clip_norm}; it must be above 0")
-    wrong += [
-        f"{name} is empty; name a folder or a file"
-        for name in ("root", "annotation", "out", "resume", "start", "cache", "weights")
-        if getattr(settings, name) == ""
-    ]
-    if settings.protocol not in PROTOCOLS[settings.data]:
-        known = ", ".join(PROTOCOLS[settings.data])
-        wrong.append(f"protocol is {settings.protocol!r}; it must be one of {known}")
+def check_settings(settings: Any) -> None:
+    """Raise one ValueError for all settings with values that are not allowed."""
+    wrong = [] if settings.clip_norm > 0 else [f"clip_norm is {settings.clip_norm}; it must be above 0"]
+    if settings.protocol not in DATASET_VIEWS[settings.data]:
+        sources = ", ".join(DATASET_VIEWS[settings.data])
+        wrong.append(f"protocol is {settings.protocol!r}; it must be one of {sources}")
     if settings.annotation and Path(settings.annotation).is_file():
         wrong.append(f"annotation {settings.annotation} is a file; name the folder of both lists")
-    wrong += wrong_choices(settings)
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    refuse(
+        settings,
+        counts="epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep".split(),
+        shares="lr weight_decay layer_decay floor smoothing max_bad_share".split(),
+        from_zero=("workers", "seed", "warmup_epochs"),
+        paths="root annotation out resume start cache weights".split(),
+        written=("out", "cache"),
+        others=wrong,
+    )
     check_decoder(settings.decoder)
-    refuse_unwritable(Path(settings.out), "out")
-    if settings.cache:
-        refuse_unwritable(Path(settings.cache), "cache")
 
 
 def open_split(
@@ -87,20 +65,21 @@ def open_split(
     annotation: str | os.PathLike[str] | None = None,
     allow_missing: bool = False,
 ) -> ActionSplit:
-    """`read_action`, or the motion world's actions for "mini", drawn now if they are not there.
+    """The split from `read_action`; for "mini", the motion world's actions, which are drawn on first use.
 
     Raises:
-        ValueError: an unknown dataset, one without a root, and as `read_action`.
+        ValueError: an unknown dataset, no root, and as `read_action`.
     """
     if data not in DATA:
         raise ValueError(f"data is {data!r}; it must be one of {', '.join(DATA)}")
-    if data == MINI:
+    if data == MINI_DATA:
         if annotation or allow_missing:
             raise ValueError(
-                f"data is {MINI!r}, drawn whole with its own lists; leave out annotation and allow_missing"
+                f"data is {MINI_DATA!r}, drawn whole with its own lists; leave out annotation and "
+                "allow_missing"
             )
-        found = read_action("list", ensure_mini_actions(root or DEFAULT_ROOT), split)
-        return dataclasses.replace(found, dataset=MINI)
+        drawn = read_action("list", ensure_mini_actions(root or DEFAULT_ROOT), split)
+        return dataclasses.replace(drawn, dataset=MINI_DATA)
     if root is None:
         raise ValueError(
             f"data is {data!r}; name the folder of its videos and annotation files with --root: "
@@ -110,43 +89,42 @@ def open_split(
 
 
 def choose_views(
-    data: str, protocol: str, variant: str, given: Mapping[str, Any], model: VideoClassifier
+    data: str, source: str, variant: str, changes: Mapping[str, Any], model: VideoClassifier
 ) -> ViewSettings:
-    """How clips are shown: the protocol's settings for the dataset, those given, the encoder's colours.
+    """The views of a dataset, with changes, normalised as the model's encoder expects.
 
     Args:
-        protocol: "paper" or "authors".
-        variant: of the ladder, on which Kinetics' frames and repeats depend.
-        given: `frames` and other fields of `ViewSettings`; None leaves what the protocol says.
+        source: "paper" or "authors", see `find_views`.
+        variant: a variant of the ladder, on which Kinetics' frames and repeats depend.
+        changes: `frames` (that the encoder sees) and other fields of `ViewSettings`; None changes nothing.
 
     Raises:
-        ValueError: an unknown protocol, or settings that do not go together.
+        ValueError: an unknown source, or settings that contradict each other.
     """
-    views = protocol_views(data, protocol, variant)
-    if given.get("size_px") is not None:
-        views = views.at_size(given["size_px"])
-    wanted = {name: value for name, value in given.items() if value is not None and name != "size_px"}
-    frames = wanted.pop("frames", views.frames) * model.frames_per_encoded
-    views = dataclasses.replace(views, **wanted, frames=frames, mean=model.mean, std=model.std)
-    if data == "diving48" and views.crops == 1:  # as in the authors' test; of three crops both sides are 224
+    views = find_views(data, source, variant)
+    if changes.get("size_px") is not None:
+        views = views.at_size(changes["size_px"])
+    fields = {name: value for name, value in changes.items() if value is not None and name != "size_px"}
+    frames = fields.pop("frames", views.frames) * model.frames_per_encoded
+    views = dataclasses.replace(views, **fields, frames=frames, mean=model.mean, std=model.std)
+    if data == "diving48" and views.crops == 1:  # as in the authors' test; with three crops the scale is 224
         views = dataclasses.replace(views, test_scale=views.train_scale)
-    patched: Any = getattr(model, "encoder", model)
-    if views.size_px % patched.patch_size:
+    if views.size_px % model.patch_size:
         raise ValueError(
-            f"size_px is {views.size_px}; it must be a multiple of {patched.patch_size}, a patch of "
+            f"size_px is {views.size_px}; it must be a multiple of {model.patch_size}, a patch of "
             f"{model.encoder_name}"
         )
     return views
 
 
 def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
-    """What `build_classifier` is called with, as json holds it.
+    """The arguments of `build_classifier`, in types that json keeps.
 
     Raises:
-        ValueError: layers or options that cannot be read.
+        ValueError: temporal layers or options that cannot be parsed.
     """
     layers, options = settings.temporal_layers, settings.temporal_options
-    views = protocol_views(settings.data, settings.protocol, settings.variant)
+    views = find_views(settings.data, settings.protocol, settings.variant)
     try:
         numbers = None if layers is None else [int(layer) for layer in layers.split(",")]
         if numbers and len(set(numbers)) < len(numbers):
@@ -154,9 +132,9 @@ def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
     except ValueError:
         raise ValueError(f"temporal_layers is {layers!r}; write different layers as '4' or '4,6'") from None
     try:
-        named = {} if options is None else yaml.safe_load(options)
-        if not isinstance(named, dict):
-            raise ValueError(f"it holds a {type(named).__name__}")
+        parsed = {} if options is None else yaml.safe_load(options)
+        if not isinstance(parsed, dict):
+            raise ValueError(f"it holds a {type(parsed).__name__}")
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(
             f"temporal_options is {options!r:.200} ({error}); write them as '{{orders: [1, 2]}}'"
@@ -168,7 +146,7 @@ def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
         "classes": classes,
         "temporal": settings.temporal,
         "temporal_layers": numbers,
-        "temporal_options": named,
+        "temporal_options": parsed,
         "weights": settings.weights
         if settings.weights in ("pretrained", "random")
         else str(Path(settings.weights).absolute()),
@@ -178,10 +156,10 @@ def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
 
 
 def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
-    """Steps of an epoch, and the loop: clips a step as near to what is asked as the processes allow."""
-    wanted = settings.clips_a_step or 1
-    batch_size = min(settings.batch_size, max(1, wanted // processes))
-    accumulate = max(1, round(wanted / (batch_size * processes)))
+    """Steps of an epoch, and the loop; clips per step as close to `clips_a_step` as the processes allow."""
+    clips_a_step = settings.clips_a_step or 1
+    batch_size = min(settings.batch_size, max(1, clips_a_step // processes))
+    accumulate = accumulate_for(clips_a_step, batch_size * processes)
     steps_an_epoch = math.ceil(clips / (batch_size * accumulate * processes))
     steps = settings.steps or (settings.epochs or 1) * steps_an_epoch
     epochs = steps / steps_an_epoch
@@ -194,6 +172,7 @@ def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
         clip_norm=settings.clip_norm,
         save_every=settings.eval_every * steps_an_epoch,
         keep=settings.keep,
+        evaluate_every=min(steps, settings.eval_every * steps_an_epoch),
         log_every=settings.log_every,
         workers=settings.workers,
         seed=settings.seed,

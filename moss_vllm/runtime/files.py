@@ -53,15 +53,21 @@ def readable(*files: Path) -> None:
 
 
 def read_json(file: Path, remedy: str = "use an earlier checkpoint") -> dict[str, Any]:
-    """A JSON object; ValueError names the file that holds none, and the remedy."""
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, or holds none; the message ends with the remedy.
+    """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}, not names with values")
+        value = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}, not names with values")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{file} is not there; {remedy}") from None
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{file}: cannot be read as JSON ({reason}); {remedy}") from error
-    return found
+    return value
 
 
 def refuse_unwritable(folder: Path, called: str) -> None:

@@ -29,7 +29,9 @@ def test_a_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(image, "get_hf_file_metadata", ask)
     monkeypatch.setattr(image, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was let wait"))
-    with pytest.raises(OSError, match=r"could not be had from huggingface.co/timm/vit_.*\(ConnectionError\)"):
+    with pytest.raises(
+        OSError, match=r"could not be loaded from huggingface.co/timm/vit_.*\(ConnectionError\)"
+    ):
         image.open_encoder("clip_b16", layers=[2])
     assert len(asked) == 1 and asked[0].endswith("model.safetensors")
     monkeypatch.setattr(image, "try_to_load_from_cache", lambda *_, **__: str(tmp_path))  # no need to ask

@@ -25,8 +25,10 @@ from safetensors.torch import load_file
 from moss_vllm.data.actions.datasets import read_action
 from moss_vllm.data.world.actions import MiniSize, ensure_mini_actions
 from moss_vllm.recognition import checkpoint
-from moss_vllm.recognition.testing import collect_clips, score_clips
-from moss_vllm.recognition.views import ActionTrainingSet, ViewSettings
+from moss_vllm.recognition.batches import ActionTrainingSet
+from moss_vllm.recognition.scores import collect_clips
+from moss_vllm.recognition.testing import score_clips
+from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.line_store import read_answers
 from moss_vllm.training.run_folder import latest_checkpoint
 

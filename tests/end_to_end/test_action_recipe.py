@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from moss_vllm.core.presets import TEMPORAL_NAMES
 from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.build import build_classifier
-from moss_vllm.recognition.views import PROTOCOLS
+from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.runtime.line_store import read_answers
 from moss_vllm.training.settings import parse
 
@@ -166,7 +166,7 @@ def test_the_protocols_views_are_those_of_table_7(recipe, layouts, tmp_path, cap
     ):
         given = {"data": data, "root": layouts / data, "out": tmp_path / "run", "weights": "random"}
         recipe.main([*words({**given, "variant": "mini", "workers": 0}), "--dry-run"])
-        views = PROTOCOLS[data]["paper"]
+        views = DATASET_VIEWS[data]["paper"]
         assert (views.frames, views.size_px) == (frames, size)
         shown = " ".join(capsys.readouterr().out.split())
         assert f"x {views.repeats} views of {frames} frames, {size} px, sampled {views.sampling}" in shown

@@ -10,8 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
+from moss_vllm.recognition.batches import ActionTrainingSet
 from moss_vllm.recognition.build import build_classifier
-from moss_vllm.recognition.views import PROTOCOLS, ActionTrainingSet
+from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.video.cache import FrameCache
 
 
@@ -115,7 +116,7 @@ def test_reading_is_what_the_reader_takes_and_a_cache_spares_it(tmp_path, monkey
     clock = iter(range(100))
     monkeypatch.setattr(benchmark.time, "process_time", lambda: next(clock))
     cache = FrameCache(tmp_path / "cache")
-    views = dataclasses.replace(PROTOCOLS["ssv2"]["paper"], randaugment=None)
+    views = dataclasses.replace(DATASET_VIEWS["ssv2"]["paper"], randaugment=None)
     dataset = ActionTrainingSet(split, views, seed=0, read=benchmark.TimedReader(cache.read_frames))
     # Of five ticks, two are within the two readings; milliseconds of a clip.
     assert benchmark.time_rows(dataset) == (1000, 1500)

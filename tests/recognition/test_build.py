@@ -10,7 +10,8 @@ from torch import nn
 from moss_vllm.core import presets
 from moss_vllm.core.presets import MOSS_L, MOSS_S, LadderPreset, build_ladder
 from moss_vllm.encoders.image import open_encoder
-from moss_vllm.recognition.build import HOSTS, LadderClassifier, build_classifier, find_preset
+from moss_vllm.recognition.build import HOSTS, build_classifier, find_preset
+from moss_vllm.recognition.hosts.ladder import LadderClassifier
 from moss_vllm.training import optim
 
 PRESET = LadderPreset("test_vit", 64, 16, (1, 2, 4), 16, 2, (2,), (3, 3, 3), 8, 4, None)
@@ -120,7 +121,9 @@ def test_temporal_modules_their_layers_and_options():
     model = small(temporal_layers=(1, 4), temporal_options={"orders": (1,), "window": (1, 3, 3)})
     assert model.ladder.temporal_names == {1: "moss", 4: "moss2"} and model.ladder.moss.orders == (1,)
     assert model.ladder.moss.order1.window == (1, 3, 3) and model.ladder.moss.order1.in_proj.out_features == 8
-    assert small(host="aim", temporal_layers=(6,)).temporal_names == {6: "moss"}
+    aim = small(host="aim", temporal_layers=(6,))
+    assert aim.temporal_names == {6: "moss"} and aim.attached_layers == (6,)
+    assert model.attached_layers == (1, 4) and small(temporal="none").attached_layers == ()
     full = small(host="full", temporal="r2plus1d", temporal_options={"d_hidden": 8})
     assert full.moss.out_proj.weight.eq(0).all() and full.moss.in_proj.out_features == 8
     for host in HOSTS:
@@ -155,6 +158,7 @@ def test_the_miniature_needs_no_download(host):
     torch.manual_seed(0)
     model = build_classifier(host=host, variant="mini", classes=2, image_size=28)
     model(clip(2, 2, 28, 28)).sum().backward()
+    assert model.patch_size == 14 and model.attached_layers == (2,)
     assert model.encoder_name == "mini_vit"
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 

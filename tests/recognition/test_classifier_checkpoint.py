@@ -17,7 +17,6 @@ from moss_vllm.recognition.checkpoint import (
     load,
     restore,
     save,
-    trained_state,
 )
 
 MINI = {"variant": "mini", "classes": 3, "weights": "random", "frames": 2, "image_size": 28}
@@ -43,7 +42,7 @@ def trained_model(**options):
 
 def write(folder, model, **changes):
     run = {"model": {**MINI, **changes}, "classes": ["a", "b", "c"], "views": {}, "data": "list", "step": 7}
-    save(folder, model, run, state=trained_state(model))
+    save(folder, model, run, state=model.trained_state())
     return folder
 
 

@@ -1,54 +1,28 @@
-"""Owns: a classifier's loss and its scores - views averaged, every clip counted, nothing scored twice."""
+"""Owns: a test's scores - views averaged, every clip counted, nothing scored twice."""
 
 import csv
 import json
 import os
+import subprocess
+import sys
 from functools import partial
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from action_layouts import moving_square, write_frames
 from torch import nn
 
 from moss_vllm.data.actions.datasets import ActionClip, ActionSplit
-from moss_vllm.data.rows import Rejected
-from moss_vllm.recognition import checkpoint
-from moss_vllm.recognition.build import build_classifier
-from moss_vllm.recognition.in_training import BEST, ActionCheckup
-from moss_vllm.recognition.settings import choose_views
-from moss_vllm.recognition.testing import Accuracy, ClassLoss, collect_clips, save_accuracy, score_clips
-from moss_vllm.recognition.views import (
-    CLIP_MEAN,
-    CLIP_STD,
-    NO_LABEL,
-    ActionTestSet,
-    ActionTrainingSet,
-    ViewSettings,
-)
+from moss_vllm.recognition.batches import ActionTestSet
+from moss_vllm.recognition.scores import Accuracy, collect_clips, save_accuracy
+from moss_vllm.recognition.testing import score_clips
+from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import Shard
-from moss_vllm.training import engines
-from moss_vllm.training.run_folder import tidy
 from moss_vllm.video.clip import read_frames
 
-CLASSES = ("left", "right, fast", "up", "down", "still", "round", "gone")
-LABELS = (0, 1, 1, 1, 5, 6, 2)
 VIEWS = ViewSettings(frames=2, size_px=16, train_scale=24, test_scale=24, clips=2, crops=3, repeats=2)
 HEADER = {"checkpoint": "step 1"}
-
-
-@pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    """Seven clips of different lengths and shapes; not to be changed."""
-    root = tmp_path_factory.mktemp("clips")
-    clips = []
-    for index, label in enumerate(LABELS):
-        height, width = ((24, 40), (48, 32))[index % 2]
-        write_frames(root / f"clip {index}", moving_square(index, 3 + index, height, width))
-        clips.append(ActionClip(f"clip {index}", str(root / f"clip {index}"), label))
-    return ActionSplit("list", "test", CLASSES, tuple(clips), (), None, "list.txt")
 
 
 class Colours(nn.Module):
@@ -71,60 +45,6 @@ def score(split, folder, model=None, **how):
     return score_clips(model or Colours(), split, VIEWS, folder, **given)
 
 
-# ---- what is minimised
-
-
-def batch_of(split):
-    dataset = ActionTrainingSet(split, VIEWS, seed=0)
-    return dataset.collate([dataset[index] for index in range(3)])
-
-
-def test_the_loss_is_the_sum_over_views_with_smoothed_labels(split):
-    batch, model = batch_of(split), Colours()
-    assert batch["video"].shape == (6, 2, 3, 16, 16) and batch["count"] == 6
-    loss = ClassLoss(model, smoothing=0.1)(batch["video"], batch["labels"])
-    shares = model(batch["video"]).log_softmax(-1)
-    wanted = torch.full_like(shares, 0.1 / 7).scatter_(1, batch["labels"][:, None], 0.9 + 0.1 / 7)
-    torch.testing.assert_close(loss, -(wanted * shares).sum())
-    plain = ClassLoss(model, smoothing=0.0)(batch["video"], batch["labels"])
-    torch.testing.assert_close(
-        plain, F.cross_entropy(model(batch["video"]), batch["labels"], reduction="sum")
-    )
-    rounded = ClassLoss(model, torch.bfloat16)(batch["video"], batch["labels"])
-    assert rounded.dtype == torch.float32 and rounded != loss
-    torch.testing.assert_close(rounded, loss, rtol=0.05, atol=0)
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    torch.manual_seed(0)
-    how = {"variant": "mini", "classes": 7, "weights": "random", "frames": 2, "image_size": 14}
-    return build_classifier(**how)
-
-
-def test_a_batch_without_a_clip_has_no_loss_no_gradient_and_leaves_the_statistics(split, classifier):
-    settings = ViewSettings(frames=2, size_px=14, train_scale=24, test_scale=24)
-    dataset = ActionTrainingSet(split, settings, seed=0)
-    batch = dataset.collate([Rejected("clip 0", "is broken")])
-    assert batch["labels"].tolist() == [NO_LABEL] and batch["count"] == 0 and batch["row_ids"] == []
-    objective = ClassLoss(classifier.train())
-    before = {name: value.clone() for name, value in classifier.named_buffers()}
-    assert any(name.endswith("running_var") for name in before)
-    loss = objective(batch["video"], batch["labels"])
-    loss.backward()
-    assert classifier.training and not classifier.encoder.training
-    trained = [p for p in classifier.parameters() if p.requires_grad]
-    assert loss.item() == 0 and all(p.grad is not None and not p.grad.any() for p in trained)
-    assert all(torch.equal(before[name], value) for name, value in classifier.named_buffers())
-    full = dataset.collate([dataset[0], Rejected("clip 1", "is broken"), dataset[2]])
-    assert full["labels"].tolist() == [0, 1] and full["count"] == 2
-    objective(full["video"], full["labels"]).backward()
-    assert not any(torch.equal(before[name], value) for name, value in classifier.named_buffers())
-
-
-# ---- scores
-
-
 def test_a_clips_scores_are_the_mean_of_its_views_softmax(split, tmp_path):
     model = Colours()
     found = score(split, tmp_path / "out", model)
@@ -138,10 +58,10 @@ def test_a_clips_scores_are_the_mean_of_its_views_softmax(split, tmp_path):
         likely = sum(each) / 6
         assert not torch.allclose(each[0], likely, atol=1e-3)  # the views do not say the same
         order = likely.argsort(descending=True)[:5].tolist()
-        assert [name for name, _ in row["top5"]] == [CLASSES[place] for place in order]
+        assert [name for name, _ in row["top5"]] == [split.classes[place] for place in order]
         assert [share for _, share in row["top5"]] == pytest.approx(likely[order].tolist(), abs=1e-6)
-        assert row["answer"] == row["task"] == CLASSES[label]
-        assert row["output"] == row["parsed"] == CLASSES[order[0]]
+        assert row["answer"] == row["task"] == split.classes[label]
+        assert row["output"] == row["parsed"] == split.classes[order[0]]
         assert (row["correct"], row["in_top5"]) == (order[0] == label, label in order)
 
 
@@ -158,7 +78,7 @@ def test_how_many_clips_at_once_changes_nothing(split, tmp_path, batch_size):
 
 
 def test_few_classes_have_fewer_likely_ones(split, tmp_path):
-    three = ActionSplit("list", "test", CLASSES[:3], split.clips[:4], (), None, "list.txt")
+    three = ActionSplit("list", "test", split.classes[:3], split.clips[:4], (), None, "list.txt")
     found = score(three, tmp_path, Colours(classes=3))
     assert all(len(row["top5"]) == 3 and row["in_top5"] for row in found.rows) and found.top5 == 100
 
@@ -231,7 +151,9 @@ def test_lines_of_earlier_versions_get_their_class_from_the_split_and_others_are
 
     write()
     old = score(split, tmp_path)
-    assert [row["label"] for row in old.rows] == list(LABELS) and old.class_mean == whole.class_mean
+    assert [row["label"] for row in old.rows] == [
+        clip.label for clip in split.clips
+    ] and old.class_mean == whole.class_mean
     write(label=3)
     with pytest.raises(
         ValueError, match=r"clip clip 0 has label 3, list.txt says class 0 \('left'\); evaluate"
@@ -303,7 +225,7 @@ def damaged(split, tmp_path):
     for index in (1, 4):
         (tmp_path / f"{index}.mp4").write_bytes(b"no video")
         clips[index] = ActionClip(clips[index].clip_id, str(tmp_path / f"{index}.mp4"), clips[index].label)
-    return ActionSplit("list", "test", CLASSES, tuple(clips), (), None, "list.txt")
+    return ActionSplit("list", "test", split.classes, tuple(clips), (), None, "list.txt")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])  # of 1: batches of no clip at all
@@ -325,97 +247,28 @@ def test_errors_of_memory_and_of_workers_are_named(split, tmp_path):
         def forward(self, video):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(
-        RunStopped, match="no memory for 3 clips at once; lower --batch-size; clips so far are kept"
-    ):
+    with pytest.raises(RunStopped, match="no memory for 3 clips at once; lower --batch-size;"):
         score(split, tmp_path / "memory", Full())
 
     with pytest.raises(RunStopped, match=rf"died .status 3. while it read {split.clips[0].path}; "):
         score(split, tmp_path / "workers", read=lambda *_, **__: os._exit(3), workers=1)
 
 
-# ---- while it trains
+IMPORTED = """
+import runpy, sys
+runpy.run_path("eval/action_recog.py", run_name="tested")
+print(*(name for name in sys.modules if name.startswith(("moss_vllm", "transformers.models", "peft"))))
+"""
 
 
-@pytest.fixture
-def checkup(split, classifier, tmp_path, one_process):
-    def save(folder, state, step):
-        run = {"model": {}, "classes": [], "views": {}, "data": "list", "step": step}
-        checkpoint.save(folder, classifier, run, state=state)
-
-    settings = ViewSettings(frames=2, size_px=14, train_scale=24, test_scale=24)
-    given = {"save": save, "test": {"workers": 0, "batch_size": 4}}
-    return ActionCheckup(engines.start(), classifier, split, settings, tmp_path, **given)
-
-
-def kept(out):
-    return json.loads((out / BEST / "run.json").read_text())["step"]
-
-
-def test_one_view_is_scaled_as_in_the_authors_code(split, tmp_path):
-    """`get_augmentation(False)` and, of Diving48, their test with one crop: to 256, of which 224 are cut."""
-    encoder = SimpleNamespace(frames_per_encoded=1, mean=CLIP_MEAN, std=CLIP_STD, patch_size=16)
-    for data, scale, one_crop in (
-        ("k400", 256, 224),
-        ("diving48", 256, 256),
-        ("ssv2", (256, 320), (256, 320)),
-    ):
-        views = choose_views(data, "paper", "b", {}, encoder)
-        shown = ActionCheckup(None, None, split, views, tmp_path, save=None, test={}).views
-        assert (shown.test_scale, shown.size_px, shown.clips, shown.crops) == (scale, 224, 1, 1)
-        assert choose_views(data, "paper", "b", {"crops": 1}, encoder).test_scale == one_crop
-    halved = choose_views("diving48", "paper", "b", {"crops": 1, "size_px": 112}, encoder)
-    assert (halved.test_scale, halved.size_px) == (128, 112)
-
-
-def test_the_best_is_kept_and_of_two_as_good_the_first(checkup, tmp_path):
-    wanted = []
-    for step, right in enumerate((1, 3, 2, 3, 4), start=1):
-        checkup.keep(step, Accuracy([row(0, index < right) for index in range(4)]))
-        wanted.append(kept(tmp_path))
-    assert wanted == [1, 2, 2, 2, 5]
-    assert [line["score"] for line in checkup.lines()] == [25.0, 75.0, 50.0, 75.0, 100.0]
-    assert checkup.last_step() == 5 and not list(tmp_path.glob(".*"))
-
-
-def test_for_finegym_the_mean_over_classes_decides(checkup, split, tmp_path):
-    even = Accuracy([row(0, True), row(0, False), row(0, False), row(1, True)])  # 50 %, mean 66.7
-    uneven = Accuracy([row(0, True), row(0, True), row(0, True), row(1, False)])  # 75 %, mean 50
-    for data, best in (("list", 2), ("gym99", 1)):
-        checkup.split = ActionSplit(data, "test", CLASSES, split.clips, (), None, "")
-        (tmp_path / "evals.jsonl").unlink(missing_ok=True)
-        checkup.keep(1, even)
-        checkup.keep(2, uneven)
-        assert kept(tmp_path) == best
-
-
-def test_a_best_that_is_gone_or_of_steps_the_run_has_left_is_replaced(checkup, tmp_path):
-    good, bad = Accuracy([row(0, True)]), Accuracy([row(0, False)])
-    checkup.keep(1, bad)
-    checkup.keep(2, good)
-    tidy(tmp_path, 1)  # goes on from step 1
-    assert [line["step"] for line in checkup.lines()] == [1] and kept(tmp_path) == 2
-    checkup.keep(3, bad)
-    assert kept(tmp_path) == 3
-    (tmp_path / BEST).rename(tmp_path / f".{BEST}.old.unfinished")  # killed between two renamings
-    tidy(tmp_path, 3)
-    checkup.keep(4, bad)
-    assert kept(tmp_path) == 4 and not list(tmp_path.glob(".*"))
-
-
-def test_a_checkup_shows_one_view_and_drops_what_a_killed_run_left(checkup, split, classifier, tmp_path):
-    classifier.train()
-    checkup(5)
-    assert not classifier.training
-    (line,) = checkup.lines()
-    one_view = ViewSettings(frames=2, size_px=14, train_scale=24, test_scale=24, clips=1, crops=1)
-    how = {"header": {"checkpoint": "again"}, "workers": 0}
-    expected = score_clips(classifier, split, one_view, tmp_path / "again", **how)
-    folder = tmp_path / "evals" / "step-000005"
-    assert collect_clips(folder, split).rows == expected.rows
-    assert line == {"step": 5, "score": expected.top1, **expected.summary()} and line["clips"] == 7
-    file = folder / "answers" / "00-of-01.jsonl"
-    whole = file.read_text()
-    file.write_text(whole.replace('"correct": false', '"correct": true')[:-50])  # of other weights, cut short
-    checkup(5)
-    assert file.read_text() == whole and checkup.lines() == [line, line]
+def test_the_test_of_a_classifier_imports_nothing_of_a_video_llm():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", IMPORTED]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    printed = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=300
+    ).stdout
+    loaded = printed.split()
+    assert "moss_vllm.recognition.testing" in loaded and "moss_vllm.encoders.image" in loaded
+    foreign = ("moss_vllm.vlm", "moss_vllm.report", "transformers.models.video_llama_3", "peft")
+    assert [name for name in loaded if name.startswith(foreign)] == []

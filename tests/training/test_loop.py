@@ -89,12 +89,9 @@ def run(tiny_base, moss, processor, tmp_path, clips):
             dataset,
             loop,
             out=tmp_path / out,
-            save=lambda folder, state, step: checkpoint.save(folder, model, processor, record, state=state),
-            state=lambda: checkpoint.trained_state(model),
-            restore=lambda folder: checkpoint.restore(folder, model),
+            keeper=checkpoint.Keeper(model, processor, record),
             resume=resume,
             evaluate=evaluate,
-            evaluate_every=1,
         )
         return lines, checkpoint.trained_state(model)
 
@@ -102,7 +99,9 @@ def run(tiny_base, moss, processor, tmp_path, clips):
 
 
 def loop(steps, **settings):
-    return Loop(**{"steps": steps, "batch_size": 4, "workers": 0, "save_every": 1000, **settings})
+    return Loop(
+        **{"steps": steps, "batch_size": 4, "workers": 0, "save_every": 1000, "evaluate_every": 1, **settings}
+    )
 
 
 def losses(lines):

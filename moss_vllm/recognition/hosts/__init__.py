@@ -1,1 +1,1 @@
-"""Ways to make a video classifier of an image encoder, besides the ladder (Table 10d)."""
+"""Video classifiers made from an image encoder: the ladder of the paper, and the other hosts of Table 10d."""

@@ -34,7 +34,7 @@ class Adapter(nn.Module):
 
 
 class AdaptedLayer(nn.Module):
-    """The adapters of one layer, and the layer's forward with them; the layer itself is not in here.
+    """The adapters of one layer, and the layer's forward with them; the layer itself stays in the encoder.
 
     Shape:
         (B*T, 1 + H*W, C) -> the same.
@@ -47,7 +47,7 @@ class AdaptedLayer(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, block: Any, frames: int) -> Tensor:
-        """Attention over time, attention over space, MLP; see the class."""
+        """Attention over time, attention over space, MLP."""
         over_time = rearrange(block.norm1(tokens), "(b t) p c -> (b p) t c", t=frames)
         over_time = self.time_out(block.attn(over_time + self.time_in(over_time)))
         over_time = rearrange(over_time, "(b p) t c -> (b t) p c", p=tokens.shape[1])
@@ -61,20 +61,20 @@ class AdaptedLayer(nn.Module):
 class AIM(VideoClassifier):
     """A frozen CLIP encoder with adapters in every layer, and attention across time with the same weights.
 
-    Adapters, temporal embedding, the encoder's last norm and the head are trained. A temporal module is added
-    to the patch tokens after its layer, and should start as zero (`zero_init`).
+    Adapters, temporal embedding, the encoder's last norm and the head are trained. The output of a temporal
+    module is added to the patch tokens after its layer, and should start as zero (`zero_init`).
 
     Args:
         vit: the image encoder, see `moss_vllm.encoders.image.open_vit`.
         name: its name in timm.
         classes: scores of the head.
-        frames: frames that the temporal embedding is laid out for; for others it is resized.
+        frames: frames that the temporal embedding is laid out for; for other numbers it is resized.
         temporal: modules (B, T, H, W, C) -> (B, T, H, W, C) by layer, counted from 1.
-        drop_path: of the last layer's adapters; it rises to it from 0 at the first.
-        dropout: before the head.
+        drop_path: rate at the last layer's adapters; it rises linearly from 0 at the first layer.
+        dropout: rate before the head.
 
     Raises:
-        ValueError: an encoder that is no plain vision transformer with a class token, or a layer it has not.
+        ValueError: the encoder is no plain vision transformer with a class token, or lacks a layer.
 
     Reference: Table 10d "AIM"; Yang et al., 2023, as they train on Something-Something V2.
     """
@@ -93,14 +93,13 @@ class AIM(VideoClassifier):
         drop_path: float = 0.2,
         dropout: float = 0.5,
     ) -> None:
-        super().__init__(name, *normalisation(vit))
+        super().__init__(name, *normalisation(vit), patch_side(vit))
         check_plain(vit, name)
         vit.reset_classifier(0)
         vit.requires_grad_(False)
         vit.norm.requires_grad_(True)
         vit.fc_norm.requires_grad_(True)
         self.vit = vit
-        self.patch_size = patch_side(vit)
         depth, dim = len(vit.blocks), vit.embed_dim
         rates = [drop_path * index / max(1, depth - 1) for index in range(depth)]
         self.adapters = nn.ModuleList(AdaptedLayer(dim, drop_path=rate) for rate in rates)
@@ -110,7 +109,7 @@ class AIM(VideoClassifier):
         self.head = nn.Linear(dim, classes)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Score each class; see the class."""
+        """Score each class."""
         frames = video.shape[1]
         grid = (video.shape[3] // self.patch_size, video.shape[4] // self.patch_size)
         with torch.no_grad():
@@ -127,12 +126,12 @@ class AIM(VideoClassifier):
     def rate_table(
         self, lr: float, weight_decay: float = 0.0, layer_decay: float | None = None
     ) -> tuple[Rate, ...]:
-        """Learning rates: the encoder but its last norm is frozen; the temporal embedding does not decay."""
+        """Learning rates: of the encoder only the last norm trains; the temporal embedding does not decay."""
         table = super().rate_table(lr, weight_decay, layer_decay)
         return (*table, Rate("temporal embedding", r"^temporal_embedding$", lr))
 
     def _at(self, frames: int) -> Tensor:
-        """The temporal embedding of a clip of so many frames."""
+        """The temporal embedding of a clip of `frames` frames."""
         if frames == len(self.temporal_embedding):
             return self.temporal_embedding
         table = rearrange(self.temporal_embedding, "t c -> 1 c t")

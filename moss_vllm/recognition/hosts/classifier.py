@@ -1,4 +1,4 @@
-"""What every video classifier has, whatever it does with its image encoder."""
+"""The base class of all video classifiers."""
 
 import re
 from collections.abc import Mapping
@@ -7,16 +7,17 @@ from typing import Any, ClassVar, cast
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from moss_vllm.core.ladder import name_modules
 from moss_vllm.encoders.image import has_class_token
 from moss_vllm.training.optim import Rate
 
 
 class VideoClassifier(nn.Module):
-    """Clip to class scores, with the modules that look across time attached by layer.
+    """Clip to class scores, with temporal modules attached by layer.
 
-    `frozen` and `trained` are patterns of parameter names; each parameter fits one of them, or that of the
-    temporal modules. `head_name` is the Linear whose outputs are the classes. A clip has
-    `frames_per_encoded` frames for each one that the image encoder sees.
+    `frozen`, `trained` and `temporal_prefix` are patterns of parameter names; each parameter matches one of
+    them. `head_name` is the Linear whose outputs are the classes. A clip has `frames_per_encoded` frames for
+    each one that the image encoder sees.
 
     Shape:
         (B, T, 3, H', W') pixels normalised with `mean` and `std` -> (B, classes).
@@ -25,6 +26,7 @@ class VideoClassifier(nn.Module):
         encoder_name: the image encoder's name in timm.
         mean: what to subtract from pixels in RGB of 0 to 1.
         std: what to divide by.
+        patch_size: side of the image encoder's patches in pixels.
     """
 
     frozen: ClassVar[str]
@@ -34,13 +36,20 @@ class VideoClassifier(nn.Module):
     frames_per_encoded: ClassVar[int] = 1
     decay_vectors: ClassVar[bool] = False
 
-    def __init__(self, encoder_name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, encoder_name: str, mean: tuple[float, ...], std: tuple[float, ...], patch_size: int
+    ) -> None:
         super().__init__()
-        self.encoder_name, self.mean, self.std = encoder_name, mean, std
+        self.encoder_name, self.mean, self.std, self.patch_size = encoder_name, mean, std, patch_size
         self.temporal_names: dict[int, str] = {}
 
+    @property
+    def attached_layers(self) -> tuple[int, ...]:
+        """Layers whose patches a temporal module reads, counted from 1."""
+        return tuple(self.temporal_names)
+
     def attach(self, temporal: Mapping[int, nn.Module], depth: int) -> None:
-        """Keep each module under "moss", "moss2" and so on, as the ladder does; layers count from 1.
+        """Keep each module under the name it would have in the ladder; layers count from 1.
 
         Raises:
             ValueError: a layer that the encoder does not have.
@@ -49,9 +58,9 @@ class VideoClassifier(nn.Module):
             raise ValueError(
                 f"temporal modules at layers {sorted(outside)}; {self.encoder_name} has 1 to {depth}"
             )
-        for number, layer in enumerate(sorted(temporal), start=1):
-            self.temporal_names[layer] = "moss" if number == 1 else f"moss{number}"
-            self.add_module(self.temporal_names[layer], temporal[layer])
+        self.temporal_names = name_modules(temporal)
+        for layer, name in self.temporal_names.items():
+            self.add_module(name, temporal[layer])
 
     def temporal_after(self, layer: int) -> nn.Module | None:
         """The module that reads the patches of this layer, if there is one."""
@@ -63,7 +72,7 @@ class VideoClassifier(nn.Module):
         """Learning rates for `moss_vllm.training.optim.parameter_groups`: encoder frozen, the rest at `lr`.
 
         Raises:
-            ValueError: `layer_decay`, where there is no layer of the encoder to train.
+            ValueError: `layer_decay` is given, and the encoder is frozen.
         """
         if layer_decay is not None:
             raise ValueError(
@@ -83,15 +92,20 @@ class VideoClassifier(nn.Module):
         return (row,) if any(names) else ()
 
     def reset_head(self, classes: int) -> None:
-        """Replace the head by a new one, for other classes."""
+        """Replace the head by a new one with `classes` scores."""
         old = cast(nn.Linear, self.get_submodule(self.head_name))
         device, dtype = old.weight.device, old.weight.dtype
         new = nn.Linear(old.in_features, classes, device=device, dtype=dtype)
         self.set_submodule(self.head_name, new)
 
     def trained_names(self) -> tuple[str, ...]:
-        """What of `state_dict()` a checkpoint must hold: all but the frozen encoder, BatchNorm included."""
+        """Names in `state_dict()` that a checkpoint must hold: all but the frozen encoder, with BatchNorm."""
         return tuple(name for name in self.state_dict() if not re.search(self.frozen, name))
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The weights and statistics that training changes."""
+        state = self.state_dict()
+        return {name: state[name] for name in self.trained_names()}
 
     def forward(self, video: Tensor) -> Tensor:
         """Score each class."""
@@ -99,7 +113,7 @@ class VideoClassifier(nn.Module):
 
 
 def check_plain(vit: Any, name: str) -> None:
-    """Refuse an encoder whose layers a host cannot take apart, or that has no class token."""
+    """Raise ValueError for an encoder whose layers a host cannot take apart, or without a class token."""
     if not has_class_token(vit) or not all(isinstance(block, Block) for block in vit.blocks):
         raise ValueError(
             f"{name}: this host works between attention and MLP of plain layers with a class token, like "

@@ -20,7 +20,7 @@ from moss_vllm.core.layers import TimeConv3d
 from moss_vllm.encoders.image import ImageEncoder, add_to_patches, to_grid
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 
-STRIDE = 2  # frames of the temporal branch for one of the image encoder
+STRIDE = 2  # frames of the temporal branch for each frame of the image encoder
 
 
 class TemporalLayer(nn.Module):
@@ -37,17 +37,17 @@ class TemporalLayer(nn.Module):
         self.conv_space = nn.Conv3d(dim, dim, (1, 3, 3), padding=(0, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; see the class."""
+        """Convolve over time, then over space."""
         normed = rearrange(self.norm(rearrange(x, "b c t h w -> b t h w c")), "b t h w c -> b c t h w")
         return quick_gelu(x + self.conv_space(quick_gelu(self.conv_time(normed))))
 
 
 class IntegrationLayer(nn.Module):
-    """Joins one layer of the encoder, the temporal branch there, and what was integrated so far.
+    """Joins one layer of the encoder, the temporal branch there, and the output of the layer before.
 
     Shape:
         tap (B*T, 1 + H*W, d_in), temporal (B, d_time, STRIDE*T, H, W) -> integrated (B*T, 1 + H*W, d_out),
-        and what the temporal branch gets back, as `temporal`.
+        and the features that go back to the temporal branch, shaped as `temporal` (None from the last layer).
     """
 
     def __init__(self, d_in: int, d_out: int, d_time: int, *, last: bool) -> None:
@@ -63,7 +63,7 @@ class IntegrationLayer(nn.Module):
         self.time_out = nn.Linear(d_out // 4, d_out)
 
     def forward(self, tap: Tensor, so_far: Tensor | None, temporal: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Integrate; see the class."""
+        """Integrate one layer."""
         grid, frames = cast(tuple[int, int], temporal.shape[3:]), temporal.shape[2] // STRIDE
         mixed = self.adapter(tap)
         mixed = mixed if so_far is None else mixed + so_far
@@ -71,9 +71,9 @@ class IntegrationLayer(nn.Module):
         if self.to_time is not None:
             back = rearrange(to_grid(self.to_time(mixed), frames=frames, grid=grid), "b t h w c -> b c t h w")
             back = back.repeat_interleave(STRIDE, dim=2)
-        seen = rearrange(self.from_time(temporal), "b c t h w -> (b t) (h w) c")
-        first = self.class_token.to(seen.dtype).expand(seen.shape[0], 1, -1)
-        normed = self.norm(mixed + torch.cat([first, seen], dim=1))
+        motion = rearrange(self.from_time(temporal), "b c t h w -> (b t) (h w) c")
+        first = self.class_token.to(motion.dtype).expand(motion.shape[0], 1, -1)
+        normed = self.norm(mixed + torch.cat([first, motion], dim=1))
         return self.mlp(normed) + self._over_time(normed, frames), back
 
     def _over_time(self, tokens: Tensor, frames: int) -> Tensor:
@@ -96,14 +96,14 @@ class QueryLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, query: Tensor, tokens: Tensor) -> Tensor:
-        """Attend; see the class."""
+        """Attend to the tokens, then apply the MLP."""
         tokens = self.token_norm(tokens)
         query = query + self.attn(self.query_norm(query), tokens, tokens, need_weights=False)[0]
         return query + self.mlp(self.mlp_norm(query))
 
 
 class AttentionPool(nn.Module):
-    """One query a frame looks at its tokens, one query a clip at those of the frames; two rounds.
+    """One query per frame looks at its tokens, one query per clip at those of the frames; two rounds.
 
     Shape:
         (B, T, P, C) -> (B, C).
@@ -117,7 +117,7 @@ class AttentionPool(nn.Module):
         self.over_time = nn.ModuleList(QueryLayer(dim, heads=heads) for _ in range(rounds))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Pool; see the class."""
+        """Pool over space and over time."""
         batch, frames, _, dim = tokens.shape
         frame, clip = self.frame_query.expand(batch * frames, 1, dim), self.clip_query.expand(batch, 1, dim)
         for over_space, over_time in zip(self.over_space, self.over_time, strict=True):
@@ -129,19 +129,19 @@ class AttentionPool(nn.Module):
 class DiST(VideoClassifier):
     """A frozen CLIP encoder on every second frame; a temporal branch on all; a branch that integrates both.
 
-    A clip of T frames shows the encoder T/2 of them (an odd last one counts twice), so the paper's 8 frames
-    are clips of 16. A temporal module reads the patch tokens of its layer and is added to them for the
-    integration branch; the encoder itself goes on without it.
+    The encoder sees T/2 of a clip's T frames (of an odd number, the last frame is repeated), so the paper's 8
+    frames are clips of 16. A temporal module reads the patch tokens of its layer; its output is added to them
+    for the integration branch, and the encoder's own next layer does not see it.
 
     Args:
-        encoder: hands over the layers that are integrated, all of them in the paper.
+        encoder: hands over the layers that are integrated; in the paper, all of them.
         classes: scores of the head.
         temporal: modules (B, T, H, W, C) -> (B, T, H, W, C) by layer, counted from 1.
         d_out: width of the integration branch.
         d_time: width of the temporal branch.
 
     Raises:
-        ValueError: a temporal module at a layer that is not integrated.
+        ValueError: a temporal module sits at a layer that is not integrated.
 
     Reference: Table 10d "DiST"; Qing et al., 2023. They score against CLIP's text; this has a linear head.
     """
@@ -159,7 +159,7 @@ class DiST(VideoClassifier):
         d_out: int = 384,
         d_time: int = 96,
     ) -> None:
-        super().__init__(encoder.name, encoder.mean, encoder.std)
+        super().__init__(encoder.name, encoder.mean, encoder.std, encoder.patch_size)
         temporal = temporal or {}
         if unused := sorted(set(temporal) - set(encoder.layers)):
             raise ValueError(f"temporal modules at layers {unused} would never run: not in {encoder.layers}")
@@ -179,12 +179,12 @@ class DiST(VideoClassifier):
         self.head = nn.Linear(512, classes)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Score each class; see the class."""
+        """Score each class."""
         if video.shape[1] % STRIDE:
             video = torch.cat([video, video[:, -1:]], dim=1)
         shown = video[:, ::STRIDE]
         taps = self.encoder(shown.flatten(0, 1))
-        # Padded here: where oneDNN (torch 2.12) pads few frames itself, see `TimeConv3d`.
+        # Padded here because of what oneDNN (torch 2.12) does when it pads few frames, see `TimeConv3d`.
         temporal = self.stem(F.pad(rearrange(video, "b t c h w -> b c t h w"), (0, 0, 0, 0, 2, 2)))
         frames, grid = shown.shape[1], cast(tuple[int, int], temporal.shape[3:])
         integrated: Tensor | None = None

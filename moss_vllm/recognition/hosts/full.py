@@ -11,20 +11,20 @@ from moss_vllm.encoders.image import add_to_patches, embed, normalisation, patch
 from moss_vllm.recognition.hosts.classifier import VideoClassifier, check_plain
 from moss_vllm.training.optim import Rate
 
-TABLES = r"^vit\.(cls_token|pos_embed|reg_token)$"
-EMBEDDING = r"^vit\.(patch_embed|norm_pre)\."
+TABLE_NAMES = r"^vit\.(cls_token|pos_embed|reg_token)$"
+EMBEDDING_NAMES = r"^vit\.(patch_embed|norm_pre)\."
 
 
 class ClassTokenConv(nn.Module):
-    """The class token of a frame from those of three, channel by channel; the patches pass.
+    """The class token of a frame from those of three frames, channel by channel; patches are not changed.
 
-    It starts as a shift: a quarter of the channels comes from the next frame, a quarter from the previous,
-    zeros past the ends of the clip.
+    It starts as a shift: a quarter of the channels comes from the next frame, a quarter from the previous.
+    Frames past the ends of the clip count as zeros.
 
     Shape:
         (B*T, 1 + H*W, C) class token first -> the same.
 
-    Reference: Wu et al., 2023. They have no bias; with one the parameters are Table 10d's.
+    Reference: Wu et al., 2023. They have no bias; with a bias the number of parameters is that of Table 10d.
     """
 
     def __init__(self, dim: int) -> None:
@@ -36,14 +36,14 @@ class ClassTokenConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, tokens: Tensor, frames: int) -> Tensor:
-        """Convolve over `frames`; see the class."""
+        """Convolve over `frames`."""
         padded = F.pad(tokens[:, 0].unflatten(0, (-1, frames)), (0, 0, 1, 1))
         class_token = self.bias + sum(self.weight[i] * padded[:, i : i + frames] for i in range(3))
         return torch.cat([class_token.flatten(0, 1)[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1)
 
 
 class FullFineTune(VideoClassifier):
-    """A CLIP encoder trained whole; each layer mixes the class token over time, before attention and MLP.
+    """A CLIP encoder, trained whole; each layer mixes the class token over time, before attention and MLP.
 
     A temporal module reads the patch tokens after its layer and is added to them. It should start as zero
     (`zero_init`), so that the encoder starts unchanged.
@@ -55,7 +55,7 @@ class FullFineTune(VideoClassifier):
         temporal: modules (B, T, H, W, C) -> (B, T, H, W, C) by layer, counted from 1.
 
     Raises:
-        ValueError: an encoder that is no plain vision transformer with a class token, or a layer it has not.
+        ValueError: the encoder is no plain vision transformer with a class token, or lacks a layer.
 
     Reference: Table 10d "full FT"; Wu et al., 2023.
     """
@@ -66,10 +66,9 @@ class FullFineTune(VideoClassifier):
     def __init__(
         self, vit: Any, *, name: str, classes: int, temporal: Mapping[int, nn.Module] | None = None
     ) -> None:
-        super().__init__(name, *normalisation(vit))
+        super().__init__(name, *normalisation(vit), patch_side(vit))
         check_plain(vit, name)
         self.vit = vit
-        self.patch_size = patch_side(vit)
         depth, dim = len(vit.blocks), vit.embed_dim
         pairs = (nn.ModuleList(ClassTokenConv(dim) for _ in range(2)) for _ in range(depth))
         self.time_convs = nn.ModuleList(pairs)
@@ -78,7 +77,7 @@ class FullFineTune(VideoClassifier):
         self.head = nn.Linear(projected, classes)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Score each class; see the class."""
+        """Score each class."""
         frames = video.shape[1]
         grid = (video.shape[3] // self.patch_size, video.shape[4] // self.patch_size)
         tokens = self.vit.norm_pre(embed(self.vit, video.flatten(0, 1)))
@@ -98,8 +97,8 @@ class FullFineTune(VideoClassifier):
     ) -> tuple[Rate, ...]:
         """Learning rates; with `layer_decay`, each layer trains at that fraction of the next one's rate.
 
-        What stands after the last layer, and the temporal modules, which are new, train at `lr`. The class
-        token and the position table get no weight decay.
+        The encoder's norms and projection after the last layer, the head and the temporal modules train at
+        `lr`. The class token and the position table get no weight decay.
 
         Raises:
             ValueError: a `layer_decay` outside (0, 1].
@@ -111,7 +110,7 @@ class FullFineTune(VideoClassifier):
             )
         depth = len(self.vit.blocks)
         lowest = lr * decay ** (depth + 1)
-        rows = [Rate("tables", TABLES, lowest), Rate("embedding", EMBEDDING, lowest, weight_decay)]
+        rows = [Rate("tables", TABLE_NAMES, lowest), Rate("embedding", EMBEDDING_NAMES, lowest, weight_decay)]
         for index in range(depth):
             pattern = rf"^(vit\.blocks|time_convs)\.{index}\."
             rows.append(Rate(f"layer {index + 1}", pattern, lr * decay ** (depth - index), weight_decay))

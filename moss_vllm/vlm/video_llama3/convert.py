@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoProcessor, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
-from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.files import read_json, readable
 from moss_vllm.vlm.video_llama3 import original
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -153,7 +153,7 @@ def weight_files(folder: Path) -> list[Path]:
         )
     listed = {WEIGHTS}
     if (folder / INDEX).is_file():
-        listed = set(original.read_json(folder / INDEX)["weight_map"].values())
+        listed = set(read_json(folder / INDEX, original.REMEDY)["weight_map"].values())
     if missing := sorted(listed - found):
         raise FileNotFoundError(f"{folder}: {', '.join(missing)} not there; download the release again")
     if extra := sorted(found - listed):
