@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
+from moss_vllm.data.annotations import OTHER_SUFFIXES
+from moss_vllm.data.rows import BadRow
 from moss_vllm.data.sources import read_sources
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags

@@ -30,11 +30,8 @@ from typing import Any, NamedTuple
 import av
 from check_videos import at_least
 
-from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS, cut_times, youtube_id
-from moss_vllm.data.rows import (
+from moss_vllm.data.annotations import (
     OTHER_SUFFIXES,
-    BadRow,
-    MissingVideo,
     find_annotation,
     find_video,
     name_field,
@@ -42,6 +39,8 @@ from moss_vllm.data.rows import (
     text_field,
     video_stem,
 )
+from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS, cut_times, youtube_id
+from moss_vllm.data.rows import BadRow, MissingVideo
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.screen import plain, say

@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from moss_vllm.data.world.benchmarks import write_clip
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import say
+from moss_vllm.video.write import write_clip
 
 
 def triple(text: str) -> tuple[int, int, int]:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.data.rows import BadRow, ClipRow, Turn, find_video, name_field, read_clip_rows, text_field
+from moss_vllm.data.annotations import find_video, name_field, read_clip_rows, text_field
+from moss_vllm.data.rows import BadRow, ClipRow, Turn
 
 VIDEO_FOLDERS = ("", "videos")
 VIDEO_TAG, IMAGE_TAG = "<video>", "<image>"
@@ -26,7 +27,7 @@ def read_videollama3(
 
     The `<video>` tag may stand anywhere in a question or be missing; the video comes first in any case.
     Turns before the first human one are left out, as the authors do. `bad` and Raises: as in
-    `rows.read_clip_rows`.
+    `annotations.read_clip_rows`.
 
     Reference: DAMO-NLP-SG/VideoLLaMA3, README.md (training data) and videollama3/train.py.
     """
@@ -83,7 +84,7 @@ def read_turns(
 ) -> list[ClipRow]:
     """Read this project's jsonl: `turns`, and optionally `video`, `start_s`, `end_s`, `id`.
 
-    `bad` and Raises: as in `rows.read_clip_rows`.
+    `bad` and Raises: as in `annotations.read_clip_rows`.
     """
     path = Path(annotation)
     file = str(path)

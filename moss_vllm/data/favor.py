@@ -9,14 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.data.rows import (
-    CAPTION_PROMPT,
-    BadRow,
-    BenchmarkVideo,
-    ClipRow,
-    MissingVideo,
-    Question,
-    Turn,
+from moss_vllm.data.annotations import (
     collect_videos,
     find_annotation,
     find_video,
@@ -26,6 +19,7 @@ from moss_vllm.data.rows import (
     text_field,
     video_stem,
 )
+from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, BenchmarkVideo, ClipRow, MissingVideo, Question, Turn
 
 # Codes as in the files, order of the paper's Table 5.
 FAVOR_TASKS = {
@@ -50,7 +44,7 @@ def read_favor_train(
     `start` and `end` are seconds in the YouTube video at `url`. The file called `video_name` is that part cut
     out, so they are not applied to it; they are where only the uncut `<YouTube id>.mp4` is there.
 
-    Of the 17,152 rows 3,114 have a hosted file. `bad` and Raises: as in `rows.read_clip_rows`.
+    Of the 17,152 rows 3,114 have a hosted file. `bad` and Raises: as in `annotations.read_clip_rows`.
     """
     path = find_annotation(annotation, TRAIN_FILES)
     file = str(path)

@@ -10,13 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from moss_vllm.data.rows import (
-    CAPTION_PROMPT,
-    BadRow,
-    BenchmarkVideo,
-    ClipRow,
-    Question,
-    Turn,
+from moss_vllm.data.annotations import (
     collect_videos,
     find_annotation,
     find_video,
@@ -26,6 +20,7 @@ from moss_vllm.data.rows import (
     text_field,
     video_stem,
 )
+from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, BenchmarkVideo, ClipRow, Question, Turn
 
 # The paper's codes in the order of Table 5 -> the files' `question_type`.
 MOTIONBENCH_TASKS = {
@@ -102,7 +97,7 @@ def read_motionbench_captions(
 ) -> list[ClipRow]:
     """Read MotionBenchCaption-train: a line each with `video_path` and `motion_caption`; other keys are free.
 
-    `bad` and Raises: as in `rows.read_clip_rows`.
+    `bad` and Raises: as in `annotations.read_clip_rows`.
     """
     path = find_annotation(annotation, CAPTION_FILES)
     file = str(path)

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from moss_vllm.data.annotations import read_json_rows
 from moss_vllm.data.conversations import read_turns, read_videollama3
 from moss_vllm.data.favor import TRAIN_FILES, read_favor_train
 from moss_vllm.data.motionbench import CAPTION_FILES, read_motionbench_captions
-from moss_vllm.data.rows import BadRow, ClipRow, read_json_rows
+from moss_vllm.data.rows import BadRow, ClipRow
 
 
 class Format(NamedTuple):

@@ -12,7 +12,7 @@ from moss_vllm.data.favor import FAVOR_TASKS, read_favor_bench, read_favor_train
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, read_motionbench
 from moss_vllm.data.world import benchmarks
 from moss_vllm.data.world import scenes as synthetic
-from moss_vllm.data.world.benchmarks import FILE_FPS, WorldSize, ensure_world
+from moss_vllm.data.world.benchmarks import WorldSize, ensure_world
 from moss_vllm.data.world.drawing import COLOURS, DIRECTIONS
 from moss_vllm.data.world.scenes import (
     DURATION_S,
@@ -25,6 +25,7 @@ from moss_vllm.data.world.scenes import (
     Scene,
 )
 from moss_vllm.video.clip import Sampling, read_clip
+from moss_vllm.video.write import FILE_FPS, write_clip
 
 TINY = WorldSize(train_clips=2, motionbench_questions=2, withheld_questions=1, favor_questions=2)
 
@@ -248,7 +249,7 @@ def test_readers_read_the_world(world):
 def test_a_file_shows_what_its_scene_renders(tmp_path):
     (scene,) = scenes("two", 1)
     frames = synthetic.render(scene, FILE_FPS)
-    benchmarks.write_clip(frames, tmp_path / "clip.mp4")
+    write_clip(frames, tmp_path / "clip.mp4")
     read = read_clip(tmp_path / "clip.mp4", Sampling(sample_fps=FILE_FPS, short_side_px=FRAME_PX))
     assert np.abs(read.frames.astype(int) - frames.astype(int)).mean() < 6  # h264 in half chroma resolution
 

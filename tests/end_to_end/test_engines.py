@@ -15,9 +15,9 @@ import torch
 from launching import ENGINES, ROOT, environment, launch, logged
 from safetensors.torch import load_file, save_file
 
-from moss_vllm.data.world.benchmarks import write_clip
 from moss_vllm.training import engines
 from moss_vllm.video.clip import Sampling, read_clip
+from moss_vllm.video.write import write_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from moss_vllm.data.rows import MAX_ANNOTATION_BYTES, BadRow, raise_bad_rows, read_json_rows
+from moss_vllm.data.annotations import MAX_ANNOTATION_BYTES, read_json_rows
+from moss_vllm.data.rows import BadRow, raise_bad_rows
 
 ANNOTATION_FOLDERS = ("", "annotations", "annotation", "labels", "lists")
 

@@ -30,7 +30,8 @@ from moss_vllm.data.actions.files import (
     read_text,
     text_places,
 )
-from moss_vllm.data.rows import BadRow, text_field
+from moss_vllm.data.annotations import text_field
+from moss_vllm.data.rows import BadRow
 
 _TRAIN_FOLDERS = ("train", "videos_train", "videos/train", "videos", "")
 _TEST_FOLDERS = ("val", "validate", "validation", "videos_val", "videos/val", "videos", "")

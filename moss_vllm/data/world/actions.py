@@ -32,13 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from moss_vllm.data.world.benchmarks import write_clip
 from moss_vllm.data.world.drawing import COLOURS, DIRECTIONS, SHAPES, Thing, Wall, draw
+from moss_vllm.video.write import write_clip
 
 DEFAULT_ROOT = Path("data/mini_actions")
 FRAMES = 8  # all that a model reads: a random frame of each of 8 parts would blur the speeds
 FRAME_PX = 84
-FILE_FPS = 4
 SPEED_PX = (7, 18)  # least and most from a frame to the next: half a patch of 14 pixels, and one and a third
 SLANT_PX = {"slowly": (3, 6), "quickly": (10, 13)}  # in x and in y
 RADIUS_PX = (12.0, 15.0)
@@ -221,7 +220,7 @@ def write_mini_actions(root: Path, size: MiniSize) -> None:
 
 def _write_action(path: Path, name: str, seed: Sequence[int]) -> None:
     rng = np.random.default_rng(seed)
-    write_clip(render(draw_still(rng), draw_motion(rng, name)), path, fps=FILE_FPS)
+    write_clip(render(draw_still(rng), draw_motion(rng, name)), path)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

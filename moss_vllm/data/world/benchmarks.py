@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 from rich.progress import track
 
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS
@@ -32,8 +30,8 @@ from moss_vllm.data.world.scenes import (
     motionbench_choices,
     render,
 )
+from moss_vllm.video.write import FILE_FPS, write_clip
 
-FILE_FPS = 4
 DEFAULT_ROOT = Path("data/motion_world")
 
 
@@ -93,19 +91,6 @@ def write_world(root: Path, size: WorldSize) -> None:
         written = pool.map(_write_scene, *zip(*clips, strict=True), chunksize=16)
         for _ in track(written, total=len(clips), description=f"drawing {len(clips)} clips"):
             pass
-
-
-def write_clip(frames: NDArray[np.uint8], path: Path, *, fps: int = FILE_FPS) -> None:
-    """An h264 mp4 of `frames` (T, H, W, 3)."""
-    with av.open(str(path), "w") as container:
-        # mbtree of the x264 in PyAV 18 gives other bytes from one call to the next, now and then.
-        options = {"crf": "12", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-        container.mux(stream.encode(None))
 
 
 def _write_scene(scene: Scene, path: Path) -> None:
