@@ -30,7 +30,7 @@ from moss_vllm.video.clip import PAPER_SAMPLING, Clip, Sampling, read_clip, read
 from moss_vllm.video.decoders import check_decoder
 from moss_vllm.video.frames import BadVideo, list_images, unique_frames
 
-FORMAT = 2  # to be raised whenever read_clip or read_frames gives other frames than before
+FORMAT = 3  # to be raised whenever read_clip or read_frames gives other frames than before
 MAX_FRAMES = 1000  # of a video whose every frame is kept: 0.35 GB at 256 x 455
 SUFFIX = ".safetensors"
 _LEDGER = "added"  # one byte for every _UNIT bytes that any process has ever added

@@ -28,6 +28,9 @@ _BEGINNINGS = {
     "flv": re.compile(rb"FLV\x01[\0-\x05]\0\0\0\x09\0\0\0\0"),
     "asf": re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c"),
 }
+# How the last packet of a whole file ends, where no decoder reports a picture that is torn.
+_ENDINGS = {"gif": re.compile(rb"\0;?\Z"), "mjpeg": re.compile(rb"\xff\xd9\0*\Z")}
+_ENDING_BYTES = 64
 
 JOINT_PACKETS = 4  # of ts may be flagged before a joint, where two counters meet; no picture is bad there
 
@@ -65,7 +68,7 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
     Raises: BadVideo if the file cannot be opened, has no picture stream, or none of its pictures decodes.
     """
     packets: list[_Packet] = []
-    data_end_s, damage, look, has_one_header = 0.0, "", None, True
+    data_end_s, damage, look, has_one_header, is_torn = 0.0, "", None, True, False
     with open_file(path) if container is None else nullcontext(container) as container:
         stream = picture_stream(path, container)
         start_s, promised_s = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
@@ -74,7 +77,7 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
         codec_name = stream.codec.canonical_name
         if container_name == _MATROSKA:  # may count its duration from 0, not from its first packet
             start_s = min(start_s, 0.0)
-        data_stop = 0  # in bytes of the file
+        data_stop, ending = 0, _ENDINGS.get(container_name)  # in bytes of the file
         try:
             for packet in container.demux():
                 if packet.pos is not None:
@@ -87,6 +90,8 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
                     if packet.is_keyframe:
                         look = look or look_at(path, stream, packet)
                     has_one_header = has_one_header and not packet.has_sidedata("new_extradata")
+                    if ending:
+                        is_torn = not ending.search(bytes(memoryview(packet)[-_ENDING_BYTES:]))
         except av.FFmpegError as error:
             damage = f"its data cannot be read on ({error})"
         stores_order_only = container_name == "avi" and stream.codec_context.has_b_frames
@@ -119,7 +124,7 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
         and not any(packet.is_corrupt for packet in packets)
     )
     if look is None or not is_plain:
-        return _index_by_decoding(path, look, len(shown), (pts[-1:], end), damage)
+        return _index_by_decoding(path, look, len(shown), (pts[-1:], end), damage, is_torn)
     suits_decord = (
         is_simple
         and codec_name in _DECORD_CODECS
@@ -135,11 +140,14 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
 
 
 def _index_by_decoding(
-    path: str, look: Look | None, n_packets: int, last: tuple[list[int], int], damage: str
+    path: str, look: Look | None, n_packets: int, last: tuple[list[int], int], damage: str, is_torn: bool
 ) -> Index:
-    """What `decode_in_order` gives; `last` is the time of the last packet, if it has one, and its end."""
+    """What `decode_in_order` gives; `last` is the time of the last packet, if it has one, and its end.
+
+    A picture that the end of the file tears is left out: the decoder reports it, or `is_torn` does.
+    """
     times: list[int] = []
-    is_interlaced, base, step = False, 0.0, 0
+    is_interlaced, is_corrupt, base, step = False, False, 0.0, 0
     try:
         for frame in decode_in_order(path):
             look = look or Look(frame.height, frame.width)
@@ -148,14 +156,17 @@ def _index_by_decoding(
             step = frame.duration or (pts - times[-1] if times else 0)
             base = float(frame.time_base or 0)
             times.append(pts)
+            is_corrupt = frame.is_corrupt
     except av.FFmpegError as error:
         damage = f"{len(times)} of {n_packets} frames decode, then: {error}"
+    end = last[1] if last[0] == times[-1:] else times[-1] + step if times else 0
+    if times and not damage and (is_torn or is_corrupt):
+        end = times.pop()
     if not times:
         raise BadVideo(path, f"0 of {n_packets} frames decode to a picture", REPLACE_FILE)
     # Some packets hold no picture: vp8's hidden frames, pictures before the first key frame, half pictures.
     if not damage and len(times) < n_packets * (0.45 if is_interlaced else 0.9) - 2:
         damage = f"{len(times)} of {n_packets} frames decode"
-    end = last[1] if last[0] == times[-1:] else times[-1] + step
     return Index(np.array(times) * base, end * base, damage, look=look)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache, choose_reader, describe_clip
-from moss_vllm.video.clip import BadVideo, Sampling, read_clip
+from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
 
 SMALL = Sampling(sample_fps=2, short_side_px=56, max_frames=6)
 ENTRY_BYTES = 4 * 56 * 84 * 3  # of the clips below: 2 s
@@ -87,6 +87,18 @@ def test_defaults_are_those_of_read_clip(video, cache):
     assert_same(cache.read(video), read_clip(video))
     assert choose_reader(None) is read_clip
     assert_same(choose_reader(cache.folder)(video), read_clip(video))
+
+
+def test_entries_of_an_earlier_format_are_not_served(video, cache, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr(cache_module, "FORMAT", cache_module.FORMAT - 1)
+        other = Clip(np.zeros_like(read_clip(video, SMALL).frames), read_clip(video, SMALL).frame_times_s)
+        earlier.setattr(cache_module, "read_clip", lambda path, **settings: other)
+        assert_same(cache.read(video, SMALL), other)
+        every = cache.read_frames(video, np.arange)
+    assert_same(cache.read(video, SMALL), read_clip(video, SMALL))
+    np.testing.assert_array_equal(cache.read_frames(video, np.arange), every)
+    assert len(entries(cache)) == 4
 
 
 def test_every_setting_has_its_own_entry(video, cache):

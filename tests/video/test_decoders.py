@@ -233,4 +233,4 @@ def test_cache_keeps_decoders_apart(files, tmp_path):
         np.testing.assert_array_equal(read_other(path).frames, read_clip(path, decoder="decord").frames)
     assert len(list(tmp_path.glob("??/*.safetensors"))) == 2
     assert describe_clip(path) == describe_clip(path, decoder="pyav") != describe_clip(path, decoder="decord")
-    assert '"format": 2' in describe_clip(path)
+    assert '"format": 3' in describe_clip(path)

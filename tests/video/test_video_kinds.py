@@ -182,6 +182,30 @@ def test_a_picture_cut_off_ends_where_the_part_ends(tmp_path):
     assert index_frames(str(tmp_path / "cut.mp4")).end_s == pytest.approx(0.28, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("v.ts", "libx264"),
+        ("v.ts", "mpeg2video"),
+        ("v.gif", "gif"),
+        ("v.mjpeg", "mjpeg"),
+    ],
+)
+def test_a_last_picture_that_is_torn_is_left_out(tmp_path, name, codec):
+    def prepare(stream):
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
+
+    options = {"bf": "0"} if codec == "libx264" else {}
+    path = write(tmp_path / name, codec, fps=25, prepare=prepare, options=options)
+    whole, index = read_frames(path, every), index_frames(str(path))
+    assert numbers(whole) == list(range(12))
+    with av.open(str(path)) as container:
+        start, n_bytes = [(p.pos, p.size) for p in container.demux(video=0) if p.size][-1]
+    os.truncate(path, start + (path.stat().st_size - start if name == "v.ts" else n_bytes) // 2)
+    np.testing.assert_array_equal(read_frames(path, every), whole[:-1])
+    assert index_frames(str(path)).end_s == pytest.approx(index.frame_times_s[-1])
+
+
 # ---- the way up and the shape of pixels
 
 
