@@ -78,7 +78,7 @@ PAPER_SAMPLING = Sampling()
 
 @dataclass(frozen=True)
 class _Video:
-    """A file that is open, or a folder with the names of its images; with the index of its frames."""
+    """An open file, or a folder and the names of its images, with the index of the frames."""
 
     path: str
     index: Index
@@ -120,8 +120,8 @@ def read_clip(
 
     Shape: see Clip.
     Raises: BadVideo for what is wrong with the file, ValueError for an argument out of range, ImportError
-    for a decoder that was named but is not installed. Damaged pictures that a decoder conceals without an
-    error (overwritten bytes inside avi, mkv or webm) cannot be noticed.
+    for a decoder that is not installed. A damaged picture that a decoder conceals without an error
+    (overwritten bytes inside avi, mkv or webm) goes unnoticed.
     """
     check_decoder(decoder)
     _check_part(start_s, end_s, folder_fps)
@@ -163,9 +163,9 @@ def choose_frames(
     end_s: float | None = None,
     folder_fps: float = 3.0,
 ) -> tuple[Index, np.ndarray, np.ndarray]:
-    """What `read_clip` will show of a file or folder, without decoding a picture.
+    """Choose the frames that `read_clip` reads of a file or folder.
 
-    Returns: the index of all frames, which of them are chosen, and their times in the clip.
+    Returns: the index of all frames, the chosen ones' places in it, and their times in the clip.
 
     Raises: as `read_clip`.
     """
@@ -184,10 +184,10 @@ def _check_part(start_s: float, end_s: float | None, folder_fps: float) -> None:
 def _choose(
     video: _Video, sampling: Sampling, start_s: float, end_s: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which frames of a video are shown, and when, in seconds from start_s."""
+    """The indices of the frames to read, and their times in seconds from start_s."""
     times_s = video.index.frame_times_s - video.index.frame_times_s[0]
     first_s = float(video.index.frame_times_s[0])
-    video_end_s = video.index.end_s - first_s or 1 / sampling.sample_fps  # of one frame without a time
+    video_end_s = video.index.end_s - first_s or 1 / sampling.sample_fps  # one frame may have no duration
     if start_s >= video_end_s:
         reason = f"start_s is {start_s}, the video ends at {video_end_s:.2f} s"
         raise BadVideo(video.path, reason, "check the annotation against the file")
@@ -201,7 +201,7 @@ def _choose(
 def _on_screen(times_s: np.ndarray, sampling: Sampling, start_s: float, stop_s: float) -> np.ndarray:
     """Indices of the frames on screen at start_s + k / sample_fps < stop_s, without a grid in memory."""
     grid = np.ceil((np.append(times_s, stop_s) - ROUNDING_S - start_s) * sampling.sample_fps)
-    grid[-1] = max(grid[-1], 1)  # one frame is always left, however short it is
+    grid[-1] = max(grid[-1], 1)  # a part has at least one frame, however short it is
     grid = np.clip(grid, 0, grid[-1])  # first k at or after each frame
     chosen = np.flatnonzero(np.diff(grid) > 0)
     if len(chosen) > sampling.max_frames:

@@ -1,4 +1,4 @@
-"""When every picture of a video file is shown, by its packets, or by decoding it where they do not tell."""
+"""List when each picture of a video file is shown, from its packets, or by decoding if they do not tell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLAIN_CODECS = (*_DECORD_CODECS, "av1")
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _MATROSKA = "matroska,webm"
 _PLAIN_CONTAINERS = (_MOV, _MATROSKA, "avi")
-# How a file begins whose demuxer reads no further than the end of the first of several joined ones.
+# How files begin whose demuxers read only the first of several joined files.
 _BEGINNINGS = {
     _MOV: re.compile(rb"\0\0\0[\x10-\xff]ftyp[ -~]{4}"),
     "flv": re.compile(rb"FLV\x01[\0-\x05]\0\0\0\x09\0\0\0\0"),
@@ -32,7 +32,7 @@ _BEGINNINGS = {
 _ENDINGS = {"gif": re.compile(rb"\0;?\Z"), "mjpeg": re.compile(rb"\xff\xd9\0*\Z")}
 _ENDING_BYTES = 64
 
-JOINT_PACKETS = 4  # of ts may be flagged before a joint, where two counters meet; no picture is bad there
+JOINT_PACKETS = 4  # before a joint in ts may be flagged, as two counters meet there; the pictures are good
 
 
 class _Packet(NamedTuple):
@@ -47,8 +47,8 @@ class _Packet(NamedTuple):
 class Index:
     """Times of all frames shown and the end of the last, in the file's own clock.
 
-    `damage` says what the file promised but lacks. `look` is None for a folder of images. `key_times_s` are
-    those of the key frames that decoding may start from; none where packets do not tell.
+    `damage` says what of the file is lost, or is empty. `look` is None for a folder of images. `key_times_s`
+    are the times of the key frames that decoding may start from; empty if packets do not tell them.
     """
 
     frame_times_s: np.ndarray
@@ -61,9 +61,9 @@ class Index:
 
 
 def index_frames(path: str, container: av.container.InputContainer | None = None) -> Index:
-    """List the presentation times of a file from its packets, or by decoding it where packets do not tell.
+    """List the presentation times of a file from its packets, or by decoding it if packets do not tell.
 
-    `container` is the file as `open_file` opened it, if it is; it is read to its end.
+    `container` is the file if `open_file` has opened it already; it is read to its end.
 
     Raises: BadVideo if the file cannot be opened, has no picture stream, or none of its pictures decodes.
     """
@@ -135,16 +135,16 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
     suits_torchcodec = is_simple and not look.is_turned
     times_s, end_s = np.array(pts) * time_base, end * time_base
     keys = sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None)
-    keys_s = np.array(keys if has_one_header else []) * time_base  # a packet left out may hold a new header
+    keys_s = np.array(keys if has_one_header else []) * time_base  # a skipped packet may hold a new header
     return Index(times_s, end_s, damage, suits_decord, suits_torchcodec, look, keys_s)
 
 
 def _index_by_decoding(
     path: str, look: Look | None, n_packets: int, last: tuple[list[int], int], damage: str, is_torn: bool
 ) -> Index:
-    """What `decode_in_order` gives; `last` is the time of the last packet, if it has one, and its end.
+    """The index of the frames from `decode_in_order`; `last` is the last packet's time, if any, and its end.
 
-    A picture that the end of the file tears is left out: the decoder reports it, or `is_torn` does.
+    A last picture that the decoder reports as corrupt, or that `is_torn`, is left out.
     """
     times: list[int] = []
     is_interlaced, is_corrupt, base, step = False, False, 0.0, 0
@@ -152,7 +152,7 @@ def _index_by_decoding(
         for frame in decode_in_order(path):
             look = look or Look(frame.height, frame.width)
             is_interlaced = is_interlaced or frame.interlaced_frame
-            pts = frame.pts or 0  # `decode_in_order` sets it
+            pts = frame.pts or 0  # `decode_in_order` has set it
             step = frame.duration or (pts - times[-1] if times else 0)
             base = float(frame.time_base or 0)
             times.append(pts)
@@ -171,9 +171,9 @@ def _index_by_decoding(
 
 
 def _segment_is_cut(path: str) -> bool:
-    """Whether a mkv or webm file ends before the element does that holds all its data.
+    """Whether a mkv or webm file ends before the element that holds all its data.
 
-    An element is its name, its length and that many bytes. A stream's length is not known: all bits are 1.
+    An element is a name, a length and that many bytes. All bits of an unknown length are 1.
     """
     with open(path, "rb") as file:
         head, size = file.read(4096), os.fstat(file.fileno()).st_size
@@ -181,7 +181,7 @@ def _segment_is_cut(path: str) -> bool:
     for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML, Segment
         if head[at : at + 4] != name or len(head) < at + 12:
             return False
-        n_bytes = 9 - head[at + 4].bit_length()  # one more than there are zeros in front
+        n_bytes = 9 - head[at + 4].bit_length()  # one more than its leading zeros
         mask = (1 << 7 * n_bytes) - 1
         length = int.from_bytes(head[at + 4 : at + 4 + n_bytes], "big") & mask
         at += 4 + n_bytes + length
@@ -202,20 +202,20 @@ def _begins_again(path: str, start: int, beginning: re.Pattern[bytes]) -> bool:
 
 def _joints(packets: list[_Packet]) -> list[int]:
     """Key frames at which time starts again: no picture stored before one is shown after it."""
-    found, latest = [], -math.inf
+    joints, latest = [], -math.inf
     for i, packet in enumerate(packets):
         if packet.pts is not None:
             if packet.is_keyframe and packet.pts <= latest:
-                found.append(i)
+                joints.append(i)
                 latest = -math.inf
             latest = max(latest, packet.pts)
-    return found
+    return joints
 
 
 def _end_of_last(packets: list[_Packet], pts: list[int]) -> int:
-    """When the last picture goes: by its own duration, else after as long as the picture before it stays.
+    """When the last picture ends: after its own duration, or after that of the picture before it.
 
-    In mp4 the last picture stored, which may be another one, has the duration.
+    In mp4 the last packet stored has the duration, though it may hold another picture.
     """
     if not pts:
         return 0
@@ -225,7 +225,7 @@ def _end_of_last(packets: list[_Packet], pts: list[int]) -> int:
 
 
 def _has_closed_gops(packets: list[_Packet]) -> bool:
-    """Whether no frame stored after a key frame is shown before it: decord miscounts after a seek there."""
+    """Whether no frame stored after a key frame is shown before it: else decord miscounts after a seek."""
     pts = [packet.pts or 0 for packet in packets]
     earliest_later = np.minimum.accumulate(pts[::-1])[::-1]
     return all(earliest_later[i] == pts[i] for i, packet in enumerate(packets) if packet.is_keyframe)

@@ -1,4 +1,4 @@
-"""What `read_clip` would return but for the pixels: the times and the size of the frames."""
+"""Measure the times and the size of the frames that `read_clip` would return, without their pixels."""
 
 import json
 import os
@@ -46,16 +46,16 @@ def probe_clip(
 def probe_all(
     clips: Sequence[ClipPart], sampling: Sampling, *, cache: Path | None, workers: int
 ) -> dict[ClipPart, Probe | BadVideo]:
-    """Probe each clip, or find it in the cache; bad videos are not remembered, they may be mended.
+    """Probe each clip, or take its probe from the cache; bad videos are not cached, as they may be repaired.
 
     Args:
         clips: each once.
         cache: a jsonl file to read and to append to.
         workers: threads.
     """
-    known = _read_cache(cache) if cache else {}
+    cached = _read_cache(cache) if cache else {}
     keys = {clip: _cache_key(clip, sampling) for clip in clips} if cache else {}
-    probes: dict[ClipPart, Probe | BadVideo] = {c: known[k] for c, k in keys.items() if k in known}
+    probes: dict[ClipPart, Probe | BadVideo] = {c: cached[k] for c, k in keys.items() if k in cached}
     new = [clip for clip in clips if clip not in probes]
     if not new:
         return probes
@@ -84,7 +84,7 @@ def _probe_one(clip: ClipPart, sampling: Sampling) -> Probe | BadVideo:
 
 
 def _cache_key(clip: ClipPart, sampling: Sampling) -> str:
-    """Path, size and time of change of the file, and the sampling; empty for a file that is gone."""
+    """The file's path, size and time of change, and the sampling; empty for a file that is gone."""
     path, start_s, end_s = clip
     try:
         return describe_clip(path, sampling, start_s=start_s or 0.0, end_s=end_s)
@@ -93,20 +93,20 @@ def _cache_key(clip: ClipPart, sampling: Sampling) -> str:
 
 
 def _read_cache(path: Path) -> dict[str, Probe]:
-    """Probes by key. A line torn by a killed run is left out: its clip is measured again."""
-    known = {}
+    """Probes by key. A line torn by a killed run is skipped: its clip is measured again."""
+    probes = {}
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             entry = json.loads(line)
             times_s = tuple(map(float, entry["frame_times_s"]))
-            known[str(entry["key"])] = Probe(times_s, int(entry["height"]), int(entry["width"]))
+            probes[str(entry["key"])] = Probe(times_s, int(entry["height"]), int(entry["width"]))
         except (ValueError, TypeError, KeyError):
             continue
-    return known
+    return probes
 
 
 def _open_cache(path: Path) -> BinaryIO:
-    """Open to append without a buffer, behind the end of a torn line: each write is one whole line."""
+    """Open to append, unbuffered, so that each write is one whole line; ends a torn last line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.open("ab", buffering=0)
     if path.read_bytes()[-1:] not in (b"", b"\n"):

@@ -1,4 +1,4 @@
-"""Write the frames of a made clip to a video file."""
+"""Write drawn frames to a video file."""
 
 from pathlib import Path
 
