@@ -1,7 +1,7 @@
-"""Read annotation files: json rows, text fields, a row's video, and the rows that are bad.
+"""Read json rows from annotation files, check their fields, find their videos, and collect bad rows.
 
-An annotation file is data from outside: every field is checked, and a file with bad rows or missing videos
-gives one error that names them, or a list of them beside the good rows, never just a shorter list.
+Annotation files come from outside, so every field is checked. A file with bad rows or missing videos gives
+one error that names them, or a list of them beside the good rows, never just a shorter list.
 """
 
 import json
@@ -21,11 +21,11 @@ from moss_vllm.data.rows import BadRow, BenchmarkVideo, ClipRow, MissingVideo, Q
 MAX_ANNOTATION_BYTES = 512 * 2**20
 OTHER_SUFFIXES = (".mkv", ".webm", ".avi", ".mov", ".mpg", ".gif")
 MAX_NAME = 4096  # characters; no path of a file is longer
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-]+")  # a file would have a suffix
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-]+")  # a file name would have a suffix
 
 
 def find_annotation(path: str | Path, names: Sequence[str]) -> Path:
-    """Return `path`, or for a folder the first of the default file `names` in it."""
+    """Return `path`, or if it is a folder, the first of the file `names` in it."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -59,7 +59,7 @@ def read_json_rows(path: str | Path) -> list[dict[str, Any]]:
     if not text.strip():
         raise BadRow(file, "file", "is empty", "download it again")
 
-    # A file that starts like a list, or like an object that goes on after its line, is one document.
+    # A file that starts like a list, or like an object of several lines, is one document.
     # Lines end at "\n" only: str.splitlines would also cut at U+2028 inside a caption.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if text.lstrip().startswith("[") or lines[0][1].strip() == "{":
@@ -110,15 +110,15 @@ def read_clip_rows(
     *,
     repeated: str = "its id was already used",
 ) -> list[ClipRow]:
-    """Read every row of a file with `read_row(row, index)`; ids are unique, a repeated one is a bad row.
+    """Read every row of a file with `read_row(row, index)`; a row with the id of an earlier one is bad.
 
     Bad rows and missing videos are an error, unless a list is passed as `bad`: then they are added to it and
     left out of the result.
 
-    Raises: BadRow or BadRows; also if no row is left.
+    Raises: BadRow or BadRows; with a list too, if no row is good.
     """
     rows: dict[str, ClipRow] = {}
-    found: list[BadRow] = []
+    refused: list[BadRow] = []
     for index, fields in enumerate(read_json_rows(path)):
         try:
             row = read_row(fields, index)
@@ -127,16 +127,16 @@ def read_clip_rows(
                 raise BadRow(str(path), where, repeated, "keep one of the two rows")
             rows[row.row_id] = row
         except BadRow as error:
-            found.append(error)
+            refused.append(error)
     if bad is None or not rows:
-        raise_bad_rows(found)
+        raise_bad_rows(refused)
     else:
-        bad += found
+        bad += refused
     return list(rows.values())
 
 
 def text_field(row: dict[str, Any], key: str, *, file: str, where: str | int) -> str:
-    """Return the non-blank string `row[key]`, as distributed."""
+    """Return the string `row[key]` unchanged; blank ones are refused."""
     value = row.get(key)
     if not isinstance(value, str):
         seen = f"{key!r} is {type(value).__name__}" if key in row else f"has no {key!r}"
@@ -149,7 +149,7 @@ def text_field(row: dict[str, Any], key: str, *, file: str, where: str | int) ->
 
 
 def name_field(row: dict[str, Any], key: str, *, file: str, where: str | int) -> str:
-    """`text_field` for the name of a file."""
+    """Return the file name `row[key]`, as `text_field` does."""
     name = text_field(row, key, file=file, where=where)
     if len(name) > MAX_NAME:
         reason = (
@@ -160,7 +160,7 @@ def name_field(row: dict[str, Any], key: str, *, file: str, where: str | int) ->
 
 
 def video_stem(name: str) -> str:
-    """Drop `.mp4`, once or doubled: the id under which every spelling of a video's name is one video."""
+    """The id of a video, the same for every spelling of its name: without `.mp4`, once or repeated."""
     suffixes = re.match(r"(?:4pm\.)*", name[::-1], re.IGNORECASE)  # from the end, in one pass
     return unicodedata.normalize("NFC", name[: len(name) - len(suffixes[0] if suffixes else "")])
 
@@ -169,11 +169,10 @@ def find_video(root: str | Path, name: str, subfolders: Sequence[str], *, file: 
     """Find the file of `name` in the first of `root/subfolder` that has it.
 
     The name may come with or without `.mp4`, and the file may be spelled `.MP4` or `.mp4.mp4`, or with other
-    code points for the same letters, as a Mac's disk does. It must stay below its folder; only the file
-    itself may be a link elsewhere, as in the hub's download cache.
+    code points for the same letters, as on a Mac's disk. The file must stay below its folder; only the file
+    itself may be a link out of it, as in the hub's download cache.
 
-    Raises: BadRow for a name that leaves the folder or is that of two files, MissingVideo when no spelling is
-    there.
+    Raises: BadRow for a name that leaves the folder or fits two files, MissingVideo if no spelling exists.
     """
     stem, parts = video_stem(name), re.split(r"[/\\]", name)
     controls = any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in name)
@@ -212,7 +211,7 @@ def _exactly(folder: Path, name: str) -> list[Path]:
 
 
 def _in_other_letters(folder: Path, name: str) -> list[Path]:
-    """What below the folder has the name, whichever code points write its letters."""
+    """The paths below the folder whose name has the same letters, in whichever code points."""
     places = [folder]
     for part in name.split("/"):
         form = unicodedata.normalize("NFC", part)
@@ -227,7 +226,7 @@ def _in_other_letters(folder: Path, name: str) -> list[Path]:
 
 @lru_cache(maxsize=64)
 def _entries(folder: str, mtime_ns: int) -> dict[str, list[str]]:
-    """The names in a folder (as it was at `mtime_ns`) by their composed form."""
+    """The names in a folder (cached until its `mtime_ns` changes) by their composed form."""
     entries: dict[str, list[str]] = {}
     for name in os.listdir(folder):
         entries.setdefault(unicodedata.normalize("NFC", name), []).append(name)
@@ -235,26 +234,26 @@ def _entries(folder: str, mtime_ns: int) -> dict[str, list[str]]:
 
 
 def collect_videos(
-    asked: Iterable[tuple[str, str, Question]],
+    questions: Iterable[tuple[str, str, Question]],
     find: Callable[[str, str], Path],
     file: str,
     bad: list[BadRow],
     *,
     allow_missing: bool = False,
 ) -> list[BenchmarkVideo]:
-    """Group (video name, where, question) by video in file order; raise `bad` and what is found here.
+    """Group (video name, where, question) by video in file order; raise `bad` with the bad rows found here.
 
-    A benchmark repeats a video over its rows; a missing one is reported once, or left without a path.
+    A benchmark repeats a video over its rows; a missing video is reported once, or gets no path.
     """
-    seen: dict[str, str] = {}
+    first: dict[str, str] = {}
     paths: dict[str, Path | None] = {}
     missing: dict[str, str] = {}
     videos: dict[str, list[Question]] = {}
-    for name, where, question in asked:
-        if question.uid in seen:
-            reason = f"uid {question.uid!r} was already used by {seen[question.uid]}"
+    for name, where, question in questions:
+        if question.uid in first:
+            reason = f"uid {question.uid!r} was already used by {first[question.uid]}"
             bad.append(BadRow(file, where, reason, "keep one of the two rows"))
-        seen.setdefault(question.uid, where)
+        first.setdefault(question.uid, where)
         stem = video_stem(name)
         videos.setdefault(stem, []).append(question)
         if stem not in paths:
@@ -268,6 +267,6 @@ def collect_videos(
                     bad.append(error)
     raise_bad_rows(bad)
     return [
-        BenchmarkVideo(stem, paths[stem], tuple(questions), missing.get(stem, ""))
-        for stem, questions in videos.items()
+        BenchmarkVideo(stem, paths[stem], tuple(about), missing.get(stem, ""))
+        for stem, about in videos.items()
     ]

@@ -39,10 +39,10 @@ TRAIN_FOLDERS = ("", "videos/FAVOR-Train", "FAVOR-Train", "videos")
 def read_favor_train(
     annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
 ) -> list[ClipRow]:
-    """Read a JSON list of rows with `video_name` and `caption`; other keys are free.
+    """Read a JSON list of rows with `video_name` and `caption`; other keys are allowed.
 
-    `start` and `end` are seconds in the YouTube video at `url`. The file called `video_name` is that part cut
-    out, so they are not applied to it; they are where only the uncut `<YouTube id>.mp4` is there.
+    `start` and `end` are seconds in the YouTube video at `url`. The file `video_name` is that part, cut out;
+    without it, `start` and `end` are applied to the uncut `<YouTube id>.mp4`.
 
     Of the 17,152 rows 3,114 have a hosted file. `bad` and Raises: as in `annotations.read_clip_rows`.
     """
@@ -52,7 +52,7 @@ def read_favor_train(
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
         name = name_field(row, "video_name", file=file, where=f"row {index}")
         where = f"row {index} (video {name!r})"
-        if "questions" in row:  # its rows have captions too
+        if "questions" in row:  # FAVOR-Bench's rows have captions too
             reason = "is a row of FAVOR-Bench, the test set"
             raise BadRow(file, where, reason, "train on FAVOR-Train's own annotation file")
         caption = text_field(row, "caption", file=file, where=where)
@@ -65,7 +65,7 @@ def read_favor_train(
 def _find_clip(
     row: dict[str, Any], name: str, video_root: str | Path, file: str, where: str
 ) -> tuple[Path, float | None, float | None]:
-    """Find the cut clip, else the uncut YouTube video and the seconds to cut."""
+    """Find the cut clip, or the uncut YouTube video and the seconds to cut."""
     try:
         return find_video(video_root, name, TRAIN_FOLDERS, file=file, row=where), None, None
     except MissingVideo as missing:
@@ -81,8 +81,8 @@ def _find_clip(
 
 def youtube_id(row: dict[str, Any]) -> str | None:
     """The id in the row's `url`."""
-    found = re.search(r"(?:v=|youtu\.be/|shorts/|embed/)([\w-]{11})(?![\w-])", str(row.get("url")), re.ASCII)
-    return found[1] if found else None
+    match = re.search(r"(?:v=|youtu\.be/|shorts/|embed/)([\w-]{11})(?![\w-])", str(row.get("url")), re.ASCII)
+    return match[1] if match else None
 
 
 def cut_times(row: dict[str, Any], file: str, where: str | int) -> tuple[float, float]:
@@ -106,14 +106,14 @@ def read_favor_bench(
 ) -> list[BenchmarkVideo]:
     """Read `video_perspective.json` or the flat `question_perspective.json`.
 
-    A uid is the file's `question_key`, else `<video>_<n>` with n counted from 1 per video. With
-    `allow_missing`, a video that is not there has no path.
+    A uid is the file's `question_key`, or `<video>_<n>` with n counted from 1 per video. With
+    `allow_missing`, a missing video has no path.
 
     Raises: BadRow or BadRows.
     """
     path = find_annotation(annotation, BENCH_FILES)
     file, bad = str(path), list[BadRow]()
-    asked: list[tuple[str, str, Question]] = []
+    asked: list[tuple[str, str, Question]] = []  # by video name and place
     counts: dict[str, int] = {}
     for index, row in enumerate(read_json_rows(path)):
         try:
@@ -147,7 +147,7 @@ def read_favor_bench(
 
 
 def _read_question(item: Any, uid: str, file: str, where: str) -> tuple[Question, str]:
-    """Check one question; return it and the place that names it."""
+    """Check one question; return it and its place for messages."""
     if not isinstance(item, dict):
         raise BadRow(file, f"{where}, question {uid!r}", "is not an object", "make it an object {...}")
     if "question_key" in item:

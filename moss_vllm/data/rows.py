@@ -1,4 +1,4 @@
-"""What annotation readers return, and the errors for rows that cannot be used.
+"""The rows that annotation readers return, and the errors for rows that cannot be used.
 
 In messages rows count from 0, lines from 1.
 """
@@ -12,7 +12,7 @@ SHOWN_ROWS = 10
 
 
 class BadRow(ValueError):
-    """One row of an annotation file that cannot be used: where, why, and what to do about it."""
+    """A row of an annotation file that cannot be used: where, why, and what to do about it."""
 
     kind = "bad"
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 import yaml
 
-from moss_vllm.data.actions.datasets import DATASETS, FILES, ActionSplit, read_action
-from moss_vllm.data.world.actions import DEFAULT_ROOT, ensure_mini_actions
+from moss_vllm.data.actions.datasets import ANNOTATION_FILES, DATASETS, ActionSplit, read_action
+from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, ensure_mini_actions
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.views import PROTOCOLS, ViewSettings, protocol_views
 from moss_vllm.runtime.files import refuse_unwritable
@@ -99,12 +99,12 @@ def open_split(
             raise ValueError(
                 f"data is {MINI!r}, drawn whole with its own lists; leave out annotation and allow_missing"
             )
-        found = read_action("list", ensure_mini_actions(root or DEFAULT_ROOT), split)
+        found = read_action("list", ensure_mini_actions(root or MINI_ACTIONS_ROOT), split)
         return dataclasses.replace(found, dataset=MINI)
     if root is None:
         raise ValueError(
             f"data is {data!r}; name the folder of its videos and annotation files with --root: "
-            f"{FILES[data]} (other spellings in docs/action_recognition.md)"
+            f"{ANNOTATION_FILES[data]} (other spellings in docs/action_recognition.md)"
         )
     return read_action(data, Path(root), split, annotation=annotation, allow_missing=allow_missing)
 

@@ -15,7 +15,7 @@ from typing import Any
 from moss_vllm.video.frames import BadVideo, list_images
 
 PIECES, PIECE_BYTES = 16, 64 * 1024  # spread evenly over a larger file
-NAMED = 10  # changed files that an error lists; it counts all
+_NAMED = 10  # changed files that an error lists; it counts all
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -31,7 +31,7 @@ def describe_file(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def tell_change(path: str | os.PathLike[str], earlier: Mapping[str, Any]) -> str:
-    """How a file differs from what `describe_file` returned earlier, or "" if it is the same or unreadable."""
+    """How a file differs from what `describe_file` returned earlier; "" if it is the same or unreadable."""
     try:
         now: dict[str, Any] = _quick(_files(path))
     except (OSError, BadVideo):
@@ -55,10 +55,10 @@ def refuse_others(
     }
     lines = [f"  {video}: {path} {change}" for video, (path, change) in changes.items() if change]
     if lines:
-        more = [f"  and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+        more = [f"  and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
         raise ValueError(
             "\n".join(
-                [f"videos that changed since they were asked about: {len(lines)}", *lines[:NAMED], *more]
+                [f"videos that changed since they were asked about: {len(lines)}", *lines[:_NAMED], *more]
             )
             + "\nput the earlier files back, or evaluate again with --overwrite, or into another --out"
         )

@@ -303,7 +303,7 @@ def test_a_video_replaced_between_two_runs_is_noticed(reopen, data, tmp_path, as
     before = store(out).read_bytes()
     video.rename(kept)
     shutil.copyfile(data / "self-collected" / "v3.mp4", video)
-    told = rf"others when they were asked about: 1\n  v1: .*v1\.mp4 was {kept.stat().st_size:,} bytes of 2"
+    told = rf"changed since they were asked about: 1\n  v1: .*v1\.mp4 was {kept.stat().st_size:,} bytes of 2"
     for limit in (2, None):  # also where nothing is left to ask
         with pytest.raises(
             ValueError, match=f"{told}.*, is .*\nput the earlier files back, or evaluate again"
