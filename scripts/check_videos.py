@@ -1,13 +1,13 @@
-"""Decode every clip as training would, before training: which files are corrupt, hang or crash a decoder?
+"""Decode every clip as training does, before training: which files are corrupt, hang or crash a decoder?
 
     python scripts/check_videos.py --data FAVOR/prepared/kept.json --workers 8   # as for a recipe
     python scripts/check_videos.py --data MotionBench/self-collected             # every file below a folder
 
 Each clip is decoded in a child process with a time limit, so a decoder that never returns or dies costs one
 clip. Writes to `--out`: `checked.jsonl`, one line per clip that decodes; an unchanged file in it is not
-decoded again, so a run that was stopped goes on with the same command. `bad.jsonl`: path, rows, reason and
-remedy of this run's bad clips, and the rows that name no usable video. Exit status: 0 if all is good, 1 if
-not.
+decoded again, so the same command continues a run that was stopped. `bad.jsonl`: path, rows, reason and
+remedy of this run's bad clips, and the rows that name no usable video. Exit status: 0 if every clip is good
+and every row has one, or 1.
 """
 
 import argparse
@@ -36,7 +36,7 @@ VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 
 
 class Part(NamedTuple):
-    """The part of a file that one or more rows are about; the whole file if it has no times."""
+    """The part of a file that rows are about; without times, the whole file."""
 
     path: str
     start_s: float = 0.0
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
                     file.write(json.dumps(outcome) + "\n")
                     file.flush()
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command continues from here", file=sys.stderr)
         return 130
     write_bad(args.out / "bad.jsonl", bad)
     n_bad = len(bad) - n_rows
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What to read and how, and in how many processes."""
+    """Add the flags that name the data, how to read it, and the number of processes."""
     add = parser.add_argument
     add("--data", type=Path, required=True, help="annotation, its folder, or a folder of videos without one")
     add("--videos", type=Path, help="folder of the videos, if not the annotation's")
@@ -117,7 +117,7 @@ def clip_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def at_least(low: float, kind: type) -> Callable[[str], Any]:
-    """A type for argparse: a wrong flag must not make every clip look bad."""
+    """A type for argparse that refuses values below `low`; they would make every clip look bad."""
 
     def parse(text: str) -> Any:
         if not (value := kind(text)) >= low:
@@ -129,7 +129,7 @@ def at_least(low: float, kind: type) -> Callable[[str], Any]:
 
 
 def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], list[dict[str, Any]]]:
-    """Every part to read with the ids of its rows, and what `write_bad` takes of rows that name no video.
+    """Every part to read with the ids of its rows, and lines of bad.jsonl for rows without a usable video.
 
     Raises: ValueError for an unreadable annotation, or a folder without videos.
     """
@@ -142,7 +142,7 @@ def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], 
         if not parts:
             raise ValueError(f"no file below {data} ends in one of {', '.join(VIDEO_SUFFIXES)}")
         if others := len(files) - len(parts):
-            say(f"{others:,} files below {data} are no videos by their names and not looked at")
+            say(f"{others:,} files below {data} are no videos by their names and are skipped")
         return parts, []
     bad: list[dict[str, Any]] = []
     for source in read_sources(data, videos).sources:
@@ -158,7 +158,7 @@ def _describe_row(row: BadRow) -> dict[str, Any]:
 
 
 def describe(part: Part, settings: dict[str, Any]) -> str | None:
-    """`describe_clip`, or None where even that fails; decoding then tells why."""
+    """`describe_clip`, or None if it fails; decoding then tells why."""
     try:
         return describe_clip(part.path, start_s=part.start_s, end_s=part.end_s, **settings)
     except (OSError, ValueError):
@@ -166,9 +166,9 @@ def describe(part: Part, settings: dict[str, Any]) -> str | None:
 
 
 def read_checked(path: Path) -> set[str]:
-    """What `describe` gave for all that was checked; cuts off the line a killed run left unfinished.
+    """The results of `describe` for all clips checked; cuts off the line that a killed run left unfinished.
 
-    Raises: ValueError for a whole line that is something else.
+    Raises: ValueError for a whole line of another form.
     """
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
@@ -181,7 +181,7 @@ def read_checked(path: Path) -> set[str]:
 
 
 def decode_part(settings: dict[str, Any], part: Part) -> dict[str, Any] | Failure:
-    """Read a part as training does; returns its line of checked.jsonl, or what is wrong."""
+    """Read a part as training does; returns its line of checked.jsonl, or its failure."""
     key = describe(part, settings)
     try:
         clip = read_clip(part.path, start_s=part.start_s, end_s=part.end_s, **settings)
@@ -191,20 +191,20 @@ def decode_part(settings: dict[str, Any], part: Part) -> dict[str, Any] | Failur
 
 
 def as_failure(part: Part, error: BadVideo) -> Failure:
-    """The error without the path that it is about, unless that is one image of a folder."""
+    """The error without its path, but with the name of an image in a folder."""
     inside = "" if error.path == part.path else f"{os.path.basename(error.path)}: "
     return Failure(inside + error.reason, error.remedy)
 
 
 def tell_bad(part: Part, rows: list[str], failure: Failure) -> dict[str, Any]:
-    """Print what is wrong with a part; returns its line of bad.jsonl."""
+    """Print why a part is bad; returns its line of bad.jsonl."""
     say(f"bad: {part.path}: {failure.reason}", file=sys.stderr)
     times = {} if part.end_s is None else {"start_s": part.start_s, "end_s": part.end_s}
     return {"path": part.path, **times, "rows": rows, "reason": failure.reason, "remedy": failure.remedy}
 
 
 def write_bad(path: Path, bad: Iterable[dict[str, Any]]) -> None:
-    """One line of json each."""
+    """Write one line of json for each."""
     with whole_file(path) as part:
         part.write_text("".join(json.dumps(line) + "\n" for line in bad), encoding="utf-8")
 
