@@ -139,8 +139,8 @@ def text_field(row: dict[str, Any], key: str, *, file: str, where: str | int) ->
     """Return the string `row[key]` unchanged; blank ones are refused."""
     value = row.get(key)
     if not isinstance(value, str):
-        seen = f"{key!r} is {type(value).__name__}" if key in row else f"has no {key!r}"
-        raise BadRow(file, where, f"{seen}, a string is needed", f"fill in {key!r} or remove the row")
+        problem = f"{key!r} is {type(value).__name__}" if key in row else f"has no {key!r}"
+        raise BadRow(file, where, f"{problem}, a string is needed", f"fill in {key!r} or remove the row")
     if not value.strip():
         raise BadRow(file, where, f"{key!r} is empty", f"fill in {key!r} or remove the row")
     if any("\ud800" <= letter <= "\udfff" for letter in value):

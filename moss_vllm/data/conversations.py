@@ -63,8 +63,8 @@ def _alternating(parts: Any, has_video: bool, file: str, where: str) -> tuple[Tu
     first = speakers.index("human") if "human" in speakers else len(parts)
     speakers, parts = speakers[first:], parts[first:]
     if not parts or speakers != ["human", "gpt"] * (len(parts) // 2):
-        seen = ", ".join(map(str, speakers)) or "nobody human"
-        raise BadRow(file, where, f"speakers are {seen}", "let 'human' and 'gpt' alternate and 'gpt' end")
+        names = ", ".join(map(str, speakers)) or "nobody human"
+        raise BadRow(file, where, f"speakers are {names}", "let 'human' and 'gpt' alternate and 'gpt' end")
     texts = [text_field(one, "value", file=file, where=where) for one in parts]
     tags = sum(text.count(VIDEO_TAG) for text in texts[::2])
     if tags > has_video:

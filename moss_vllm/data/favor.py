@@ -95,8 +95,8 @@ def cut_times(row: dict[str, Any], file: str, where: str | int) -> tuple[float, 
     except (KeyError, TypeError, ValueError, OverflowError):
         start_s = end_s = math.nan
     if not 0 <= start_s < end_s < math.inf:
-        seen = f"start {row.get('start')!r:.1000} and end {row.get('end')!r:.1000}"
-        reason = f"{seen} are not seconds with 0 <= start < end"
+        times = f"start {row.get('start')!r:.1000} and end {row.get('end')!r:.1000}"
+        reason = f"{times} are not seconds with 0 <= start < end"
         raise BadRow(file, where, reason, "write both as seconds in the YouTube video")
     return start_s, end_s
 
@@ -113,7 +113,7 @@ def read_favor_bench(
     """
     path = find_annotation(annotation, BENCH_FILES)
     file, bad = str(path), list[BadRow]()
-    asked: list[tuple[str, str, Question]] = []  # by video name and place
+    listed: list[tuple[str, str, Question]] = []  # video name, place, question
     counts: dict[str, int] = {}
     for index, row in enumerate(read_json_rows(path)):
         try:
@@ -134,11 +134,11 @@ def read_favor_bench(
             uid = f"{video_stem(name)}_{counts[video_stem(name)]}"
             try:
                 question, place = _read_question(item, uid, file, where)
-                asked.append((name, place, question))
+                listed.append((name, place, question))
             except BadRow as error:
                 bad.append(error)
     return collect_videos(
-        asked,
+        listed,
         lambda name, where: find_video(video_root, name, BENCH_FOLDERS, file=file, row=where),
         file,
         bad,

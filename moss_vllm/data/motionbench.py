@@ -63,7 +63,7 @@ def read_motionbench(
         raise ValueError(f"unknown MotionBench split {split!r}; use one of {', '.join(SPLITS)}")
     path = find_annotation(meta, META_FILES)
     file, bad = str(path), list[BadRow]()
-    asked: list[tuple[str, str, Question]] = []
+    listed: list[tuple[str, str, Question]] = []  # video name, place, question
     for index, row in enumerate(read_json_rows(path)):
         try:
             name = name_field(row, "video_path", file=file, where=f"row {index}")
@@ -80,11 +80,11 @@ def read_motionbench(
                 bad.append(error)
                 continue
             if question is not None:
-                asked.append((name, place, question))
-    if not asked and not bad:
+                listed.append((name, place, question))
+    if not listed and not bad:
         raise BadRow(file, "file", f"has no question of split {split!r}", f"choose from {', '.join(SPLITS)}")
     return collect_videos(
-        asked,
+        listed,
         lambda name, where: find_video(video_root, name, MOTIONBENCH_FOLDERS, file=file, row=where),
         file,
         bad,

@@ -117,8 +117,8 @@ def find_training_file(path: Path) -> Path:
     if len(files) == 1:
         return files[0]
     names = ", ".join(str(file.relative_to(path)) for file in files[:10])
-    seen = f"holds {len(files)} annotation files ({names})" if files else "holds no .json or .jsonl file"
-    raise BadRow(str(path), "folder", seen, "pass the annotation file itself")
+    reason = f"holds {len(files)} annotation files ({names})" if files else "holds no .json or .jsonl file"
+    raise BadRow(str(path), "folder", reason, "pass the annotation file itself")
 
 
 def recognise(rows: Sequence[dict[str, Any]], file: str) -> str:
@@ -128,18 +128,18 @@ def recognise(rows: Sequence[dict[str, Any]], file: str) -> str:
     """
     kinds = []
     for row in rows[:FIRST_ROWS]:
-        fitting = [kind for kind, known in FORMATS.items() if all(key in row for key in known.keys)]
+        fitting = [kind for kind, each in FORMATS.items() if all(key in row for key in each.keys)]
         if row.get("stream"):  # without `conversations`; read_videollama3 refuses it by name
             fitting = ["VideoLLaMA3"]
         kinds += fitting[:1]
     if len(set(kinds)) == 1:
         return kinds[0]
-    known = "; ".join(f"{kind} ({', '.join(known.keys)})" for kind, known in FORMATS.items())
+    formats = "; ".join(f"{kind} ({', '.join(each.keys)})" for kind, each in FORMATS.items())
     if kinds:
         reason = f"mixes the formats {', '.join(dict.fromkeys(kinds))}"
         raise BadRow(file, "file", reason, "write one file per format and list them in a .yaml")
     reason = f"the first rows have the keys {', '.join(map(repr, rows[0]))}, which is no known format"
-    raise BadRow(file, "file", reason, f"use one of {known}; see docs/data.md")
+    raise BadRow(file, "file", reason, f"use one of {formats}; see docs/data.md")
 
 
 def _read_mix(path: Path) -> list[dict[str, Any]]:

@@ -103,8 +103,8 @@ def read_images(folder: str, names: list[str]) -> Iterator[np.ndarray]:
         first_size = first_size or frame.shape
         if frame.shape != first_size:
             sizes = [f"{width}x{height}" for height, width, _ in (frame.shape, first_size)]
-            seen = f"the image is {sizes[0]}, the folder's first frame {sizes[1]}"
-            raise BadVideo(path, seen, "keep one video of one size per folder")
+            reason = f"the image is {sizes[0]}, the folder's first frame {sizes[1]}"
+            raise BadVideo(path, reason, "keep one video of one size per folder")
         yield frame
 
 

@@ -135,7 +135,7 @@ def read_groups(file: Path, classes: Mapping[int, str]) -> dict[int, str]:
             raise BadRow(
                 str(file), where, reason, "keep one; classes of one name are told apart by 'id,group'"
             )
-    known = {
+    keys = {
         number: plain_name(name) if header[0] == "name" else str(number) for number, name in classes.items()
     }
-    return {number: groups[key] for number, key in known.items() if key in groups}
+    return {number: groups[key] for number, key in keys.items() if key in groups}
