@@ -11,7 +11,7 @@ from typing import Any
 
 from paper_tables import UNITS, Row
 
-from moss_vllm.data.world.actions import DEFAULT_ROOT, ensure_mini_actions
+from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, ensure_mini_actions
 from moss_vllm.recognition.scores import CLASS_MEAN, STORE, Accuracy
 from moss_vllm.report import plots
 from moss_vllm.runtime.files import read_json
@@ -59,7 +59,7 @@ Numbers = dict[Run, dict[str, Any]]
 
 def class_groups(root: str | None) -> dict[str, str]:
     """The group of each class of the mini actions, which are drawn now if they are not there."""
-    with (ensure_mini_actions(root or DEFAULT_ROOT) / "groups.csv").open(newline="") as file:
+    with (ensure_mini_actions(root or MINI_ACTIONS_ROOT) / "groups.csv").open(newline="") as file:
         return {row["name"]: row["group"] for row in csv.DictReader(file)}
 
 

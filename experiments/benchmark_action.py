@@ -34,7 +34,7 @@ import numpy as np
 from rich.table import Table
 
 from moss_vllm.data.rows import Rejected
-from moss_vllm.data.world.actions import DEFAULT_ROOT, FRAME_PX, ensure_mini_actions
+from moss_vllm.data.world.actions import FRAME_PX, MINI_ACTIONS_ROOT, ensure_mini_actions
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, plain
@@ -54,7 +54,12 @@ def options() -> Flags:
     add("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
     add("--clips", type=int, default=16, help="clips generated for reading (default: %(default)s)")
     add("--steps", type=int, default=20, help="the recipe's steps for waiting (default: %(default)s)")
-    add("--root", type=Path, default=DEFAULT_ROOT, help="folder of the mini actions (default: %(default)s)")
+    add(
+        "--root",
+        type=Path,
+        default=MINI_ACTIONS_ROOT,
+        help="folder of the mini actions (default: %(default)s)",
+    )
     add("--json", type=Path, help="write the results here")
     return parser
 

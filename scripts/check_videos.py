@@ -1,13 +1,13 @@
-"""Decode every clip as training would, before training: which files are corrupt, hang or crash a decoder?
+"""Decode every clip as training does, before training: which files are corrupt, hang or crash a decoder?
 
     python scripts/check_videos.py --data FAVOR/prepared/kept.json --workers 8   # as for a recipe
     python scripts/check_videos.py --data MotionBench/self-collected             # every file below a folder
 
 Each clip is decoded in a child process with a time limit, so a decoder that never returns or dies costs one
 clip. Writes to `--out`: `checked.jsonl`, one line per clip that decodes; an unchanged file in it is not
-decoded again, so a run that was stopped goes on with the same command. `bad.jsonl`: path, rows, reason and
-remedy of this run's bad clips, and the rows that name no usable video. Exit status: 0 if all is good, 1 if
-not.
+decoded again, so the same command continues a run that was stopped. `bad.jsonl`: path, rows, reason and
+remedy of this run's bad clips, and the rows that name no usable video. Exit status: 0 if every clip is good
+and every row has one, or 1.
 """
 
 import argparse
@@ -20,24 +20,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
+from moss_vllm.data.annotations import OTHER_SUFFIXES
+from moss_vllm.data.rows import BadRow
 from moss_vllm.data.sources import read_sources
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import describe_clip
-from moss_vllm.video.clip import BadVideo, read_clip
+from moss_vllm.video.clip import BadVideo, Sampling, read_clip
 from moss_vllm.video.decoders import DECODERS
 from moss_vllm.video.frames import MULTIPLE_PX
 from moss_vllm.video.isolated import Failure, run_isolated
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
-SAMPLING = ("sample_fps", "short_side_px", "max_frames", "decoder")
 
 
 class Part(NamedTuple):
-    """The part of a file that one or more rows are about; the whole file if it has no times."""
+    """The part of a file that rows are about; without times, the whole file."""
 
     path: str
     start_s: float = 0.0
@@ -55,13 +55,13 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
         refuse_unwritable(args.out, "--out")
         parts, bad = list_parts(args.data, args.videos)
         done = read_checked(args.out / "checked.jsonl")
+        settings = clip_settings(args)
     except (ValueError, OSError) as error:
         parser.error(plain(error))
 
-    sampling = {name: getattr(args, name) for name in SAMPLING}
-    todo = [part for part in parts if describe(part, sampling) not in done]
+    todo = [part for part in parts if describe(part, settings) not in done]
     args.out.mkdir(parents=True, exist_ok=True)
-    work = partial(decode or decode_part, sampling)
+    work = partial(decode or decode_part, settings)
     n_rows = len(bad)
     try:
         with open(args.out / "checked.jsonl", "a", encoding="utf-8") as file:
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
                     file.write(json.dumps(outcome) + "\n")
                     file.flush()
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command continues from here", file=sys.stderr)
         return 130
     write_bad(args.out / "bad.jsonl", bad)
     n_bad = len(bad) - n_rows
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What to read and how, and in how many processes."""
+    """Add the flags that name the data, how to read it, and the number of processes."""
     add = parser.add_argument
     add("--data", type=Path, required=True, help="annotation, its folder, or a folder of videos without one")
     add("--videos", type=Path, help="folder of the videos, if not the annotation's")
@@ -108,8 +108,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def clip_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `read_clip` that the flags of `add_options` set.
+
+    Raises: ValueError for a flag out of range.
+    """
+    sampling = Sampling(args.sample_fps, args.short_side_px, args.max_frames)
+    return {"sampling": sampling, "decoder": args.decoder}
+
+
 def at_least(low: float, kind: type) -> Callable[[str], Any]:
-    """A type for argparse: a wrong flag must not make every clip look bad."""
+    """A type for argparse that refuses values below `low`; they would make every clip look bad."""
 
     def parse(text: str) -> Any:
         if not (value := kind(text)) >= low:
@@ -121,7 +130,7 @@ def at_least(low: float, kind: type) -> Callable[[str], Any]:
 
 
 def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], list[dict[str, Any]]]:
-    """Every part to read with the ids of its rows, and what `write_bad` takes of rows that name no video.
+    """Every part to read with the ids of its rows, and lines of bad.jsonl for rows without a usable video.
 
     Raises: ValueError for an unreadable annotation, or a folder without videos.
     """
@@ -134,7 +143,7 @@ def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], 
         if not parts:
             raise ValueError(f"no file below {data} ends in one of {', '.join(VIDEO_SUFFIXES)}")
         if others := len(files) - len(parts):
-            say(f"{others:,} files below {data} are no videos by their names and not looked at")
+            say(f"{others:,} files below {data} are no videos by their names and are skipped")
         return parts, []
     bad: list[dict[str, Any]] = []
     for source in read_sources(data, videos).sources:
@@ -149,18 +158,18 @@ def _describe_row(row: BadRow) -> dict[str, Any]:
     return {"path": None, "rows": [f"{row.file}: {row.row}"], "reason": row.reason, "remedy": row.remedy}
 
 
-def describe(part: Part, sampling: dict[str, Any]) -> str | None:
-    """`describe_clip`, or None where even that fails; decoding then tells why."""
+def describe(part: Part, settings: dict[str, Any]) -> str | None:
+    """`describe_clip`, or None if it fails; decoding then tells why."""
     try:
-        return describe_clip(part.path, start_s=part.start_s, end_s=part.end_s, **sampling)
+        return describe_clip(part.path, start_s=part.start_s, end_s=part.end_s, **settings)
     except (OSError, ValueError):
         return None
 
 
 def read_checked(path: Path) -> set[str]:
-    """What `describe` gave for all that was checked; cuts off the line a killed run left unfinished.
+    """The results of `describe` for all clips checked; cuts off the line that a killed run left unfinished.
 
-    Raises: ValueError for a whole line that is something else.
+    Raises: ValueError for a whole line of another form.
     """
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
@@ -172,31 +181,31 @@ def read_checked(path: Path) -> set[str]:
         raise ValueError(f"{path}: not written by this script ({error!r}); pass another --out") from None
 
 
-def decode_part(sampling: dict[str, Any], part: Part) -> dict[str, Any] | Failure:
-    """Read a part as training does; returns its line of checked.jsonl, or what is wrong."""
-    key = describe(part, sampling)
+def decode_part(settings: dict[str, Any], part: Part) -> dict[str, Any] | Failure:
+    """Read a part as training does; returns its line of checked.jsonl, or its failure."""
+    key = describe(part, settings)
     try:
-        clip = read_clip(part.path, start_s=part.start_s, end_s=part.end_s, **sampling)
+        clip = read_clip(part.path, start_s=part.start_s, end_s=part.end_s, **settings)
     except BadVideo as error:
         return as_failure(part, error)
     return {"clip": json.loads(key or "null"), "frames": len(clip.frames)}
 
 
 def as_failure(part: Part, error: BadVideo) -> Failure:
-    """The error without the path that it is about, unless that is one image of a folder."""
+    """The error without its path, but with the name of an image in a folder."""
     inside = "" if error.path == part.path else f"{os.path.basename(error.path)}: "
     return Failure(inside + error.reason, error.remedy)
 
 
 def tell_bad(part: Part, rows: list[str], failure: Failure) -> dict[str, Any]:
-    """Print what is wrong with a part; returns its line of bad.jsonl."""
+    """Print why a part is bad; returns its line of bad.jsonl."""
     say(f"bad: {part.path}: {failure.reason}", file=sys.stderr)
     times = {} if part.end_s is None else {"start_s": part.start_s, "end_s": part.end_s}
     return {"path": part.path, **times, "rows": rows, "reason": failure.reason, "remedy": failure.remedy}
 
 
 def write_bad(path: Path, bad: Iterable[dict[str, Any]]) -> None:
-    """One line of json each."""
+    """Write one line of json for each."""
     with whole_file(path) as part:
         part.write_text("".join(json.dumps(line) + "\n" for line in bad), encoding="utf-8")
 

@@ -3,16 +3,16 @@
     python scripts/prepare_favor.py --data FAVOR                    # finds train.json and the hosted videos
     python scripts/prepare_favor.py --data sft.json --videos DIR --out DIR
 
-Of its 17,152 clips 3,114 are hosted; of the others the annotation has the YouTube link, start and end. This
-script downloads nothing. Run it once, fetch what it lists with a downloader of your choice into the folder of
-the videos, one file `<YouTube id>.mp4` (or .mkv, .webm) each, and run it again; for example
+Of its 17,152 clips 3,114 are hosted; for the others the annotation has the YouTube link, start and end. This
+script downloads nothing. Run it once, fetch the videos on its lists with a downloader of your choice into the
+folder of the videos, one file `<YouTube id>.mp4` (or .mkv, .webm) each, and run it again; for example
 
     yt-dlp -a OUT/missing_urls.txt -S vcodec:h264,res:480 -o "VIDEOS/%(id)s.%(ext)s"
 
 Writes to `--out`: `kept.json`, the rows with a clip, to train on with `--data OUT/kept.json`;
 `videos/FAVOR-Train/`, the clips cut (encoded again, without sound, every frame decoded to check) and links
-to those that are elsewhere; `missing.jsonl` and `missing_urls.txt`; `rejected.jsonl` with the reasons.
-What is cut is not cut again, so a run that was stopped goes on with the same command.
+to hosted clips; `missing.jsonl` and `missing_urls.txt`; `rejected.jsonl` with the reasons. A clip is cut
+once, so the same command continues a run that was stopped.
 """
 
 import json
@@ -30,11 +30,8 @@ from typing import Any, NamedTuple
 import av
 from check_videos import at_least
 
-from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS, cut_times, youtube_id
-from moss_vllm.data.rows import (
+from moss_vllm.data.annotations import (
     OTHER_SUFFIXES,
-    BadRow,
-    MissingVideo,
     find_annotation,
     find_video,
     name_field,
@@ -42,6 +39,8 @@ from moss_vllm.data.rows import (
     text_field,
     video_stem,
 )
+from moss_vllm.data.favor import TRAIN_FILES, TRAIN_FOLDERS, cut_times, youtube_id
+from moss_vllm.data.rows import BadRow, MissingVideo
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
@@ -51,7 +50,7 @@ from moss_vllm.video.cutting import cut_clip
 from moss_vllm.video.isolated import Failure, run_isolated
 from moss_vllm.video.packets import index_frames
 
-ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs
+ROOM_BYTES = 200 * 2**20  # free on the disk; with less, good clips fail
 
 
 class Cut(NamedTuple):
@@ -63,7 +62,7 @@ class Cut(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Sort, cut, write, print the summary; returns 0 if rows were kept, else 1."""
+    """Sort, cut, write, print the summary; returns 0 if rows were kept, or 1."""
     parser = Flags(__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="folder with train.json, or the annotation file")
@@ -88,8 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(plain(f"--videos {videos} is not a folder"))
     out.mkdir(parents=True, exist_ok=True)
 
-    for left in out.glob(".cutting-*"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in out.glob(".cutting-*"):  # of a run that was killed
+        shutil.rmtree(folder, ignore_errors=True)
     places: dict[str, int] = {}  # clip -> row
     missing: list[dict[str, Any]] = []
     rejected: dict[int, str] = {}
@@ -119,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             rejected[places[cut.target]] = reason
             say(f"bad: {Path(cut.target).name}: {reason}", file=sys.stderr)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command continues from here", file=sys.stderr)
         return 130
     gone = rejected.keys() | {item["row"] for item in missing}
     kept = [row for index, row in enumerate(rows) if index not in gone]
@@ -137,9 +136,9 @@ def main(argv: list[str] | None = None) -> int:
 def place_row(
     row: dict[str, Any], index: int, annotation: Path, videos: Path, out: Path
 ) -> tuple[Path, Path | None]:
-    """Where the row's clip is or will be below `out`, and the uncut video if it is still to be cut.
+    """The path of the row's clip below `out`, and the uncut video if the clip is still to be cut.
 
-    A clip that is elsewhere is linked to.
+    A hosted clip gets a link below `out`.
 
     Raises: MissingVideo, BadRow for a row that cannot be used, OSError if `out` cannot hold it.
     """
@@ -151,7 +150,7 @@ def place_row(
     try:
         return find_video(out, name, TRAIN_FOLDERS, file=file, row=index).absolute(), None
     except MissingVideo:
-        pass  # BadRow passes: no name beyond here leads out of the folder
+        pass  # names that lead out of the folder raise BadRow
     stem = name if name.lower().endswith(OTHER_SUFFIXES) else f"{video_stem(name)}.mp4"
     folder = (out / "videos" / "FAVOR-Train").absolute()
     target = folder / stem
@@ -177,19 +176,19 @@ def place_row(
 
 def describe_missing(row: dict[str, Any], index: int) -> dict[str, Any]:
     """A line of missing.jsonl."""
-    told = {key: row.get(key) for key in ("video_name", "url", "start", "end")}
-    return {"row": index, "video_id": youtube_id(row), **told}
+    fields = {key: row.get(key) for key in ("video_name", "url", "start", "end")}
+    return {"row": index, "video_id": youtube_id(row), **fields}
 
 
 def cut_all(todo: dict[str, list[Cut]], out: Path, workers: int, limit_s: float) -> Iterator[tuple[Cut, str]]:
-    """Cut every part of every source; yield each with "" or the reason why it failed."""
+    """Cut every part of every source; yield each with the reason of its failure, or ""."""
 
     def outcomes(parts_folder: str) -> Iterator[tuple[Cut, str]]:
         work = partial(cut_source, parts_folder)
         for (_, cuts), reasons in run_isolated(work, todo.items(), workers=workers, limit_s=limit_s):
-            if isinstance(reasons, Failure):  # what was done before it is whole, for it has its name
-                lost = reasons.reason
-                reasons = ["" if os.path.exists(cut.target) else lost for cut in cuts]
+            if isinstance(reasons, Failure):  # a target is renamed last, so one that exists is whole
+                reason = reasons.reason
+                reasons = ["" if os.path.exists(cut.target) else reason for cut in cuts]
             yield from zip(cuts, reasons, strict=True)
 
     with TemporaryDirectory(prefix=".cutting-", dir=out) as folder:
@@ -197,7 +196,7 @@ def cut_all(todo: dict[str, list[Cut]], out: Path, workers: int, limit_s: float)
 
 
 def cut_source(parts_folder: str, job: tuple[str, list[Cut]]) -> list[str]:
-    """Cut all parts of one source; returns "" or the reason of failure for each."""
+    """Cut all parts of one source; returns the reason of failure for each, or ""."""
     source, cuts = job
     try:
         index = index_frames(source)
@@ -218,7 +217,7 @@ def cut_source(parts_folder: str, job: tuple[str, list[Cut]]) -> list[str]:
 def write_lists(
     out: Path, rows: list[dict[str, Any]], kept: list[Any], rejected: dict[int, str], missing: list[Any]
 ) -> None:
-    """Everything but the clips."""
+    """Write kept.json, rejected.jsonl, missing.jsonl and missing_urls.txt."""
     with whole_file(out / "kept.json") as part:
         part.write_text(json.dumps(kept, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     bad = (

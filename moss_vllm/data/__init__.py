@@ -1,1 +1,1 @@
-"""Reading videos and annotation files, and making the motion world."""
+"""Annotation files -> rows to train on, questions to ask and labelled clips; the generated worlds."""

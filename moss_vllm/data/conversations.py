@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.data.rows import BadRow, ClipRow, Turn, find_video, name_field, read_clip_rows, text_field
+from moss_vllm.data.annotations import find_video, name_field, read_clip_rows, text_field
+from moss_vllm.data.rows import BadRow, ClipRow, Turn
 
 VIDEO_FOLDERS = ("", "videos")
 VIDEO_TAG, IMAGE_TAG = "<video>", "<image>"
-# Other spellings of our optional keys. Unknown keys are free, but a part to cut must not be lost to one.
+# Misspelt optional keys are refused, or a part to cut would be ignored; other unknown keys are allowed.
 MISSPELT = {
     **dict.fromkeys(("start", "start_time", "begin", "begin_s"), "start_s"),
     **dict.fromkeys(("end", "end_time", "stop", "stop_s"), "end_s"),
@@ -24,9 +25,9 @@ def read_videollama3(
 ) -> list[ClipRow]:
     """Read VideoLLaMA3's conversations: `video` (a list of one name) and `conversations` (human, gpt, ...).
 
-    The `<video>` tag may stand anywhere in a question or be missing; the video comes first in any case.
+    The `<video>` tag may stand anywhere in a question or be missing; the video always comes first.
     Turns before the first human one are left out, as the authors do. `bad` and Raises: as in
-    `rows.read_clip_rows`.
+    `annotations.read_clip_rows`.
 
     Reference: DAMO-NLP-SG/VideoLLaMA3, README.md (training data) and videollama3/train.py.
     """
@@ -54,17 +55,17 @@ def read_videollama3(
     return read_clip_rows(path, read_row, bad)
 
 
-def _alternating(said: Any, has_video: bool, file: str, where: str) -> tuple[Turn, ...]:
+def _alternating(parts: Any, has_video: bool, file: str, where: str) -> tuple[Turn, ...]:
     """Pair human and gpt values, with the tag of the video taken out."""
-    if not isinstance(said, list) or not all(isinstance(one, dict) for one in said):
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise BadRow(file, where, "'conversations' is not a list of objects", REPAIR)
-    speakers = [one.get("from") for one in said]
-    first = speakers.index("human") if "human" in speakers else len(said)
-    speakers, said = speakers[first:], said[first:]
-    if not said or speakers != ["human", "gpt"] * (len(said) // 2):
-        seen = ", ".join(map(str, speakers)) or "nobody human"
-        raise BadRow(file, where, f"speakers are {seen}", "let 'human' and 'gpt' alternate and 'gpt' end")
-    texts = [text_field(one, "value", file=file, where=where) for one in said]
+    speakers = [part.get("from") for part in parts]
+    first = speakers.index("human") if "human" in speakers else len(parts)
+    speakers, parts = speakers[first:], parts[first:]
+    if not parts or speakers != ["human", "gpt"] * (len(parts) // 2):
+        names = ", ".join(map(str, speakers)) or "nobody human"
+        raise BadRow(file, where, f"speakers are {names}", "let 'human' and 'gpt' alternate and 'gpt' end")
+    texts = [text_field(one, "value", file=file, where=where) for one in parts]
     tags = sum(text.count(VIDEO_TAG) for text in texts[::2])
     if tags > has_video:
         reason = f"{tags} {VIDEO_TAG} tags for {'one video' if has_video else 'no video'}"
@@ -72,10 +73,10 @@ def _alternating(said: Any, has_video: bool, file: str, where: str) -> tuple[Tur
     if any(IMAGE_TAG in text for text in texts) or any(VIDEO_TAG in text for text in texts[1::2]):
         reason = f"has an {IMAGE_TAG} tag, or a {VIDEO_TAG} tag in an answer"
         raise BadRow(file, where, reason, REPAIR)
-    asked = [text.replace(VIDEO_TAG, "").strip() for text in texts[::2]]
-    if "" in asked:
+    questions = [text.replace(VIDEO_TAG, "").strip() for text in texts[::2]]
+    if "" in questions:
         raise BadRow(file, where, f"a question is {VIDEO_TAG} alone", "ask something about the video")
-    return tuple(Turn(question, answer) for question, answer in zip(asked, texts[1::2], strict=True))
+    return tuple(Turn(question, answer) for question, answer in zip(questions, texts[1::2], strict=True))
 
 
 def read_turns(
@@ -83,7 +84,7 @@ def read_turns(
 ) -> list[ClipRow]:
     """Read this project's jsonl: `turns`, and optionally `video`, `start_s`, `end_s`, `id`.
 
-    `bad` and Raises: as in `rows.read_clip_rows`.
+    `bad` and Raises: as in `annotations.read_clip_rows`.
     """
     path = Path(annotation)
     file = str(path)
@@ -97,19 +98,19 @@ def read_turns(
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
             raise BadRow(file, where, "'turns' is not a filled list of objects", REPAIR)
         keys = ("question", "answer")
-        said = [[text_field(turn, key, file=file, where=where) for key in keys] for turn in turns]
+        pairs = [[text_field(turn, key, file=file, where=where) for key in keys] for turn in turns]
         start_s, end_s = (_seconds(row, key, file, where) for key in ("start_s", "end_s"))
         if not (start_s or 0.0) < (math.inf if end_s is None else end_s):
             raise BadRow(file, where, f"end_s {end_s} is not above start_s {start_s or 0.0}", REPAIR)
         name, clip = "text", None
-        if "video" in row:  # null is refused: a row that lost its video must not teach blind answers
+        if "video" in row:  # null is refused: a row that lost its video would teach answers without looking
             name = name_field(row, "video", file=file, where=where)
             where = f"row {index} (video {name!r})"
             clip = find_video(video_root, name, VIDEO_FOLDERS, file=file, row=where)
         elif start_s is not None or end_s is not None:
             raise BadRow(file, where, "has start_s or end_s and no 'video'", REPAIR)
         row_id = _row_id(row, file, where) or f"{name}#{index}"
-        return ClipRow(row_id, clip, tuple(Turn(*pair) for pair in said), start_s, end_s)
+        return ClipRow(row_id, clip, tuple(Turn(*pair) for pair in pairs), start_s, end_s)
 
     return read_clip_rows(path, read_row, bad)
 

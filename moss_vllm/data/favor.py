@@ -9,14 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.data.rows import (
-    CAPTION_PROMPT,
-    BadRow,
-    BenchmarkVideo,
-    ClipRow,
-    MissingVideo,
-    Question,
-    Turn,
+from moss_vllm.data.annotations import (
     collect_videos,
     find_annotation,
     find_video,
@@ -26,6 +19,7 @@ from moss_vllm.data.rows import (
     text_field,
     video_stem,
 )
+from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, BenchmarkVideo, ClipRow, MissingVideo, Question, Turn
 
 # Codes as in the files, order of the paper's Table 5.
 FAVOR_TASKS = {
@@ -45,12 +39,12 @@ TRAIN_FOLDERS = ("", "videos/FAVOR-Train", "FAVOR-Train", "videos")
 def read_favor_train(
     annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
 ) -> list[ClipRow]:
-    """Read a JSON list of rows with `video_name` and `caption`; other keys are free.
+    """Read a JSON list of rows with `video_name` and `caption`; other keys are allowed.
 
-    `start` and `end` are seconds in the YouTube video at `url`. The file called `video_name` is that part cut
-    out, so they are not applied to it; they are where only the uncut `<YouTube id>.mp4` is there.
+    `start` and `end` are seconds in the YouTube video at `url`. The file `video_name` is that part, cut out;
+    without it, `start` and `end` are applied to the uncut `<YouTube id>.mp4`.
 
-    Of the 17,152 rows 3,114 have a hosted file. `bad` and Raises: as in `rows.read_clip_rows`.
+    Of the 17,152 rows 3,114 have a hosted file. `bad` and Raises: as in `annotations.read_clip_rows`.
     """
     path = find_annotation(annotation, TRAIN_FILES)
     file = str(path)
@@ -58,7 +52,7 @@ def read_favor_train(
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
         name = name_field(row, "video_name", file=file, where=f"row {index}")
         where = f"row {index} (video {name!r})"
-        if "questions" in row:  # its rows have captions too
+        if "questions" in row:  # FAVOR-Bench's rows have captions too
             reason = "is a row of FAVOR-Bench, the test set"
             raise BadRow(file, where, reason, "train on FAVOR-Train's own annotation file")
         caption = text_field(row, "caption", file=file, where=where)
@@ -71,7 +65,7 @@ def read_favor_train(
 def _find_clip(
     row: dict[str, Any], name: str, video_root: str | Path, file: str, where: str
 ) -> tuple[Path, float | None, float | None]:
-    """Find the cut clip, else the uncut YouTube video and the seconds to cut."""
+    """Find the cut clip, or the uncut YouTube video and the seconds to cut."""
     try:
         return find_video(video_root, name, TRAIN_FOLDERS, file=file, row=where), None, None
     except MissingVideo as missing:
@@ -87,8 +81,8 @@ def _find_clip(
 
 def youtube_id(row: dict[str, Any]) -> str | None:
     """The id in the row's `url`."""
-    found = re.search(r"(?:v=|youtu\.be/|shorts/|embed/)([\w-]{11})(?![\w-])", str(row.get("url")), re.ASCII)
-    return found[1] if found else None
+    match = re.search(r"(?:v=|youtu\.be/|shorts/|embed/)([\w-]{11})(?![\w-])", str(row.get("url")), re.ASCII)
+    return match[1] if match else None
 
 
 def cut_times(row: dict[str, Any], file: str, where: str | int) -> tuple[float, float]:
@@ -101,8 +95,8 @@ def cut_times(row: dict[str, Any], file: str, where: str | int) -> tuple[float, 
     except (KeyError, TypeError, ValueError, OverflowError):
         start_s = end_s = math.nan
     if not 0 <= start_s < end_s < math.inf:
-        seen = f"start {row.get('start')!r:.1000} and end {row.get('end')!r:.1000}"
-        reason = f"{seen} are not seconds with 0 <= start < end"
+        times = f"start {row.get('start')!r:.1000} and end {row.get('end')!r:.1000}"
+        reason = f"{times} are not seconds with 0 <= start < end"
         raise BadRow(file, where, reason, "write both as seconds in the YouTube video")
     return start_s, end_s
 
@@ -112,14 +106,14 @@ def read_favor_bench(
 ) -> list[BenchmarkVideo]:
     """Read `video_perspective.json` or the flat `question_perspective.json`.
 
-    A uid is the file's `question_key`, else `<video>_<n>` with n counted from 1 per video. With
-    `allow_missing`, a video that is not there has no path.
+    A uid is the file's `question_key`, or `<video>_<n>` with n counted from 1 per video. With
+    `allow_missing`, a missing video has no path.
 
     Raises: BadRow or BadRows.
     """
     path = find_annotation(annotation, BENCH_FILES)
     file, bad = str(path), list[BadRow]()
-    asked: list[tuple[str, str, Question]] = []
+    listed: list[tuple[str, str, Question]] = []  # video name, place, question
     counts: dict[str, int] = {}
     for index, row in enumerate(read_json_rows(path)):
         try:
@@ -140,11 +134,11 @@ def read_favor_bench(
             uid = f"{video_stem(name)}_{counts[video_stem(name)]}"
             try:
                 question, place = _read_question(item, uid, file, where)
-                asked.append((name, place, question))
+                listed.append((name, place, question))
             except BadRow as error:
                 bad.append(error)
     return collect_videos(
-        asked,
+        listed,
         lambda name, where: find_video(video_root, name, BENCH_FOLDERS, file=file, row=where),
         file,
         bad,
@@ -153,7 +147,7 @@ def read_favor_bench(
 
 
 def _read_question(item: Any, uid: str, file: str, where: str) -> tuple[Question, str]:
-    """Check one question; return it and the place that names it."""
+    """Check one question; return it and its place for messages."""
     if not isinstance(item, dict):
         raise BadRow(file, f"{where}, question {uid!r}", "is not an object", "make it an object {...}")
     if "question_key" in item:

@@ -10,13 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from moss_vllm.data.rows import (
-    CAPTION_PROMPT,
-    BadRow,
-    BenchmarkVideo,
-    ClipRow,
-    Question,
-    Turn,
+from moss_vllm.data.annotations import (
     collect_videos,
     find_annotation,
     find_video,
@@ -26,6 +20,7 @@ from moss_vllm.data.rows import (
     text_field,
     video_stem,
 )
+from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, BenchmarkVideo, ClipRow, Question, Turn
 
 # The paper's codes in the order of Table 5 -> the files' `question_type`.
 MOTIONBENCH_TASKS = {
@@ -37,7 +32,7 @@ MOTIONBENCH_TASKS = {
     "RC": "Repetition Count",
 }
 META_FILES = ("video_info.meta.jsonl", "MotionBench/video_info.meta.jsonl")
-VIDEO_FOLDERS = (
+MOTIONBENCH_FOLDERS = (
     "",
     "videos",
     "self-collected",
@@ -47,7 +42,7 @@ VIDEO_FOLDERS = (
 )
 CAPTION_FILES = ("train.jsonl", "MotionBenchCaption-train/train.jsonl")
 CAPTION_FOLDERS = ("", "videos", "MotionBenchCaption-train/videos")
-WITHHELD = "NA"
+WITHHELD_ANSWER = "NA"
 SPLITS = ("dev", "test", "all")
 
 
@@ -58,9 +53,9 @@ def read_motionbench(
     split: Literal["dev", "test", "all"] = "dev",
     allow_missing: bool = False,
 ) -> list[BenchmarkVideo]:
-    """Read the questions of one split; only their videos have to be there.
+    """Read the questions of one split; only their videos have to exist.
 
-    With `allow_missing`, one that is not has no path.
+    With `allow_missing`, a missing video has no path.
 
     Raises: BadRow or BadRows.
     """
@@ -68,7 +63,7 @@ def read_motionbench(
         raise ValueError(f"unknown MotionBench split {split!r}; use one of {', '.join(SPLITS)}")
     path = find_annotation(meta, META_FILES)
     file, bad = str(path), list[BadRow]()
-    asked: list[tuple[str, str, Question]] = []
+    listed: list[tuple[str, str, Question]] = []  # video name, place, question
     for index, row in enumerate(read_json_rows(path)):
         try:
             name = name_field(row, "video_path", file=file, where=f"row {index}")
@@ -85,12 +80,12 @@ def read_motionbench(
                 bad.append(error)
                 continue
             if question is not None:
-                asked.append((name, place, question))
-    if not asked and not bad:
+                listed.append((name, place, question))
+    if not listed and not bad:
         raise BadRow(file, "file", f"has no question of split {split!r}", f"choose from {', '.join(SPLITS)}")
     return collect_videos(
-        asked,
-        lambda name, where: find_video(video_root, name, VIDEO_FOLDERS, file=file, row=where),
+        listed,
+        lambda name, where: find_video(video_root, name, MOTIONBENCH_FOLDERS, file=file, row=where),
         file,
         bad,
         allow_missing=allow_missing,
@@ -100,9 +95,9 @@ def read_motionbench(
 def read_motionbench_captions(
     annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
 ) -> list[ClipRow]:
-    """Read MotionBenchCaption-train: a line each with `video_path` and `motion_caption`; other keys are free.
+    """Read MotionBenchCaption-train: a line each with `video_path` and `motion_caption`, at least.
 
-    `bad` and Raises: as in `rows.read_clip_rows`.
+    `bad` and Raises: as in `annotations.read_clip_rows`.
     """
     path = find_annotation(annotation, CAPTION_FILES)
     file = str(path)
@@ -120,13 +115,13 @@ def read_motionbench_captions(
 def _read_question(
     item: Any, row: dict[str, Any], split: str, file: str, where: str
 ) -> tuple[Question | None, str]:
-    """Check one entry of `qa`; return it (None: of the other split) and the place that names it."""
+    """Check one entry of `qa`; return its question (None: of another split) and its place for messages."""
     if not isinstance(item, dict):
         raise BadRow(file, where, f"an entry of 'qa' is a {type(item).__name__}", "make it an object {...}")
     uid = text_field(item, "uid", file=file, where=where)
     where = f"{where}, uid {uid!r}"
     answer = text_field(item, "answer", file=file, where=where)
-    if split not in ("all", "test" if answer == WITHHELD else "dev"):
+    if split not in ("all", "test" if answer == WITHHELD_ANSWER else "dev"):
         return None, where
     kind = text_field(row, "question_type", file=file, where=where)
     codes = {name: code for code, name in MOTIONBENCH_TASKS.items()}
@@ -135,19 +130,23 @@ def _read_question(
     raw = text_field(item, "question", file=file, where=where)
     text, options = _split_options(raw, file, where)
     letters = "ABCDEF"[: len(options)]
-    if answer != WITHHELD and answer not in list(letters):
+    if answer != WITHHELD_ANSWER and answer not in list(letters):
         reason = f"answer {answer!r} is not among its options {', '.join(letters)}"
-        raise BadRow(file, where, reason, f"write one of these letters, or {WITHHELD!r} if it is withheld")
-    return Question(uid, codes[kind], text, options, None if answer == WITHHELD else answer, raw), where
+        raise BadRow(
+            file, where, reason, f"write one of these letters, or {WITHHELD_ANSWER!r} if it is withheld"
+        )
+    return Question(
+        uid, codes[kind], text, options, None if answer == WITHHELD_ANSWER else answer, raw
+    ), where
 
 
 def _split_options(raw: str, file: str, where: str) -> tuple[str, tuple[str, ...]]:
-    """Split a question string into its text and options A, B, ...; a line with no letter goes on the last."""
+    """Split a question into its text and options A, B, ...; a line without a letter continues the last."""
     text: list[str] = []
     options: list[list[str]] = []
     letters = ""
     for line in raw.splitlines():
-        # No question has more than six options; "G" is matched to be refused, "U.S. ..." is text.
+        # No question has more than six options; "G" is matched to refuse it, "U.S. ..." is text.
         option = re.match(r"\s*([A-G])[.)](.*)", line)
         if option:
             letters += option[1]

@@ -8,20 +8,21 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from moss_vllm.data.annotations import read_json_rows
 from moss_vllm.data.conversations import read_turns, read_videollama3
 from moss_vllm.data.favor import TRAIN_FILES, read_favor_train
 from moss_vllm.data.motionbench import CAPTION_FILES, read_motionbench_captions
-from moss_vllm.data.rows import BadRow, ClipRow, read_json_rows
+from moss_vllm.data.rows import BadRow, ClipRow
 
 
 class Format(NamedTuple):
-    """An annotation format: known by keys of its rows, read by a function."""
+    """An annotation format: the keys that its rows have, and the function that reads them."""
 
     keys: tuple[str, ...]
     read: Callable[..., list[ClipRow]]
 
 
-# The first whose keys a row has is its format.
+# A row has the first format whose keys it all has.
 FORMATS = {
     "turns": Format(("turns",), read_turns),
     "VideoLLaMA3": Format(("conversations",), read_videollama3),
@@ -48,7 +49,7 @@ class Source:
     weight: float | None = None
 
     def line(self) -> str:
-        """What was found, in one line."""
+        """Counts in one line."""
         text_only = sum(row.path is None for row in self.rows)
         counts = f"{len(self.rows):,} rows ({text_only:,} without a video), {len(self.bad):,} rejected"
         share = "" if self.weight is None else f", weight {self.weight:g}"
@@ -68,7 +69,7 @@ class Sources:
 
 
 def read_sources(data: str | Path, videos: str | Path | None = None) -> Sources:
-    """Read a folder or an annotation file of a known format, or a .yaml list of weighted ones.
+    """Read a folder or an annotation file of a known format, or a .yaml list of them with weights.
 
     Args:
         data: the folder, file or list.
@@ -108,41 +109,41 @@ def read_source(path: Path, videos: str | Path | None = None, *, name: str) -> S
 
 
 def find_training_file(path: Path) -> Path:
-    """Return `path`, or the annotation file in the folder `path`: one of a known name, else the only one."""
+    """Return `path`, or the annotation file in the folder `path`: one of a known name, or the only one."""
     if not path.is_dir():
         return path
-    known = [path / name for name in (*TRAIN_FILES, *CAPTION_FILES) if (path / name).is_file()]
-    found = known or sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(str(one.relative_to(path)) for one in found[:10])
-    seen = f"holds {len(found)} annotation files ({names})" if found else "holds no .json or .jsonl file"
-    raise BadRow(str(path), "folder", seen, "pass the annotation file itself")
+    files = [path / name for name in (*TRAIN_FILES, *CAPTION_FILES) if (path / name).is_file()]
+    files = files or sorted([*path.glob("*.json"), *path.glob("*.jsonl")])
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(str(file.relative_to(path)) for file in files[:10])
+    reason = f"holds {len(files)} annotation files ({names})" if files else "holds no .json or .jsonl file"
+    raise BadRow(str(path), "folder", reason, "pass the annotation file itself")
 
 
 def recognise(rows: Sequence[dict[str, Any]], file: str) -> str:
     """Name the format of the first rows.
 
-    Raises: BadRow if none is known, or if two rows have two formats.
+    Raises: BadRow if no format is known, or the rows have several.
     """
     kinds = []
     for row in rows[:FIRST_ROWS]:
-        found = [kind for kind, known in FORMATS.items() if all(key in row for key in known.keys)]
-        if row.get("stream"):  # has no `conversations`; the reader refuses it by name
-            found = ["VideoLLaMA3"]
-        kinds += found[:1]
+        fitting = [kind for kind, each in FORMATS.items() if all(key in row for key in each.keys)]
+        if row.get("stream"):  # without `conversations`; read_videollama3 refuses it by name
+            fitting = ["VideoLLaMA3"]
+        kinds += fitting[:1]
     if len(set(kinds)) == 1:
         return kinds[0]
-    known = "; ".join(f"{kind} ({', '.join(known.keys)})" for kind, known in FORMATS.items())
+    formats = "; ".join(f"{kind} ({', '.join(each.keys)})" for kind, each in FORMATS.items())
     if kinds:
         reason = f"mixes the formats {', '.join(dict.fromkeys(kinds))}"
         raise BadRow(file, "file", reason, "write one file per format and list them in a .yaml")
     reason = f"the first rows have the keys {', '.join(map(repr, rows[0]))}, which is no known format"
-    raise BadRow(file, "file", reason, f"use one of {known}; see docs/data.md")
+    raise BadRow(file, "file", reason, f"use one of {formats}; see docs/data.md")
 
 
 def _read_mix(path: Path) -> list[dict[str, Any]]:
-    """Check a .yaml list of sources; each entry gets a name, by default its path as written."""
+    """Read and check a .yaml list of sources; an entry's default name is its path as written."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:

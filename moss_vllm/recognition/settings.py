@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import yaml
 
-from moss_vllm.data.actions.datasets import DATASETS, FILES, ActionSplit, read_action
-from moss_vllm.data.world.actions import DEFAULT_ROOT, ensure_mini_actions
+from moss_vllm.data.actions.datasets import ANNOTATION_FILES, DATASETS, ActionSplit, read_action
+from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, ensure_mini_actions
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS, find_views
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.views import ViewSettings
@@ -78,12 +78,12 @@ def open_split(
                 f"data is {MINI_DATA!r}, drawn whole with its own lists; leave out annotation and "
                 "allow_missing"
             )
-        drawn = read_action("list", ensure_mini_actions(root or DEFAULT_ROOT), split)
+        drawn = read_action("list", ensure_mini_actions(root or MINI_ACTIONS_ROOT), split)
         return dataclasses.replace(drawn, dataset=MINI_DATA)
     if root is None:
         raise ValueError(
             f"data is {data!r}; name the folder of its videos and annotation files with --root: "
-            f"{FILES[data]} (other spellings in docs/action_recognition.md)"
+            f"{ANNOTATION_FILES[data]} (other spellings in docs/action_recognition.md)"
         )
     return read_action(data, Path(root), split, annotation=annotation, allow_missing=allow_missing)
 

@@ -1,1 +1,1 @@
-"""Files and folders of frames -> frames and their times."""
+"""Video files and folders of images -> frames and their times."""

@@ -1,11 +1,11 @@
 """Keep decoded clips on disk, so that later epochs, runs and evaluations need no decoder.
 
     cache = FrameCache("/fast/disk/frames", max_gib=200)
-    clip = cache.read("video.mp4", sample_fps=2, short_side_px=224, max_frames=180)
+    clip = cache.read("video.mp4", Sampling(sample_fps=2, short_side_px=224, max_frames=180))
 
-An entry is FOLDER/ab/abcdef....safetensors, named by a hash of what was read and how. Any number of
-processes, also of different runs, may share a folder. A changed or moved video is a new entry; the old one
-stays until the folder is deleted. Nothing else needs the folder: it can go at any time.
+An entry is FOLDER/ab/abcdef....safetensors, named by a hash of the file's state and the settings. Any number
+of processes, also of different runs, may share a folder. A changed or moved video gets a new entry; the old
+one stays until the folder is deleted, which is safe at any time.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,14 +26,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from moss_vllm.runtime.screen import say
-from moss_vllm.video.clip import Clip, read_clip, read_frames
+from moss_vllm.video.clip import PAPER_SAMPLING, Clip, Sampling, read_clip, read_frames
 from moss_vllm.video.decoders import check_decoder
 from moss_vllm.video.frames import BadVideo, list_images, unique_frames
 
-FORMAT = 2  # to be raised whenever read_clip or read_frames gives other frames than before
-MAX_FRAMES = 1000  # of a video whose every frame is kept: 0.35 GB at 256 x 455
+FORMAT = 3  # raise it whenever read_clip or read_frames returns other frames than before
+MAX_FRAMES = 1000  # longer videos get no entry of all frames; 0.35 GB at 256 x 455
 SUFFIX = ".safetensors"
-_LEDGER = "added"  # one byte for every _UNIT bytes that any process has ever added
+_LEDGER = "added"  # a file with one byte for every _UNIT bytes that any process added
 _UNIT = 16 * 1024
 _STALE_S = 24 * 3600.0
 Taken = TypeVar("Taken")
@@ -40,25 +41,17 @@ Taken = TypeVar("Taken")
 
 def describe_clip(
     path: str | os.PathLike[str],
+    sampling: Sampling = PAPER_SAMPLING,
     *,
-    sample_fps: float = 2.0,
-    short_side_px: int | None = 224,
-    max_frames: int = 180,
     start_s: float = 0.0,
     end_s: float | None = None,
     decoder: str = "auto",
 ) -> str:
-    """All that decides what `read_clip` returns, as one line of json: the file's state and the sampling.
+    """Everything that decides what `read_clip` returns, in one line of json: the file's state and settings.
 
-    Raises: BadVideo for a folder without images, OSError for a path that is not there.
+    Raises: BadVideo for a folder without images, OSError for a path that does not exist.
     """
-    settings = {
-        "sample_fps": sample_fps,
-        "short_side_px": short_side_px,
-        "max_frames": max_frames,
-        "start_s": start_s,
-        "end_s": end_s,
-    }
+    settings = {**asdict(sampling), "start_s": start_s, "end_s": end_s}
     numbers = {name: None if value is None else float(value) for name, value in settings.items()}
     return json.dumps(_describe_file(path, decoder) | numbers)
 
@@ -66,33 +59,33 @@ def describe_clip(
 def describe_frames(
     path: str | os.PathLike[str], *, scale: int | tuple[int, int] | None = None, decoder: str = "auto"
 ) -> str:
-    """All that decides what `read_frames` may return, as `describe_clip`."""
+    """Everything that decides which frames `read_frames` can return, as in `describe_clip`."""
     return json.dumps(_describe_file(path, decoder) | {"every_frame": True, "scale": scale})
 
 
 def _describe_file(path: str | os.PathLike[str], decoder: str) -> dict[str, object]:
-    """The state a file or folder is in, and what reads it: pixels differ from decoder to decoder."""
+    """The state of a file or folder, and its decoder: decoders return different pixels."""
     path = os.path.abspath(path)
-    told: dict[str, object] = {"format": FORMAT, "path": path}
+    state: dict[str, object] = {"format": FORMAT, "path": path}
     if decoder not in ("auto", "pyav"):
-        told["decoder"] = decoder
+        state["decoder"] = decoder
     if os.path.isdir(path):
         stats = [(name, os.stat(os.path.join(path, name))) for name in list_images(path)]
         listed = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-        told |= {"images": len(stats), "images_sha256": hashlib.sha256(listed.encode()).hexdigest()}
+        state |= {"images": len(stats), "images_sha256": hashlib.sha256(listed.encode()).hexdigest()}
     else:
         stat = os.stat(path)
-        told |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-    return told
+        state |= {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return state
 
 
 class FrameCache:
-    """`read_clip` with a memory on disk; it pickles, so DataLoader workers may have it.
+    """`read_clip` and `read_frames` with their frames kept on disk; it pickles, for DataLoader workers.
 
-    Above `max_gib` nothing is added any more, and when the disk refuses a write this process writes no more;
-    both are said once and reading goes on, by decoding.
+    A cache above `max_gib`, or whose disk refuses a write, gets no more entries from this process. It warns
+    once, and goes on by decoding.
 
-    Raises: OSError for a folder that cannot be made, ValueError for a limit that is not positive.
+    Raises: OSError for a folder that cannot be created, ValueError for a limit that is not positive.
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_gib: float | None = None) -> None:
@@ -101,53 +94,35 @@ class FrameCache:
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.max_gib, self.is_closed = max_gib, False
-        self._said = self.folder / f".{uuid.uuid4().hex}.said"  # one name for all workers of this process
-        self._ledger_at_start = self._ledger_bytes()  # first: what is added meanwhile counts twice, not never
+        self._warned = self.folder / f".{uuid.uuid4().hex}.said"  # one path for all workers of this process
+        self._ledger_at_start = self._ledger_bytes()  # first: a later entry counts twice, not never
         self._bytes_at_start = self.measure() if max_gib is not None else 0
 
     def read(
         self,
         path: str | os.PathLike[str],
+        sampling: Sampling = PAPER_SAMPLING,
         *,
-        sample_fps: float = 2.0,
-        short_side_px: int | None = 224,
-        max_frames: int = 180,
         start_s: float = 0.0,
         end_s: float | None = None,
         decoder: str = "auto",
     ) -> Clip:
-        """What `read_clip` returns for the same arguments, bit for bit; decoded once, then from disk.
+        """What `read_clip` returns for the same arguments, bit for bit; later reads decode nothing.
 
-        Raises: as read_clip.
+        Raises: as `read_clip`.
         """
 
         def describe() -> str | None:
             try:
-                return describe_clip(
-                    path,
-                    sample_fps=sample_fps,
-                    short_side_px=short_side_px,
-                    max_frames=max_frames,
-                    start_s=start_s,
-                    end_s=end_s,
-                    decoder=decoder,
-                )
-            except (OSError, ValueError):  # read_clip says better what is wrong
+                return describe_clip(path, sampling, start_s=start_s, end_s=end_s, decoder=decoder)
+            except (OSError, ValueError):  # read_clip raises the better error
                 return None
 
         key = describe()
         if key is not None and (clip := self._load(key)):
             return clip
-        clip = read_clip(
-            path,
-            sample_fps=sample_fps,
-            short_side_px=short_side_px,
-            max_frames=max_frames,
-            start_s=start_s,
-            end_s=end_s,
-            decoder=decoder,
-        )
-        # A file that is still being copied has changed by now: what was read then is of no state of it.
+        clip = read_clip(path, sampling=sampling, start_s=start_s, end_s=end_s, decoder=decoder)
+        # A file that changed while it was read, by a copy under way, gave frames of no one state.
         if key is not None and not self.is_closed and key == describe():
             arrays = {"frames": clip.frames, "frame_times_s": clip.frame_times_s}
             self._add(key, arrays, {"crc32": _checksum(clip)})
@@ -161,18 +136,18 @@ class FrameCache:
         scale: int | tuple[int, int] | None = None,
         decoder: str = "auto",
     ) -> np.ndarray:
-        """What `video.read_frames` returns for the same arguments, bit for bit.
+        """What `clip.read_frames` returns for the same arguments, bit for bit.
 
-        An entry has every frame at that scale, for `choose` may want others in the next epoch; of a video
-        with more than MAX_FRAMES nothing is kept.
+        An entry holds every frame at that scale, as `choose` may pick others in the next epoch. A video with
+        more than MAX_FRAMES frames gets no entry.
 
-        Raises: as read_frames.
+        Raises: as `clip.read_frames`.
         """
 
         def describe() -> str | None:
             try:
                 return describe_frames(path, scale=scale, decoder=decoder)
-            except (OSError, ValueError):  # read_frames says better what is wrong
+            except (OSError, ValueError):  # read_frames raises the better error
                 return None
 
         key = describe()
@@ -180,12 +155,12 @@ class FrameCache:
             shown, order = unique_frames(choose(n_frames), n_frames)
             if (frames := self._open(key, partial(_take_frames, shown=shown))) is not None:
                 return frames[order]
-            choose = partial(_chosen_before, shown[order], choose)  # a generator would go on
+            choose = partial(_chosen_before, shown[order], choose)  # a second call may draw others
         if key is None or self.is_closed:
             return read_frames(path, choose, scale=scale, decoder=decoder)
         try:
             every = read_frames(path, _every_frame, scale=scale, decoder=decoder)
-        except (BadVideo, _TooManyFrames):  # the frames chosen may be good, or few enough
+        except (BadVideo, _TooManyFrames):  # the chosen frames may be good, or few enough
             return read_frames(path, choose, scale=scale, decoder=decoder)
         shown, order = unique_frames(choose(len(every)), len(every))
         if key == describe():
@@ -193,7 +168,7 @@ class FrameCache:
         return every[shown[order]]
 
     def entry(self, key: str) -> Path:
-        """The file for what `describe_clip` or `describe_frames` returned, there or not."""
+        """The path of the entry for a key from `describe_clip` or `describe_frames`; it need not exist."""
         name = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / name[:2] / f"{name}{SUFFIX}"
 
@@ -201,7 +176,7 @@ class FrameCache:
         return self._open(key, _take_clip)
 
     def _open(self, key: str, take: Callable[[Any], Taken]) -> Taken | None:
-        """What `take` takes from an entry; None if there is none, or it is damaged, and then removed."""
+        """What `take` reads from an entry; None if there is no entry. A damaged one is removed."""
         entry = self.entry(key)
         try:
             with safe_open(entry, "np") as file:
@@ -219,7 +194,7 @@ class FrameCache:
 
     def _add(self, key: str, arrays: dict[str, np.ndarray], sums: dict[str, str]) -> None:
         """Write an entry whole or not at all, unless the cache is full."""
-        size = sum(array.nbytes for array in arrays.values()) + 2048  # the header has about 1 kB
+        size = sum(array.nbytes for array in arrays.values()) + 2048  # the header takes about 1 kB
         if self.max_gib is not None and (used := self.used_bytes()) + size > self.max_gib * 2**30:
             self._close(f"{self.folder} is full: it has {used / 2**30:.2f} of {self.max_gib:g} GiB")
             return
@@ -239,7 +214,7 @@ class FrameCache:
             self._close(f"{self.folder} cannot be written to ({error.strerror})")
 
     def used_bytes(self) -> int:
-        """What the cache holds by now, all processes together; only with a limit."""
+        """Bytes in the cache, added by any process; counted only under a limit."""
         return self._bytes_at_start + self._ledger_bytes() - self._ledger_at_start
 
     def _ledger_bytes(self) -> int:
@@ -249,7 +224,7 @@ class FrameCache:
             return 0
 
     def measure(self) -> int:
-        """Bytes of all entries; what processes that were killed left behind is removed."""
+        """Bytes of all entries; removes what killed processes left behind."""
         total = 0
         for folder in [self.folder, *self.folder.glob("[0-9a-f][0-9a-f]")]:
             for item in os.scandir(folder):
@@ -259,19 +234,19 @@ class FrameCache:
                         os.unlink(item.path)
                     elif item.name.endswith((SUFFIX, ".part")):
                         total += stat.st_size
-                except FileNotFoundError:  # another process was faster
+                except FileNotFoundError:  # another process removed it
                     continue
         return total
 
     def _close(self, reason: str) -> None:
-        """Add nothing more; the first worker to find out says so."""
+        """Add no more entries; the first worker to get here prints why."""
         self.is_closed = True
         try:
-            self._said.touch(exist_ok=False)
+            self._warned.touch(exist_ok=False)
         except FileExistsError:
             return
         except OSError:
-            pass  # no mark can be left: better said twice than never
+            pass  # without the mark other workers warn as well
         remedy = "free space, raise the limit, or name another folder"
         _say(f"{reason}; nothing is added any more, other clips are decoded each time ({remedy})")
 
@@ -298,7 +273,7 @@ def _count_frames(entry: Any) -> int:
 
 
 def _take_frames(entry: Any, shown: np.ndarray) -> np.ndarray:
-    """The frames shown; no others are read from disk."""
+    """The frames with the indices `shown`; no others are read from disk."""
     every = entry.get_slice("frames")
     frames = np.concatenate([every[i : i + 1] for i in shown.tolist()])
     _check_contents(np.array_equal(_frame_checksums(frames), entry.get_tensor("frame_crc32")[shown]))
@@ -320,13 +295,13 @@ def _chosen_before(chosen: np.ndarray, choose: Callable[[int], np.ndarray], n_fr
 
 
 def _frame_checksums(frames: np.ndarray) -> np.ndarray:
-    """Of each frame, and of what the header says it is."""
+    """A checksum of each frame with its type and shape."""
     start = zlib.crc32(f"{frames.dtype}{frames.shape[1:]}".encode())
     return np.array([zlib.crc32(np.ascontiguousarray(frame).data, start) for frame in frames], np.uint32)
 
 
 def _checksum(clip: Clip) -> str:
-    """Of the numbers and of what the header says they are."""
+    """A checksum of both arrays with their types and shapes."""
     total = 0
     for array in (clip.frames, clip.frame_times_s):
         total = zlib.crc32(f"{array.dtype}{array.shape}".encode(), total)
@@ -337,7 +312,7 @@ def _checksum(clip: Clip) -> str:
 def choose_reader(
     folder: str | os.PathLike[str] | None, max_gib: float | None = None, decoder: str = "auto"
 ) -> Callable[..., Clip]:
-    """`read_clip`, or for a folder the cached one, with this decoder.
+    """`read_clip`, or `FrameCache.read` for a cache in `folder`, with this decoder.
 
     Raises: as `check_decoder` and FrameCache.
     """
@@ -347,7 +322,7 @@ def choose_reader(
 def choose_frame_reader(
     folder: str | os.PathLike[str] | None, max_gib: float | None = None, decoder: str = "auto"
 ) -> Callable[..., np.ndarray]:
-    """`read_frames`, or for a folder the cached one, with this decoder.
+    """`read_frames`, or `FrameCache.read_frames` for a cache in `folder`, with this decoder.
 
     Raises: as `choose_reader`.
     """

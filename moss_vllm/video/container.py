@@ -1,6 +1,7 @@
-"""How a video file is opened, which stream is its picture, when its pictures are shown and which way up.
+"""Open a video file, find its picture stream, and tell when its pictures are shown and which way up.
 
-Whatever reads a file (the list of its times, every decoder, its size, cutting) takes these rules from here.
+Everything that reads a file (the list of its times, every decoder, its size, cutting) takes these rules from
+here.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy as np
 
 from moss_vllm.video.frames import REPLACE_FILE, BadVideo, check_frame_size, folder_frame_size
 
-# Demuxers of FFmpeg that read the file they are given and no other. Playlists, concat lists, session
-# descriptions, subtitles, patterns of file names and single pictures are none of them.
+# FFmpeg's demuxers that read the file they are given and no other. Playlists, concat lists, session
+# descriptions, subtitles, patterns of file names and single pictures are left out.
 CONTAINERS = (
     *("mov", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "mxf", "nut", "rm", "dv"),
     *("gif", "apng", "ivf", "obu", "mpegvideo", "mjpeg", "m4v", "h261", "h263", "h264", "hevc", "vvc", "vc1"),
@@ -27,7 +28,7 @@ CONTAINERS = (
 )
 _OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
-DEFAULT_BONUS_PX = 5_000_000  # of the stream marked as default, as in the ffmpeg command
+DEFAULT_BONUS_PX = 5_000_000  # counted for the stream marked as default, as in the ffmpeg command
 SQUARE_WITHIN = Fraction(1, 100)  # scalers write what their even sides leave over into the pixel aspect
 MAX_TILT = 0.02  # radians that a display matrix may be off a right angle
 _NO_TIMES = 0x80  # libavformat's AVFMT_NOTIMESTAMPS, as of raw streams
@@ -37,7 +38,7 @@ _NO_TIMES = 0x80  # libavformat's AVFMT_NOTIMESTAMPS, as of raw streams
 class Look:
     """How the pictures of a file are stored, and how they are meant to be seen.
 
-    First the sides are swapped, then the order of rows or columns is turned round. `pixel_aspect` is the
+    First the sides are swapped, then the order of rows or columns is reversed. `pixel_aspect` is the
     width of a stored pixel for a height of 1.
     """
 
@@ -78,19 +79,19 @@ class Look:
 
 
 def open_file(path: str) -> av.container.InputContainer:
-    """The file, whatever its name and its titles hold; only its content says what it is.
+    """Open a file by its content, whatever its name and its titles hold.
 
-    Raises: BadVideo for what is no container of video, or no file.
+    Raises: BadVideo for a path without a file, or a file that is no video container.
     """
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited on
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe may never return
             raise BadVideo(path, "is a pipe, a device or a folder, not a file", "name a video file")
         if not status.st_size:
             raise BadVideo(path, "the file is empty (0 bytes)", REPLACE_FILE)
-        # "file:" for names with a colon; old avi files carry titles that are not UTF-8.
+        # "file:" allows names with a colon; old avi files hold titles that are not UTF-8.
         return av.open(f"file:{path}", metadata_errors="ignore", options=dict(_OPTIONS))
-    except av.ArgumentError as error:  # so FFmpeg says that a format is not on the list
+    except av.ArgumentError as error:  # FFmpeg's error for a format off the whitelist
         reason = "not a video by its content: only containers such as mp4, mkv, avi or ts are opened"
         raise BadVideo(path, reason, "name the video itself; pictures are read from a folder") from error
     except av.FFmpegError as error:
@@ -104,11 +105,11 @@ def open_file(path: str) -> av.container.InputContainer:
 
 
 def picture_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
-    """The moving picture of a file; of several the one that the ffmpeg command takes.
+    """The video stream of a file; of several, the one that the ffmpeg command takes.
 
-    Cover pictures and thumbnails are none.
+    Cover pictures and thumbnails do not count.
 
-    Raises: BadVideo where there is none, or one that cannot be decoded.
+    Raises: BadVideo if there is none, or the header does not name its codec.
     """
     marks = av.stream.Disposition
     moving = [
@@ -119,13 +120,13 @@ def picture_stream(path: str, container: av.container.InputContainer) -> av.Vide
     if not moving:
         raise BadVideo(path, "there is no video stream (sound only?)", "check that it is the right file")
     for stream in moving:
-        if stream.codec_context is None:  # half a header is left; asking for the width is an AttributeError
+        if stream.codec_context is None:  # its header is cut; even `width` raises AttributeError
             raise BadVideo(path, "its header does not say how the video is coded", REPLACE_FILE)
     stream = max(
         moving, key=lambda s: s.width * s.height + DEFAULT_BONUS_PX * bool(s.disposition & marks.default)
     )
     if stream.width and stream.height:
-        check_frame_size(path, stream.height, stream.width)  # before a decoder claims memory for it
+        check_frame_size(path, stream.height, stream.width)  # before a decoder allocates memory for it
     if not stream.codec_context.is_open:
         stream.codec_context.thread_count = 1
     return stream
@@ -134,9 +135,9 @@ def picture_stream(path: str, container: av.container.InputContainer) -> av.Vide
 def decode_in_order(path: str, *, from_s: float | None = None) -> Iterator[av.VideoFrame]:
     """All frames of a file, or those from a key frame before `from_s` on (in the file's own clock).
 
-    Their times rise; see `_Clock`.
+    Their times increase; see `_Clock`.
 
-    Raises: BadVideo for a file that cannot be opened, av.FFmpegError on the way.
+    Raises: BadVideo for a file that cannot be opened, av.FFmpegError while decoding.
     """
     with open_file(path) as container:
         stream = picture_stream(path, container)
@@ -151,16 +152,16 @@ def decode_in_order(path: str, *, from_s: float | None = None) -> Iterator[av.Vi
 
 
 class _Clock:
-    """Gives every picture of a file its time, in the order in which the decoder puts them out.
+    """Sets the time of every picture, in the decoder's output order.
 
-    It is the file's own time, but for pictures of files that store none, or whose time starts again as where
-    two files were joined: these go on where the picture before them ends.
+    It is the time that the file stores. A picture without one, or after a joint of two files where time
+    starts again, begins where the picture before it ends.
     """
 
     def __init__(self, container: av.container.InputContainer, stream: av.VideoStream) -> None:
         self.context = stream.codec_context
         self.is_raw = bool(container.format.flags & _NO_TIMES)
-        self.is_avi = container.format.name == "avi"  # has the times of decoding only
+        self.is_avi = container.format.name == "avi"  # avi stores decoding times only
         self.waiting: deque[int] = deque()
         self.offset, self.last = 0, -1
         self.is_first = True
@@ -168,7 +169,7 @@ class _Clock:
         self.step = max(1, round(1 / (rate * base)))
 
     def note(self, packet: av.Packet) -> None:
-        """Keep what is needed of a packet that is about to be decoded."""
+        """Remember the time of a packet that is about to be decoded."""
         if self.is_avi and packet.size and packet.dts is not None:
             self.waiting.append(packet.dts)
 
@@ -184,7 +185,7 @@ class _Clock:
             pts = self.last + self.step
         is_new = self.is_first or pts > self.last
         if self.is_raw:
-            self.step = frame.duration or self.step  # longer where a field is repeated
+            self.step = frame.duration or self.step  # longer for a picture with a repeated field
         elif is_new and not self.is_first:
             self.step = pts - self.last
         frame.pts = self.last = pts
@@ -192,7 +193,7 @@ class _Clock:
         return is_new
 
     def _next_waiting(self, frame: av.VideoFrame) -> int | None:
-        """The n-th picture put out has the n-th time; where the order is kept, some packets may hold none."""
+        """The n-th picture gets the n-th time; without reordering, packets without a picture are skipped."""
         if not self.context.has_b_frames and frame.dts is not None:
             while self.waiting and self.waiting[0] < frame.dts:
                 self.waiting.popleft()
@@ -200,7 +201,7 @@ class _Clock:
 
 
 def native_size(path: str) -> tuple[int, int]:
-    """Height and width at which a player shows a file; of a folder those of its first image.
+    """Height and width at which a player shows a file; for a folder, those of its first image.
 
     Raises: BadVideo for a file that cannot be opened or names no size, or a size beyond the limits.
     """
@@ -221,11 +222,11 @@ def native_size(path: str) -> tuple[int, int]:
 
 
 def look_at(path: str, stream: av.VideoStream, packet: av.Packet) -> Look | None:
-    """What the picture of one packet tells, or None if it cannot be decoded by itself.
+    """The look of the picture in one packet, or None if it cannot be decoded by itself.
 
-    PyAV 18 does not tell a stream's display matrix; a picture has it, whether container or codec store it.
+    PyAV 18 does not expose a stream's display matrix; a picture has it, whether container or codec store it.
 
-    Raises: BadVideo for a picture that is to be turned by an angle in between, or a size beyond the limits.
+    Raises: BadVideo for a display matrix that is no turn by right angles, or a size beyond the limits.
     """
     context = stream.codec_context
     try:
@@ -236,9 +237,9 @@ def look_at(path: str, stream: av.VideoStream, packet: av.Packet) -> Look | None
     if not frames:
         return None
     turn = (False, False, False)
-    told: Any = frames[0].side_data  # PyAV's stubs know other keys only
-    if "DISPLAYMATRIX" in told:
-        turn = _turn_of(path, np.frombuffer(bytes(told["DISPLAYMATRIX"]), np.int32))
+    side_data: Any = frames[0].side_data  # PyAV's stubs list other keys only
+    if "DISPLAYMATRIX" in side_data:
+        turn = _turn_of(path, np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32))
     look = Look(frames[0].height, frames[0].width, _pixel_aspect(stream), *turn)
     check_frame_size(path, *look.shown_size)
     return look
@@ -251,7 +252,7 @@ def _turn_of(path: str, matrix: np.ndarray) -> tuple[bool, bool, bool]:
     """
     a, b, _, c, d = (int(value) for value in matrix[:5])
     straight, crossed = sorted([abs(a), abs(d)]), sorted([abs(b), abs(c)])
-    if straight[1] == crossed[1] == 0:  # players take it for none
+    if straight[1] == crossed[1] == 0:  # players ignore such a matrix
         return False, False, False
     if straight[0] and crossed[1] <= MAX_TILT * straight[0]:
         return False, d < 0, a < 0

@@ -25,8 +25,8 @@ def cut_clip(
 
     They are the frames that `read_clip(source, start_s=..., end_s=...)` samples from, at the same times, the
     last until end_s, so the clip and the part train alike. They are encoded again (H.264, nearly lossless),
-    decoded and counted; they are stored upright, with the aspect of their pixels. `index` is that of
-    `index_frames`, if it is known.
+    stored upright with their pixels' aspect, then decoded and counted. `index` is the result of
+    `index_frames`, if the caller has it.
 
     Shape: (T,), seconds from start_s; the first is 0.
     Raises: BadVideo if the source is shorter or a frame of it is lost; av.FFmpegError if writing fails.
@@ -52,17 +52,17 @@ def cut_clip(
 
 
 def _frames_at(source: str, index: Index, wanted_s: np.ndarray) -> Iterator[av.VideoFrame]:
-    """The frames at these times of the file's own clock, from the nearest key frame on, else from the start.
+    """The frames at these times of the file's own clock, decoded from a key frame before them or the start.
 
-    Raises: BadVideo if one does not come.
+    Raises: BadVideo if one is lost.
     """
     starts = (float(wanted_s[0]) - SEEK_MARGIN_S, None) if len(index.key_times_s) else (None,)
     attempts = (decode_in_order(source, from_s=from_s) for from_s in starts)
 
-    def tell(n_found: int, n_seen: int, reason: str) -> str:
+    def explain(n_found: int, n_seen: int, reason: str) -> str:
         return f"{n_found} of the part's {len(wanted_s)} frames decode, then: {reason}"
 
-    yield from pick_frames(source, attempts, wanted_s, tell)
+    yield from pick_frames(source, attempts, wanted_s, explain)
 
 
 def _encode(frames: Iterator[av.VideoFrame], ticks: np.ndarray, target: str, look: Look) -> None:
@@ -85,13 +85,14 @@ def _encode(frames: Iterator[av.VideoFrame], ticks: np.ndarray, target: str, loo
             if picture is not None:
                 check_same_shape(target, (first.height, first.width), (picture.height, picture.width))
                 picture.pts, picture.time_base = int(tick), Fraction(1, TICKS_PER_S)
-                picture.pict_type = av.video.frame.PictureType.NONE  # else the source's key frames are copied
+                picture.pict_type = av.video.frame.PictureType.NONE  # or it keeps the source's
             for packet in stream.encode(picture):
                 if waiting:
                     container.mux(waiting)
                 waiting = packet
         assert waiting is not None, "every picture becomes a packet"
-        waiting.duration = int(ticks[-1] - ticks[-2])  # it holds the last picture: X264 stores them in order
+        # X264 reorders nothing, so this packet holds the last picture.
+        waiting.duration = int(ticks[-1] - ticks[-2])
         container.mux(waiting)
 
 

@@ -1,8 +1,8 @@
 """Deliver the chosen frames of a video file at the size asked for, decoding no more than they need.
 
 PyAV starts at the key frame before each chosen frame, leaves out pictures that no other needs, and scales
-in FFmpeg's scaler straight from the stored colours. What does not come that way is decoded from the file's
-start. decord and torchcodec, where named, deliver pictures of full size, which Pillow resizes.
+in FFmpeg's scaler straight from the stored colours. Frames that cannot be reached so are decoded from the
+file's start. decord and torchcodec, if chosen, deliver pictures of full size, which Pillow resizes.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from moss_vllm.video.frames import (
 from moss_vllm.video.packets import Index
 
 DECODERS = ("auto", "pyav", "decord", "torchcodec")
-Resized = Callable[[int, int], tuple[int, int]]  # a height and width, to those after resizing
+Resized = Callable[[int, int], tuple[int, int]]  # (height, width) -> the size after resizing
 
-# mkv and webm round times to 1 ms; half a step more keeps a tie from hanging on float noise.
+# mkv and webm round times to 1 ms; half a step more keeps float noise from deciding a tie.
 ROUNDING_S = 1.5e-3
 SAME_FRAME_S = 1e-5
-SEEK_S = 2.0  # a key frame that is nearer is reached sooner by reading on
-WORTH_A_JUMP = 4  # frames; fewer are decoded sooner than left out
-ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}  # PyAV below 17 has no more
+SEEK_S = 2.0  # reading on reaches a nearer key frame sooner than a seek
+WORTH_A_JUMP = 4  # frames; decoding fewer is faster than skipping them
+ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}  # 16 has no such option
 
 
 def check_decoder(decoder: str) -> None:
-    """Raise ValueError for a name that is no decoder's, ImportError for a decoder that is not installed."""
+    """Raise ValueError for an unknown decoder, ImportError for a decoder that is not installed."""
     if decoder not in DECODERS:
         raise ValueError(f"decoder is {decoder!r}; it must be one of {', '.join(DECODERS)}")
     try:
@@ -67,7 +67,7 @@ def decode(
     """The chosen frames of an open file, resized and upright; `auto` is PyAV.
 
     Shape: chosen int (T,), rising -> uint8 (T, H, W, 3), RGB.
-    Raises: BadVideo for a frame that does not come.
+    Raises: BadVideo for a frame that is lost.
     """
     assert index.look is not None, f"{path} is a file"
     if decoder in ("decord", "torchcodec"):
@@ -84,24 +84,25 @@ def _pyav_frames(
     needed = _needed_frames(path, container, index, chosen) if len(index.key_times_s) else iter(())
     wanted_s, total = index.frame_times_s[chosen], len(index.frame_times_s)
 
-    def tell(n_found: int, n_seen: int, reason: str) -> str:
+    def explain(n_found: int, n_seen: int, reason: str) -> str:
         at_s = wanted_s[n_found] - index.frame_times_s[0]
         return f"{n_seen} of {total} frames decode, then at {at_s:.2f} s: {reason}"
 
-    yield from pick_frames(path, (needed, decode_in_order(path)), wanted_s, tell)
+    yield from pick_frames(path, (needed, decode_in_order(path)), wanted_s, explain)
 
 
 def pick_frames(
     path: str,
     attempts: Iterable[Iterator[av.VideoFrame]],
     wanted_s: np.ndarray,
-    tell: Callable[[int, int, str], str],
+    explain: Callable[[int, int, str], str],
 ) -> Iterator[av.VideoFrame]:
-    """The frames at these times of the file's own clock; where an attempt ends early, the next goes on.
+    """The frames at these times of the file's own clock; if an attempt ends early, the next one continues.
 
-    `tell` words the reason from the frames found, those the last attempt gave, and why it ended.
+    `explain` words the reason from the number of frames found, the number that the last attempt decoded, and
+    why it ended.
 
-    Raises: BadVideo if one does not come.
+    Raises: BadVideo if a frame is lost.
     """
     n_found, n_seen, reason = 0, 0, ""
     for frames in attempts:
@@ -120,19 +121,19 @@ def pick_frames(
                     return
         except av.FFmpegError as error:
             reason = str(error)
-    raise BadVideo(path, tell(n_found, n_seen, reason), REPLACE_FILE)
+    raise BadVideo(path, explain(n_found, n_seen, reason), REPLACE_FILE)
 
 
 def _needed_frames(
     path: str, container: av.container.InputContainer, index: Index, chosen: np.ndarray
 ) -> Iterator[av.VideoFrame]:
-    """The chosen frames and some between; none from a key frame on that is not one.
+    """The chosen frames and some between them, up to the first key frame that the decoder denies.
 
-    A file may call any picture a key frame, so the decoder's word is asked too.
+    A file may mark any picture as a key frame.
     """
     stream = picture_stream(path, container)
     context, tick_s = stream.codec_context, float(stream.time_base or 0)
-    # In H.264 alone such pictures are marked beyond doubt: in HEVC a higher layer may still need them.
+    # Only H.264 marks them reliably: in HEVC a higher layer may still need such a picture.
     has_needless = stream.codec.canonical_name == "h264"
     packets: Iterator[av.Packet] = iter(())
     read_to = -math.inf
@@ -152,9 +153,9 @@ def _needed_frames(
                 context.skip_frame = "DEFAULT" if packet.pts in missing else "NONREF"
             missing.discard(packet.pts)
             for frame in [*context.decode(packet), *([] if missing else context.decode(None))]:
-                frame.time_base = stream.time_base  # it has none where it came with the end
+                frame.time_base = stream.time_base  # unset on frames that a flush returns
                 if frame.pts is None or frame.pts < key:
-                    continue  # stored after the key frame, shown before it, and made from pictures left out
+                    continue  # stored after the key frame, shown before it, and made from skipped pictures
                 is_known = is_known or (frame.pts == key and bool(frame.key_frame))
                 if not is_known:
                     return
@@ -164,7 +165,7 @@ def _needed_frames(
 
 
 def _runs(index: Index, chosen: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
-    """Times of a key frame, and of the chosen frames to decode from it on."""
+    """Pairs of a key frame's time and the times of the chosen frames to decode from there."""
     wanted_s, keys_s = index.frame_times_s[chosen], index.key_times_s
     key_of = np.searchsorted(keys_s, wanted_s, "right") - 1
     key_at = np.searchsorted(index.frame_times_s, keys_s)
@@ -177,7 +178,7 @@ def _runs(index: Index, chosen: np.ndarray) -> Iterator[tuple[float, np.ndarray]
 def _scaled(
     path: str, frames: Iterator[av.VideoFrame], look: Look, count: int, resized: Resized
 ) -> Iterator[np.ndarray]:
-    """Frames as RGB of the size wanted, turned upright after scaling, when they are small."""
+    """RGB frames at their final size, turned upright after scaling, when they are small."""
     upright = resized(*look.shown_size)
     check_clip_size(path, count, upright)
     height, width = upright[::-1] if look.swaps_sides else upright
@@ -186,7 +187,7 @@ def _scaled(
         stored = frame.height, frame.width
         check_frame_size(path, *stored)
         check_same_shape(path, (look.height, look.width), stored)
-        # Planes of RGB have a colour at every pixel, packed RGB of this scaler only at every other.
+        # The scaler gives planar RGB a colour at every pixel, packed RGB only at every other.
         layout, filter_ = ("rgb24", None) if (height, width) == stored else ("gbrp", "BICUBIC")
         small = reformatter.reformat(frame, width, height, layout, interpolation=filter_, **ONE_THREAD)
         yield look.upright(small.to_ndarray())
@@ -199,7 +200,7 @@ def _resized_as_shown(path: str, look: Look, resized: Resized, height: int, widt
 
 
 def _has_one_size(path: str, index: Index) -> bool:
-    """Whether the last key frame has the size of the first one; other decoders scale to that in silence."""
+    """Whether the last key frame has the size of the first one; other decoders scale to that silently."""
     last = next(decode_in_order(path, from_s=float(index.key_times_s[-1])))
     return index.look is not None and (last.height, last.width) == (index.look.height, index.look.width)
 
@@ -209,9 +210,9 @@ def _decord_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.n
 
     try:
         if not (index.suits_decord and _has_one_size(path, index)):
-            raise RuntimeError("it returns wrong frames for this kind of file, so it was not asked")
+            raise RuntimeError("it returns wrong frames for this kind of file, so it was not used")
         decord.logging.set_level(decord.logging.QUIET)
-        # num_threads=0, decord's default, fails on vp9. The reader dies with this generator: kept, it hangs.
+        # num_threads=0, decord's default, fails on vp9. The reader ends with this generator: kept, it hangs.
         reader = decord.VideoReader(os.path.abspath(path), num_threads=1)
         times_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]
         shown_s = index.frame_times_s - index.frame_times_s[0]
@@ -220,9 +221,7 @@ def _decord_frames(path: str, index: Index, chosen: np.ndarray) -> Iterator[np.n
                 f"of {len(shown_s)} frames it counts {len(times_s)}, or gives them other times"
             )
         for i in chosen:
-            with decord.bridge._BridgeScope(
-                "native"
-            ):  # set_bridge("torch") elsewhere would change what we get
+            with decord.bridge._BridgeScope("native"):  # whatever bridge the program has set
                 frame = reader[int(i)].asnumpy()
             yield frame
     except Exception as error:  # decord raises its own kinds, RuntimeError and IndexError alike

@@ -1,7 +1,7 @@
-"""Which file a video is, so that another one in its place is noticed, and a copy of the same is not.
+"""Identify video files, so that another file in a video's place is noticed, and a copy is accepted.
 
-A file with the same size and time is the same. With another time alone it may be a copy: then contents
-decide, of which 1 MiB is read. A folder of frames is known by its images in the same way.
+A file with the same size and time is the same. If only the time differs it may be a copy: then 1 MiB of the
+contents decides. A folder of frames is identified by its images in the same way.
 """
 
 import hashlib
@@ -14,24 +14,24 @@ from typing import Any
 
 from moss_vllm.video.frames import BadVideo, list_images
 
-PIECES, PIECE_BYTES = 16, 64 * 1024  # evenly over what is larger than all of them
-NAMED = 10  # files that are named; all are counted
+PIECES, PIECE_BYTES = 16, 64 * 1024  # spread evenly over a larger file
+_NAMED = 10  # changed files that an error lists; it counts all
 
 
 def describe_file(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Size, time of the last change and a digest of contents; None for what cannot be read."""
+    """Size, time of the last change and a digest of contents; None for a path that cannot be read."""
     try:
         files = _files(path)
         digest = hashlib.sha256()
         for part in _sample(path, files):
             digest.update(part)
-    except (OSError, BadVideo):  # whoever reads it says better what is wrong
+    except (OSError, BadVideo):  # reading it raises the better error
         return None
     return {**_quick(files), "contents": digest.hexdigest()[:16]}
 
 
 def tell_change(path: str | os.PathLike[str], earlier: Mapping[str, Any]) -> str:
-    """How a file differs from what `describe_file` returned earlier; empty if it does not, or is gone."""
+    """How a file differs from what `describe_file` returned earlier; "" if it is the same or unreadable."""
     try:
         now: dict[str, Any] = _quick(_files(path))
     except (OSError, BadVideo):
@@ -49,25 +49,25 @@ def tell_change(path: str | os.PathLike[str], earlier: Mapping[str, Any]) -> str
 def refuse_others(
     paths: Mapping[str, str | os.PathLike[str]], earlier: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """ValueError naming each of `paths` that is another file than `earlier` says, both by video."""
-    found = {
+    """Raise ValueError naming each of `paths` whose file is not the one in `earlier`; both are by video."""
+    changes = {
         video: (path, tell_change(path, earlier[video])) for video, path in paths.items() if video in earlier
     }
-    lines = [f"  {video}: {path} {told}" for video, (path, told) in found.items() if told]
+    lines = [f"  {video}: {path} {change}" for video, (path, change) in changes.items() if change]
     if lines:
-        more = [f"  and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+        more = [f"  and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
         raise ValueError(
             "\n".join(
-                [f"videos that were others when they were asked about: {len(lines)}", *lines[:NAMED], *more]
+                [f"videos that changed since they were asked about: {len(lines)}", *lines[:_NAMED], *more]
             )
             + "\nput the earlier files back, or evaluate again with --overwrite, or into another --out"
         )
 
 
 def _files(path: str | os.PathLike[str]) -> list[tuple[str, os.stat_result]]:
-    """Names and states of the images of a folder; of a file its state, without a name.
+    """Names and states of a folder's images; for a file, its state with an empty name.
 
-    Raises: OSError for a pipe or the like, which may never end.
+    Raises: OSError for a pipe or a device, which may never end.
     """
     path = os.fspath(path)
     names = list_images(path) if os.path.isdir(path) else [""]
@@ -87,7 +87,7 @@ def _quick(files: list[tuple[str, os.stat_result]]) -> dict[str, Any]:
 
 
 def _sample(path: str | os.PathLike[str], files: list[tuple[str, os.stat_result]]) -> Iterator[bytes]:
-    """Sizes of all, and pieces of a file or of images, evenly over them."""
+    """All sizes, then pieces of the file, or of some of the images, spread evenly."""
     yield json.dumps([(name, state.st_size) for name, state in files]).encode()
     picked = {number * (len(files) - 1) // (PIECES - 1) for number in range(PIECES)}
     for name, state in (files[number] for number in sorted(picked)):

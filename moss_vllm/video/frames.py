@@ -1,7 +1,4 @@
-"""What every video ends in, whatever stored it: checked, resized frames, or BadVideo.
-
-Also reads the frames of a video that is stored as a folder of images.
-"""
+"""Check and resize the frames of a video, whatever stored them; read those stored as a folder of images."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from functools import partial
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-# What a name may end in, and the only format that is then read: Pillow would start Ghostscript for another.
+# Suffixes of images, and the one format each is read as: Pillow would start Ghostscript for another.
 IMAGE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 IMAGE_EXTENSIONS = tuple(IMAGE_FORMATS)
 OPTICAL_FLOW = ("flow_x", "flow_y")  # mmaction2 keeps these beside the pictures
@@ -30,7 +27,7 @@ REPLACE_FILE = "copy or download the file again, or leave it out of the annotati
 
 
 class BadVideo(ValueError):
-    """A video cannot be read; says which, why, and what to do about it.
+    """A video that cannot be read: which, why, and what to do about it.
 
     It survives pickling, and the DataLoader, which rebuilds a worker's error from its printed traceback.
     """
@@ -38,9 +35,9 @@ class BadVideo(ValueError):
     def __init__(self, path: str, reason: str = "", remedy: str = "") -> None:
         super().__init__(path, reason, remedy)
         if not reason:  # rebuilt by the DataLoader: `path` is a traceback that ends in str(original)
-            told = path.rstrip().rpartition("BadVideo: ")[2].removesuffix(")")
-            told, _, remedy = told.rpartition(" (remedy: ")
-            path, reason = told.split(": ", 1) if ": " in told else (path, reason)
+            message = path.rstrip().rpartition("BadVideo: ")[2].removesuffix(")")
+            message, _, remedy = message.rpartition(" (remedy: ")
+            path, reason = message.split(": ", 1) if ": " in message else (path, reason)
         self.path, self.reason, self.remedy = path, reason, remedy
 
     def __str__(self) -> str:
@@ -50,8 +47,8 @@ class BadVideo(ValueError):
 def list_images(folder: str) -> list[str]:
     """Names of the frames in a folder, in the order of the numbers in them.
 
-    They are one sequence: the names differ in their numbers only, and one of the numbers is another in each.
-    Files of optical flow beside other frames are left out.
+    They form one sequence: the names differ only in their numbers, and one of the numbers is different in
+    each. Files of optical flow beside other frames are left out.
 
     Raises: BadVideo if the folder cannot be listed, holds no image, or more than one sequence.
     """
@@ -66,15 +63,15 @@ def list_images(folder: str) -> list[str]:
     kinds = Counter(re.sub(r"\d+", "#", os.path.splitext(name)[0]).casefold() for name in names)
     if len(kinds) > 1:
         shown = sorted(kinds, key=lambda kind: (-kinds[kind], kind))[:5]
-        told = ", ".join(f"{kinds[kind]} called {kind!r}" for kind in shown)
+        counts = ", ".join(f"{kinds[kind]} called {kind!r}" for kind in shown)
         more = f" and {len(kinds) - 5} more" if len(kinds) > 5 else ""
-        raise BadVideo(folder, f"the folder holds more than one kind of image: {told}{more}", ONE_SEQUENCE)
+        raise BadVideo(folder, f"the folder holds more than one kind of image: {counts}{more}", ONE_SEQUENCE)
     names.sort(key=_natural)
     numbers = [[int(number) for number in re.findall(r"\d+", os.path.splitext(name)[0])] for name in names]
     if len(names) > 1 and not any(len(set(column)) == len(names) for column in zip(*numbers, strict=True)):
         first: dict[int, str] = {}
-        for name, found in zip(names, numbers, strict=True):
-            other = first.setdefault(found[-1] if found else 0, name)
+        for name, in_name in zip(names, numbers, strict=True):
+            other = first.setdefault(in_name[-1] if in_name else 0, name)
             if other != name:
                 raise BadVideo(folder, f"two images have one number: {other!r} and {name!r}", ONE_SEQUENCE)
     return names
@@ -86,12 +83,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def read_images(folder: str, names: list[str]) -> Iterator[np.ndarray]:
-    """The images named, one at a time, turned as their EXIF data say.
+    """The images of these names, one at a time, turned as their EXIF data say.
 
     16-bit greys are scaled to 8 bits; transparency is ignored, as in video.
 
     Shape: uint8 (H, W, 3), RGB.
-    Raises: BadVideo for an image that cannot be read, or is not of the first one's size.
+    Raises: BadVideo for an image that cannot be read, or differs in size from the first.
     """
     first_size = None
     for name in names:
@@ -101,13 +98,13 @@ def read_images(folder: str, names: list[str]) -> Iterator[np.ndarray]:
             if image.mode.startswith("I"):  # Pillow would clip to 255
                 frame = np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, -1)
             else:
-                image.info.pop("transparency", None)  # of a palette: Pillow would warn
+                image.info.pop("transparency", None)  # Pillow would warn about a palette's
                 frame = np.asarray(image.convert("RGB"))
         first_size = first_size or frame.shape
         if frame.shape != first_size:
             sizes = [f"{width}x{height}" for height, width, _ in (frame.shape, first_size)]
-            seen = f"the image is {sizes[0]}, the folder's first frame {sizes[1]}"
-            raise BadVideo(path, seen, "keep one video of one size per folder")
+            reason = f"the image is {sizes[0]}, the folder's first frame {sizes[1]}"
+            raise BadVideo(path, reason, "keep one video of one size per folder")
         yield frame
 
 
@@ -123,19 +120,18 @@ def folder_frame_size(folder: str) -> tuple[int, int]:
 
 @contextmanager
 def open_image(path: str) -> Iterator[Image.Image]:
-    """An image of the format that its name promises, of at most MAX_FRAME_PX, still to be decoded.
+    """Open an image of the format that its name promises, of at most MAX_FRAME_PX, without decoding it.
 
-    Raises: BadVideo, also for what fails while it is open.
+    Raises: BadVideo, also for an error while it is open.
     """
     wanted = IMAGE_FORMATS[os.path.splitext(path)[1].lower()]
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited on
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe may never return
             raise BadVideo(path, "is a pipe, a device or a folder, not an image", ONE_SEQUENCE)
         with Image.open(path, formats=[wanted]) as image:
             check_frame_size(path, image.height, image.width)
-            if (
-                wanted != "JPEG" and getattr(image, "n_frames", 1) > 1
-            ):  # in JPEG they are views of one picture
+            # The several pictures of a JPEG are views of one scene.
+            if wanted != "JPEG" and getattr(image, "n_frames", 1) > 1:
                 reason = f"the image holds {image.n_frames} pictures, where one frame is wanted"
                 raise BadVideo(path, reason, "store each picture as a file of its own")
             yield image
@@ -186,9 +182,9 @@ def scaled_size(height: int, width: int, scale: int | tuple[int, int] | None) ->
 
 
 def unique_frames(chosen: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """The indices in `chosen`, each once and sorted, and where in them each of `chosen` is.
+    """The distinct indices in `chosen`, sorted, and for each of `chosen` its place among them.
 
-    Raises: ValueError if there are none, or some are of no frame.
+    Raises: ValueError if there are none, or one is out of range.
     """
     shown, order = np.unique(chosen, return_inverse=True)
     if np.ndim(chosen) != 1 or not len(shown) or shown[0] < 0 or shown[-1] >= n_frames:
@@ -207,10 +203,7 @@ def short_side_within(height: int, width: int, max_pixels: int) -> int:
 def stack_frames(
     path: str, frames: Iterator[np.ndarray], count: int, short_side_px: int | None
 ) -> np.ndarray:
-    """`stack_resized` to what `target_size` says.
-
-    The shorter side becomes short_side_px (None: stays), then both the nearest multiple of MULTIPLE_PX.
-    """
+    """`stack_resized` to the size that `target_size` gives."""
     return stack_resized(path, frames, count, partial(target_size, short_side_px=short_side_px))
 
 
@@ -220,9 +213,9 @@ def stack_resized(
     count: int,
     resized: Callable[[int, int], tuple[int, int]],
 ) -> np.ndarray:
-    """Resize `count` frames as they come, so that one frame of full size is held at a time.
+    """Resize `count` frames one by one, so that memory holds one frame of full size at a time.
 
-    `resized` says which height and width become of those of the first frame.
+    `resized` gives the height and width after resizing, from those of the first frame.
 
     Shape: frames uint8 (H, W, 3) -> (T, H, W, 3).
     Raises: BadVideo for frames beyond the limits, of more than one shape, or a clip of over MAX_CLIP_BYTES.

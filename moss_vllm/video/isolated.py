@@ -2,7 +2,7 @@
 
     for job, outcome in run_isolated(work, jobs, workers=8, limit_s=60): ...
 
-A child stays for all its jobs, for starting Python costs more than most of them; a lost one is replaced.
+A child runs many jobs, as starting Python costs more than most of them; a lost child is replaced.
 """
 
 import multiprocessing
@@ -33,11 +33,11 @@ class Failure:
 def run_isolated(
     work: Callable[[Job], Done], jobs: Iterable[Job], *, workers: int, limit_s: float
 ) -> Generator[tuple[Job, Done | Failure], None, None]:
-    """Yield (job, what `work` returned) as jobs end, in any order; a job that is lost costs only itself.
+    """Yield (job, what `work` returned) as jobs end, in any order; a lost job costs no other.
 
     `work`, jobs and results must pickle: children are spawned, so that they inherit no threads and no files.
 
-    Raises: RuntimeError when a child does not even start.
+    Raises: RuntimeError if a child does not start.
     """
     waiting = deque(jobs)
     pool: list[_Child] = []
@@ -61,14 +61,14 @@ def run_isolated(
 
 
 class _Child:
-    """One child process and the job it has; it is starting until it says that it is ready."""
+    """A child process and its job; it is starting until it reports that it is ready."""
 
     def __init__(self, work: Callable[[Any], Any], limit_s: float) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work, limit_s), daemon=True)
         self.process.start()
-        theirs.close()  # so that its death ends the pipe
+        theirs.close()  # so that the child's death closes the pipe
         self.limit_s = limit_s
         self.job: Any = None
         self.is_ready = self.is_busy = self.is_lost = False
@@ -82,11 +82,11 @@ class _Child:
         self.job, self.is_busy, self.deadline_s = job, True, time.monotonic() + self.limit_s
         try:
             self.pipe.send(job)
-        except OSError:  # it died while idle; `poll` tells how
+        except OSError:  # it died while idle; `poll` finds out how
             pass
 
     def poll(self) -> tuple[Any, ...]:
-        """The outcome of its job once there is one, else nothing."""
+        """The outcome of its job, as a tuple of one; an empty tuple while there is none."""
         try:
             if self.pipe.poll():
                 outcome = self.pipe.recv()
@@ -111,18 +111,18 @@ class _Child:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.join(5)  # not for ever: a read from a dead network disk outlives even this
+        self.process.join(5)  # with a limit: a read from a dead network disk survives even a kill
         self.pipe.close()
 
 
 def _serve(pipe: Connection, work: Callable[[Any], Any], limit_s: float) -> None:
     """The child's main loop; ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which then ends this process
     try:
         pipe.send(None)
         while True:
             job = pipe.recv()
-            # If the parent is killed while a decoder hangs here, nobody but the kernel can end this process.
+            # If the parent is killed while a decoder hangs here, only the kernel can end this process.
             _kill_me_after(limit_s + ORPHAN_GRACE_S)
             try:
                 outcome = work(job)

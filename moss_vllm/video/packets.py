@@ -1,4 +1,4 @@
-"""When every picture of a video file is shown, by its packets, or by decoding it where they do not tell."""
+"""List when each picture of a video file is shown, from its packets, or by decoding if they do not tell."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ _PLAIN_CODECS = (*_DECORD_CODECS, "av1")
 _MOV = "mov,mp4,m4a,3gp,3g2,mj2"
 _MATROSKA = "matroska,webm"
 _PLAIN_CONTAINERS = (_MOV, _MATROSKA, "avi")
-# How a file begins whose demuxer reads no further than the end of the first of several joined ones.
+# How files begin whose demuxers read only the first of several joined files.
 _BEGINNINGS = {
     _MOV: re.compile(rb"\0\0\0[\x10-\xff]ftyp[ -~]{4}"),
     "flv": re.compile(rb"FLV\x01[\0-\x05]\0\0\0\x09\0\0\0\0"),
     "asf": re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\0\xaa\0\x62\xce\x6c"),
 }
+# How the last packet of a whole file ends, where no decoder reports a picture that is torn.
+_ENDINGS = {"gif": re.compile(rb"\0;?\Z"), "mjpeg": re.compile(rb"\xff\xd9\0*\Z")}
+_ENDING_BYTES = 64
 
-JOINT_PACKETS = 4  # of ts may be flagged before a joint, where two counters meet; no picture is bad there
+JOINT_PACKETS = 4  # before a joint in ts may be flagged, as two counters meet there; the pictures are good
 
 
 class _Packet(NamedTuple):
@@ -44,8 +47,8 @@ class _Packet(NamedTuple):
 class Index:
     """Times of all frames shown and the end of the last, in the file's own clock.
 
-    `damage` says what the file promised but lacks. `look` is None for a folder of images. `key_times_s` are
-    those of the key frames that decoding may start from; none where packets do not tell.
+    `damage` says what of the file is lost, or is empty. `look` is None for a folder of images. `key_times_s`
+    are the times of the key frames that decoding may start from; empty if packets do not tell them.
     """
 
     frame_times_s: np.ndarray
@@ -58,14 +61,14 @@ class Index:
 
 
 def index_frames(path: str, container: av.container.InputContainer | None = None) -> Index:
-    """List the presentation times of a file from its packets, or by decoding it where packets do not tell.
+    """List the presentation times of a file from its packets, or by decoding it if packets do not tell.
 
-    `container` is the file as `open_file` opened it, if it is; it is read to its end.
+    `container` is the file if `open_file` has opened it already; it is read to its end.
 
     Raises: BadVideo if the file cannot be opened, has no picture stream, or none of its pictures decodes.
     """
     packets: list[_Packet] = []
-    data_end_s, damage, look, has_one_header = 0.0, "", None, True
+    data_end_s, damage, look, has_one_header, is_torn = 0.0, "", None, True, False
     with open_file(path) if container is None else nullcontext(container) as container:
         stream = picture_stream(path, container)
         start_s, promised_s = (container.start_time or 0) / 1e6, (container.duration or 0) / 1e6
@@ -74,7 +77,7 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
         codec_name = stream.codec.canonical_name
         if container_name == _MATROSKA:  # may count its duration from 0, not from its first packet
             start_s = min(start_s, 0.0)
-        data_stop = 0  # in bytes of the file
+        data_stop, ending = 0, _ENDINGS.get(container_name)  # in bytes of the file
         try:
             for packet in container.demux():
                 if packet.pos is not None:
@@ -87,6 +90,8 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
                     if packet.is_keyframe:
                         look = look or look_at(path, stream, packet)
                     has_one_header = has_one_header and not packet.has_sidedata("new_extradata")
+                    if ending:
+                        is_torn = not ending.search(bytes(memoryview(packet)[-_ENDING_BYTES:]))
         except av.FFmpegError as error:
             damage = f"its data cannot be read on ({error})"
         stores_order_only = container_name == "avi" and stream.codec_context.has_b_frames
@@ -119,7 +124,7 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
         and not any(packet.is_corrupt for packet in packets)
     )
     if look is None or not is_plain:
-        return _index_by_decoding(path, look, len(shown), (pts[-1:], end), damage)
+        return _index_by_decoding(path, look, len(shown), (pts[-1:], end), damage, is_torn)
     suits_decord = (
         is_simple
         and codec_name in _DECORD_CODECS
@@ -130,39 +135,45 @@ def index_frames(path: str, container: av.container.InputContainer | None = None
     suits_torchcodec = is_simple and not look.is_turned
     times_s, end_s = np.array(pts) * time_base, end * time_base
     keys = sorted(p.pts for p in packets if p.is_keyframe and p.pts is not None)
-    keys_s = np.array(keys if has_one_header else []) * time_base  # a packet left out may hold a new header
+    keys_s = np.array(keys if has_one_header else []) * time_base  # a skipped packet may hold a new header
     return Index(times_s, end_s, damage, suits_decord, suits_torchcodec, look, keys_s)
 
 
 def _index_by_decoding(
-    path: str, look: Look | None, n_packets: int, last: tuple[list[int], int], damage: str
+    path: str, look: Look | None, n_packets: int, last: tuple[list[int], int], damage: str, is_torn: bool
 ) -> Index:
-    """What `decode_in_order` gives; `last` is the time of the last packet, if it has one, and its end."""
+    """The index of the frames from `decode_in_order`; `last` is the last packet's time, if any, and its end.
+
+    A last picture that the decoder reports as corrupt, or that `is_torn`, is left out.
+    """
     times: list[int] = []
-    is_interlaced, base, step = False, 0.0, 0
+    is_interlaced, is_corrupt, base, step = False, False, 0.0, 0
     try:
         for frame in decode_in_order(path):
             look = look or Look(frame.height, frame.width)
             is_interlaced = is_interlaced or frame.interlaced_frame
-            pts = frame.pts or 0  # `decode_in_order` sets it
+            pts = frame.pts or 0  # `decode_in_order` has set it
             step = frame.duration or (pts - times[-1] if times else 0)
             base = float(frame.time_base or 0)
             times.append(pts)
+            is_corrupt = frame.is_corrupt
     except av.FFmpegError as error:
         damage = f"{len(times)} of {n_packets} frames decode, then: {error}"
+    end = last[1] if last[0] == times[-1:] else times[-1] + step if times else 0
+    if times and not damage and (is_torn or is_corrupt):
+        end = times.pop()
     if not times:
         raise BadVideo(path, f"0 of {n_packets} frames decode to a picture", REPLACE_FILE)
     # Some packets hold no picture: vp8's hidden frames, pictures before the first key frame, half pictures.
     if not damage and len(times) < n_packets * (0.45 if is_interlaced else 0.9) - 2:
         damage = f"{len(times)} of {n_packets} frames decode"
-    end = last[1] if last[0] == times[-1:] else times[-1] + step
     return Index(np.array(times) * base, end * base, damage, look=look)
 
 
 def _segment_is_cut(path: str) -> bool:
-    """Whether a mkv or webm file ends before the element does that holds all its data.
+    """Whether a mkv or webm file ends before the element that holds all its data.
 
-    An element is its name, its length and that many bytes. A stream's length is not known: all bits are 1.
+    An element is a name, a length and that many bytes. All bits of an unknown length are 1.
     """
     with open(path, "rb") as file:
         head, size = file.read(4096), os.fstat(file.fileno()).st_size
@@ -170,7 +181,7 @@ def _segment_is_cut(path: str) -> bool:
     for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # EBML, Segment
         if head[at : at + 4] != name or len(head) < at + 12:
             return False
-        n_bytes = 9 - head[at + 4].bit_length()  # one more than there are zeros in front
+        n_bytes = 9 - head[at + 4].bit_length()  # one more than its leading zeros
         mask = (1 << 7 * n_bytes) - 1
         length = int.from_bytes(head[at + 4 : at + 4 + n_bytes], "big") & mask
         at += 4 + n_bytes + length
@@ -191,20 +202,20 @@ def _begins_again(path: str, start: int, beginning: re.Pattern[bytes]) -> bool:
 
 def _joints(packets: list[_Packet]) -> list[int]:
     """Key frames at which time starts again: no picture stored before one is shown after it."""
-    found, latest = [], -math.inf
+    joints, latest = [], -math.inf
     for i, packet in enumerate(packets):
         if packet.pts is not None:
             if packet.is_keyframe and packet.pts <= latest:
-                found.append(i)
+                joints.append(i)
                 latest = -math.inf
             latest = max(latest, packet.pts)
-    return found
+    return joints
 
 
 def _end_of_last(packets: list[_Packet], pts: list[int]) -> int:
-    """When the last picture goes: by its own duration, else after as long as the picture before it stays.
+    """When the last picture ends: after its own duration, or after that of the picture before it.
 
-    In mp4 the last picture stored, which may be another one, has the duration.
+    In mp4 the last packet stored has the duration, though it may hold another picture.
     """
     if not pts:
         return 0
@@ -214,7 +225,7 @@ def _end_of_last(packets: list[_Packet], pts: list[int]) -> int:
 
 
 def _has_closed_gops(packets: list[_Packet]) -> bool:
-    """Whether no frame stored after a key frame is shown before it: decord miscounts after a seek there."""
+    """Whether no frame stored after a key frame is shown before it: else decord miscounts after a seek."""
     pts = [packet.pts or 0 for packet in packets]
     earliest_later = np.minimum.accumulate(pts[::-1])[::-1]
     return all(earliest_later[i] == pts[i] for i, packet in enumerate(packets) if packet.is_keyframe)

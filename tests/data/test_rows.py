@@ -8,7 +8,8 @@ import unicodedata
 
 import pytest
 
-from moss_vllm.data import rows as rows_module
+from moss_vllm.data import annotations
+from moss_vllm.data.annotations import find_video, read_json_rows, video_stem
 from moss_vllm.data.favor import (
     FAVOR_TASKS,
     favor_answer_letter,
@@ -23,17 +24,7 @@ from moss_vllm.data.motionbench import (
     read_motionbench,
     read_motionbench_captions,
 )
-from moss_vllm.data.rows import (
-    CAPTION_PROMPT,
-    BadRow,
-    BadRows,
-    ClipRow,
-    MissingVideo,
-    Turn,
-    find_video,
-    read_json_rows,
-    video_stem,
-)
+from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, BadRows, ClipRow, MissingVideo, Turn
 
 OPTIONS = ["Pick up the pot", "Turn left", "Turn around", "Put down the pot", "Turn around and walk forward"]
 FAVOR_ITEM = {  # FAVOR-Bench, issue 3
@@ -133,7 +124,7 @@ def test_refuses_broken_json(tmp_path, content, row, reason):
 
 def test_refuses_missing_and_oversized_files(tmp_path, monkeypatch):
     refusal(lambda: read_json_rows(tmp_path / "no.json"), tmp_path / "no.json", "is not there")
-    monkeypatch.setattr(rows_module, "MAX_ANNOTATION_BYTES", 10)
+    monkeypatch.setattr(annotations, "MAX_ANNOTATION_BYTES", 10)
     path = write(tmp_path, [{"a": 12345}])
     refusal(lambda: read_json_rows(path), "has 14 bytes, at most 10 are read")
 

@@ -23,10 +23,10 @@ from moss_vllm.data.world.actions import (
     draw_motion,
     draw_still,
     ensure_mini_actions,
-    render,
+    render_action,
 )
 from moss_vllm.data.world.drawing import DIRECTIONS
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 
 TINY = MiniSize(train_per_class=2, test_per_class=1)
 SUBJECTS = ("wall_px", "first_px", "second_px")
@@ -56,7 +56,7 @@ def test_each_frame_of_a_class_is_a_first_frame_of_every_class(name):
     """Places are drawn uniformly on the torus, so a shift of all of them leaves what is drawn as likely."""
     rng = np.random.default_rng(5)
     still, motion = draw_still(rng), draw_motion(rng, name)
-    clip = render(still, motion)
+    clip = render_action(still, motion)
     for frame in range(FRAMES):
         moved = replace(
             still,
@@ -65,7 +65,7 @@ def test_each_frame_of_a_class_is_a_first_frame_of_every_class(name):
             % FRAME_PX,
         )
         other = draw_motion(rng, list(CLASSES)[frame])
-        np.testing.assert_array_equal(render(moved, other)[0], clip[frame])
+        np.testing.assert_array_equal(render_action(moved, other)[0], clip[frame])
 
 
 def test_places_are_uniform_on_the_torus():
@@ -91,7 +91,9 @@ def test_a_classifier_of_single_frames_is_at_chance():
     labels = np.arange(len(CLASSES)).repeat(60)
     features = []
     for label in labels:
-        frame = render(draw_still(rng), draw_motion(rng, list(CLASSES)[label]))[rng.integers(FRAMES)] / 255
+        frame = (
+            render_action(draw_still(rng), draw_motion(rng, list(CLASSES)[label]))[rng.integers(FRAMES)] / 255
+        )
         coarse = frame.reshape(6, 14, 6, 14, 3)
         means, spreads = coarse.mean((1, 3)).ravel(), coarse.std((1, 3)).ravel()
         features.append(np.concatenate([means, spreads, [1.0]]))
@@ -167,9 +169,9 @@ def test_the_camera_moves_the_whole_picture_and_the_wall_leaves_the_objects():
     still = draw_still(rng)
     path = np.arange(FRAMES)[:, None] * np.array([9, 0])
     nothing = np.zeros_like(path)
-    camera = render(still, Motion(path, path, path))
+    camera = render_action(still, Motion(path, path, path))
     np.testing.assert_array_equal(camera[3], np.roll(camera[0], 27, axis=1))
-    wall = render(still, Motion(path, nothing, nothing))
+    wall = render_action(still, Motion(path, nothing, nothing))
     x, y = still.objects_px[1]  # the upper one
     np.testing.assert_array_equal(wall[:, y, x], np.tile(wall[0, y, x], (FRAMES, 1)))
     assert (wall[3] != wall[0]).mean() > 0.5
@@ -207,9 +209,9 @@ def test_labels_and_groups_name_every_class(dataset):
 def test_a_file_shows_its_class(dataset):
     """The file's frames are the class's own drawing, but for what h264 in half chroma resolution loses."""
     path, label = (dataset / "test.txt").read_text().splitlines()[0].split()
-    clip = read_clip(dataset / path, sample_fps=4, short_side_px=None)
+    clip = read_clip(dataset / path, Sampling(sample_fps=4, short_side_px=None))
     rng = np.random.default_rng((0, 1, 1))
-    drawn = render(draw_still(rng), draw_motion(rng, list(CLASSES)[int(label)]))
+    drawn = render_action(draw_still(rng), draw_motion(rng, list(CLASSES)[int(label)]))
     assert clip.frames.shape == drawn.shape == (FRAMES, FRAME_PX, FRAME_PX, 3)
     assert np.abs(clip.frames.astype(int) - drawn.astype(int)).mean() < 6
 

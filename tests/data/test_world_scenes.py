@@ -12,19 +12,20 @@ from moss_vllm.data.favor import FAVOR_TASKS, read_favor_bench, read_favor_train
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, read_motionbench
 from moss_vllm.data.world import benchmarks
 from moss_vllm.data.world import scenes as synthetic
-from moss_vllm.data.world.benchmarks import FILE_FPS, WorldSize, ensure_world
-from moss_vllm.data.world.drawing import COLOURS, DIRECTIONS
+from moss_vllm.data.world.benchmarks import WorldSize, ensure_world
+from moss_vllm.data.world.drawing import DIRECTIONS, THING_COLOURS
 from moss_vllm.data.world.scenes import (
     DURATION_S,
     FRAME_PX,
-    KINDS,
     MOVES,
+    SCENE_KINDS,
     SPEED_PX_PER_S,
     STILL,
     TURNS,
     Scene,
 )
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
+from moss_vllm.video.write import FILE_FPS, write_clip
 
 TINY = WorldSize(train_clips=2, motionbench_questions=2, withheld_questions=1, favor_questions=2)
 
@@ -90,9 +91,9 @@ def test_single_frames_of_opposite_moves_are_the_same_set():
     """Both directions, all start positions: frame t of one is a frame of the other, on the same wall."""
     (scene,) = scenes("one", 1)
     actor = replace(scene.actors[0], x_px=10.0, actions=("moves right quickly",))
-    there = synthetic.render(replace(scene, actors=(actor,)), 2.0)
+    there = synthetic.render_scene(replace(scene, actors=(actor,)), 2.0)
     back = replace(actor, x_px=10.0 + 28.0 * 3.5, actions=("moves left quickly",))
-    again = synthetic.render(replace(scene, actors=(back,)), 2.0)
+    again = synthetic.render_scene(replace(scene, actors=(back,)), 2.0)
     assert np.abs(there[::-1].astype(int) - again.astype(int)).max() <= 1
     assert np.abs(there.astype(int) - again.astype(int)).max() > 50
 
@@ -123,7 +124,7 @@ def centre(frame, empty):
 
 def steps_of(scene):
     """How far its object moves (x, y) from each frame to the next, at 2 frames per second."""
-    frames, wall = (synthetic.render(s, 2.0) for s in (scene, replace(scene, actors=())))
+    frames, wall = (synthetic.render_scene(s, 2.0) for s in (scene, replace(scene, actors=())))
     places = np.array([centre(frame, empty) for frame, empty in zip(frames, wall, strict=True)])
     return (np.diff(places, axis=0) + FRAME_PX / 2) % FRAME_PX - FRAME_PX / 2
 
@@ -150,17 +151,17 @@ def shift_of(frames):
 def test_the_world_moves_against_the_camera_and_the_background_with_its_name(direction):
     dx, dy = DIRECTIONS[direction]
     camera = Scene("camera", 5, (), camera=f"moves {direction}")
-    assert shift_of(synthetic.render(camera, 2.0)) == [-10 * dx, -10 * dy]
+    assert shift_of(synthetic.render_scene(camera, 2.0)) == [-10 * dx, -10 * dy]
     background = Scene("background", 5, (), background=f"moves {direction}")
-    assert shift_of(synthetic.render(background, 2.0)) == [10 * dx, 10 * dy]
+    assert shift_of(synthetic.render_scene(background, 2.0)) == [10 * dx, 10 * dy]
 
 
 def test_a_camera_moves_objects_and_a_background_does_not():
     (scene,) = scenes("camera", 1)
     for told, moved in (({"camera": "moves left"}, True), ({"background": "moves left"}, False)):
         plain = {"camera": STILL, "background": STILL, **told}
-        with_object = synthetic.render(replace(scene, **plain), 2.0)
-        without = synthetic.render(replace(scene, actors=(), **plain), 2.0)
+        with_object = synthetic.render_scene(replace(scene, **plain), 2.0)
+        without = synthetic.render_scene(replace(scene, actors=(), **plain), 2.0)
         x = [centre(a, b)[0] for a, b in zip(with_object, without, strict=True)]
         step = (x[1] - x[0] + FRAME_PX / 2) % FRAME_PX - FRAME_PX / 2
         assert step == pytest.approx(10.0 if moved else 0.0, abs=1.5)
@@ -175,12 +176,12 @@ def test_order_matters_in_time():
 
 def test_captions_tell_every_statement_once():
     rng = np.random.default_rng(0)
-    for kind in KINDS:
+    for kind in SCENE_KINDS:
         (scene,) = scenes(kind, 1)
         said = synthetic.caption(scene, rng)
         told = [f"{subject} {deed}." for subject, deed in scene.statements]
         assert sorted(said.lower().replace(". ", ".\n").split("\n")) == sorted(told)
-        assert any(colour in said for colour in COLOURS)
+        assert any(colour in said for colour in THING_COLOURS)
 
 
 def test_an_unknown_kind_is_refused():
@@ -194,7 +195,7 @@ def test_an_unknown_kind_is_refused():
 def test_every_category_of_both_benchmarks_occurs():
     rng = np.random.default_rng(0)
     drawn = [synthetic.draw_scene_plan(rng) for _ in range(600)]
-    assert {scene.kind for scene in drawn} == set(KINDS)
+    assert {scene.kind for scene in drawn} == set(SCENE_KINDS)
     motionbench = Counter(c.task for scene in drawn for c in synthetic.motionbench_choices(scene, rng))
     favor = Counter(c.task for scene in drawn for c in synthetic.favor_choices(scene, rng))
     assert set(motionbench) == set(MOTIONBENCH_TASKS) and set(favor) == set(FAVOR_TASKS)
@@ -240,16 +241,16 @@ def test_readers_read_the_world(world):
     assert all(question.answer is None for video in test for question in video.questions)
     assert all(question.answer in "ABCDE" for video in dev for question in video.questions)
     for path in (train[0].path, favor[0].path, dev[0].path, test[-1].path):
-        clip = read_clip(path, short_side_px=FRAME_PX)
+        clip = read_clip(path, Sampling(short_side_px=FRAME_PX))
         assert clip.frames.shape == (8, FRAME_PX, FRAME_PX, 3)
         assert clip.frame_times_s.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
 
 
 def test_a_file_shows_what_its_scene_renders(tmp_path):
     (scene,) = scenes("two", 1)
-    frames = synthetic.render(scene, FILE_FPS)
-    benchmarks.write_clip(frames, tmp_path / "clip.mp4")
-    read = read_clip(tmp_path / "clip.mp4", sample_fps=FILE_FPS, short_side_px=FRAME_PX)
+    frames = synthetic.render_scene(scene, FILE_FPS)
+    write_clip(frames, tmp_path / "clip.mp4")
+    read = read_clip(tmp_path / "clip.mp4", Sampling(sample_fps=FILE_FPS, short_side_px=FRAME_PX))
     assert np.abs(read.frames.astype(int) - frames.astype(int)).mean() < 6  # h264 in half chroma resolution
 
 

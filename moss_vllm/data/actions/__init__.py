@@ -1,1 +1,1 @@
-"""Action-recognition datasets as they are published."""
+"""Action-recognition datasets, read from the files as they are published."""

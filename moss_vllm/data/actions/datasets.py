@@ -1,9 +1,9 @@
-"""Six action-recognition datasets, and lists of one's own, as labelled clips.
+"""Six action-recognition datasets, and the user's own lists, as labelled clips.
 
     split = read_action("ssv2", Path("/data/ssv2"), "train")
     print(split.report())  # ssv2 train: kept 168,913 of 168,913 clips, 0 missing, ...
 
-Which file means what is in `action_lists`.
+`lists` reads the files of each.
 """
 
 import os
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from moss_vllm.data.actions.files import Annotation, Files, Listed, check_repeats, plain
+from moss_vllm.data.actions.files import Annotation, Files, Listed, check_repeats, plain_name
 from moss_vllm.data.actions.lists import (
     read_diving48,
     read_finegym,
@@ -27,9 +27,9 @@ from moss_vllm.data.actions.lists import (
 )
 from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
 
-SPLITS = ("train", "test")
-# What is looked for below the root, in the spelling of the release.
-FILES = {
+ACTION_SPLITS = ("train", "test")
+# The files below the root, in the spelling of the release.
+ANNOTATION_FILES = {
     "ssv1": "something-something-v1-{labels,train,validation}.csv, 20bn-something-something-v1/ID/00001.jpg",
     "ssv2": "labels/{labels,train,validation}.json, 20bn-something-something-v2/ID.webm",
     "diving48": "Diving48_V2_{train,test}.json, Diving48_vocab.json, rgb/NAME.mp4",
@@ -38,7 +38,7 @@ FILES = {
     "k400": "{train,val}.csv, {train,val}/CLASS/ID_000001_000011.mp4",
     "list": "{train,test}.txt, labels.csv, and what the lists name",
 }
-READERS: dict[str, Callable[[Files, str], Annotation]] = {
+ACTION_READERS: dict[str, Callable[[Files, str], Annotation]] = {
     "ssv1": read_ssv1,
     "ssv2": read_ssv2,
     "diving48": read_diving48,
@@ -47,8 +47,8 @@ READERS: dict[str, Callable[[Files, str], Annotation]] = {
     "k400": read_k400,
     "list": read_list,
 }
-DATASETS = tuple(READERS)
-# Rows of (train, test) in the official files; FineGym is v1.1. No copy of Kinetics still has all its videos.
+DATASETS = tuple(ACTION_READERS)
+# Rows of (train, test) in the official files; FineGym is v1.1. No copy of Kinetics is complete.
 PUBLISHED = {
     "ssv1": (86_017, 11_522),
     "ssv2": (168_913, 24_777),
@@ -58,7 +58,7 @@ PUBLISHED = {
     "k400": (246_535, 19_907),
 }
 SHOWN_MISSING = 5
-# Of Something-Something: pulling, pushing, turning the camera. They tell the order of the names.
+# Something-Something's pulling, pushing and turning the camera; they show that its classes are in order.
 SOMETHING_CLASSES, SOMETHING_SWAPS = 174, {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
 _NUMBER = re.compile(r"\s+[-+\d.,]+$")
 _SIDE = re.compile(r"\b([Ll]eft|[Rr]ight)\b")
@@ -66,7 +66,7 @@ _SIDE = re.compile(r"\b([Ll]eft|[Rr]ight)\b")
 
 @dataclass(frozen=True)
 class ActionClip:
-    """One clip: a video file, or a folder of frames; `frames` is how many images its line says there are."""
+    """One clip: a video file, or a folder of frames; `frames` is the number of images that its line gives."""
 
     clip_id: str
     path: str
@@ -79,11 +79,11 @@ class ActionSplit:
     """The clips of one split that are on disk; `missing` has those that are not.
 
     Args:
-        dataset, split: as asked for.
+        dataset, split: the arguments of `read_action`.
         classes: names by class id.
         clips: in the order of the file.
-        missing: listed, without a video.
-        published: number of rows of the official file; None for lists of one's own.
+        missing: clips in the list without a video.
+        published: number of rows of the official file; None for the user's own lists.
         file: the file that lists the clips.
         groups: for FineGym, the name of each class's set.
     """
@@ -99,14 +99,14 @@ class ActionSplit:
 
     @property
     def swaps(self) -> dict[int, int]:
-        """Which class a clip is of once it is mirrored: Something-Something defines it, and no other data."""
-        found = left_right_swaps(self.classes)
-        listed = len(self.classes) == SOMETHING_CLASSES and found == SOMETHING_SWAPS
-        return found if self.dataset in ("ssv1", "ssv2") or (self.dataset == "list" and listed) else {}
+        """Each class that mirroring changes, and what it becomes; none but Something-Something's do."""
+        swaps = left_right_swaps(self.classes)
+        listed = len(self.classes) == SOMETHING_CLASSES and swaps == SOMETHING_SWAPS
+        return swaps if self.dataset in ("ssv1", "ssv2") or (self.dataset == "list" and listed) else {}
 
     @property
     def may_mirror(self) -> bool:
-        """Whether training may mirror clips: not where a list tells left from right in its own way."""
+        """Whether training may mirror clips: not if a list's own classes tell left from right."""
         return self.dataset != "list" or bool(self.swaps) or not any(map(_SIDE.search, self.classes))
 
     def report(self) -> str:
@@ -134,47 +134,49 @@ def read_action(
         root: the folder with the videos, and the annotation files unless they are named.
         split: "train" or "test".
         annotation: the file that lists the clips, or the folder of all annotation files.
-        allow_missing: leave out clips without a video instead of refusing them.
+        allow_missing: leave clips without a video out instead of raising.
 
-    Raises: BadRow or BadRows (ValueErrors) for files that are not there or wrong, a class or clip that
-    cannot be, a clip or file listed twice, several classes of one clip, a path out of `root`; MissingVideo
-    for clips without a video, where they are refused or are all there is.
+    Raises: BadRow or BadRows (ValueErrors) for a file that is missing or has another form, an unknown class,
+    a clip or a video listed twice, a path out of `root`; MissingVideo for clips without a video, unless
+    `allow_missing` and some clips have one.
     """
-    if data not in READERS or split not in SPLITS:
-        raise ValueError(f"{data!r}, {split!r} is not one of {', '.join(DATASETS)} and {' or '.join(SPLITS)}")
+    if data not in ACTION_READERS or split not in ACTION_SPLITS:
+        raise ValueError(
+            f"{data!r}, {split!r} is not one of {', '.join(DATASETS)} and {' or '.join(ACTION_SPLITS)}"
+        )
     root = Path(root)
-    listed = READERS[data](Files(root, None if annotation is None else Path(annotation)), split)
+    listed = ACTION_READERS[data](Files(root, None if annotation is None else Path(annotation)), split)
     check_repeats(listed)
-    found = _find_videos(listed, _Disk(root))
-    missing = [row for row, path in found if path is None]
-    if missing and not (allow_missing and len(missing) < len(found)):
+    videos = _find_videos(listed, _Disk(root))
+    missing = [row for row, path in videos if path is None]
+    if missing and not (allow_missing and len(missing) < len(videos)):
         raise _missing(listed, root, missing)
     return ActionSplit(
         dataset=data,
         split=split,
         classes=listed.classes,
         clips=tuple(
-            ActionClip(row.clip_id, path, row.label, row.frames) for row, path in found if path is not None
+            ActionClip(row.clip_id, path, row.label, row.frames) for row, path in videos if path is not None
         ),
         missing=tuple(Rejected(row.clip_id, f"{row.names[0]} is not below {root}") for row in missing),
-        published=PUBLISHED[data][SPLITS.index(split)] if data in PUBLISHED else None,
+        published=PUBLISHED[data][ACTION_SPLITS.index(split)] if data in PUBLISHED else None,
         file=listed.file,
         groups=listed.groups,
     )
 
 
 def tell_shared_clips(train: ActionSplit, test: ActionSplit) -> list[str]:
-    """A line for the reader where a test shows what is trained on, or none."""
+    """A warning, as a list of one line, if test clips are trained on; an empty list if none are."""
     trained = {clip.path for clip in train.clips}
     shared = [clip.clip_id for clip in test.clips if clip.path in trained]
     more = f" and {len(shared) - SHOWN_MISSING:,} more" if len(shared) > SHOWN_MISSING else ""
-    told = f"{len(shared):,} clips of {test.file} are trained on: {', '.join(shared[:SHOWN_MISSING])}{more}"
-    return [f"WARNING: {told}; leave them out of one of the two lists"] if shared else []
+    clips = f"{len(shared):,} clips of {test.file} are trained on: {', '.join(shared[:SHOWN_MISSING])}{more}"
+    return [f"WARNING: {clips}; leave them out of one of the two lists"] if shared else []
 
 
 def _find_videos(listed: Annotation, disk: "_Disk") -> list[tuple[Listed, str | None]]:
-    """Each row with its video, or None; raises the rows that cannot be meant."""
-    found: list[tuple[Listed, str | None]] = []
+    """Pair each row with its video, or None; raises the bad rows."""
+    videos: list[tuple[Listed, str | None]] = []
     first: dict[str, Listed] = {}
     for row in listed.rows:
         reason, remedy, name = "", "repair the line", row.names[0]
@@ -186,7 +188,7 @@ def _find_videos(listed: Annotation, disk: "_Disk") -> list[tuple[Listed, str | 
                 stem = disk.find(listed.folders, (cut,))
         except _TwoForms as error:
             reason, remedy = str(error), "rename one of them, or write the name as it is on disk"
-        # A folder of frames may be called as the video it was.
+        # A folder of frames may have the name of its video.
         if path and row.frames is not None and "." in os.path.basename(path) and os.path.isfile(path):
             reason = f"{name!r} is a video file; it takes one class, and no number of frames"
         elif stem:
@@ -197,19 +199,19 @@ def _find_videos(listed: Annotation, disk: "_Disk") -> list[tuple[Listed, str | 
         if reason:
             listed.bad.append(BadRow(listed.file, row.where, reason, remedy))
         first.setdefault(path or "", row)
-        found.append((row, path))
+        videos.append((row, path))
     raise_bad_rows(listed.bad)
-    return found
+    return videos
 
 
 class _TwoForms(ValueError):
-    """A name that is on disk in two Unicode forms, and in neither as it was asked for."""
+    """A name that is on disk in two Unicode forms, neither of them the one looked for."""
 
 
 class _Disk:
-    """Which files are there, by one listing of each folder: 200,000 questions cost a network disk minutes.
+    """Finds files by listing each folder once: 200,000 look-ups on a network disk take minutes.
 
-    A name is also found in another Unicode form than it is written in: some disks and archives change it.
+    A name is also found in another Unicode form than the annotation's: some disks and archives change it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -217,7 +219,7 @@ class _Disk:
         self._names: dict[str, tuple[frozenset[str], dict[str, list[str]]]] = {}
 
     def find(self, folders: tuple[str, ...], names: tuple[str, ...]) -> str | None:
-        """The first path `root/folder/name` that is there."""
+        """The first path `root/folder/name` that exists."""
         for folder in folders:
             for name in names:
                 parts = [part for part in f"{folder}/{name}".split("/") if part not in ("", ".")]
@@ -231,14 +233,14 @@ class _Disk:
     def _inside(self, folder: str, name: str) -> str | None:
         if folder not in self._names:
             try:
-                there = os.listdir(folder)
+                entries = os.listdir(folder)
             except (FileNotFoundError, NotADirectoryError):
-                there = []
+                entries = []
             forms: dict[str, list[str]] = defaultdict(list)
-            for one in there:
-                if not one.isascii():
-                    forms[unicodedata.normalize("NFC", one)].append(one)
-            self._names[folder] = frozenset(there), forms
+            for entry in entries:
+                if not entry.isascii():
+                    forms[unicodedata.normalize("NFC", entry)].append(entry)
+            self._names[folder] = frozenset(entries), forms
         exact, others = self._names[folder]
         if name in exact:
             return os.path.join(folder, name)
@@ -253,21 +255,21 @@ class _Disk:
 def _missing(listed: Annotation, root: Path, missing: list[Listed]) -> MissingVideo:
     shown = ", ".join(row.names[0] for row in missing[:SHOWN_MISSING])
     more = f", ... and {len(missing) - SHOWN_MISSING:,} more" if len(missing) > SHOWN_MISSING else ""
-    looked = ", ".join(folder or "." for folder in listed.folders)
+    folders = ", ".join(folder or "." for folder in listed.folders)
     every = len(missing) == len(listed.rows)
     remedy = "download them, or allow missing videos (--allow-missing)"
     remedy = "pass the folder of the videos as root" if every else remedy
     where = f"{'all ' if every else ''}{len(missing):,} of {len(listed.rows):,} clips"
-    return MissingVideo(listed.file, where, f"no video in {looked} of {root}: {shown}{more}", remedy)
+    return MissingVideo(listed.file, where, f"no video in {folders} of {root}: {shown}{more}", remedy)
 
 
 def left_right_swaps(classes: tuple[str, ...]) -> dict[int, int]:
-    """Ids of classes whose names differ in left and right alone, each to the other's.
+    """Pairs of classes whose names differ only in left and right: the id of each to that of the other.
 
-    Names that several classes share have no swap. On Something-Something it is SOMETHING_SWAPS.
+    Names that several classes share have no swap. For Something-Something the result is SOMETHING_SWAPS.
     """
     other = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"}
-    names = [plain(name) for name in classes]
+    names = [plain_name(name) for name in classes]
     count = Counter(names)
     ids = {name: index for index, name in enumerate(names) if count[name] == 1}
     mirrored = {name: _SIDE.sub(lambda match: other[match[0]], name) for name in ids}

@@ -1,7 +1,7 @@
-"""What the readers of action-recognition datasets share: finding annotation files, classes, clip names.
+"""Find the annotation files of action-recognition datasets, and check their classes and clip names.
 
-Annotation files are data from outside: a class that is not known, a name that leaves its folder or a line of
-another form is a `BadRow`.
+Annotation files come from outside: an unknown class, a name that leaves its folder or a line of another form
+is a `BadRow`.
 """
 
 import json
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from moss_vllm.data.rows import MAX_ANNOTATION_BYTES, BadRow, raise_bad_rows, read_json_rows
+from moss_vllm.data.annotations import MAX_ANNOTATION_BYTES, read_json_rows
+from moss_vllm.data.rows import BadRow, raise_bad_rows
 
 ANNOTATION_FOLDERS = ("", "annotations", "annotation", "labels", "lists")
 
@@ -22,8 +23,8 @@ class Listed:
     """A row of an annotation file.
 
     Args:
-        names: spellings of its video below any of the video folders.
-        frames: how many images the row says that its folder has.
+        names: spellings of its video's path below the video folders.
+        frames: the number of images that the row gives for its folder.
     """
 
     clip_id: str
@@ -35,7 +36,7 @@ class Listed:
 
 @dataclass
 class Annotation:
-    """What a dataset's files say of one split; `groups` has a name for each class, or is empty."""
+    """One split as a dataset's files list it; `groups` has a name for each class, or is empty."""
 
     file: str
     classes: tuple[str, ...]
@@ -45,7 +46,7 @@ class Annotation:
     groups: tuple[str, ...] = ()
 
     def add(self, places: Iterator[tuple[str, Any]], read_row: Callable[[Any, str], Listed]) -> "Annotation":
-        """Read (where, row) pairs; what cannot be read goes to `bad`."""
+        """Read (where, row) pairs; rows that cannot be read go to `bad`."""
         for where, row in places:
             try:
                 self.rows.append(read_row(row, where))
@@ -56,13 +57,13 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Files:
-    """Where annotation files are looked for: beside (or in) the one that was named, then below the root."""
+    """Where annotation files are looked for: beside (or in) `annotation`, then below the root."""
 
     root: Path
     annotation: Path | None
 
     def rows(self, names: Sequence[str]) -> Path:
-        """The list of clips: the file that was named, or one of `names`."""
+        """The list of clips: the file `annotation`, or one of `names`."""
         if self.annotation is not None and self.annotation.is_file():
             return self.annotation
         return self.find(names)
@@ -70,26 +71,25 @@ class Files:
     def find(self, names: Sequence[str], *, optional: bool = False) -> Path:
         """The first file of these names, which may be patterns; a pattern must fit one file of a folder.
 
-        Raises: BadRow that says what was looked for and where; without it, an optional file is returned
-        as a path that is not there.
+        Raises: BadRow for a file that is missing; an optional one is returned as a path that does not exist.
         """
         for folder in self._folders():
             for name in names:
-                found = sorted(path for path in folder.glob(name) if path.is_file())
-                if len(found) > 1:
-                    listed = ", ".join(path.name for path in found)
-                    reason = f"{len(found)} files look like {name}: {listed}"
+                files = sorted(path for path in folder.glob(name) if path.is_file())
+                if len(files) > 1:
+                    listed = ", ".join(path.name for path in files)
+                    reason = f"{len(files)} files look like {name}: {listed}"
                     raise BadRow(
                         str(folder), "folder", reason, "name the one to read, or leave only that one there"
                     )
-                if found:
-                    return found[0]
+                if files:
+                    return files[0]
         if optional:
             return self.root / names[0]
         if not self.root.is_dir():
             raise BadRow(str(self.root), "folder", "is not a folder", "pass the folder of the dataset")
-        looked = ", ".join(dict.fromkeys(str(folder) for folder in self._folders()))
-        reason = f"no {' or '.join(names)} in {looked}"
+        folders = ", ".join(dict.fromkeys(str(folder) for folder in self._folders()))
+        reason = f"no {' or '.join(names)} in {folders}"
         raise BadRow(str(self.root), "folder", reason, "pass the folder that holds it as root or annotation")
 
     def _folders(self) -> list[Path]:
@@ -101,7 +101,7 @@ class Files:
         return folders
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A class name without commas and doubled spaces, in one Unicode form.
 
     The authors' lists leave the commas out.
@@ -110,27 +110,27 @@ def plain(name: str) -> str:
 
 
 def class_ids(classes: Sequence[str], file: str) -> dict[str, int]:
-    """Class ids by `plain` name.
+    """Class ids by `plain_name`.
 
-    Raises: BadRow for a name that is there twice.
+    Raises: BadRow for a name that occurs twice.
     """
-    ids = {plain(name): index for index, name in enumerate(classes)}
+    ids = {plain_name(name): index for index, name in enumerate(classes)}
     if len(ids) != len(classes):
-        twice = next(name for index, name in enumerate(classes) if ids[plain(name)] != index)
+        twice = next(name for index, name in enumerate(classes) if ids[plain_name(name)] != index)
         raise BadRow(file, "file", f"has class {twice!r} twice", "keep one of the two")
     return ids
 
 
 def class_id(name: str, ids: dict[str, int], file: str, where: str) -> int:
     """The id of a class by its name."""
-    if plain(name) not in ids:
+    if plain_name(name) not in ids:
         reason = f"class {name.strip()!r} is not among the {len(ids)} of the label file"
         raise BadRow(file, where, reason, "use the label file of the same release")
-    return ids[plain(name)]
+    return ids[plain_name(name)]
 
 
 def label_id(value: Any, classes: Sequence[str], file: str, where: str) -> int:
-    """A class id that is written as a number."""
+    """A class id from a number, which may be written as text."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     label = int(value) if is_number or (isinstance(value, str) and value.isdecimal()) else -1
     if not 0 <= label < len(classes):
@@ -140,14 +140,20 @@ def label_id(value: Any, classes: Sequence[str], file: str, where: str) -> int:
 
 
 def clip_name(name: str, file: str, where: str) -> str:
-    """`name` if it can be the name of one file."""
+    """Return `name` if it is a plain file name.
+
+    Raises: BadRow.
+    """
     if "/" in name or "\\" in name:
         raise BadRow(file, where, f"{name!r} is not a plain file name", "repair the row")
     return clip_path(name, file, where)
 
 
 def clip_path(name: str, file: str, where: str) -> str:
-    """`name` if it is a path that stays below the folder it is looked for in."""
+    """Return `name` if it is a relative path that stays below its folder.
+
+    Raises: BadRow.
+    """
     absolute = name[:1] in ("/", "\\") or PureWindowsPath(name).is_absolute()
     controls = any(letter < " " for letter in name)
     if not name.strip() or absolute or controls or ".." in re.split(r"[/\\]", name):
@@ -156,10 +162,10 @@ def clip_path(name: str, file: str, where: str) -> str:
     return name
 
 
-def read_vocabulary(path: Path) -> Any:
-    """The classes of a dataset: one json document.
+def read_json_file(path: Path) -> Any:
+    """Read one json document.
 
-    Raises: BadRow with the line that is broken.
+    Raises: BadRow with the broken line.
     """
     try:
         return json.loads(read_text(path))
@@ -175,7 +181,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def read_text(path: Path) -> str:
-    """A whole text file.
+    """Read a whole text file.
 
     Raises: BadRow if it cannot be read, is not UTF-8, or is empty.
     """
@@ -204,7 +210,7 @@ def json_places(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def check_repeats(annotation: Annotation) -> None:
-    """Raise the bad rows of an annotation, those with a clip that was listed before among them."""
+    """Raise the bad rows of an annotation; a clip that was listed before is one of them."""
     first: dict[str, str] = {}
     for row in annotation.rows:
         if row.clip_id in first:

@@ -1,4 +1,4 @@
-"""Which classes make up an action group: Something-Something's 50, FineGym's events, or those of a csv.
+"""The group of each action class: Something-Something's 50 groups, FineGym's events, or those of a csv.
 
 Reference: Fig. 8 and Sec. D of the paper, whose groups are those of Goyal et al. (2017), Table 8.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from moss_vllm.data.actions.datasets import SOMETHING_CLASSES, SOMETHING_SWAPS, left_right_swaps
-from moss_vllm.data.actions.files import plain, read_text
+from moss_vllm.data.actions.files import plain_name, read_text
 from moss_vllm.data.rows import BadRow
 from moss_vllm.data.world import actions
 
@@ -75,23 +75,23 @@ SOMETHING = {
 
 def something_groups() -> dict[int, str]:
     """The group of each of Something-Something's classes, by class id."""
-    found: dict[int, str] = {}
+    groups: dict[int, str] = {}
     for group, numbers in SOMETHING.items():
         for part in numbers.split():
             first, _, last = part.partition("-")
-            found |= dict.fromkeys(range(int(first), int(last or first) + 1), group)
-    return dict(sorted(found.items()))
+            groups |= dict.fromkeys(range(int(first), int(last or first) + 1), group)
+    return dict(sorted(groups.items()))
 
 
 def find_groups(data: str, classes: Mapping[int, str]) -> dict[int, str]:
-    """The group of each class that is known without a file, by class id.
+    """The group of each class by its id, for datasets whose groups need no file.
 
     Args:
-        data: as the recipe names it; lists in Something-Something's order of classes count as it.
-        classes: names by class id, of those that are known.
+        data: as the recipe names it; a list with Something-Something's classes in order counts as that.
+        classes: names by class id, as far as they are known.
 
     Raises:
-        ValueError: data without known groups, or Something-Something's in another order.
+        ValueError: a dataset without groups, or Something-Something's classes in another order.
     """
     if data == "mini":
         return dict(enumerate(actions.CLASSES.values()))
@@ -113,7 +113,7 @@ def read_groups(file: Path, classes: Mapping[int, str]) -> dict[int, str]:
     """The group of each class by its id, from a csv with the header `name,group` or `id,group`.
 
     Raises:
-        BadRow: the file is not there or not like that, or names a class twice.
+        BadRow: the file is missing or has another form, or a class has two groups.
     """
     lines = csv.reader(io.StringIO(read_text(file), newline=""), skipinitialspace=True)
     header, groups = [field.strip() for field in next(lines)], dict[str, str]()
@@ -128,12 +128,14 @@ def read_groups(file: Path, classes: Mapping[int, str]) -> dict[int, str]:
         if not name or not group or (header[0] == "id" and not name.isdecimal()):
             reason = f"{','.join(fields)[:80]!r} is not '{','.join(header)}'"
             raise BadRow(str(file), where, reason, 'repair it; a name with a comma needs "quotes"')
-        key = plain(name) if header[0] == "name" else str(int(name))
-        # Names of a dataset may repeat; only another group tells that different classes are meant.
+        key = plain_name(name) if header[0] == "name" else str(int(name))
+        # A dataset's names may repeat; only a second group shows that different classes are meant.
         if groups.setdefault(key, group) != group:
             reason = f"has class {name!r} in group {group!r}, above it is in {groups[key]!r}"
             raise BadRow(
                 str(file), where, reason, "keep one; classes of one name are told apart by 'id,group'"
             )
-    known = {number: plain(name) if header[0] == "name" else str(number) for number, name in classes.items()}
-    return {number: groups[key] for number, key in known.items() if key in groups}
+    keys = {
+        number: plain_name(name) if header[0] == "name" else str(number) for number, name in classes.items()
+    }
+    return {number: groups[key] for number, key in keys.items() if key in groups}

@@ -1,6 +1,6 @@
 """The annotation files of the action-recognition datasets, as distributed: classes, and a label per clip.
 
-Each reader returns what its files say, bad rows beside the good ones; `action.read_action` looks for the
+Each reader returns the rows of its files, bad ones beside the good; `datasets.read_action` looks for the
 videos. The test split is the one with published labels: "validation" of Something-Something and Kinetics.
 
 Reference: the files of each dataset's own release; where a name may be spelled in several ways, the
@@ -25,12 +25,13 @@ from moss_vllm.data.actions.files import (
     clip_path,
     json_places,
     label_id,
+    read_json_file,
     read_lines,
     read_text,
-    read_vocabulary,
     text_places,
 )
-from moss_vllm.data.rows import BadRow, text_field
+from moss_vllm.data.annotations import text_field
+from moss_vllm.data.rows import BadRow
 
 _TRAIN_FOLDERS = ("train", "videos_train", "videos/train", "videos", "")
 _TEST_FOLDERS = ("val", "validate", "validation", "videos_val", "videos/val", "videos", "")
@@ -85,7 +86,7 @@ def read_ssv2(files: Files, split: str) -> Annotation:
 def _ssv2_classes(path: Path) -> tuple[str, ...]:
     """Names by index, from `{"name": "index", ...}`."""
     remedy = 'it must be {"class name": "0", ...}; download it again'
-    table = read_vocabulary(path)
+    table = read_json_file(path)
     if not isinstance(table, dict) or not table:
         raise BadRow(str(path), "file", f"is a {type(table).__name__}, not a filled object", remedy)
     names = {str(index): name for name, index in table.items()}
@@ -100,7 +101,7 @@ def read_diving48(files: Files, split: str) -> Annotation:
     The whole file is the clip, whatever `start_frame` and `end_frame` say. Class 30 has no clips.
     """
     vocabulary = files.find(("Diving48_vocab.json",))
-    table = read_vocabulary(vocabulary)
+    table = read_json_file(vocabulary)
     if not isinstance(table, list) or not all(isinstance(entry, list) and entry for entry in table):
         reason, remedy = "is not a list of lists of words", 'it must be [["Back", "15som", ...], ...]'
         raise BadRow(str(vocabulary), "file", reason, remedy)
@@ -140,22 +141,22 @@ def read_finegym(files: Files, split: str, data: str) -> Annotation:
 
 def _finegym_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and set numbers by class, from lines `Clabel: 0; set: 1; Glabel: 1; (VT) ...`."""
-    found: dict[int, tuple[str, int]] = {}
+    classes: dict[int, tuple[str, int]] = {}
     for number, line in read_lines(path):
         match = re.fullmatch(r"Clabel:\s*(\d+)\s*;\s*set:\s*(\d+)\s*;\s*Glabel:\s*\d+\s*;\s*(.+)", line)
-        if not match or int(match[1]) in found:
+        if not match or int(match[1]) in classes:
             reason = f"{line[:80]!r} is not 'Clabel: N; set: N; Glabel: N; name' of a new class"
             raise BadRow(str(path), f"line {number}", reason, "download the file again")
-        found[int(match[1])] = (match[3], int(match[2]))
-    if set(found) != set(range(len(found))):
-        reason = f"the labels of its {len(found)} classes are not 0 to {len(found) - 1}"
+        classes[int(match[1])] = (match[3], int(match[2]))
+    if set(classes) != set(range(len(classes))):
+        reason = f"the labels of its {len(classes)} classes are not 0 to {len(classes) - 1}"
         raise BadRow(str(path), "file", reason, "download the file again")
-    ordered = [found[label] for label in range(len(found))]
+    ordered = [classes[label] for label in range(len(classes))]
     return tuple(name for name, _ in ordered), tuple(number for _, number in ordered)
 
 
 def _finegym_sets(path: Path) -> dict[int, str]:
-    """Set names by number, from lines `set: 1; name`; none without the file."""
+    """Set names by number, from lines `set: 1; name`; empty without the file."""
     lines = read_lines(path) if path.is_file() else []
     matches = [re.fullmatch(r"set:\s*(\d+)\s*;\s*(.+)", line, re.IGNORECASE) for _, line in lines]
     return {int(match[1]): match[2] for match in matches if match}
@@ -205,7 +206,7 @@ def _k400_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             lacking = [name for name in needed if not (row[name] or "").strip()]
             if lacking:
                 raise BadRow(str(path), where, f"has no {', '.join(lacking)}", "repair the row")
-            # The class ids are places of names: both lists need them in one Unicode form.
+            # Class ids are places in the sorted names, so both lists need one Unicode form.
             yield where, {name: unicodedata.normalize("NFC", row[name].strip()) for name in needed}
     except csv.Error as error:
         raise BadRow(str(path), f"line {reader.line_num}", f"is no csv ({error})", "repair the row") from None
@@ -223,7 +224,7 @@ def read_list(files: Files, split: str) -> Annotation:
     file = str(path)
 
     def read_row(line: str, where: str) -> Listed:
-        # From the right, for K400's folders have spaces; a video's own name never is a bare number.
+        # From the right, as K400's folders have spaces; no video's name is a bare number.
         fields = line.rsplit(maxsplit=2)
         if len(fields) == 3 and not fields[1].isdecimal():
             fields = line.rsplit(maxsplit=1)
@@ -241,7 +242,7 @@ def _list_classes(path: Path) -> tuple[str, ...]:
     lines = [line for _, line in read_lines(path)]
     if [part.strip() for part in lines[0].split(",")] != ["id", "name"]:
         raise BadRow(str(path), "line 1", f"{lines[0][:80]!r} is not the header 'id,name'", "add the header")
-    # Only the first comma separates: names may have their own, quoted or not.
+    # Only the first comma separates: names may contain commas, quoted or not.
     fields = [line.partition(",") for line in lines[1:]]
     names = {number.strip(): name.strip().strip('"') for number, _, name in fields}
     if not names or len(names) != len(fields) or set(names) != {str(i) for i in range(len(fields))}:

@@ -1,1 +1,1 @@
-"""Worlds drawn here: the benchmarks' formats and the miniature's own clips."""
+"""Generated data: the motion world, mini actions, and the sights that pre-train the miniature."""

@@ -1,6 +1,6 @@
 """Mini actions: a small action-recognition dataset of real mp4 files in which only motion tells the class.
 
-ROOT/mini_actions.json          settings; the dataset is whole when this file is there
+ROOT/mini_actions.json          settings; written last, so the dataset is whole when it exists
 ROOT/train.txt, test.txt        "videos/x.mp4 label", as the ladder's authors list their datasets
 ROOT/labels.csv                 id,name
 ROOT/groups.csv                 name,group
@@ -11,7 +11,7 @@ uniformly on a torus, whatever the class (`draw_still`), and the class alone dra
 (`draw_motion`). So each frame of any class is as likely a frame of any other: no frame, no start and no end
 position tells the class.
 
-    group      classes                                   what has to be seen
+    group      classes                                   what a model has to see
     direction  moves left, right, up, down               where one of the two look-alikes goes
     speed      moves slantwise slowly, quickly           how far it goes from frame to frame
     order      goes round clockwise, anticlockwise       the same four moves, one order or the reverse
@@ -32,18 +32,17 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from moss_vllm.data.world.benchmarks import write_clip
-from moss_vllm.data.world.drawing import COLOURS, DIRECTIONS, SHAPES, Thing, Wall, draw
+from moss_vllm.data.world.drawing import DIRECTIONS, THING_COLOURS, THING_SHAPES, Thing, Wall, draw_wall
+from moss_vllm.video.write import write_clip
 
-DEFAULT_ROOT = Path("data/mini_actions")
-FRAMES = 8  # all that a model reads: a random frame of each of 8 parts would blur the speeds
+MINI_ACTIONS_ROOT = Path("data/mini_actions")
+FRAMES = 8  # a model reads all of them: one random frame from each of 8 parts would blur the speeds
 FRAME_PX = 84
-FILE_FPS = 4
-SPEED_PX = (7, 18)  # least and most from a frame to the next: half a patch of 14 pixels, and one and a third
+SPEED_PX = (7, 18)  # least and most from one frame to the next: 1/2 and 4/3 of a patch of 14 pixels
 SLANT_PX = {"slowly": (3, 6), "quickly": (10, 13)}  # in x and in y
 RADIUS_PX = (12.0, 15.0)
 
-# Class -> group; a class's label is its place.
+# Class -> group; a class's label is its place here.
 CLASSES = {
     "moves left": "direction",
     "moves right": "direction",
@@ -73,7 +72,7 @@ class MiniSize:
 
 @dataclass(frozen=True)
 class Still:
-    """All that a single picture shows. Places are (x, y) on the torus, in whole pixels."""
+    """Everything that a single picture shows. Places are (x, y) on the torus, in whole pixels."""
 
     seed: int
     shape: str
@@ -87,7 +86,7 @@ class Still:
 
 @dataclass(frozen=True)
 class Motion:
-    """How far the wall and the two objects are from where they began, in whole pixels.
+    """Offsets of the wall and the two objects from their start, in whole pixels.
 
     Shape:
         each (T, 2), x and y; T = FRAMES.
@@ -99,11 +98,11 @@ class Motion:
 
 
 def draw_still(rng: np.random.Generator) -> Still:
-    """Draw looks and places, knowing nothing of the class. The objects may hide each other."""
+    """Draw looks and places, independent of the class. The objects may hide each other."""
     return Still(
         seed=int(rng.integers(2**31)),
-        shape=SHAPES[rng.integers(len(SHAPES))],
-        colour=list(COLOURS)[rng.integers(len(COLOURS))],
+        shape=THING_SHAPES[rng.integers(len(THING_SHAPES))],
+        colour=list(THING_COLOURS)[rng.integers(len(THING_COLOURS))],
         radius_px=float(rng.uniform(*RADIUS_PX)),
         angle_rad=float(rng.uniform(0, 2 * np.pi)),
         texture_phase=float(rng.uniform(0, 2 * np.pi)),
@@ -113,10 +112,10 @@ def draw_still(rng: np.random.Generator) -> Still:
 
 
 def draw_motion(rng: np.random.Generator, name: str) -> Motion:
-    """Draw how a class moves, knowing nothing of the picture.
+    """Draw how a class moves, independent of the picture.
 
     Raises:
-        ValueError: `name` is no class.
+        ValueError: unknown class.
     """
     if name not in CLASSES:
         raise ValueError(f"unknown class '{name}'; known are {', '.join(CLASSES)}")
@@ -132,8 +131,8 @@ def draw_motion(rng: np.random.Generator, name: str) -> Motion:
         low, high = SLANT_PX[name.split()[-1]]
         objects[0] = np.tile(rng.integers(low, high + 1) * rng.choice([-1, 1], 2), (FRAMES - 1, 1))
     elif group == "order":
-        begun, turn = rng.integers(4), 1 if name == "goes round clockwise" else -1
-        objects[0] = speed_px * ROUND[(begun + turn * np.arange(FRAMES - 1)) % 4]
+        start, turn = rng.integers(4), 1 if name == "goes round clockwise" else -1
+        objects[0] = speed_px * ROUND[(start + turn * np.arange(FRAMES - 1)) % 4]
     elif group == "relation":
         objects[1] = steps if name == "both move together" else -steps
     else:
@@ -143,8 +142,8 @@ def draw_motion(rng: np.random.Generator, name: str) -> Motion:
     return Motion(*(np.pad(s, ((1, 0), (0, 0))).cumsum(0) for s in (wall, objects[first], objects[second])))
 
 
-def render(still: Still, motion: Motion) -> NDArray[np.uint8]:
-    """The clip.
+def render_action(still: Still, motion: Motion) -> NDArray[np.uint8]:
+    """Draw the clip.
 
     Shape:
         returns: (T, FRAME_PX, FRAME_PX, 3) uint8.
@@ -157,25 +156,27 @@ def render(still: Still, motion: Motion) -> NDArray[np.uint8]:
             Thing(still.shape, still.colour, still.radius_px, x_px, y_px, angle, still.texture_phase)
         )
     wall_x, wall_y = (still.wall_px + motion.wall_px).T.astype(np.float32)
-    return draw(Wall(still.seed, wall_x, wall_y, things=tuple(things)), FRAME_PX)
+    return draw_wall(Wall(still.seed, wall_x, wall_y, things=tuple(things)), FRAME_PX)
 
 
-def ensure_mini_actions(root: str | os.PathLike[str] = DEFAULT_ROOT, size: MiniSize | None = None) -> Path:
-    """The folder of a whole dataset, made now if it is not there yet.
+def ensure_mini_actions(
+    root: str | os.PathLike[str] = MINI_ACTIONS_ROOT, size: MiniSize | None = None
+) -> Path:
+    """The folder of a whole dataset, made now if it does not exist.
 
     Args:
-        size: None takes a dataset of any size that is there, and makes one of `MiniSize()`.
+        size: None accepts an existing dataset of any size, or makes one of `MiniSize()`.
 
     Raises:
-        ValueError: a dataset of another size or format, or another folder, is there.
+        ValueError: `root` is a dataset of another size or format, or another folder.
     """
     root, wanted = Path(root), {**asdict(size or MiniSize()), "format": 1}
     settings = root / "mini_actions.json"
     if settings.is_file():
-        found = json.loads(settings.read_text())
-        if found != wanted and (size is not None or found.get("format") != wanted["format"]):
+        existing = json.loads(settings.read_text())
+        if existing != wanted and (size is not None or existing.get("format") != wanted["format"]):
             raise ValueError(
-                f"{root} holds mini actions of {found}, not {wanted}; remove it or name another folder"
+                f"{root} holds mini actions of {existing}, not {wanted}; remove it or name another folder"
             )
         return root
     if root.exists():
@@ -190,7 +191,7 @@ def ensure_mini_actions(root: str | os.PathLike[str] = DEFAULT_ROOT, size: MiniS
         try:
             unfinished.rename(root)
         except OSError:
-            if not settings.is_file():  # else another process was faster; the datasets are alike
+            if not settings.is_file():  # or another process was faster, and wrote the same dataset
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -198,13 +199,13 @@ def ensure_mini_actions(root: str | os.PathLike[str] = DEFAULT_ROOT, size: MiniS
 
 
 def write_mini_actions(root: Path, size: MiniSize) -> None:
-    """Write the lists and the clips of both parts under `root`."""
+    """Write the lists and the clips of both splits under `root`."""
     (root / "videos").mkdir(parents=True)
     clips: list[tuple[Path, str, Sequence[int]]] = []
     for part, split in enumerate(("train", "test")):
         per_class = size.train_per_class if split == "train" else size.test_per_class
         labels = np.arange(len(CLASSES)).repeat(per_class)
-        np.random.default_rng((size.seed, part)).shuffle(labels)  # a file's name says nothing either
+        np.random.default_rng((size.seed, part)).shuffle(labels)  # file names must not tell the class
         lines = []
         for index, label in enumerate(labels, start=1):
             file = f"videos/{split}_{index:05d}.mp4"
@@ -221,7 +222,7 @@ def write_mini_actions(root: Path, size: MiniSize) -> None:
 
 def _write_action(path: Path, name: str, seed: Sequence[int]) -> None:
     rng = np.random.default_rng(seed)
-    write_clip(render(draw_still(rng), draw_motion(rng, name)), path, fps=FILE_FPS)
+    write_clip(render_action(draw_still(rng), draw_motion(rng, name)), path)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

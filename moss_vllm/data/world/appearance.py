@@ -1,8 +1,8 @@
-"""What the miniature is pre-trained on: the motion world's pictures and clips, asked about appearance only.
+"""Sights to pre-train the miniature: pictures and clips with captions and questions about appearance only.
 
 Things carry printed signs ("the red circle says moves left slowly": an arrow) and the wall may be papered
-with arrows, so that every word of the motion world is learned as something to be *seen* in a frame. Things in
-clips do move, at random and never in agreement with what they say: no label depends on motion.
+with arrows, so that a model learns every word of the motion world as something to *see* in a frame. Things in
+clips move at random, independent of their signs: no label depends on motion.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moss_vllm.data.world import scenes as world
-from moss_vllm.data.world.drawing import COLOURS, SHAPES, Thing, Wall, draw
+from moss_vllm.data.world.drawing import THING_COLOURS, THING_SHAPES, Thing, Wall, draw_wall
 from moss_vllm.data.world.scenes import ACTIONS, DRIFTS, FRAME_PX, MOVES, STILL, Choice
 
 GLYPHS = {
@@ -27,12 +27,12 @@ WALL_GLYPHS = {drift: drift.split()[1] for drift in DRIFTS}
 
 @dataclass(frozen=True)
 class Sight:
-    """One picture or clip with what can be said of it."""
+    """One picture or clip with its caption and its questions."""
 
     frames: NDArray[np.uint8]  # (T, H, W, 3)
     caption: str
     choices: tuple[Choice, ...]
-    cells: tuple[str, ...]  # what is seen in each 28 x 28 px cell: frames, rows, columns, flattened
+    cells: tuple[str, ...]  # the contents of each 28 x 28 px cell: frames, rows, columns, flattened
 
 
 def draw_sight(rng: np.random.Generator, *, frames: int, fps: float = 2.0) -> Sight:
@@ -47,23 +47,23 @@ def draw_sight(rng: np.random.Generator, *, frames: int, fps: float = 2.0) -> Si
             replace(actor, **{axis: FRAME_PX * (0.25 + 0.5 * place)}, side=sides[place])
             for actor, place in zip(actors, order.tolist(), strict=True)
         ]
-    said = [_saying(rng, frames) for _ in actors]
+    signs = [_saying(rng, frames) for _ in actors]
     wall = str(rng.choice(DRIFTS)) if rng.random() < 0.35 else ""
-    painted = _compose(rng, actors, said, wall, frames, fps)
+    painted = _compose(rng, actors, signs, wall, frames, fps)
     return Sight(
-        draw(painted, FRAME_PX),
-        _caption(rng, actors, said, wall),
-        tuple(_choices(rng, actors, said, wall)),
-        _cells(painted, said, wall),
+        draw_wall(painted, FRAME_PX),
+        _caption(rng, actors, signs, wall),
+        tuple(_choices(rng, actors, signs, wall)),
+        _cells(painted, signs, wall),
     )
 
 
 def _saying(rng: np.random.Generator, frames: int) -> tuple[str, ...]:
-    """Nothing, one action, or two printed one after the other."""
-    draw = rng.random()
-    if draw < 0.25:
+    """The actions that a thing's sign shows, one after the other: none, one or two."""
+    chance = rng.random()
+    if chance < 0.25:
         return ()
-    if draw < 0.6 or frames == 1:
+    if chance < 0.6 or frames == 1:
         return (str(rng.choice(ACTIONS)),)
     first, second = rng.choice(MOVES, 2, replace=False)
     return (str(first), str(second))
@@ -72,14 +72,14 @@ def _saying(rng: np.random.Generator, frames: int) -> tuple[str, ...]:
 def _compose(
     rng: np.random.Generator,
     actors: Sequence[world.Actor],
-    said: Sequence[tuple[str, ...]],
+    signs: Sequence[tuple[str, ...]],
     wall: str,
     frames: int,
     fps: float,
 ) -> Wall:
     times_s = np.arange(frames, dtype=np.float32) / fps
     things = []
-    for actor, says in zip(actors, said, strict=True):
+    for actor, says in zip(actors, signs, strict=True):
         moving = replace(actor, actions=(str(rng.choice(ACTIONS)),))
         x, y, angle = world.motion_path(moving, times_s, rng)
         things.append(
@@ -99,60 +99,66 @@ def _compose(
     return Wall(seed, *drift, WALL_GLYPHS.get(wall, ""), tuple(things))
 
 
-def _cells(painted: Wall, said: Sequence[tuple[str, ...]], wall: str) -> tuple[str, ...]:
+def _cells(painted: Wall, signs: Sequence[tuple[str, ...]], wall: str) -> tuple[str, ...]:
     frames = len(painted.x_px)
     centres = (np.arange(FRAME_PX // CELL_PX) + 0.5) * CELL_PX
     cells = []
     for t in range(frames):
         for y in centres:
             for x in centres:
-                seen = []
-                for thing, says in zip(painted.things, said, strict=True):
+                contents = []
+                for thing, says in zip(painted.things, signs, strict=True):
                     gap = [
                         abs((a - b + FRAME_PX / 2) % FRAME_PX - FRAME_PX / 2)
                         for a, b in ((x, thing.x_px[t]), (y, thing.y_px[t]))
                     ]
                     if max(gap) < CELL_PX / 2 + 4:
                         saying = f" says {says[t * len(says) // frames]}" if says else ""
-                        seen.append(f" {thing.colour} {thing.shape}{saying}")
-                cells.append("".join(seen) or (f" wall says {wall}" if wall else " wall plain"))
+                        contents.append(f" {thing.colour} {thing.shape}{saying}")
+                cells.append("".join(contents) or (f" wall says {wall}" if wall else " wall plain"))
     return tuple(cells)
 
 
 def _caption(
-    rng: np.random.Generator, actors: Sequence[world.Actor], said: Sequence[tuple[str, ...]], wall: str
+    rng: np.random.Generator, actors: Sequence[world.Actor], signs: Sequence[tuple[str, ...]], wall: str
 ) -> str:
-    told = []
-    for actor, says in zip(actors, said, strict=True):
+    sentences = []
+    for actor, says in zip(actors, signs, strict=True):
         name = f"{actor.name} {actor.side}".strip()
-        told.append(
+        sentences.append(
             f"{name} says {', then '.join(says)}." if says else f"there is a {name.removeprefix('the ')}."
         )
-    told.append(f"the wall says {wall}." if wall else "the wall is plain.")
-    return " ".join(told[i][0].upper() + told[i][1:] for i in rng.permutation(len(told)))
+    sentences.append(f"the wall says {wall}." if wall else "the wall is plain.")
+    return " ".join(sentences[i][0].upper() + sentences[i][1:] for i in rng.permutation(len(sentences)))
 
 
 def _choices(
-    rng: np.random.Generator, actors: Sequence[world.Actor], said: Sequence[tuple[str, ...]], wall: str
+    rng: np.random.Generator, actors: Sequence[world.Actor], signs: Sequence[tuple[str, ...]], wall: str
 ) -> list[Choice]:
-    """Every question this sight can answer, shuffled."""
+    """Every question that this sight can answer, in random order."""
     count = int(rng.integers(3, 6))
 
     def ask(task: str, text: str, answer: str, options: Sequence[str], shown: int = 0) -> None:
-        asked.append(world.make_choice(rng, task, text, answer, options, shown or count))
+        choices.append(world.make_choice(rng, task, text, answer, options, shown or count))
 
-    asked: list[Choice] = []
+    choices: list[Choice] = []
     names = [actor.name for actor in actors]
     numbers = [f"{n} object" + "s" * (n > 1) for n in (1, 2, 3)]
     ask("count", "How many objects are there?", numbers[len(actors) - 1], numbers, 3)
     anyone = [
-        f"the {c} {s}" for c, s in zip(rng.permutation(list(COLOURS)), rng.permutation(SHAPES), strict=False)
+        f"the {c} {s}"
+        for c, s in zip(rng.permutation(list(THING_COLOURS)), rng.permutation(THING_SHAPES), strict=False)
     ]
     ask("object", "Which object is there?", names[0], [n for n in anyone if n not in names])
-    talking = [(a, s) for a, s in zip(actors, said, strict=True) if s]
-    for actor, says in zip(actors, said, strict=True):
-        ask("colour", f"What colour is the {actor.shape}?", actor.colour, list(COLOURS))
-        ask("shape", f"What shape is {actor.colour}?", f"the {actor.shape}", [f"the {s}" for s in SHAPES])
+    talking = [(a, s) for a, s in zip(actors, signs, strict=True) if s]
+    for actor, says in zip(actors, signs, strict=True):
+        ask("colour", f"What colour is the {actor.shape}?", actor.colour, list(THING_COLOURS))
+        ask(
+            "shape",
+            f"What shape is {actor.colour}?",
+            f"the {actor.shape}",
+            [f"the {s}" for s in THING_SHAPES],
+        )
         if actor.side:
             pair = world.SIDES[:2] if actor.side in world.SIDES[:2] else world.SIDES[2:]
             ask("place", f"Where is {actor.name}?", actor.side, (*pair, "on both sides"), 3)
@@ -197,8 +203,8 @@ def _choices(
     if wall:
         ask("wall", "What does the wall say?", wall, DRIFTS, 5)
     if talking and len(talking[0][1]) == 1:
-        name, said_once = talking[0][0].name, talking[0][1][0]
-        false = [f"{name} says {a}" for a in ACTIONS if a != said_once]
+        name, sign = talking[0][0].name, talking[0][1][0]
+        false = [f"{name} says {a}" for a in ACTIONS if a != sign]
         false += [f"the wall says {d}" for d in DRIFTS if d != wall]
-        ask("sign", "What is said in the video?", f"{name} says {said_once}", false)
-    return [asked[i] for i in rng.permutation(len(asked))]
+        ask("sign", "What is said in the video?", f"{name} says {sign}", false)
+    return [choices[i] for i in rng.permutation(len(choices))]

@@ -1,6 +1,6 @@
 """The motion world on disk: h264 clips annotated in FAVOR-Train's, FAVOR-Bench's and MotionBench's formats.
 
-ROOT/world.json                       settings; the world is whole when this file is there
+ROOT/world.json                       settings; written last, so the world is whole when it exists
 ROOT/FAVOR/train.json                 captions           videos/FAVOR-Train/*.mp4
 ROOT/FAVOR/video_perspective.json     six tasks          videos/FAVOR-Bench/*.mp4
 ROOT/MotionBench/video_info.meta.jsonl  six types        self-collected/*.mp4, public-dataset/*.mp4
@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 from rich.progress import track
 
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS
@@ -30,16 +28,16 @@ from moss_vllm.data.world.scenes import (
     draw_scene_plan,
     favor_choices,
     motionbench_choices,
-    render,
+    render_scene,
 )
+from moss_vllm.video.write import FILE_FPS, write_clip
 
-FILE_FPS = 4
 DEFAULT_ROOT = Path("data/motion_world")
 
 
 @dataclass(frozen=True)
 class WorldSize:
-    """How many clips and questions; `seed` decides all of them."""
+    """Numbers of clips and questions; `seed` decides all of them."""
 
     train_clips: int = 3000
     motionbench_questions: int = 300
@@ -49,18 +47,18 @@ class WorldSize:
 
 
 def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Path:
-    """The folder of a whole world of this size, made now if it is not there yet.
+    """The folder of a whole world of this size, made now if it does not exist.
 
     Raises:
-        ValueError: a world of another size, or another folder, is there.
+        ValueError: `root` is a world of another size, or another folder.
     """
     size = size or WorldSize()
     wanted = {**asdict(size), "format": 1}
     if (root / "world.json").is_file():
-        found = json.loads((root / "world.json").read_text())
-        if found != wanted:
+        existing = json.loads((root / "world.json").read_text())
+        if existing != wanted:
             raise ValueError(
-                f"{root} holds a motion world of {found}, not {wanted}; remove it or name another folder"
+                f"{root} holds a motion world of {existing}, not {wanted}; remove it or name another folder"
             )
         return root
     if root.exists():
@@ -74,7 +72,7 @@ def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Pa
         try:
             unfinished.rename(root)
         except OSError:
-            if not (root / "world.json").is_file():  # else another process was faster; worlds are alike
+            if not (root / "world.json").is_file():  # or another process was faster, and wrote the same world
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -95,21 +93,8 @@ def write_world(root: Path, size: WorldSize) -> None:
             pass
 
 
-def write_clip(frames: NDArray[np.uint8], path: Path, *, fps: int = FILE_FPS) -> None:
-    """An h264 mp4 of `frames` (T, H, W, 3)."""
-    with av.open(str(path), "w") as container:
-        # mbtree of the x264 in PyAV 18 gives other bytes from one call to the next, now and then.
-        options = {"crf": "12", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=fps, options=options)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-        container.mux(stream.encode(None))
-
-
 def _write_scene(scene: Scene, path: Path) -> None:
-    write_clip(render(scene, FILE_FPS), path)
+    write_clip(render_scene(scene, FILE_FPS), path)
 
 
 def _train(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None:
@@ -126,13 +111,13 @@ def _train(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None
 def _favor_bench(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None:
     rng = np.random.default_rng([size.seed, 2])
     rows: list[dict[str, Any]] = []
-    asked = 0
-    while asked < size.favor_questions:
+    count = 0
+    while count < size.favor_questions:
         scene = draw_scene_plan(rng)
         choices = favor_choices(scene, rng)
         if not choices:
             continue
-        asked += len(choices)
+        count += len(choices)
         name = f"world_{len(rows):04d}.mp4"
         clips.append((scene, root / "videos" / "FAVOR-Bench" / name))
         motions = [f"Subject {i}: {a.name} [{a.deed}]" for i, a in enumerate(scene.actors, start=1)]
@@ -165,9 +150,9 @@ def _favor_bench(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -
 def _motionbench(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None:
     rng = np.random.default_rng([size.seed, 3])
     lines = []
-    asked = 0
+    count = 0
     total = size.motionbench_questions + size.withheld_questions
-    while asked < total:
+    while count < total:
         scene = draw_scene_plan(rng)
         choices = motionbench_choices(scene, rng)
         if not choices:
@@ -186,11 +171,11 @@ def _motionbench(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -
                     "uid": stem if len(choices) == 1 else f"{stem}_{index}",
                     "start": None,
                     "end": None,
-                    "answer": answer if asked < size.motionbench_questions else "NA",
+                    "answer": answer if count < size.motionbench_questions else "NA",
                     "question": f"{choice.text}\n{options}",
                 }
             )
-        asked += len(choices)
+        count += len(choices)
         lines.append(
             {
                 "question_type": MOTIONBENCH_TASKS[choices[0].task],

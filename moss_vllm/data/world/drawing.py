@@ -1,7 +1,7 @@
-"""Pictures of the motion world: textured shapes, plain or with a printed sign, on a textured wall that wraps.
+"""Draw textured shapes, plain or with a printed sign, on a textured wall.
 
-Positions wrap around the frame, so that neither a single frame nor where something starts or ends says
-anything about how it moves.
+Positions wrap around the frame, so that neither a single frame nor a start or end position tells how a shape
+moves.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from PIL import Image
 
 Array = NDArray[np.floating[Any]]
 
-COLOURS = {
+THING_COLOURS = {
     "red": (215, 45, 40),
     "green": (50, 170, 60),
     "blue": (50, 85, 220),
@@ -21,7 +21,7 @@ COLOURS = {
     "pink": (240, 130, 200),
     "white": (240, 240, 240),
 }
-SHAPES = ("circle", "square", "triangle", "diamond", "heart")
+THING_SHAPES = ("circle", "square", "triangle", "diamond", "heart")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -50,7 +50,7 @@ class Wall:
     things: tuple[Thing, ...] = field(default=())
 
 
-def draw(wall: Wall, size_px: int) -> NDArray[np.uint8]:
+def draw_wall(wall: Wall, size_px: int) -> NDArray[np.uint8]:
     """Paint the wall and its things.
 
     Shape:
@@ -86,13 +86,12 @@ def _paint(frames: Array, thing: Thing, size_px: int) -> None:
     dx = (axis - thing.x_px[:, None] + half) % size_px - half  # (T, W), the shortest way on the torus
     dy = (axis - thing.y_px[:, None] + half) % size_px - half  # (T, H)
     cos, sin = np.cos(thing.angle_rad)[:, None, None], np.sin(thing.angle_rad)[:, None, None]
-    u = (
-        cos * dx[:, None, :] + sin * dy[:, :, None]
-    ) / thing.radius_px  # (T, H, W), in the object's own frame
+    # (T, H, W), in the object's own frame
+    u = (cos * dx[:, None, :] + sin * dy[:, :, None]) / thing.radius_px
     v = (cos * dy[:, :, None] - sin * dx[:, None, :]) / thing.radius_px
     cover = _soft(shape_distance(thing.shape, u, v), thing.radius_px)[..., None]
     stripes = 0.8 + 0.2 * np.cos(4 * u + 2.5 * v + thing.texture_phase)[..., None]
-    colour = np.array(COLOURS[thing.colour], dtype=np.float32) * stripes
+    colour = np.array(THING_COLOURS[thing.colour], dtype=np.float32) * stripes
     for index, glyph in enumerate(thing.glyphs):
         part = slice(len(frames) * index // len(thing.glyphs), len(frames) * (index + 1) // len(thing.glyphs))
         colour[part] *= 1 - glyph_mask(glyph, u[part] / 0.66, v[part] / 0.66)[..., None]
@@ -117,7 +116,7 @@ def shape_distance(shape: str, u: Array, v: Array) -> Array:
     if shape == "heart":
         lobes = np.hypot(abs(u) - 0.45, v + 0.35) - 0.52
         return np.minimum(lobes, np.maximum(abs(u) + 0.85 * v - 0.83, -0.3 - v))
-    raise ValueError(f"unknown shape '{shape}'; known are {', '.join(SHAPES)}")
+    raise ValueError(f"unknown shape '{shape}'; known are {', '.join(THING_SHAPES)}")
 
 
 def glyph_mask(glyph: str, u: Array, v: Array) -> Array:

@@ -2,7 +2,7 @@
 
 A scene is drawn from a seed: a textured wall, one or two textured shapes, and what each does. Everything
 moves on a torus from a uniformly drawn position, so no frame and no start or end position tells the answer.
-`motion_world.py` saves h264 files with FAVOR-Train's captions, FAVOR-Bench's and MotionBench's questions.
+`benchmarks` saves h264 files with FAVOR-Train's captions, FAVOR-Bench's and MotionBench's questions.
 
     task            MotionBench                 FAVOR-Bench
     which action    Motion Recognition          SAD
@@ -23,7 +23,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moss_vllm.data.world.drawing import COLOURS, DIRECTIONS, SHAPES, Array, Thing, Wall, draw
+from moss_vllm.data.world.drawing import (
+    DIRECTIONS,
+    THING_COLOURS,
+    THING_SHAPES,
+    Array,
+    Thing,
+    Wall,
+    draw_wall,
+)
 
 T = TypeVar("T")
 
@@ -41,8 +49,17 @@ ACTIONS = (*MOVES, STILL, *TURNS, *SHAKES)
 SIDES = ("on the left", "on the right", "at the top", "at the bottom")
 DRIFTS = (*(f"moves {direction}" for direction in DIRECTIONS), STILL)  # of the camera or the background
 
-# How often each kind of scene is drawn, roughly after the benchmarks' own shares of questions.
-KINDS = {"one": 30, "two": 15, "order": 20, "camera": 12, "shake": 8, "which": 8, "half": 5, "background": 2}
+# Relative frequencies of the kinds of scene, roughly those of the benchmarks' own questions.
+SCENE_KINDS = {
+    "one": 30,
+    "two": 15,
+    "order": 20,
+    "camera": 12,
+    "shake": 8,
+    "which": 8,
+    "half": 5,
+    "background": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -58,12 +75,12 @@ class Actor:
 
     @property
     def name(self) -> str:
-        """As questions call it."""
+        """Its name in captions and questions."""
         return f"the {self.colour} {self.shape}"
 
     @property
     def deed(self) -> str:
-        """Its actions in words."""
+        """Its actions in one phrase."""
         return ", then ".join(self.actions)
 
 
@@ -80,10 +97,10 @@ class Scene:
     @property
     def statements(self) -> list[tuple[str, str]]:
         """(subject, deed) of every subject, the camera last."""
-        told = [(f"{actor.name} {actor.side}".strip(), actor.deed) for actor in self.actors]
+        pairs = [(f"{actor.name} {actor.side}".strip(), actor.deed) for actor in self.actors]
         if self.background != STILL:
-            told.append(("the background", self.background))
-        return [*told, ("the camera", self.camera)]
+            pairs.append(("the background", self.background))
+        return [*pairs, ("the camera", self.camera)]
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,7 @@ class Choice:
 def draw_scene_plan(rng: np.random.Generator, kind: str | None = None) -> Scene:
     """Draw what happens. Every label is independent of colours, shapes and positions."""
     if kind is None:
-        kinds, shares = zip(*KINDS.items(), strict=True)
+        kinds, shares = zip(*SCENE_KINDS.items(), strict=True)
         kind = str(rng.choice(kinds, p=np.array(shares) / sum(shares)))
     seed = int(rng.integers(2**31))
     deeds: list[tuple[str, ...]]
@@ -117,7 +134,7 @@ def draw_scene_plan(rng: np.random.Generator, kind: str | None = None) -> Scene:
     elif kind in ("camera", "background"):
         deeds = [(STILL,)]
     else:
-        raise ValueError(f"unknown kind of scene '{kind}'; known are {', '.join(KINDS)}")
+        raise ValueError(f"unknown kind of scene '{kind}'; known are {', '.join(SCENE_KINDS)}")
     actors = place_actors(rng, deeds)
     if kind == "half":  # the mover keeps to its half
         upright = axis_of(actors[0].deed) == "y"
@@ -138,8 +155,8 @@ def draw_scene_plan(rng: np.random.Generator, kind: str | None = None) -> Scene:
     )
 
 
-def render(scene: Scene, fps: float, *, size_px: int = FRAME_PX) -> NDArray[np.uint8]:
-    """The clip at `fps` frames per second.
+def render_scene(scene: Scene, fps: float, *, size_px: int = FRAME_PX) -> NDArray[np.uint8]:
+    """Draw the clip at `fps` frames per second.
 
     Shape:
         returns: (T, size_px, size_px, 3) uint8, T = fps * 4 s.
@@ -157,13 +174,13 @@ def render(scene: Scene, fps: float, *, size_px: int = FRAME_PX) -> NDArray[np.u
         radius, phase = rng.uniform(11.5, 14.5), rng.uniform(0, 2 * np.pi)
         things.append(Thing(actor.shape, actor.colour, radius * scale, x * scale, y * scale, angle, phase))
     wall = Wall(scene.seed, (wall_x + camera_x) * scale, (wall_y + camera_y) * scale, things=tuple(things))
-    return draw(wall, size_px)
+    return draw_wall(wall, size_px)
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """What moves and how, one sentence a subject in random order."""
-    told = [f"{subject} {deed}." for subject, deed in scene.statements]
-    return " ".join(told[i][0].upper() + told[i][1:] for i in rng.permutation(len(told)))
+    """What moves and how: a sentence per subject, in random order."""
+    sentences = [f"{subject} {deed}." for subject, deed in scene.statements]
+    return " ".join(sentences[i][0].upper() + sentences[i][1:] for i in rng.permutation(len(sentences)))
 
 
 def motionbench_choices(scene: Scene, rng: np.random.Generator) -> list[Choice]:
@@ -200,43 +217,45 @@ def motionbench_choices(scene: Scene, rng: np.random.Generator) -> list[Choice]:
 def favor_choices(scene: Scene, rng: np.random.Generator) -> list[Choice]:
     """The questions FAVOR-Bench's six tasks ask of this scene, with five options each."""
     actor, camera = scene.actors[0], f"the camera {scene.camera}"
-    asked = (
+    choices = (
         [make_choice(rng, "CM", "What does the camera do?", scene.camera, DRIFTS, 5)]
         if rng.random() < 0.15
         else []
     )
     if scene.kind == "camera":
-        asked = [make_choice(rng, "CM", "What does the camera do?", scene.camera, DRIFTS, 5)]
+        choices = [make_choice(rng, "CM", "What does the camera do?", scene.camera, DRIFTS, 5)]
     if scene.kind == "order":
         first, second = actor.actions
-        asked.append(make_choice(rng, "AS", f"What does {actor.name} do after it {first}?", second, MOVES, 5))
-        asked.append(
+        choices.append(
+            make_choice(rng, "AS", f"What does {actor.name} do after it {first}?", second, MOVES, 5)
+        )
+        choices.append(
             make_choice(rng, "AS", f"What does {actor.name} do before it {second}?", first, MOVES, 5)
         )
     if scene.kind == "one":
-        asked.append(
+        choices.append(
             make_choice(rng, "SAD", f"What does {actor.name} do?", actor.deed, (*MOVES, STILL, *TURNS), 5)
         )
     if scene.kind == "two":
         texts = [join_deeds(scene.actors, [a.deed for a in scene.actors])]
         texts += [join_deeds(scene.actors, [pick(rng, MOVES) for _ in scene.actors]) for _ in range(12)]
-        asked.append(make_choice(rng, "MAD", "What do the two objects do?", texts[0], texts[1:], 5))
+        choices.append(make_choice(rng, "MAD", "What do the two objects do?", texts[0], texts[1:], 5))
     if scene.kind in ("one", "camera", "shake"):
-        told = camera if scene.kind == "camera" and scene.camera != STILL else f"{actor.name} {actor.deed}"
+        event = camera if scene.kind == "camera" and scene.camera != STILL else f"{actor.name} {actor.deed}"
         moving = [f"the camera {d}" for d in DRIFTS[:-1]] + [
             f"{actor.name} {a}" for a in (*TURNS, *SHAKES, *MOVES)
         ]
-        if told != f"{actor.name} {STILL}":
-            asked.append(make_choice(rng, "HAC", "What happens in the video?", told, moving, 5))
+        if event != f"{actor.name} {STILL}":
+            choices.append(make_choice(rng, "HAC", "What happens in the video?", event, moving, 5))
     if scene.kind == "background":
-        asked.append(make_choice(rng, "NSM", "What does the background do?", scene.background, DRIFTS, 5))
-    return asked
+        choices.append(make_choice(rng, "NSM", "What does the background do?", scene.background, DRIFTS, 5))
+    return choices
 
 
 def place_actors(rng: np.random.Generator, deeds: Sequence[tuple[str, ...]]) -> list[Actor]:
     """Actors of different colours and shapes at positions that do not overlap at the start."""
-    colours = rng.permutation(list(COLOURS))[: len(deeds)]
-    shapes = rng.permutation(SHAPES)[: len(deeds)]
+    colours = rng.permutation(list(THING_COLOURS))[: len(deeds)]
+    shapes = rng.permutation(THING_SHAPES)[: len(deeds)]
     first = rng.uniform(0, FRAME_PX, 2)
     places = [(first + i * FRAME_PX / 2 + rng.uniform(-8, 8, 2)) % FRAME_PX for i in range(len(deeds))]
     return [
@@ -252,14 +271,14 @@ def motion_path(actor: Actor, times_s: Array, rng: np.random.Generator) -> tuple
     axis = pick(rng, [(1, 0), (0, 1)])
     for index, action in enumerate(actor.actions):
         spent_s = np.clip(times_s - index * part_s, 0, part_s)
-        verb, *how = action.split()
+        verb, *adverbs = action.split()
         if verb == "moves":
-            (dx, dy), speed = DIRECTIONS[how[0]], SPEED_PX_PER_S[how[1]]
+            (dx, dy), speed = DIRECTIONS[adverbs[0]], SPEED_PX_PER_S[adverbs[1]]
             x, y = x + dx * speed * spent_s, y + dy * speed * spent_s
         elif verb == "turns":
-            angle = angle + (1 if how[0] == "clockwise" else -1) * TURN_RAD_PER_S * spent_s
+            angle = angle + (1 if adverbs[0] == "clockwise" else -1) * TURN_RAD_PER_S * spent_s
         elif verb == "shakes":
-            swing = SHAKE_PX * np.sin(2 * np.pi * int(how[0]) * spent_s / part_s)
+            swing = SHAKE_PX * np.sin(2 * np.pi * int(adverbs[0]) * spent_s / part_s)
             x, y = x + axis[0] * swing, y + axis[1] * swing
     return x, y, angle
 
@@ -271,14 +290,14 @@ def drift_path(drift: str, times_s: Array) -> tuple[Array, Array]:
 
 
 def other_orders(rng: np.random.Generator, first: str, second: str) -> list[tuple[str, str]]:
-    """The reversed order, kept, and orders with one step replaced."""
+    """Wrong orders: the reversed one, and two with one step replaced."""
     others = [m for m in MOVES if m.split()[1] not in (first.split()[1], second.split()[1])]
     third = pick(rng, others)
     return [(second, first), (first, third), (third, second)]
 
 
 def join_deeds(actors: Sequence[Actor], deeds: Sequence[str]) -> str:
-    """Both subjects with their deeds, in one clause."""
+    """Both subjects and their deeds, in one sentence."""
     return " and ".join(f"{actor.name} {deed}" for actor, deed in zip(actors, deeds, strict=True))
 
 
@@ -294,10 +313,10 @@ def make_choice(
 
 
 def axis_of(action: str) -> str:
-    """The axis along which a move goes."""
+    """The axis of a move, x or y."""
     return "x" if action.split()[1] in ("left", "right") else "y"
 
 
 def pick(rng: np.random.Generator, values: Sequence[T]) -> T:
-    """One of `values`, whatever their type."""
+    """Draw one of `values`, of any type."""
     return values[int(rng.integers(len(values)))]
