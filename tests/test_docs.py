@@ -102,12 +102,12 @@ def argument_faults(script, words):
         return [f"{script} has no {flag}" for flag in unknown] + faults
     if "..." in words:
         return faults
-    said = io.StringIO()
+    message = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(message):
             parser.parse_args(words)
     except SystemExit:
-        return [said.getvalue().splitlines()[-1], *faults]
+        return [message.getvalue().splitlines()[-1], *faults]
     return faults
 
 
