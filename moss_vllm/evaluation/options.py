@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     add("--workers", type=int, metavar="N", help=workers)
     limit = "ask the first N questions only; the table says that it is partial (default: all)"
     add("--limit", type=int, metavar="N", help=limit)
-    protocol = "prompt and rule of judging, see eval/README.md"
+    protocol = "prompt and rule of judging, see docs/evaluation.md"
     add("--protocol", choices=protocols, default=next(iter(protocols)), help=protocol)
     add_device(add)
     add = add_clip_options(parser).add_argument

@@ -1,0 +1,273 @@
+"""Owns: the docs name files, functions, commands, flags, links and numbers that are there."""
+
+import ast
+import contextlib
+import functools
+import io
+import json
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from moss_vllm.runtime.flags import Flags
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("moss_vllm", "recipes", "eval", "scripts", "experiments")
+FOLDERS = (*ROOMS, "docs", "tests", "benchmarks")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES.remove(ROOT / "docs" / "faults.md")  # written by tests/end_to_end/test_faults.py
+README = (ROOT / "README.md").read_text()
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "miniature.json").read_text())
+OTHERS = {"--mixed_precision", "--model_args", "--use_cache", "--batch_size", "--verbosity"}  # of other tools
+SLOW = ("experiments/step_parts.py",)  # started by another script, it imports all before it reads arguments
+TASKS = {"MotionBench-Dev": "MR LM CM MO AO RC", "FAVOR-Bench": "AS CM HAC MAD NSM SAD"}
+
+
+def tree_faults(text, files):
+    """Files missing from the tree, named twice, or not there; `text` holds the tree's code block."""
+    block = next(block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if "  core/" in block)
+    lines = [(len(line) - len(line.lstrip()), line.split()[0]) for line in block.splitlines()]
+    named, folders = [], []
+    for place, (indent, name) in enumerate(lines):
+        folders[indent // 2 :] = [name]
+        deeper = place + 1 < len(lines) and lines[place + 1][0] > indent
+        if not deeper:
+            named.append("".join(folders))
+    covered = {file: [name for name in named if is_in(file, name)] for file in files}
+    used = {name for names in covered.values() for name in names}
+    return [
+        *(f"missing: {file}" for file, names in covered.items() if not names),
+        *(f"twice: {name}" for name in dict.fromkeys(named) if named.count(name) > 1),
+        *(f"not there: {name}" for name in named if name not in used),
+    ]
+
+
+def is_in(file, name):
+    return file == name or (name.endswith("/") and file.startswith(name))
+
+
+def commands(text):
+    """The commands of bash blocks and of inline code, as words."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`((?:[A-Z]+=\S+ )?(?:\S*python|accelerate launch|sbatch|bash|make) [^`]+)`", text)
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [[word for word in line if not re.match(r"\w+=", word)] for line in words if line]
+
+
+@functools.cache
+def parser_of(script):
+    """The command line of a script, stopped as it begins to read its arguments."""
+    reached = type("Reached", (BaseException,), {})
+
+    def stop(self, *_):
+        raise reached(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Flags, "parse_known_args", stop)
+        patch.setattr(sys, "argv", [script, "--help"])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except reached as error:
+            return error.args[0]
+    raise AssertionError(f"{script} reads no arguments")
+
+
+def command_faults(words):
+    """What is wrong with a command: a file that is not there, an unknown flag, missing or wrong arguments."""
+    if words[:1] == ["make"]:
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        return [f"no target {word}" for word in words[1:] if word not in targets]
+    paths = [word for word in words if word.startswith(tuple(f"{name}/" for name in FOLDERS))]
+    if absent := [word for word in paths if not (ROOT / word).exists()]:
+        return [f"no file {word}" for word in absent]
+    place = next((i for i, word in enumerate(words) if is_script(word)), None)
+    return [] if place is None else argument_faults(words[place], words[place + 1 :])
+
+
+def is_script(word):
+    return word.endswith(".py") and word.split("/")[0] in ROOMS[1:]
+
+
+def argument_faults(script, words):
+    """As `command_faults`; what follows `--` is for the recipe that experiments/ablate.py runs."""
+    place = words.index("--") if "--" in words else len(words)
+    words, of_recipe = words[:place], words[place + 1 :]
+    faults = argument_faults("recipes/action_recog.py", of_recipe) if of_recipe else []
+    parser, flags = parser_of(script), [word.split("=")[0] for word in words if word.startswith("--")]
+    if unknown := [flag for flag in flags if flag not in parser._option_string_actions]:
+        return [f"{script} has no {flag}" for flag in unknown] + faults
+    if "..." in words:
+        return faults
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            parser.parse_args(words)
+    except SystemExit:
+        return [message.getvalue().splitlines()[-1], *faults]
+    return faults
+
+
+def flag_faults(text):
+    """Flags alone in inline code that no command has."""
+    flags = set(re.findall(r"`(--[a-z][\w-]*)", text)) - OTHERS
+    return sorted(flags - all_flags())
+
+
+@functools.cache
+def all_flags():
+    scripts = [file for file in files_of_rooms() if is_script(file) and file not in SLOW]
+    commands = [file for file in scripts if re.search(r"answer_help|= Flags\(", (ROOT / file).read_text())]
+    return {flag for script in commands for flag in parser_of(script)._option_string_actions}
+
+
+def path_faults(text):
+    """Paths of this repository in inline code that are not there."""
+    prefix = "|".join(FOLDERS)
+    paths = re.findall(rf"`((?:{prefix})/[\w./*-]*)`", text)
+    return [path for path in paths if not list(ROOT.glob(path.rstrip("/")))]
+
+
+def link_faults(text, page):
+    """Relative links whose file or heading is not there; `text` stands in for what `page` holds."""
+    faults = []
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
+    for link in links:
+        if re.match(r"\w+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists():
+            faults.append(f"{link}: no such file")
+        elif anchor and anchor not in anchors(text if target == page else target.read_text()):
+            faults.append(f"{link}: no such heading")
+    return faults
+
+
+def anchors(text):
+    """GitHub's names for the headings."""
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+def walk_faults(text):
+    """Functions in the tables of walks that their file does not define."""
+    rows = re.findall(r"^\| \d+ \| `([\w/]+\.py)` \| (.+?) \|", text, re.MULTILINE)
+    faults = []
+    for file, cell in rows:
+        path = ROOT / "moss_vllm" / file
+        body = ast.parse(path.read_text()).body if path.is_file() else []
+        defined = {node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        faults += [f"{file}: no {name}" for name in re.findall(r"`(\w+)`", cell) if name not in defined]
+    return faults if rows else ["no walk"]
+
+
+def number_faults(text, columns, rows):
+    """Lines of a table of the miniature that differ from `RESULTS`; `columns` are (head, benchmark, task)."""
+    lines = text.splitlines()
+    wanted = [["method", *(head for head, _, _ in columns)]]
+    wanted += [[row, *(cell(row, benchmark, task) for _, benchmark, task in columns)] for row in rows]
+    return [line for cells in wanted if (line := f"| {' | '.join(cells)} |") not in lines]
+
+
+def cell(row, benchmark, task):
+    if row == "chance":
+        return f"{RESULTS['chance'][benchmark][task]:.1f}"
+    mean, spread = RESULTS["mean_and_spread"][row][benchmark][task]
+    return f"{mean:.1f} ± {spread:.1f}"
+
+
+def is_too_long(readme):
+    return len(readme.splitlines()) > 120
+
+
+def files_of_rooms():
+    paths = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*"))]
+    kept = [path for path in paths if path.is_file() and "__pycache__" not in path.parts]
+    return [str(path.relative_to(ROOT)) for path in kept if path.name != "__init__.py"]
+
+
+def test_the_tree_names_every_file_once():
+    assert tree_faults((ROOT / "docs" / "architecture.md").read_text(), files_of_rooms()) == []
+
+
+def test_a_wrong_tree_is_noticed():
+    tree = "```\nmoss_vllm/\n  core/\n    stss.py   f\n    stss.py   f\n    gone.py\n  weights/   data\n```"
+    files = [f"moss_vllm/{name}" for name in ("core/stss.py", "core/moss.py", "weights/a/b")]
+    assert tree_faults(tree, files) == [
+        "missing: moss_vllm/core/moss.py",
+        "twice: moss_vllm/core/stss.py",
+        "not there: moss_vllm/core/gone.py",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_paths_are_there(page):
+    text = page.read_text()
+    faults = [f"{shlex.join(words)}: {fault}" for words in commands(text) for fault in command_faults(words)]
+    assert faults + path_faults(text) + flag_faults(text) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        ("python scripts/gone.py", "no file scripts/gone.py"),
+        ("python scripts/ask.py a.mp4 --colour red", "scripts/ask.py has no --colour"),
+        ("accelerate launch --multi_gpu eval/motionbench.py --short-side 84 ...", "has no --short-side"),
+        ("python eval/motionbench.py --protocol none", "invalid choice"),
+        ("python scripts/merge.py CKPT", "the following arguments are required: OUT"),
+        ("python recipes/favor_lora.py --stepz 3", "recipes/favor_lora.py has no --stepz"),
+        ("python experiments/ablate.py table4a -- --stepz 3", "recipes/action_recog.py has no --stepz"),
+        ("make tea", "no target tea"),
+    ],
+)
+def test_a_wrong_command_is_noticed(command, fault):
+    for text in (f"```bash\n{command}   # a comment\n```", f"Type `{command}`."):
+        [faults] = [command_faults(words) for words in commands(text)]
+        assert len(faults) == 1 and fault in faults[0]
+
+
+def test_a_command_on_two_lines_is_one_and_a_wrong_path_or_flag_is_noticed():
+    assert commands("```bash\nx=1\npython a.py \\\n    --b c\n```") == [[], ["python", "a.py", "--b", "c"]]
+    assert flag_faults("`--ckpt`, `--stepz 3`, `--multi-gpu`") == ["--multi-gpu", "--stepz"]
+    assert path_faults("`docs/data.md`, `tests/gone.py`, `eval/*.py`, `tests/golden/`") == ["tests/gone.py"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    assert link_faults(page.read_text(), page) == []
+
+
+def test_a_wrong_link_is_noticed():
+    text = '## A b, c\n[x](#a-b-c) [x](#a) [x](docs/gone.md) [x](https://a.b) <img src="gone.png">'
+    wrong = ["#a: no such heading", "docs/gone.md: no such file", "gone.png: no such file"]
+    assert link_faults(text, ROOT / "README.md") == wrong
+    assert link_faults("[x](docs/data.md#nothing)", ROOT / "README.md")
+    assert link_faults("[x](docs/data.md#several-sources)", ROOT / "README.md") == []
+
+
+def test_walks_name_functions_that_are_there():
+    assert walk_faults((ROOT / "docs" / "architecture.md").read_text()) == []
+    assert walk_faults("| 1 | `core/moss.py` | `MOSS`, `gone` | x |") == ["core/moss.py: no gone"]
+    assert walk_faults("| 1 | `core/gone.py` | `MOSS` | x |") == ["core/gone.py: no MOSS"]
+
+
+def test_the_miniatures_tables_are_those_measured():
+    rows = ["chance", *RESULTS["mean_and_spread"]]
+    columns = [(f"{name.removesuffix('-Dev')}'s format", name, "all") for name in TASKS]
+    assert not number_faults(README, columns, rows[:4])
+    page = (ROOT / "docs" / "miniature.md").read_text()
+    for benchmark, tasks in TASKS.items():
+        assert not number_faults(page, [(task, benchmark, task) for task in ["all", *tasks.split()]], rows)
+    assert len(number_faults(README.replace("30.8 ± 0.7", "31.8 ± 0.7"), columns, rows[:4])) == 1
+    assert len(number_faults(README, columns[::-1], rows[:4])) == 5
+
+
+def test_the_readme_is_short():
+    assert not is_too_long(README)
+    assert is_too_long("a line\n" * 121) and not is_too_long("a line\n" * 120)
