@@ -8,7 +8,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
+
+from moss_vllm.data.actions.datasets import read_action
 
 DATASETS = ("ssv1", "ssv2", "diving48", "gym99", "gym288", "k400", "list")
 COUNTS = {"train": 4, "test": 2}
@@ -201,3 +204,15 @@ def write_list(root: Path) -> None:
         write_frames(root / "some class" / f"clip {i}", moving_square(i, 12), "img_{:05d}.jpg")
     write_video(root / "clip 4.mp4", moving_square(4))
     write_video(root / "clip_5.webm", moving_square(5))
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def message(data, root, split="train", **how):
+    with pytest.raises(ValueError) as caught:
+        read_action(data, root, split, **how)
+    return str(caught.value)
