@@ -66,7 +66,7 @@ class RowDataset(Protocol):
         ...
 
 
-class Keeper(Protocol):
+class CheckpointKeeper(Protocol):
     """Writes and reads the checkpoints of one model; each task's checkpoint.py has its own."""
 
     def state(self) -> Mapping[str, Tensor]:
@@ -90,7 +90,7 @@ class Objective(nn.Module):
     """What is minimised; called with a batch's tensors, it returns the sum of their losses.
 
     `gather_whole` names the kinds of modules that run a different number of times in each process; see
-    `engines.prepare`.
+    `engines.wrap`.
 
     Args:
         model: what is trained.
@@ -146,7 +146,7 @@ def train(
     loop: Loop,
     *,
     out: Path,
-    keeper: Keeper,
+    keeper: CheckpointKeeper,
     resume: Path | None = None,
     started: Callable[[], None] | None = None,
     evaluate: Callable[[int], None] | None = None,
@@ -234,7 +234,7 @@ def train(
 def _save(
     accelerator: Accelerator,
     learner: Learner,
-    keeper: Keeper,
+    keeper: CheckpointKeeper,
     counts: Counts,
     place: Mapping[str, Any],
     *,
