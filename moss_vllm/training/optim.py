@@ -65,8 +65,8 @@ def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, 
             continue
         parameters = [p for _, p in matched[row.name]]
         for decays in (True, False):
-            alike = row.weight_decay == 0 or row.decay_vectors
-            members = [p for p in parameters if (p.dim() > 1 or alike) == decays]
+            all_decay = row.weight_decay == 0 or row.decay_vectors
+            members = [p for p in parameters if (p.dim() > 1 or all_decay) == decays]
             if members:
                 decay = row.weight_decay if decays else 0.0
                 rates = {"lr": row.lr, "initial_lr": row.lr, "weight_decay": decay}

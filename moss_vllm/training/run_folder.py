@@ -94,8 +94,8 @@ def step_of(checkpoint: Path) -> int:
 def refuse_second_run(out: Path, resume: Path | None) -> None:
     """FileExistsError if the folder has checkpoints of another run than the resumed one."""
     own = resume is not None and resume.resolve().parent == out.resolve()
-    if (found := latest_checkpoint(out)) and not own:
-        raise FileExistsError(f"{found} is there already; resume with --resume auto, or name another --out")
+    if (newest := latest_checkpoint(out)) and not own:
+        raise FileExistsError(f"{newest} is there already; resume with --resume auto, or name another --out")
 
 
 def choose_resume(out: Path, resume: str | None, *, dry_run: bool) -> Path | None:

@@ -76,7 +76,7 @@ class Learner:
 
     Args:
         accelerator: from `engines.start`.
-        objective: a `loop.Objective`; its model has what trains marked.
+        objective: a `loop.Objective`; its model's trained parameters require a gradient.
         groups: from `optim.parameter_groups`.
         loop: a `loop.Loop`.
         out: the run's folder.
