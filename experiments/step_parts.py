@@ -65,7 +65,7 @@ class StepParts:
     def __enter__(self) -> "StepParts":
         # The loop calls these by their module, so marks around them need nothing of the loop.
         marked = [
-            (engines, "prepare", self._mark_modules(engines.prepare)),
+            (engines, "wrap", self._mark_modules(engines.wrap)),
             (engines, "backward", self._mark("backward", engines.backward)),
             (engines, "step", self._end_step(self._mark("optimizer", engines.step))),
             (run_state, "undisturbed", self._leave_out(run_state.undisturbed)),
@@ -102,7 +102,7 @@ class StepParts:
 
         return run
 
-    def _mark_modules(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+    def _mark_modules(self, wrap: Callable[..., Any]) -> Callable[..., Any]:
         def run(accelerator: Any, objective: Any, *args: Any, **kwargs: Any) -> Any:
             if accelerator.device.type == "cuda":
                 self._wait_for_device = torch.cuda.synchronize
@@ -114,7 +114,7 @@ class StepParts:
                     )
                     for hook in hooks:
                         self._undo.callback(hook.remove)
-            return prepare(accelerator, objective, *args, **kwargs)
+            return wrap(accelerator, objective, *args, **kwargs)
 
         return run
 
@@ -262,7 +262,7 @@ class RandomClips:
 
 
 class KeepNothing:
-    """A `training.loop.Keeper` that writes no weights."""
+    """A `training.loop.CheckpointKeeper` that writes no weights."""
 
     def state(self) -> dict[str, Tensor]:
         """Nothing."""

@@ -37,7 +37,7 @@ from moss_vllm.training.settings import options, parse, setting
 
 @dataclass(frozen=True)
 class ActionRecog:
-    """Settings; None stands for the value in Table 7 for the dataset and variant, as the help tells."""
+    """Settings; None stands for the value in Table 7 for the dataset and variant, as `--help` says."""
 
     data: str = setting("mini", "ssv1, ssv2, diving48, gym99, gym288, k400, list, mini", heading="data")
     root: str | None = setting(None, "folder of the videos, and by default of the annotation files")
@@ -179,7 +179,7 @@ def train_and_test(
     arguments = model_arguments(settings, len(splits["train"].classes))
     model = build_model(settings, arguments)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
-    views = choose_settings_views(settings, splits["train"], arguments["variant"], model)
+    views = choose_run_views(settings, splits["train"], arguments["variant"], model)
     if settings.start and not resume:
         checkpoint.restore(Path(settings.start), model, but_head=True)
     table = model.rate_table(settings.lr, settings.weight_decay, settings.layer_decay)
@@ -264,13 +264,13 @@ def build_model(settings: ActionRecog, arguments: dict[str, Any]) -> VideoClassi
         ) from error
 
 
-def choose_settings_views(
+def choose_run_views(
     settings: ActionRecog, train: ActionSplit, variant: str, model: VideoClassifier
 ) -> ViewSettings:
-    """The views of the protocol, with those settings that were given."""
-    given = {name: getattr(settings, name) for name in (*VIEWS, "randaugment")}
-    given["flip"] = None if train.may_mirror else 0.0
-    views = choose_views(settings.data, settings.protocol, variant, given, model)
+    """The views of the protocol, changed by the settings that are not None."""
+    values = {name: getattr(settings, name) for name in (*VIEWS, "randaugment")}
+    values["flip"] = None if train.may_mirror else 0.0
+    views = choose_views(settings.data, settings.protocol, variant, values, model)
     return dataclasses.replace(views, randaugment=None) if settings.randaugment == "none" else views
 
 

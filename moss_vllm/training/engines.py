@@ -97,7 +97,7 @@ def name(accelerator: Accelerator) -> str:
     return "one process" if kind == DistributedType.NO else "DDP"
 
 
-def prepare(
+def wrap(
     accelerator: Accelerator,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,

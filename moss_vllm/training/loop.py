@@ -66,7 +66,7 @@ class RowDataset(Protocol):
         ...
 
 
-class Keeper(Protocol):
+class CheckpointKeeper(Protocol):
     """Writes and reads the checkpoints of one model; each task's checkpoint.py has its own."""
 
     def state(self) -> Mapping[str, Tensor]:
@@ -90,7 +90,7 @@ class Objective(nn.Module):
     """What is minimised; called with a batch's tensors, it returns the sum of their losses.
 
     `gather_whole` names the kinds of modules that run a different number of times in each process; see
-    `engines.prepare`.
+    `engines.wrap`.
 
     Args:
         model: what is trained.
@@ -114,7 +114,7 @@ class Counts:
 
     step: int = 0
     rejected: int = 0
-    seen: int = 0
+    rows: int = 0  # rejected ones included
     elapsed_s: float = 0.0  # before this start
     began_s: float = field(default_factory=time.monotonic)
 
@@ -127,12 +127,12 @@ class Counts:
         if rows.gone:
             raise run_folder.gone(out)
         self.rejected += rows.rejected_rows
-        self.seen += rows.rows
+        self.rows += rows.rows
         # A share of the whole set: one bad row among the first 100 must not stop a run that allows 0.5 %.
-        of = max(self.seen, sum(count for count, _ in dataset.shares))
+        of = max(self.rows, sum(count for count, _ in dataset.shares))
         if self.rejected > loop.max_bad_share * of:
             raise RunStopped(
-                f"{self.rejected} of {self.seen} rows so far could not be used, more than "
+                f"{self.rejected} of {self.rows} rows so far could not be used, more than "
                 f"{loop.max_bad_share:.1%} of {of}; see {out}/rejected-*.jsonl and mend the rows, "
                 "or raise max_bad_share"
             )
@@ -146,7 +146,7 @@ def train(
     loop: Loop,
     *,
     out: Path,
-    keeper: Keeper,
+    keeper: CheckpointKeeper,
     resume: Path | None = None,
     started: Callable[[], None] | None = None,
     evaluate: Callable[[int], None] | None = None,
@@ -155,7 +155,7 @@ def train(
 
     Args:
         accelerator: from `engines.start`.
-        objective: its model has what trains marked (`optim.parameter_groups`).
+        objective: its model's trained parameters require a gradient (`optim.parameter_groups`).
         groups: optimizer groups with `name` and `initial_lr`.
         dataset: may return `Rejected` for a row; more than `loop.max_bad_share` of them stop the run.
         out: written by the main process.
@@ -234,7 +234,7 @@ def train(
 def _save(
     accelerator: Accelerator,
     learner: Learner,
-    keeper: Keeper,
+    keeper: CheckpointKeeper,
     counts: Counts,
     place: Mapping[str, Any],
     *,
@@ -253,7 +253,7 @@ def _save(
         progress={
             "step": step,
             "rejected": counts.rejected,
-            "seen": counts.seen,
+            "seen": counts.rows,
             "place": place,
             "elapsed_s": counts.seconds(),
         },

@@ -83,7 +83,7 @@ def refuse(
         from_zero: at least 0.
         paths: not empty.
         written: folders that must be writable.
-        others: faults that the recipe has found itself, in words.
+        others: faults that the recipe itself has detected, in words.
     """
 
     def failing(names: Iterable[str], holds: Callable[[Any], bool], rule: str) -> list[str]:

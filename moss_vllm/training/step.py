@@ -76,7 +76,7 @@ class Learner:
 
     Args:
         accelerator: from `engines.start`.
-        objective: a `loop.Objective`; its model has what trains marked.
+        objective: a `loop.Objective`; its model's trained parameters require a gradient.
         groups: from `optim.parameter_groups`.
         loop: a `loop.Loop`.
         out: the run's folder.
@@ -96,7 +96,7 @@ class Learner:
         trained = {name: group_of[id(p)] for name, p in self.model.named_parameters() if p.requires_grad}
         self.rates = {group["name"]: group["initial_lr"] for group in groups}
         self.peaks = [group["initial_lr"] for group in groups]
-        self.objective, self.optimizer = engines.prepare(
+        self.objective, self.optimizer = engines.wrap(
             accelerator,
             objective,
             torch.optim.AdamW(list(groups), betas=(0.9, 0.999)),

@@ -30,7 +30,7 @@ REMEDIES = {
     "missing": "download the videos, or pass the folder that holds them",
 }
 TEXTS_AT_ONCE = 512
-LINE = ("row_id", "source", "kind", "reason")  # of rejected.jsonl
+REJECTED_FIELDS = ("row_id", "source", "kind", "reason")  # of rejected.jsonl
 
 
 @dataclass
@@ -63,7 +63,8 @@ class Plan:
         with whole_file(self.file) as part:
             part.write_text(
                 "".join(
-                    json.dumps({name: getattr(row, name) for name in LINE}) + "\n" for row in self.rejected
+                    json.dumps({name: getattr(row, name) for name in REJECTED_FIELDS}) + "\n"
+                    for row in self.rejected
                 )
             )
         return self.file

@@ -889,7 +889,7 @@ def test_wrong_input_ends_with_one_line_before_any_model_is_loaded(loaded, data,
 def test_scripts_end_with_one_line():
     for error, told in (
         (BadVideo("a.mp4", "empty", "copy it"), "error: a.mp4: empty (remedy: copy it)"),
-        (KeyboardInterrupt(), "stopped; the same command goes on from here"),
+        (KeyboardInterrupt(), "stopped; the same command continues from here"),
     ):
         with pytest.raises(SystemExit) as stopped, errors_in_one_line():
             raise error

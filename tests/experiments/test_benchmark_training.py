@@ -21,7 +21,7 @@ from moss_vllm.video.clip import read_clip
 
 SAMPLING = {"model": "miniature", "sample_fps": 2.0, "short_side_px": 84, "max_frames": 180}
 READING = Namespace(compress_tokens=False, max_tokens=4096, **SAMPLING)
-PATCHED = [(engines, name) for name in ("prepare", "backward", "step")] + [(run_state, "undisturbed")]
+PATCHED = [(engines, name) for name in ("wrap", "backward", "step")] + [(run_state, "undisturbed")]
 ENGINE = [getattr(module, name) for module, name in PATCHED]
 
 

@@ -287,7 +287,7 @@ def test_going_back_moves_later_checkpoints_aside(run, tmp_path, capsys):
     assert latest_checkpoint(out).name == "step-000004" and len(logged(out)) == 4
     aside = sorted(path.name.rsplit("-", 1)[0] for path in (out / "abandoned").iterdir())
     assert aside == ["step-000002", "step-000003", "step-000004"]
-    assert "was written after step 1, where this run goes on" in capsys.readouterr().out
+    assert "was written after step 1, where this run resumes" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_folder_does_not_touch_the_run_there(run, tmp_path):
