@@ -237,7 +237,7 @@ def plan_run(recipe: ModuleType, asked: Mapping[str, Any], seed: int, out: Path,
     given, _ = parse(recipe.ActionRecog, flags, recipe.__doc__)
     recipe.refuse_ignored(given)
     settings = recipe.fill_in(given)
-    recipe.check(settings)
+    recipe.check_settings(settings)
     changed = {
         name: value
         for name, value in dataclasses.asdict(given).items()

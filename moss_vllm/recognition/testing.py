@@ -66,8 +66,8 @@ def score_clips(
     full = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
     full |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
     full = json.loads(json.dumps(full))
-    if not overwrite and "model_settings" not in (read_answers(folder / STORE).header or full):
-        full.pop("model_settings", None)  # stores of earlier versions have none, and resume where they are
+    if not overwrite and _lacks_model_settings(folder / STORE):
+        full.pop("model_settings", None)
     earlier = read_answers(folder / STORE, full) if not overwrite else None
     done = {} if earlier is None else {**earlier.answers, **earlier.failed}
     paths = {clip.clip_id: clip.path for clip in split.clips}
@@ -84,6 +84,12 @@ def score_clips(
             file.add(line)
         file.check()
     return collect_clips(folder, split, full)
+
+
+def _lacks_model_settings(store: Path) -> bool:
+    """Whether an earlier version began the store: it resumes with the checkpoint where that was."""
+    header = read_answers(store).header
+    return header is not None and "model_settings" not in header
 
 
 @torch.inference_mode()
