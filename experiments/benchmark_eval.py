@@ -29,6 +29,7 @@ from rich.table import Table
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.data.world.benchmarks import ensure_world
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, Protocol
+from moss_vllm.evaluation.questions import look_over
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
@@ -184,7 +185,8 @@ def ask_together(
 ) -> tuple[list[str], dict[str, float]]:
     """`evaluate` as the scripts in eval/ call it, its store included."""
     with tempfile.TemporaryDirectory() as out:
-        result = evaluate(loaded, videos, FAVOR_BENCH, protocol, out=Path(out))
+        questions = look_over(FAVOR_BENCH, videos, protocol.prompt)
+        result = evaluate(loaded, questions, protocol, out=Path(out))
         lines = [json.loads(line) for line in next(Path(out).rglob("*.jsonl")).read_text().splitlines()[1:]]
     stages = {stage: sum(line["seconds"][stage] for line in lines) for stage in STAGES}
     return [record["output"] for record in result.records], stages

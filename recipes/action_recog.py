@@ -34,7 +34,7 @@ import yaml
 
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import answer_help
-from moss_vllm.runtime.line_store import Shard, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training.settings import options, parse, setting
 
@@ -142,6 +142,7 @@ from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.build import build_classifier, full_variant
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.in_training import BEST, ActionCheckup
+from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.settings import (
     DATA,
     PRECISIONS,
@@ -153,7 +154,6 @@ from moss_vllm.recognition.settings import (
     refuse_ignored,
 )
 from moss_vllm.recognition.testing import (
-    STORE,
     Accuracy,
     ClassLoss,
     collect_clips,
@@ -358,7 +358,7 @@ def show(record: dict[str, Any], model: VideoClassifier) -> None:
 
 def drop_other_test(folder: Path, step: int, model: VideoClassifier) -> None:
     """Remove the test of another step, since a finished run was given more of them, or of other weights."""
-    header = read_answers(folder / STORE).header
+    header = read_answers(folder / ANSWERS, CLIP_SCHEMA).header
     if header and (header["run"]["step"], header.get("weights")) != (step, fingerprint(model.state_dict())):
         shutil.rmtree(folder)
 

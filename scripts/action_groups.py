@@ -26,7 +26,7 @@ from moss_vllm.report.plots import COLOURS, DOTS_PER_INCH
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import read_json, whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.line_store import Stored, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, Stored, holds_answers, read_answers
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -49,7 +49,7 @@ from matplotlib.patches import Patch
 
 from moss_vllm.data.actions.groups import find_groups, read_groups
 from moss_vllm.evaluation.comparison import DRAWS, SEED, Difference, measure_difference
-from moss_vllm.report.run_files import ANSWERS, holds_answers
+from moss_vllm.recognition.schema import CLIP_SCHEMA
 
 # action_checkup.BEST and checkpoint.RUN_FILE; importing those takes seconds, of transformers and peft.
 BEST, RUN_FILE = "best", "run.json"
@@ -140,7 +140,7 @@ def read_test(folder: Path) -> Tested:
     remedy = "name one that eval/action_recog.py wrote, or OUT/test of recipes/action_recog.py"
     if not holds_answers(folder):
         raise ValueError(f"{folder} holds no tested clips; {remedy}")
-    found = Tested(folder, read_answers(folder / ANSWERS))
+    found = Tested(folder, read_answers(folder / ANSWERS, CLIP_SCHEMA))
     if found.header and found.header["protocol"]["name"] != "views":
         raise ValueError(f"{folder} holds answers to questions of {found.header['benchmark']}; {remedy}")
     if not found.rows:

@@ -21,18 +21,18 @@ from torch.utils.data import Dataset, Subset
 
 from moss_vllm.data.actions.datasets import ActionSplit
 from moss_vllm.data.rows import Rejected
+from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.views import NO_LABEL, ActionTestSet, ViewSettings
 from moss_vllm.report import plots
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
-from moss_vllm.runtime.line_store import REMEDY, AnswerFile, Shard, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, REMEDY, AnswerFile, Shard, read_answers
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.loop import Objective
 from moss_vllm.training.reading import Batches
 from moss_vllm.video.file_state import describe_file, refuse_others
 
-STORE = "answers"  # laid out as an evaluation's
 TOP = 5
 # FineGym's classes are of very different sizes, and its authors report the mean over them.
 CLASS_MEAN = ("gym99", "gym288")
@@ -158,14 +158,14 @@ def score_clips(
     known = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
     known |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
     known = json.loads(json.dumps(known))
-    earlier = read_answers(folder / STORE, known) if not overwrite else None
+    earlier = read_answers(folder / ANSWERS, CLIP_SCHEMA, known) if not overwrite else None
     done = {} if earlier is None else {**earlier.answers, **earlier.failed}
     paths = {clip.clip_id: clip.path for clip in split.clips}
     refuse_others(paths, {} if earlier is None else earlier.files)
     places = range(shard.rank, len(split.clips), shard.processes)
     left = [place for place in places if split.clips[place].clip_id not in done]
     dataset = ActionTestSet(split, views, **({} if read is None else {"read": read}))
-    with AnswerFile(folder / STORE, known, shard, overwrite=overwrite) as file:
+    with AnswerFile(folder / ANSWERS, known, shard, overwrite=overwrite) as file:
         lines = _score(model, split, dataset, left, batch_size, workers, torch.device(device), dtype)
         lines = _named_errors(lines, batch_size)
         shown = lines if quiet else plots.show_progress(lines, len(left), size=lambda _: 1, what="clips")
@@ -184,7 +184,7 @@ def collect_clips(folder: Path, split: ActionSplit, header: Mapping[str, Any] | 
 
     Raises: ValueError where a line says that a clip is of another class than the split says.
     """
-    stored = read_answers(folder / STORE, header)
+    stored = read_answers(folder / ANSWERS, CLIP_SCHEMA, header)
     rows, failed, pending = [], {}, 0
     for clip in split.clips:
         its: dict[str, Any] = dict.fromkeys(("task", "answer"), split.classes[clip.label])
@@ -193,7 +193,7 @@ def collect_clips(folder: Path, split: ActionSplit, header: Mapping[str, Any] | 
             row = stored.answers[clip.clip_id]
             if other := [f"{key} {row[key]!r}" for key in its if key in row and row[key] != its[key]]:
                 told = f"clip {clip.clip_id} has {', '.join(other)}, {split.file} says class {clip.label} ("
-                raise ValueError(f"{folder / STORE}: {told}{its['answer']!r}); {REMEDY}")
+                raise ValueError(f"{folder / ANSWERS}: {told}{its['answer']!r}); {REMEDY}")
             rows.append({**row, **its})
         elif clip.clip_id in stored.failed:
             failed[clip.clip_id] = stored.failed[clip.clip_id]

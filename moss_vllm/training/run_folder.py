@@ -19,6 +19,7 @@ from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.screen import say
 
 PROGRESS_FILE = "progress.json"
+SETTINGS_FILE = "settings.json"  # settings, parameters and numbers of the run
 FINISHED_FILE = "finished"  # names the last checkpoint once all steps are done
 LOCK_FILE = ".lock"
 LOGS = ("train.jsonl", "evals.jsonl")

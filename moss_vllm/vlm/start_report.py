@@ -25,7 +25,7 @@ from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import engines
 from moss_vllm.training.loop import Loop
 from moss_vllm.training.optim import Rate, describe
-from moss_vllm.training.run_folder import step_of
+from moss_vllm.training.run_folder import SETTINGS_FILE, step_of
 from moss_vllm.video.clip import BadVideo
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm import checkpoint
@@ -33,7 +33,6 @@ from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.plan import Plan
 from moss_vllm.vlm.video_llama3.memory import GIB, estimate_training_memory
 
-SETTINGS_FILE = "settings.json"
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
