@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +203,10 @@ def _answer(
 
 def read_as(protocol: Protocol, path: str, read: Callable[..., Clip] = read_clip) -> Clip:
     """A clip with the protocol's sampling and size."""
-    short_side_px = protocol.short_side_px
+    sampling = protocol.sampling
     if protocol.max_pixels:
-        short_side_px = short_side_within(*native_size(path), protocol.max_pixels)
-    clip = read(
-        path, sample_fps=protocol.sample_fps, short_side_px=short_side_px, max_frames=protocol.max_frames
-    )
+        sampling = replace(sampling, short_side_px=short_side_within(*native_size(path), protocol.max_pixels))
+    clip = read(path, sampling=sampling)
     return hold_middle_frame(clip) if protocol.still else clip
 
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from moss_vllm.runtime.flags import choose_device
 from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.video.cache import choose_reader
+from moss_vllm.video.clip import Sampling
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import load
 
@@ -62,6 +64,8 @@ def run(
             raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
         read = choose_reader(args.cache, args.cache_gib, args.decoder)
         choose_device(args)
+        given = {f.name: value for f in fields(Sampling) if (value := getattr(args, f.name)) is not None}
+        Sampling(**given)  # refuse a flag out of range before the model is opened
         protocol = benchmark.protocols[args.protocol]
         how: dict[str, Any] = {"limit": args.limit, "allow_missing": args.allow_missing}
         try:

@@ -7,13 +7,14 @@ likelihood       the prompt of `letter`; the option letter with the highest like
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from moss_vllm.data.favor import FAVOR_TASKS, favor_answer_letter, favor_letter_prompt, favor_prompt
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, motionbench_prompt
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter, polish_motionbench
+from moss_vllm.video.clip import PAPER_SAMPLING, Sampling
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CLIP_FIELDS = ("sample_fps", "short_side_px", "max_pixels", "max_frames", "compress_tokens", "still")
@@ -49,6 +50,11 @@ class Protocol:
             new = {key: one[key] for key in CLIP_FIELDS if one.get(key) is not None}
             clip_settings |= {"max_pixels": None, **new} if "short_side_px" in new else new
         return replace(self, **clip_settings)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How clips are read, unless `max_pixels` sets their short side."""
+        return Sampling(self.sample_fps, self.short_side_px, self.max_frames)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -158,6 +164,6 @@ def restore(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONBENCH) -> 
 
 # Clip settings by name: the paper's (Sec. 4.5), and those of FAVOR-Bench's script for its example model.
 CLIP_SETTINGS: dict[str, dict[str, Any]] = {
-    "paper": {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180},
+    "paper": asdict(PAPER_SAMPLING),
     "favor_official": {"sample_fps": 1.0, "max_pixels": 360 * 420, "max_frames": 180},
 }

@@ -7,12 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation.protocols import Benchmark, Questions
 from moss_vllm.runtime.errors import UnusableData
-from moss_vllm.video.clip import BadVideo
+from moss_vllm.video.clip import PAPER_SAMPLING, BadVideo
 from moss_vllm.video.probe import probe_all
 from moss_vllm.vlm.video_llama3.chat import has_special_token
-
-# The file's faults do not depend on it.
-SAMPLING = {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180}
 
 
 def look_over(
@@ -53,7 +50,7 @@ def look_over(
 def find_unreadable(videos: Sequence[BenchmarkVideo]) -> dict[str, str]:
     """Why videos cannot be read, by their ids; only headers and packets are read, nothing is decoded."""
     clips = [(video.path, None, None) for video in videos if video.path is not None]
-    probes = probe_all(clips, SAMPLING, cache=None, workers=8)
+    probes = probe_all(clips, PAPER_SAMPLING, cache=None, workers=8)  # faults do not depend on the sampling
     missing = {video.video_id: video.missing for video in videos if video.path is None}
     bad = {
         video.video_id: str(error)

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import VideoLlama3Processor
 
 from moss_vllm.data.rows import ClipRow, Rejected
-from moss_vllm.video.clip import BadVideo, Clip, read_clip
+from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
 from moss_vllm.vlm.plan import too_long
 from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT, IGNORED, PER_VIDEO, Turn, collate, encode
 
@@ -19,7 +19,6 @@ class TrainingSet:
     Args:
         rows: from `data.plan.plan`, or the `rows` of `data.sources.read_sources`.
         processor: a `VideoLlama3Processor`.
-        sample_fps, short_side_px, max_frames: how `read` samples and resizes.
         compress: VideoLLaMA3's token compression.
         max_tokens: a longer conversation is rejected; cutting it would cut the video or an answer.
         shares: rows and weight of each source, in the order of `rows`; by default they are one source.
@@ -31,9 +30,7 @@ class TrainingSet:
         rows: Sequence[ClipRow],
         processor: VideoLlama3Processor,
         *,
-        sample_fps: float,
-        short_side_px: int,
-        max_frames: int,
+        sampling: Sampling,
         compress: bool,
         max_tokens: int,
         shares: Sequence[tuple[int, float]] | None = None,
@@ -43,12 +40,7 @@ class TrainingSet:
         self.shares: list[tuple[int, float]] = [(len(rows), 1.0)] if shares is None else list(shares)
         if sum(count for count, _ in self.shares) != len(rows):
             raise ValueError(f"shares {self.shares} do not add up to {len(rows)} rows; pass both of one Plan")
-        self.read = read
-        self.sampling: dict[str, Any] = {
-            "sample_fps": sample_fps,
-            "short_side_px": short_side_px,
-            "max_frames": max_frames,
-        }
+        self.read, self.sampling = read, sampling
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,7 +53,9 @@ class TrainingSet:
         row, clip = self.rows[index], None
         try:
             if row.path is not None:
-                clip = self.read(row.path, start_s=row.start_s or 0.0, end_s=row.end_s, **self.sampling)
+                clip = self.read(
+                    row.path, sampling=self.sampling, start_s=row.start_s or 0.0, end_s=row.end_s
+                )
         except BadVideo as error:
             return Rejected(row.row_id, str(error))
         try:

@@ -19,7 +19,7 @@ from moss_vllm.data.rows import ClipRow
 from moss_vllm.data.sources import Sources
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
-from moss_vllm.video.clip import BadVideo
+from moss_vllm.video.clip import BadVideo, Sampling
 from moss_vllm.video.probe import ClipPart, Probe, probe_all
 from moss_vllm.vlm.video_llama3.chat import conversation_text
 
@@ -97,9 +97,7 @@ def plan(
     sources: Sources,
     processor: VideoLlama3Processor,
     *,
-    sample_fps: float,
-    short_side_px: int,
-    max_frames: int,
+    sampling: Sampling,
     compress: bool,
     max_tokens: int,
     cache: Path | None = None,
@@ -110,13 +108,11 @@ def plan(
     Args:
         sources: from `data.sources.read_sources`.
         processor: a `VideoLlama3Processor`.
-        sample_fps, short_side_px, max_frames: how `read_clip` samples and resizes.
         compress: VideoLLaMA3's token compression.
         max_tokens: a longer conversation is rejected whole.
         cache: a jsonl file that remembers measured videos by path, size, time of change and sampling.
         workers: threads that measure.
     """
-    sampling = {"sample_fps": sample_fps, "short_side_px": short_side_px, "max_frames": max_frames}
     clips = dict.fromkeys((row.path, row.start_s, row.end_s) for row in sources.rows if row.path)
     probes = probe_all(list(clips), sampling, cache=cache, workers=workers)
     result = Plan([], [], [], [], [])
