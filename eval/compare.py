@@ -137,7 +137,7 @@ def markdown(comparison: Comparison, changed: int) -> str:
 def tabulate(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
     """Title, heads of columns, and a row of cells for each task."""
     (first, second), whole = comparison.names, comparison.tasks["all"]
-    asked = f"{whole.questions:,} questions about {whole.videos:,} videos"
+    counts = f"{whole.questions:,} questions about {whole.videos:,} videos"
     rows = [
         [
             task,
@@ -152,7 +152,7 @@ def tabulate(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
         for task, row in comparison.tasks.items()
     ]
     heads = ["task", "questions", first, second, "difference", "95 % interval", "gained", "lost", "p"]
-    return f"{comparison.benchmark}: {second} against {first}, {asked}", heads, rows
+    return f"{comparison.benchmark}: {second} against {first}, {counts}", heads, rows
 
 
 def list_changed(comparison: Comparison, shown: int) -> list[tuple[int, str]]:

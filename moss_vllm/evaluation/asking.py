@@ -41,7 +41,7 @@ from moss_vllm.video.file_state import describe_file, refuse_others
 from moss_vllm.video.frames import short_side_within
 from moss_vllm.vlm.checkpoint import Loaded, versions
 
-READERS = 16  # at most, unless more are asked for: each holds a video, decoded and prepared
+READERS = 16  # the most threads by default: each holds a video, decoded and prepared
 RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
 RESULTS = (
     *("result.json", "table.md", "table.tex", "about.json"),
@@ -94,11 +94,11 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     shard, reading = shard or Shard(), reading or Reading()
-    videos, asked = questions.videos, questions.every[: questions.limit]
+    videos, selected = questions.videos, questions.every[: questions.limit]
     header = describe_run(loaded, questions, protocol, reading.decoder)
     stored = Stored(header) if overwrite else read_answers(out / ANSWERS, QUESTION_SCHEMA, header)
     refuse_others({video.video_id: video.path for video in videos if video.path is not None}, stored.files)
-    open_uids = {question.uid for question in asked} - stored.answers.keys()
+    open_uids = {question.uid for question in selected} - stored.answers.keys()
     own = [v for v in videos[shard.rank :: shard.processes] if any(q.uid in open_uids for q in v.questions)]
     if moss := next((module for module in loaded.model.modules() if isinstance(module, MOSS)), None):
         say(moss.path(), file=sys.stderr)
@@ -121,7 +121,7 @@ def evaluate(
         stored = read_answers(out / ANSWERS, QUESTION_SCHEMA, header)
         file.check()
     result = collect(stored, questions, protocol)
-    result.seconds, result.resumed = time.monotonic() - started, len(asked) - len(open_uids)
+    result.seconds, result.resumed = time.monotonic() - started, len(selected) - len(open_uids)
     return result
 
 
@@ -148,15 +148,15 @@ def _ask(
             if allow_missing:
                 return error
             raise
-        asked = [question for question in video.questions if question.uid in open_uids]
-        texts = [protocol.prompt(question) for question in asked]
+        open_questions = [question for question in video.questions if question.uid in open_uids]
+        texts = [protocol.prompt(question) for question in open_questions]
         with encoding:
             prompts = prepare(loaded.processor, clip, texts, compress=protocol.compress_tokens)
         if protocol.max_new_tokens is None:
-            prompts.choices = [LETTERS[: len(question.options)] for question in asked]
+            prompts.choices = [LETTERS[: len(question.options)] for question in open_questions]
         seconds = {"decode": time.perf_counter() - started}
         about = {"frames": len(clip.frames), "shared_tokens": prompts.shared, "seconds": seconds}
-        return prompts, asked, {**about, **({"file": state} if state else {})}
+        return prompts, open_questions, {**about, **({"file": state} if state else {})}
 
     def prepared() -> Iterator[Prompts]:
         workers = choose_workers() if reading.workers is None else reading.workers
@@ -164,14 +164,14 @@ def _ask(
             if isinstance(content, BadVideo):
                 failed.append(_failed_line(video, str(content)))
                 continue
-            prompts, asked, about = content
-            waiting.append((video, asked, about))
+            prompts, open_questions, about = content
+            waiting.append((video, open_questions, about))
             yield prompts
 
     for answers in _answer(loaded, prepared(), protocol, batch_size):
-        video, asked, about = waiting.popleft()
+        video, open_questions, about = waiting.popleft()
         records = []
-        for number, (question, output) in enumerate(zip(asked, answers.texts, strict=True)):
+        for number, (question, output) in enumerate(zip(open_questions, answers.texts, strict=True)):
             judged = protocol.judge(output, question)
             scores = answers.scores[number] if answers.scores else None
             records.append(record(question, protocol, output, judged, scores))

@@ -25,7 +25,7 @@ from moss_vllm.vlm.checkpoint import load
 
 
 def choose_folder(args: argparse.Namespace, script: str, name: str, benchmark: Benchmark) -> Path:
-    """`--out`, or runs/eval/SCRIPT/NAME[-step-NNNNNN] with the options that were given: -test-84px-still."""
+    """`--out`, or runs/eval/SCRIPT/NAME[-step-NNNNNN] with the options that were set: -test-84px-still."""
     if args.out:
         return Path(args.out)
     parts, ckpt = [Path(name).name], Path(args.ckpt).resolve().name
@@ -64,12 +64,12 @@ def run(
             raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
         read = choose_reader(args.cache, args.cache_gib, args.decoder)
         choose_device(args)
-        given = {f.name: value for f in fields(Sampling) if (value := getattr(args, f.name)) is not None}
-        Sampling(**given)  # refuse a flag out of range before the model is opened
+        flags = {f.name: value for f in fields(Sampling) if (value := getattr(args, f.name)) is not None}
+        Sampling(**flags)  # refuse a flag out of range before the model is opened
         protocol = benchmark.protocols[args.protocol]
-        how: dict[str, Any] = {"limit": args.limit, "allow_missing": args.allow_missing}
+        choice: dict[str, Any] = {"limit": args.limit, "allow_missing": args.allow_missing}
         try:
-            questions = look_over(benchmark, videos, protocol.prompt, **how)
+            questions = look_over(benchmark, videos, protocol.prompt, **choice)
         except ValueError:
             if int(os.environ.get("LOCAL_RANK", 0)):
                 # The machine's first process reports it; status 1 here could make the launcher end that one.

@@ -67,9 +67,9 @@ class Checkup:
 
         Raises: ValueError naming each of their videos that cannot be read, before the first step.
         """
-        asked = [(video, question) for video in self.videos for question in video.questions]
-        count = min(count, len(asked))
-        kept = {asked[number * len(asked) // count][1].uid for number in range(count)}
+        every = [question.uid for video in self.videos for question in video.questions]
+        count = min(count, len(every))
+        kept = {every[number * len(every) // count] for number in range(count)}
         chosen = [tuple(q for q in video.questions if q.uid in kept) for video in self.videos]
         self.videos = [
             dataclasses.replace(video, questions=questions)
@@ -86,8 +86,9 @@ class Checkup:
             loaded = Loaded(self.model.eval(), self.processor, "in training", {})
             questions = look_over(self.benchmark, self.videos, self.protocol.prompt, allow_missing=True)
             out = self.out / "evals" / f"step-{step:06d}"
-            how: dict[str, Any] = {"out": out, "overwrite": True, "reading": Reading(self.read)}
-            result = evaluate(loaded, questions, self.protocol, **how)
+            result = evaluate(
+                loaded, questions, self.protocol, out=out, overwrite=True, reading=Reading(self.read)
+            )
             for video_id, reason in result.failed.items():  # no reason to stop a run
                 say(f"step {step}: {video_id} counts as wrong: {reason}", file=sys.stderr)
             score = result.score
@@ -134,5 +135,5 @@ def open_benchmark(data: Path) -> tuple[Benchmark, list[BenchmarkVideo]]:
         return MOTIONBENCH, read_motionbench(data, data)
     if any((data / name).is_file() for name in BENCH_FILES):
         return FAVOR_BENCH, read_favor_bench(data, data)
-    known = ", ".join((*META_FILES, *BENCH_FILES))
-    raise BadRow(str(data), "folder", f"holds none of {known}", "pass a MotionBench or FAVOR-Bench folder")
+    names = ", ".join((*META_FILES, *BENCH_FILES))
+    raise BadRow(str(data), "folder", f"holds none of {names}", "pass a MotionBench or FAVOR-Bench folder")

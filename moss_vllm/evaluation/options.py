@@ -13,7 +13,7 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     add, protocols = parser.add_argument, benchmark.protocols
     add("--annotation", type=Path, help="another annotation file (default: the one found in --data)")
     add("--ckpt", default="miniature", help="checkpoint folder, base model folder, hub id, or miniature")
-    out = "folder of the results (default: runs/eval/SCRIPT/NAME, where NAME has the options that were given)"
+    out = "folder of the results (default: runs/eval/SCRIPT/NAME, where NAME has the options that were set)"
     add("--out", type=Path, help=out)
     cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
     add("--cache", type=Path, help=cache)
@@ -34,6 +34,6 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     add("--protocol", choices=protocols, default=next(iter(protocols)), help=protocol)
     add_device(add)
     add = add_clip_options(parser).add_argument
-    named = "the options above from a named set; options that are given replace its values"
+    named = "the options above from a named set; options that are set replace its values"
     add("--clip-settings", choices=CLIP_SETTINGS, help=named)
     add("--still", action="store_true", help="one-frame control: every frame is the middle one")

@@ -132,7 +132,7 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in (FAVOR_BENCH, MOTIONBEN
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked of a benchmark; `look_over` finds the videos that fail.
+    """A benchmark's questions and which of them to ask; `look_over` fills in the videos that fail.
 
     Args:
         limit: the number of questions to ask, in the order of the data; None: all.
@@ -158,8 +158,8 @@ def restore(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONBENCH) -> 
     Prompt and judge are those of the benchmark's protocol of that name, or of its default one.
     """
     usual = benchmark.protocols.get(settings["name"]) or next(iter(benchmark.protocols.values()))
-    known = {f.name for f in fields(Protocol)}
-    return replace(usual, **{key: settings[key] for key in settings if key in known})
+    names = {f.name for f in fields(Protocol)}
+    return replace(usual, **{key: settings[key] for key in settings if key in names})
 
 
 # Clip settings by name: the paper's (Sec. 4.5), and those of FAVOR-Bench's script for its example model.

@@ -1,4 +1,4 @@
-"""Which questions can be asked: told by their texts and their videos' packets, before a model is opened."""
+"""Find, before a model is opened, what cannot be asked: special tokens in texts, unreadable videos."""
 
 import hashlib
 import json

@@ -133,8 +133,8 @@ class Result:
     @property
     def partial(self) -> str:
         """A label with the number of questions asked; empty if all were."""
-        asked, total = len(self.records), self.header["questions"]
-        return f"partial: {asked} of {total} questions" if asked < total else ""
+        done, total = len(self.records), self.header["questions"]
+        return f"partial: {done} of {total} questions" if done < total else ""
 
     def table(self) -> Table:
         """The benchmark's part of Table 5: the paper's rows, chance, this model, numbers of questions."""

@@ -21,14 +21,14 @@ def table_5(
     """
     if not rows:
         raise ValueError("a table needs at least one row of results")
-    known = {name: list(next(iter(paper.values()))) for name, paper in PAPER_TABLE_5.items()}
+    columns = {name: list(next(iter(paper.values()))) for name, paper in PAPER_TABLE_5.items()}
     for row, benchmarks in rows.items():
         for name, values in benchmarks.items():
-            if strange := set(values) - set(known.get(name, [])):
-                allowed = ", ".join(known.get(name, known))
+            if strange := set(values) - set(columns.get(name, [])):
+                allowed = ", ".join(columns.get(name, columns))
                 raise ValueError(f"row {row!r} has {sorted(strange)} of {name!r}; Table 5 has {allowed}")
     shown = {name for benchmarks in rows.values() for name in benchmarks}
-    return Table(title, {name: columns for name, columns in known.items() if name in shown}, rows, notes)
+    return Table(title, {name: tasks for name, tasks in columns.items() if name in shown}, rows, notes)
 
 
 def benchmark_table(

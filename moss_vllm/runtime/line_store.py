@@ -2,9 +2,9 @@
 
     OUT/answers/00-of-02.jsonl     of process 0 of 2: a header that says what was run, then a line per video
 
-Which fields the header and an answer have is the task's: it passes a `Schema` to `read_answers`, which puts a
-folder's files together, however many processes wrote them. A process appends to its own file alone, holds a
-lock on it while it lives, and waits for no other. A last line that a killed run left torn is dropped.
+The task decides which fields a header and an answer have: `read_answers` takes its `Schema`, and puts a
+folder's files together, however many processes wrote them. A process appends only to its own file, holds a
+lock on it while it lives, and waits for no other. A torn last line, left by a killed run, is dropped.
 """
 
 import fcntl
@@ -150,7 +150,7 @@ def read_answers(folder: Path, schema: Schema, header: Mapping[str, Any] | None 
                 remedy = f"remove it, to ask its questions again, or {REMEDY}" if number > 1 else REMEDY
                 reason = f"line {number} is no line of an answer store ({error}); {remedy}"
                 raise ValueError(f"{file}: {reason}") from None
-        # A header alone is of a run that was given up before its first answer: it refuses nothing.
+        # A header without answers is of a run that never began; it is no reason to refuse another.
         if len(lines) > 1 or (lines and not answered):
             stored.header = stored.header or first
             stored.environments.append(first.get("environment", {}))
