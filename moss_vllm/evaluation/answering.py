@@ -68,7 +68,7 @@ class Answers:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def prepare(
+def prepare_prompts(
     processor: VideoLlama3Processor, clip: Clip, questions: Sequence[str], *, compress: bool
 ) -> Prompts:
     """Encode each question as `chat.encode` does, with one pass of the video through the processor."""
@@ -124,7 +124,9 @@ def choose(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Ite
     return _stream(loaded, videos, batch_size, fill)
 
 
-def score(loaded: Loaded, prompts: Prompts, continuations: Sequence[str]) -> list[tuple[float, bool]]:
+def score_continuations(
+    loaded: Loaded, prompts: Prompts, continuations: Sequence[str]
+) -> list[tuple[float, bool]]:
     """Mean loss per token of each continuation after its prompt, and whether greedy decoding yields it.
 
     Raises: ValueError for a continuation without a token.

@@ -24,7 +24,7 @@ import torch
 
 from moss_vllm.core import MOSS
 from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.evaluation.answering import Answers, Prompts, answer, base_model, choose, prepare
+from moss_vllm.evaluation.answering import Answers, Prompts, answer, base_model, choose, prepare_prompts
 from moss_vllm.evaluation.generation import followed, not_followed
 from moss_vllm.evaluation.protocols import LETTERS, Protocol, Questions
 from moss_vllm.evaluation.questions import digest_data
@@ -41,7 +41,7 @@ from moss_vllm.video.file_state import describe_file, refuse_others
 from moss_vllm.video.frames import short_side_within
 from moss_vllm.vlm.checkpoint import Loaded, versions
 
-READERS = 16  # the most threads by default: each holds a video, decoded and prepared
+MOST_READERS = 16  # the most threads by default: each holds a video, decoded and prepared
 RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
 RESULTS = (
     *("result.json", "table.md", "table.tex", "about.json"),
@@ -56,7 +56,7 @@ class Reading:
     Args:
         read: has the arguments and the result of `read_clip`, as `FrameCache.read` has.
         decoder: the decoder that `read` uses, for the header.
-        workers: threads that read ahead; None: one per processor, up to READERS; 0: none.
+        workers: threads that read ahead; None: one per processor, up to MOST_READERS; 0: none.
     """
 
     read: Callable[..., Clip] = read_clip
@@ -95,7 +95,7 @@ def evaluate(
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     shard, reading = shard or Shard(), reading or Reading()
     videos, selected = questions.videos, questions.every[: questions.limit]
-    header = describe_run(loaded, questions, protocol, reading.decoder)
+    header = describe_evaluation(loaded, questions, protocol, reading.decoder)
     stored = Stored(header) if overwrite else read_answers(out / ANSWERS, QUESTION_SCHEMA, header)
     refuse_others({video.video_id: video.path for video in videos if video.path is not None}, stored.files)
     open_uids = {question.uid for question in selected} - stored.answers.keys()
@@ -151,7 +151,7 @@ def _ask(
         open_questions = [question for question in video.questions if question.uid in open_uids]
         texts = [protocol.prompt(question) for question in open_questions]
         with encoding:
-            prompts = prepare(loaded.processor, clip, texts, compress=protocol.compress_tokens)
+            prompts = prepare_prompts(loaded.processor, clip, texts, compress=protocol.compress_tokens)
         if protocol.max_new_tokens is None:
             prompts.choices = [LETTERS[: len(question.options)] for question in open_questions]
         seconds = {"decode": time.perf_counter() - started}
@@ -211,9 +211,9 @@ def read_as(protocol: Protocol, path: str, read: Callable[..., Clip] = read_clip
 
 
 def choose_workers() -> int:
-    """Threads for reading: this process's share of the machine's processors, up to READERS."""
+    """Threads for reading: this process's share of the machine's processors, up to MOST_READERS."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(READERS, max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(MOST_READERS, max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _read_ahead(
@@ -247,7 +247,9 @@ def hold_middle_frame(clip: Clip) -> Clip:
     return Clip(np.repeat(middle[None], len(clip.frames), axis=0), clip.frame_times_s)
 
 
-def describe_run(loaded: Loaded, questions: Questions, protocol: Protocol, decoder: str) -> dict[str, Any]:
+def describe_evaluation(
+    loaded: Loaded, questions: Questions, protocol: Protocol, decoder: str
+) -> dict[str, Any]:
     """The store's header: everything that could change an answer.
 
     A run may be resumed in another `environment`; the result says so.

@@ -11,7 +11,7 @@ from typing import Any
 
 from moss_vllm.data.rows import BenchmarkVideo
 from moss_vllm.evaluation.asking import Reading, evaluate
-from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark, Questions, restore
+from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark, Questions, restore_protocol
 from moss_vllm.evaluation.questions import digest_data, look_over
 from moss_vllm.evaluation.result import QUESTION_SCHEMA, Result, collect
 from moss_vllm.runtime.files import refuse_unwritable
@@ -108,7 +108,7 @@ def merge(
     stored = read_answers(args.out / ANSWERS, QUESTION_SCHEMA)
     if stored.header is None:
         raise FileNotFoundError(f"{args.out / ANSWERS}: holds no answers; run without --merge first")
-    protocol = restore(stored.header["protocol"], benchmark)
+    protocol = restore_protocol(stored.header["protocol"], benchmark)
     questions = Questions(benchmark, videos, args.limit, args.allow_missing)
     these = (benchmark.name, len(questions.every), digest_data(questions.every, protocol.prompt))
     those = tuple(stored.header.get(key) for key in ("benchmark", "questions", "data"))

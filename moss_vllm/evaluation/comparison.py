@@ -13,7 +13,7 @@ from moss_vllm.evaluation.result import Evaluation
 
 DRAWS, SEED = 10_000, 0
 FEW_VIDEOS = 30  # a percentile bootstrap of fewer is too narrow: with 10 its 95 % interval covers 90 %
-NAMED = 5
+MOST_UIDS = 5
 ASKED = ("video_id", "task", "question", "options", "answer")
 
 
@@ -215,4 +215,4 @@ def _count(things: Sequence[Any]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return ", ".join(names[:MOST_UIDS]) + (", ..." if len(names) > MOST_UIDS else "")

@@ -21,7 +21,7 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore[import-not-found]
 from PIL import Image
 
-from moss_vllm.evaluation.answering import Prompts, answer, prepare, score
+from moss_vllm.evaluation.answering import Prompts, answer, prepare_prompts, score_continuations
 from moss_vllm.evaluation.asking import read_as
 from moss_vllm.evaluation.protocols import MOTIONBENCH, Protocol
 from moss_vllm.report import plots
@@ -108,7 +108,7 @@ class Moss(lmms):
             limit = limits[numbers[0]]
             answers = next(answer(self.loaded, [prompts], max_new_tokens=limit, batch_size=self.batch_size))
             for n, text in zip(numbers, answers.texts, strict=True):
-                texts[n] = cut(text, requests[n].args[1].get("until"))
+                texts[n] = cut_at(text, requests[n].args[1].get("until"))
         return texts
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
@@ -121,7 +121,7 @@ class Moss(lmms):
         for clip, numbers in self._clips(requests, [0] * len(requests)):
             prompts = self._prompts(clip, [requests[n].args[0] for n in numbers])
             wanted = [self._continuation(requests[n]) for n in numbers]
-            losses = score(self.loaded, prompts, wanted)
+            losses = score_continuations(self.loaded, prompts, wanted)
             for n, loss in zip(numbers, losses, strict=True):
                 results[n] = GenerationResult(loss)
         return results
@@ -202,7 +202,7 @@ class Moss(lmms):
     def _prompts(self, clip: Clip | None, questions: Sequence[str]) -> Prompts:
         processor = self.loaded.processor
         if clip is not None:
-            return prepare(processor, clip, questions, compress=self.protocol.compress_tokens)
+            return prepare_prompts(processor, clip, questions, compress=self.protocol.compress_tokens)
         return Prompts([encode(processor, None, [Turn(text)])["input_ids"] for text in questions], {})
 
     def _continuation(self, request: Any) -> str:
@@ -214,7 +214,7 @@ class Moss(lmms):
         return str(wanted).strip()
 
 
-def cut(text: str, until: str | Sequence[str] | None) -> str:
+def cut_at(text: str, until: str | Sequence[str] | None) -> str:
     """The text before the first occurrence of any of the `until` strings."""
     for stop in [until] if isinstance(until, str) else until or []:
         text = text.split(stop, 1)[0] if stop else text

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
-ATTENTION = "moss_packed"
+PACKED_ATTENTION = "moss_packed"
 
 
 class Packed:
@@ -115,7 +115,7 @@ def packed_attention(language_model: nn.Module) -> Iterator[None]:
     """Within it, the model takes boolean masks (V, 1, Q, keys), and no keys are copied per query head."""
     config: Any = language_model.config
     before = config._attn_implementation
-    config._attn_implementation = ATTENTION
+    config._attn_implementation = PACKED_ATTENTION
     try:
         yield
     finally:
@@ -134,4 +134,4 @@ def _attend(
     return rearrange(values, "b h (g q) c -> b q (h g) c", g=groups), None
 
 
-AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(PACKED_ATTENTION, _attend)

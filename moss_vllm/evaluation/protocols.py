@@ -152,7 +152,7 @@ class Questions:
         return [question for video in self.videos for question in video.questions]
 
 
-def restore(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONBENCH) -> Protocol:
+def restore_protocol(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONBENCH) -> Protocol:
     """The protocol whose `settings` a header has; fields that this version does not know are dropped.
 
     Prompt and judge are those of the benchmark's protocol of that name, or of its default one.

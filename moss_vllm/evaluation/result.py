@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.rows import Question
-from moss_vllm.evaluation.protocols import BENCHMARKS, Benchmark, Protocol, Questions, restore
+from moss_vllm.evaluation.protocols import BENCHMARKS, Benchmark, Protocol, Questions, restore_protocol
 from moss_vllm.evaluation.scoring import Judged, Score, chance_accuracy, score
 from moss_vllm.evaluation.tables import benchmark_table
 from moss_vllm.runtime.files import write_whole
@@ -36,7 +36,7 @@ def _check_answer(answer: dict[str, Any]) -> None:
         raise ValueError(f"question {answer['uid']!r} has 'log_likelihood' {wrong[0]!r}")
 
 
-# What `record` and `asking.describe_run` write.
+# What `record` and `asking.describe_evaluation` write.
 QUESTION_SCHEMA = Schema(
     header=Fields(
         {"benchmark": str, "checkpoint": str, "protocol": dict, "questions": int},
@@ -100,7 +100,7 @@ def read_evaluation(folder: Path, name: str = "") -> Evaluation:
     if absent:
         remedy = "evaluate again with this version, to another --out"
         raise ValueError(f"{folder / ANSWERS} lacks {', '.join(sorted(absent))}; {remedy}")
-    return Evaluation(name or folder.name, folder, restore(stored.header["protocol"]), stored)
+    return Evaluation(name or folder.name, folder, restore_protocol(stored.header["protocol"]), stored)
 
 
 @dataclass
@@ -200,7 +200,7 @@ def collect(stored: Stored, questions: Questions, protocol: Protocol) -> Result:
             pending += 1
     scored = [question for _, question in pairs if question.answer is not None]
     chance = chance_accuracy(scored) if scored else {}
-    mixed = stored.tell_environments()
+    mixed = stored.describe_environments()
     notes = [f"not all answers were given with the same: {mixed}"] if mixed else []
     header = stored.header or {}
     return Result(header, questions.benchmark, protocol, records, chance, pending, failed, notes=notes)

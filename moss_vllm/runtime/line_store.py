@@ -107,7 +107,7 @@ class Stored:
         """State of each video's file, from `describe_file`; lines of earlier versions have none."""
         return {video: row["file"] for video, row in self.videos.items() if row.get("file")}
 
-    def tell_environments(self) -> str:
+    def describe_environments(self) -> str:
         """Parts of the environment that differ between processes, with their values; empty for none."""
         environments = [self.header.get("environment", {}) if self.header else {}, *self.environments]
         names = dict.fromkeys(name for one in environments if one for name in one)

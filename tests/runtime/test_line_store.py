@@ -123,8 +123,8 @@ def test_what_the_environment_was_is_no_reason_to_refuse_and_is_told(tmp_path):
     for rank, av in enumerate(("17.0", "16.0", "17.0")):
         with AnswerFile(tmp_path, {**HEADER, "environment": {"av": av}}, Shard(rank, 3)) as file:
             file.add({**LINE, "video_id": f"v{rank}"})
-    assert read_answers(tmp_path, SCHEMA, HEADER).tell_environments() == "av 17.0 and 16.0"
-    assert read_answers(tmp_path, SCHEMA).tell_environments() == "av 17.0 and 16.0"
+    assert read_answers(tmp_path, SCHEMA, HEADER).describe_environments() == "av 17.0 and 16.0"
+    assert read_answers(tmp_path, SCHEMA).describe_environments() == "av 17.0 and 16.0"
 
 
 def test_the_environment_has_what_decides_frames(tiny_base):
