@@ -4,11 +4,11 @@
     python eval/compare.py BASE TUNED MOSS --names base tuned "tuned + MOSS" --json compare.json
     python eval/compare.py A B --changed 0 --markdown > compare.md
 
-The folders are those that eval/motionbench.py and eval/favor_bench.py wrote, complete or not. Per task and
+FOLDER is a result folder of eval/motionbench.py or eval/favor_bench.py, complete or not. Prints, per task and
 for all questions: both accuracies, the difference in points with a 95 % interval (bootstrap over videos),
-questions gained and lost, McNemar's exact test; then the questions that changed. Every pair is compared on
-the questions both have answered, so accuracies may not be those of the folders' own tables; what is left out
-is counted and named.
+questions gained and lost, McNemar's exact test; then the questions that changed. A pair is compared on the
+questions that both have answered, so the accuracies may differ from those in the folders' own tables; other
+questions are counted and named.
 """
 
 import json
@@ -26,11 +26,11 @@ from rich.table import Table
 from rich.text import Text
 
 from moss_vllm.evaluation.protocols import LETTERS
-from moss_vllm.report.plots import in_markdown
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, plain, say
+from moss_vllm.runtime.tables import in_markdown
 
 
 def options() -> Flags:
@@ -39,14 +39,9 @@ def options() -> Flags:
     add = parser.add_argument
     folders_help = "two result folders or more, the baseline first"
     add("folders", nargs="+", type=Path, metavar="FOLDER", help=folders_help)
-    add("--names", nargs="+", metavar="NAME", help="what to call the folders (default: their last part)")
-    add(
-        "--changed",
-        type=int,
-        default=5,
-        metavar="N",
-        help="show so many gained and so many lost questions (5)",
-    )
+    add("--names", nargs="+", metavar="NAME", help="names of the folders (default: the last part of each)")
+    changed = "show the first N gained and the first N lost questions"
+    add("--changed", type=int, default=5, metavar="N", help=changed)
     add("--json", type=Path, metavar="FILE", help="write everything there, with all changed questions")
     add("--markdown", action="store_true", help="print markdown, for a file or an issue")
     return parser
@@ -55,42 +50,43 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-from moss_vllm.evaluation.comparison import DRAWS, SEED, Comparison, compare, read_evaluation
+from moss_vllm.evaluation.comparison import DRAWS, SEED, Comparison, compare
+from moss_vllm.evaluation.result import read_evaluation
 
 OTHER_COLUMNS = 64  # characters of the table beside the two columns of names
 
 
 @errors_in_one_line("nothing is written")
 def main(argv: list[str] | None = None) -> list[Comparison]:
-    """Read, compare, print, write; a wrong argument or folder ends it with one line and status 1."""
+    """Read, compare, print, write; a wrong argument or folder ends the script with one line and status 1."""
     args = options().parse_args(argv)
     if args.changed < 0:
         raise ValueError(f"--changed is {args.changed}; it must be at least 0")
     folders = [folder.expanduser() for folder in args.folders]
     names = choose_names(folders, args.names)
-    read = [read_evaluation(folder, name) for folder, name in zip(folders, names, strict=True)]
-    found = [compare(first, second) for first, second in combinations(read, 2)]
+    evaluations = [read_evaluation(folder, name) for folder, name in zip(folders, names, strict=True)]
+    comparisons = [compare(first, second) for first, second in combinations(evaluations, 2)]
     if args.json:
-        told = {
+        content = {
             "bootstrap": {"draws": DRAWS, "seed": SEED, "resampled": "videos", "percentiles": [2.5, 97.5]},
-            "evaluations": {one.name: {"folder": str(one.folder), **one.header} for one in read},
-            "comparisons": [{**asdict(one), "notes": one.notes} for one in found],
+            "evaluations": {one.name: {"folder": str(one.folder), **one.header} for one in evaluations},
+            "comparisons": [{**asdict(one), "notes": one.notes} for one in comparisons],
         }
-        write_whole(args.json, json.dumps(told, indent=2) + "\n")
+        write_whole(args.json, json.dumps(content, indent=2) + "\n")
     if args.markdown:
-        say(*"\n".join(markdown(one, args.changed) for one in found).rstrip().split("\n"), sep="\n")
+        say(*"\n".join(markdown(one, args.changed) for one in comparisons).rstrip().split("\n"), sep="\n")
     else:
         console = Screen()
-        console.print(*(render(one, args.changed, console.width) for one in found), sep="\n")
+        console.print(*(render(one, args.changed, console.width) for one in comparisons), sep="\n")
     if args.json:
         say(f"written to {args.json}", file=sys.stderr)
-    return found
+    return comparisons
 
 
 def choose_names(folders: Sequence[Path], names: Sequence[str] | None) -> list[str]:
-    """`--names`, else the last part of each folder, or all of it where the last parts are not different.
+    """`--names`, or the last part of each folder, or the whole folders if their last parts are not unique.
 
-    Raises: ValueError for fewer than two folders, or not a name of its own for each.
+    Raises: ValueError for fewer than two folders, or names that are not one for each and unique.
     """
     if len(folders) < 2:
         raise ValueError(f"{len(folders)} folder cannot be compared; name two or more")
@@ -98,15 +94,15 @@ def choose_names(folders: Sequence[Path], names: Sequence[str] | None) -> list[s
     if not names and len(set(chosen)) < len(folders):
         chosen = [str(folder) for folder in folders]
     if len(chosen) != len(folders) or len(set(chosen)) < len(folders):
-        told = f"{len(folders)} folders are called {', '.join(chosen)}"
-        raise ValueError(f"{told}; give each a name of its own with --names")
+        reason = f"{len(folders)} folders are called {', '.join(chosen)}"
+        raise ValueError(f"{reason}; give each a name of its own with --names")
     return chosen
 
 
 def render(comparison: Comparison, changed: int, width: int) -> Group:
-    """For a terminal, with the first `changed` questions that were gained, and that were lost.
+    """The comparison for a terminal `width` characters wide, with the first `changed` gains and losses.
 
-    Where the names are too long to head columns in `width` characters, A and B stand for them.
+    A and B stand for names that are too long for the heads of columns.
     """
     title, heads, rows = tabulate(comparison)
     fit = max(map(len, comparison.names)) <= (width - OTHER_COLUMNS) // 2
@@ -117,13 +113,13 @@ def render(comparison: Comparison, changed: int, width: int) -> Group:
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    lines = [*((2, note) for note in comparison.notes), *tell_changed(comparison, changed)]
-    above, below = ([Padding(plain(told), (0, 0, 0, n)) for n, told in some] for some in (letters, lines))
+    lines = [*((2, note) for note in comparison.notes), *list_changed(comparison, changed)]
+    above, below = ([Padding(plain(line), (0, 0, 0, n)) for n, line in some] for some in (letters, lines))
     return Group(Text(plain(title), style="bold"), *above, Padding(table, (1, 0)), *below)
 
 
 def markdown(comparison: Comparison, changed: int) -> str:
-    """The same as GitHub's markdown."""
+    """The comparison as GitHub's markdown."""
     title, heads, rows = tabulate(comparison)
     heads = [in_markdown(head) for head in heads]
     lines = [
@@ -134,32 +130,32 @@ def markdown(comparison: Comparison, changed: int) -> str:
     ]
     lines += [*(f"| {' | '.join(map(in_markdown, row))} |" for row in rows), ""]
     lines += [f"- {in_markdown(note)}" for note in comparison.notes]
-    told = [" " * n + plain(line).replace("```", "'''") for n, line in tell_changed(comparison, changed)]
-    return "\n".join([*lines, *(["", "```text", *told, "```"] if told else []), "", ""])
+    listed = [" " * n + plain(line).replace("```", "'''") for n, line in list_changed(comparison, changed)]
+    return "\n".join([*lines, *(["", "```text", *listed, "```"] if listed else []), "", ""])
 
 
 def tabulate(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
     """Title, heads of columns, and a row of cells for each task."""
     (first, second), whole = comparison.names, comparison.tasks["all"]
-    asked = f"{whole.questions:,} questions about {whole.videos:,} videos"
+    counts = f"{whole.questions:,} questions about {whole.videos:,} videos"
     rows = [
         [
             task,
-            f"{found.questions:,}",
-            *(f"{value:.1f}" for value in found.accuracy),
-            signed(found.points),
-            " to ".join(map(signed, found.interval)) if found.interval else "-",
-            f"{found.gained:,}",
-            f"{found.lost:,}",
-            f"{found.p:.3f}" if found.p >= 0.001 else "<0.001",
+            f"{row.questions:,}",
+            *(f"{value:.1f}" for value in row.accuracy),
+            signed(row.points),
+            " to ".join(map(signed, row.interval)) if row.interval else "-",
+            f"{row.gained:,}",
+            f"{row.lost:,}",
+            f"{row.p:.3f}" if row.p >= 0.001 else "<0.001",
         ]
-        for task, found in comparison.tasks.items()
+        for task, row in comparison.tasks.items()
     ]
     heads = ["task", "questions", first, second, "difference", "95 % interval", "gained", "lost", "p"]
-    return f"{comparison.benchmark}: {second} against {first}, {asked}", heads, rows
+    return f"{comparison.benchmark}: {second} against {first}, {counts}", heads, rows
 
 
-def tell_changed(comparison: Comparison, shown: int) -> list[tuple[int, str]]:
+def list_changed(comparison: Comparison, shown: int) -> list[tuple[int, str]]:
     """Lines about the first questions gained and the first lost, each with its indent."""
     lines = []
     for kind in ("gained", "lost") if shown else ():
@@ -169,14 +165,14 @@ def tell_changed(comparison: Comparison, shown: int) -> list[tuple[int, str]]:
         for row in rows[:shown]:
             answer, texts = row["answer"], dict(zip(LETTERS, row["options"], strict=False))
             right = f"{answer}. {texts[answer]}" if answer in texts else answer
-            said = [("right", right), *row["output"].items()]
+            outputs = [("right", right), *row["output"].items()]
             lines.append((2, f"{row['task']} {row['uid']}, video {row['video_id']}: {row['question']}"))
-            lines += [(4, shorten(f"{who}: {text}", 160, placeholder=" ...")) for who, text in said]
+            lines += [(4, shorten(f"{who}: {text}", 160, placeholder=" ...")) for who, text in outputs]
     return [(indent, " ".join(line.split())) for indent, line in lines]
 
 
 def signed(points: float) -> str:
-    """With one decimal and its sign; what rounds to zero has a plus."""
+    """The number with its sign and one decimal; one that rounds to zero gets a plus."""
     return f"{round(points, 1) + 0.0:+.1f}"
 
 

@@ -5,10 +5,10 @@
     accelerate launch --multi_gpu eval/favor_bench.py --data ...     # videos shared out over processes
 
 Expected with VideoLLaMA3-2B on the 8,184 questions (paper): 42.2 as released, 45.5 fine-tuned on FAVOR-Train,
-46.6 with MOSS. The paper does not say how it asked and judged: `favor_official` is the benchmark's own way
-(the output must have the right option's text), `letter` is VideoLLaMA3's. Prints the table and writes to
-`--out`: `answers/` (every prompt and output), `result.json`, `table.md`, `table.tex`. A run that was stopped
-goes on with the same command.
+46.6 with MOSS. The paper does not name its prompt and rule of judging: the protocol `favor_official` is the
+benchmark's own (the output must contain the right option's text), `letter` is VideoLLaMA3's. Prints the table
+and writes to `--out`: `answers/` (every prompt and output), `result.json`, `table.md`, `table.tex`. The same
+command continues a run that was stopped.
 """
 
 from pathlib import Path
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> "Result":
-    """Read, ask, judge, print, write; a wrong argument or file ends it with one line and status 1."""
+    """Read, ask, judge, print, write; a wrong argument or file ends the script with one line and status 1."""
     parser = Flags(__doc__)
     source = "folder with video_perspective.json and the videos, as downloaded (default: the motion world)"
     parser.add_argument("--data", type=Path, help=source)
     add_options(parser, FAVOR_BENCH)
     args = parser.parse_args(argv)
-    from moss_vllm.evaluation import command  # takes seconds, of torch and transformers
+    from moss_vllm.evaluation import command  # takes seconds: imports torch and transformers
 
     data = args.data or ensure_world()
     data = data / "FAVOR" if (data / "FAVOR").is_dir() else data

@@ -4,13 +4,14 @@
     python eval/favor_captions.py --data ~/data/FAVOR --ckpt runs/favor_lora/step-001000
     accelerate launch --multi_gpu eval/favor_captions.py --data ...  # videos shared out over processes
 
-Writes to `--out`: `answers/` (each caption as soon as it is said) and, once all are, `captions.json`, a list
-of {video name without .mp4: caption}, and `about.json` (what was run). To score it, in the folder LLM-free of
-FAVOR-Bench's repository: remove an older `extract_results/`, which step 1 would add to, put the list in place
-of `test_case` in `LLM-free_step1_extract.ipynb`, run that and then `LLM-free_step2_compare.py`.
+Writes to `--out`: `answers/` (each caption as soon as it is finished) and, once all are, `captions.json`, a
+list of {video name without .mp4: caption}, and `about.json` (what was run). To score the list, in the folder
+LLM-free of FAVOR-Bench's repository: remove an older `extract_results/`, to which step 1 would add, put the
+list in place of `test_case` in `LLM-free_step1_extract.ipynb`, run that and then `LLM-free_step2_compare.py`.
 
-FAVOR-Bench's repository has no prompt for captions. `--prompt` is by default the one FAVOR-Train is trained
-with here; only scores of one prompt can be compared. A run that was stopped goes on with the same command.
+FAVOR-Bench's repository has no prompt for captions. The default of `--prompt` is the prompt that
+recipes/favor_lora.py trains with; compare only scores of one prompt. The same command continues a run that
+was stopped.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from moss_vllm.runtime.screen import say
 if TYPE_CHECKING:
     from moss_vllm.evaluation.result import Result
 
-# A caption is the answer to a question without options whose uid is the video's; nothing is right or wrong.
+# A caption answers a question without options, whose uid is the video's id; no caption is right or wrong.
 CAPTIONS = Benchmark(
     "FAVOR-Bench captions",
     {"caption": "Caption"},
@@ -43,14 +44,14 @@ CAPTIONS = Benchmark(
 
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> "Result":
-    """Read, ask, write; a wrong argument or file ends it with one line and status 1."""
+    """Read, ask, write; a wrong argument or file ends the script with one line and status 1."""
     parser = Flags(__doc__)
     source = "folder with video_perspective.json and the videos, as downloaded (default: the motion world)"
     parser.add_argument("--data", type=Path, help=source)
     parser.add_argument("--prompt", default=CAPTION_PROMPT, help="what to ask about each video")
     add_options(parser, CAPTIONS)
     args = parser.parse_args(argv)
-    from moss_vllm.evaluation import command  # takes seconds, of torch and transformers
+    from moss_vllm.evaluation import command  # takes seconds: imports torch and transformers
 
     data = args.data or ensure_world()
     data = data / "FAVOR" if (data / "FAVOR").is_dir() else data
@@ -64,10 +65,10 @@ def main(argv: list[str] | None = None) -> "Result":
 
 
 def write_captions(result: "Result", out: Path, args: argparse.Namespace) -> None:
-    """Write the captions once every process is done; before that, say how many are missing.
+    """Write the captions; while some are pending, say how many and which command merges.
 
-    The scorer leaves a video without an entry out of its mean, so one that could not be read has an empty
-    caption, and a part of the videos goes to a file of another name.
+    The scorer's mean leaves out videos without an entry, so a video that could not be read gets an empty
+    caption, and the captions of a part of the videos go to a file of another name.
     """
     from moss_vllm.evaluation import command
 

@@ -7,8 +7,8 @@
 Expected with VideoLLaMA3-2B on the 4,018 dev questions (paper): 50.2 as released, 51.4 fine-tuned on
 FAVOR-Train, 54.2 with MOSS. Prints the table and writes to `--out`: `answers/` (every prompt and output),
 `result.json`, `table.md`, `table.tex`, and for the splits test and all `submission.json` (uid -> letter of
-the questions whose answer is withheld; `submission-partial.json` with `--limit`). A run that was stopped goes
-on with the same command.
+the questions whose answer is withheld; `submission-partial.json` with `--limit`). The same command continues
+a run that was stopped.
 """
 
 import json
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> "Result":
-    """Read, ask, judge, print, write; a wrong argument or file ends it with one line and status 1."""
+    """Read, ask, judge, print, write; a wrong argument or file ends the script with one line and status 1."""
     parser = Flags(__doc__)
     source = "folder with video_info.meta.jsonl and the videos, as downloaded (default: the motion world)"
     parser.add_argument("--data", type=Path, help=source)
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> "Result":
     parser.add_argument("--split", choices=SPLITS, default="dev", help=split)
     add_options(parser, MOTIONBENCH)
     args = parser.parse_args(argv)
-    from moss_vllm.evaluation import command  # takes seconds, of torch and transformers
+    from moss_vllm.evaluation import command  # takes seconds: imports torch and transformers
 
     data = args.data or ensure_world()
     videos = read_motionbench(args.annotation or data, data, split=args.split, allow_missing=True)
@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> "Result":
         file = out / ("submission-partial.json" if result.partial else "submission.json")
         write_whole(file, json.dumps(letters, indent=2) + "\n")
         unread = sum(not letter for letter in letters.values())
-        told = f"{file.name} has {len(letters):,} withheld questions, {unread:,} without a letter"
-        result.notes.append(told)
+        counts = f"{len(letters):,} withheld questions, {unread:,} without a letter"
+        result.notes.append(f"{file.name} has {counts}")
     command.finish(result, out, args)
     return result
 

@@ -12,10 +12,11 @@ from typing import Any
 from paper_tables import UNITS, Row
 
 from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, ensure_mini_actions
-from moss_vllm.recognition.scores import CLASS_MEAN, STORE, Accuracy
-from moss_vllm.report import plots
+from moss_vllm.recognition.schema import CLIP_SCHEMA
+from moss_vllm.recognition.scores import CLASS_MEAN, Accuracy
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.line_store import read_answers
+from moss_vllm.runtime.line_store import ANSWERS, read_answers
+from moss_vllm.runtime.tables import Cell, Table, mean_and_spread
 from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE
 
 # What a run may differ in and still be the same experiment.
@@ -77,7 +78,8 @@ def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
         )
     accuracy = {"all": last["score"]}
     if groups:
-        stored = read_answers(run.folder / "evals" / f"step-{last['step']:06d}" / STORE).answers.values()
+        test = run.folder / "evals" / f"step-{last['step']:06d}" / ANSWERS
+        stored = read_answers(test, CLIP_SCHEMA).answers.values()
         found = Accuracy([{**answer, "group": groups[answer["answer"]]} for answer in stored]).by("group")
         accuracy |= {group: found[group][0] for group in dict.fromkeys(groups.values()) if group in found}
     best = read_json(run.folder / "test" / "result.json", f"remove {run.folder}")
@@ -116,7 +118,7 @@ def refuse_other_data(numbers: Numbers) -> None:
             raise ValueError(f"{told}: their numbers cannot stand in one table; remove one")
 
 
-def make_tables(plan: Plan, numbers: Numbers, data: str) -> list[plots.Table]:
+def make_tables(plan: Plan, numbers: Numbers, data: str) -> list[Table]:
     """What is known so far, in the columns of the paper's tables."""
     groups = list(dict.fromkeys(name for found in numbers.values() for name in found["accuracy"]))
     columns = {
@@ -129,7 +131,7 @@ def make_tables(plan: Plan, numbers: Numbers, data: str) -> list[plots.Table]:
     for name, rows in plan.items():
         cells = {planned.row.name: row_cells(planned, numbers, list(columns)) for planned in rows}
         title = f"Table {name.removeprefix('table')}: top-1 on {data} (%) beside the paper's"
-        shown.append(plots.Table(title, columns, cells, table_notes(rows, numbers)))
+        shown.append(Table(title, columns, cells, table_notes(rows, numbers)))
     return shown
 
 
@@ -152,17 +154,15 @@ def does_order_2_add(plan: Plan, numbers: Numbers) -> str:
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def row_cells(
-    planned: PlannedRow, numbers: Numbers, columns: Sequence[str]
-) -> dict[str, dict[str, plots.Cell]]:
+def row_cells(planned: PlannedRow, numbers: Numbers, columns: Sequence[str]) -> dict[str, dict[str, Cell]]:
     """A row of `make_tables`."""
     row, found = planned.row, [numbers[run] for run in planned.runs if run in numbers]
     paper = {unit: float(text) for unit, text in row.paper.items() if text != "-"}
     paper |= {name: value for name, value in (("SSV1", row.ssv1), ("D48", row.d48)) if value is not None}
-    cells: dict[str, dict[str, plots.Cell]] = {columns[0]: dict(paper)}
+    cells: dict[str, dict[str, Cell]] = {columns[0]: dict(paper)}
     if found:
-        cells[columns[1]] = plots.mean_and_spread([seed["accuracy"] for seed in found])
-        cells[columns[2]] = plots.mean_and_spread([{"all": seed["best"]} for seed in found])
+        cells[columns[1]] = mean_and_spread([seed["accuracy"] for seed in found])
+        cells[columns[2]] = mean_and_spread([{"all": seed["best"]} for seed in found])
         milliseconds = 1000 * statistics.mean(seed["seconds_a_step"] for seed in found)
         cells[columns[3]] = {
             "trained (k)": round(found[0]["trainable"] / 1000),
@@ -239,5 +239,5 @@ def as_json(planned: PlannedRow, numbers: Numbers) -> dict[str, Any]:
         return {**written, "refused": planned.refused}
     settings = {name: v for name, v in planned.runs[0].settings.items() if name not in FREE | {"seed"}}
     seeds = [{name: value for name, value in seed.items() if name != "data_lines"} for seed in found]
-    means = plots.mean_and_spread([seed["accuracy"] for seed in found]) if found else {}
+    means = mean_and_spread([seed["accuracy"] for seed in found]) if found else {}
     return {**written, "settings": settings, "accuracy": means, "seeds": seeds}

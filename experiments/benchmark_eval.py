@@ -29,6 +29,7 @@ from rich.table import Table
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.data.world.benchmarks import ensure_world
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, Protocol
+from moss_vllm.evaluation.questions import look_over
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
@@ -60,13 +61,14 @@ from benchmark_stss import cpu_name
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.favor import read_favor_bench
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.asking import evaluate, read_as
 from moss_vllm.evaluation.generation import GREEDY
 from moss_vllm.runtime.provenance import versions
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.sizes import build_shape
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 QUESTIONS_A_VIDEO = (5, 4, 5, 4, 5)  # on average 4.6: FAVOR-Bench's 8,184 questions of 1,776 videos
 STAGES = ("decode", "encode", "prefill", "answer")
@@ -185,7 +187,8 @@ def ask_together(
 ) -> tuple[list[str], dict[str, float]]:
     """`evaluate` as the scripts in eval/ call it, its store included."""
     with tempfile.TemporaryDirectory() as out:
-        result = evaluate(loaded, videos, FAVOR_BENCH, protocol, out=Path(out))
+        questions = look_over(FAVOR_BENCH, videos, protocol.prompt)
+        result = evaluate(loaded, questions, protocol, out=Path(out))
         lines = [json.loads(line) for line in next(Path(out).rglob("*.jsonl")).read_text().splitlines()[1:]]
     stages = {stage: sum(line["seconds"][stage] for line in lines) for stage in STAGES}
     return [record["output"] for record in result.records], stages

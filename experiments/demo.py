@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, WorldSize, ensure_world
+from moss_vllm.evaluation.tables import table_5
 from moss_vllm.report import plots
 from moss_vllm.runtime.files import write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.tables import Table
 
 
 def options() -> Flags:
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     chance = {benchmark: result["chance_percent"] for benchmark, result in results[BASE].items()}
     notes = ["questions of the motion world in the benchmarks' formats: no number compares with the paper's"]
-    table = plots.table_5({"chance": chance, **rows}, title="Motion world, accuracy (%)", notes=notes)
+    table = table_5({"chance": chance, **rows}, title="Motion world, accuracy (%)", notes=notes)
     write_whole(args.out / "table.md", table.markdown())
     write_whole(args.out / "results.json", json.dumps({"chance": chance, **rows}, indent=2) + "\n")
     curves = {name: losses(Path(ckpt).parent) for name, ckpt in arms.items() if name != BASE}
@@ -101,7 +103,8 @@ def conclude(
     clip: Path,
 ) -> None:
     """Say what was found, how sure it is, why rows lie below chance, and what to do next."""
-    from moss_vllm.evaluation.comparison import compare, read_evaluation
+    from moss_vllm.evaluation.comparison import compare
+    from moss_vllm.evaluation.result import read_evaluation
 
     whole = {
         name: {benchmark: {"all": values["all"]} for benchmark, values in found.items()}
@@ -110,7 +113,7 @@ def conclude(
     title = "Right answers on the motion world (%)"
     columns = {benchmark: ["all"] for benchmark in rows[BASE]}
     say()
-    Screen().print(plots.Table(title, columns, whole))
+    Screen().print(Table(title, columns, whole))
     for benchmark, (_, folder) in BENCHMARKS.items():
         sides = [read_evaluation(out / "eval" / folder / arm, arm) for arm in ("plain", "moss")]
         found = compare(*sides).tasks["all"]

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT
-from moss_vllm.report import plots
+from moss_vllm.evaluation.tables import table_5
 from moss_vllm.runtime.files import write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.tables import mean_and_spread
 
 RESULTS = Path("benchmarks/results/miniature.json")
 
@@ -59,11 +60,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         by_seed.append({**rows, CONTROL: control})
     chance = json.loads((args.out / "seed-0" / "results.json").read_text())["chance"]
     means = {
-        row: {name: plots.mean_and_spread([run[row][name] for run in by_seed]) for name in demo.BENCHMARKS}
+        row: {name: mean_and_spread([run[row][name] for run in by_seed]) for name in demo.BENCHMARKS}
         for row in by_seed[0]
     }
     notes = [f"mean ± sample standard deviation over {args.seeds} seeds"]
-    table = plots.table_5({"chance": chance, **means}, title="Motion world (%)", notes=notes)
+    table = table_5({"chance": chance, **means}, title="Motion world (%)", notes=notes)
     Screen(width=200).print(table)
     written = {
         "command": f"python experiments/reproduce_miniature.py --seeds {args.seeds}"

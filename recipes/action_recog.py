@@ -30,7 +30,7 @@ import yaml
 
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import answer_help
-from moss_vllm.runtime.line_store import Shard, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training.settings import options, parse, setting
 
@@ -127,7 +127,8 @@ from moss_vllm.recognition.build import build_classifier, full_variant
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.in_training import BEST, PeriodicTest
 from moss_vllm.recognition.loss import ClassLoss
-from moss_vllm.recognition.scores import STORE, Accuracy, collect_clips, save_accuracy
+from moss_vllm.recognition.schema import CLIP_SCHEMA
+from moss_vllm.recognition.scores import Accuracy, collect_clips, save_accuracy
 from moss_vllm.recognition.settings import (
     DATA,
     check_settings,
@@ -329,7 +330,7 @@ def show_settings_and_batch(
 
 def drop_other_test(folder: Path, step: int, model: VideoClassifier) -> None:
     """Remove the test of other weights: a run that is resumed for more steps may end in another best step."""
-    header = read_answers(folder / STORE).header
+    header = read_answers(folder / ANSWERS, CLIP_SCHEMA).header
     if header and (header["run"]["step"], header.get("weights")) != (step, fingerprint(model.state_dict())):
         shutil.rmtree(folder)
 

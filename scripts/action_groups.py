@@ -27,7 +27,7 @@ from moss_vllm.report.plots import COLOURS, DOTS_PER_INCH
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import read_json, whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.line_store import Stored, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, Stored, holds_answers, read_answers
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -51,7 +51,7 @@ from matplotlib.patches import Patch
 from moss_vllm.data.actions.groups import find_groups, read_groups
 from moss_vllm.evaluation.comparison import DRAWS, SEED, Difference, measure_difference
 from moss_vllm.recognition.in_training import BEST
-from moss_vllm.report.run_files import ANSWERS, holds_answers
+from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.runtime.provenance import RUN_FILE
 
 GAIN, LOSS, PALE = COLOURS[0], COLOURS[5], 0.4
@@ -141,7 +141,7 @@ def read_test(folder: Path) -> Tested:
     remedy = "name one that eval/action_recog.py wrote, or OUT/test of recipes/action_recog.py"
     if not holds_answers(folder):
         raise ValueError(f"{folder} holds no tested clips; {remedy}")
-    test = Tested(folder, read_answers(folder / ANSWERS))
+    test = Tested(folder, read_answers(folder / ANSWERS, CLIP_SCHEMA))
     if test.header and test.header["protocol"]["name"] != "views":
         raise ValueError(f"{folder} holds answers to questions of {test.header['benchmark']}; {remedy}")
     if not test.rows:

@@ -4,15 +4,15 @@
     python scripts/ask.py VIDEO --ckpt CKPT --start-s 12 --end-s 20      # asks you for questions; Ctrl-D ends
     python scripts/ask.py data/motion_world/MotionBench/public-dataset/CLIP.mp4 "which way does it move?"
 
-VIDEO is any file that PyAV reads, or a folder of frames. Clips are sampled as the checkpoint was
-trained (its run.json), else as in the paper. Each question is asked on its own and answered greedily, by the
-model's own generation config (a repetition penalty, say), so the same question gets the same answer. Prints
-the answer to stdout, everything else to stderr.
+VIDEO is any file that PyAV reads, or a folder of frames. It is sampled by the clip settings in the
+checkpoint's run.json, or the paper's if it has none. Each question is asked on its own and answered greedily,
+by the model's own generation config (a repetition penalty, say), so the same question gets the same answer.
+Prints the answer to stdout, everything else to stderr.
 """
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +30,7 @@ def options() -> Flags:
     add("question", nargs="?", help="the question; without one the script asks you for questions")
     add("--ckpt", default="miniature", help="checkpoint folder, base model folder, hub id, or miniature")
     add_device(add)
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="tokens of an answer at most")
+    add("--max-new-tokens", type=int, default=256, metavar="N", help="the most tokens of an answer")
     add("--start-s", type=float, default=0.0, metavar="S", help="second at which the shown part begins")
     add("--end-s", type=float, metavar="S", help="second at which it ends (default: the end of the video)")
     add_clip_options(parser)
@@ -44,11 +44,12 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import GREEDY, not_followed
 from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.video.clip import PAPER_SAMPLING, Sampling, read_clip
 from moss_vllm.vlm.checkpoint import Loaded, load
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 PAPER = {**asdict(PAPER_SAMPLING), "compress_tokens": True}
 
@@ -67,11 +68,10 @@ def main(argv: list[str] | None = None) -> list[str]:
             loaded = load(args.ckpt, device=args.device, dtype=DTYPES[args.precision])
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}{tell_existing('run.json')}") from error
-    given = {name: getattr(args, name) for name in PAPER}
-    how: dict[str, Any] = {**PAPER, **loaded.run.get("protocol", {})}
-    how = {name: how[name] if given[name] is None else given[name] for name in PAPER}
-    compress = how.pop("compress_tokens")
-    sampling = Sampling(**how)
+    flags = {name: value for name in PAPER if (value := getattr(args, name)) is not None}
+    clip_settings: dict[str, Any] = {**PAPER, **loaded.run.get("protocol", {}), **flags}
+    compress = clip_settings["compress_tokens"]
+    sampling = Sampling(**{field.name: clip_settings[field.name] for field in fields(Sampling)})
     clip = read_clip(args.video.expanduser(), sampling=sampling, start_s=args.start_s, end_s=args.end_s)
     frames, height, width, _ = clip.frames.shape
     last_s = clip.frame_times_s[-1]
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> list[str]:
 
 
 def read_questions() -> Iterator[str]:
-    """Lines typed by the user, until Ctrl-D; empty ones are passed over."""
+    """Lines typed by the user, until Ctrl-D; empty lines are skipped."""
     while True:
         say("question: ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
@@ -104,16 +104,16 @@ def read_questions() -> Iterator[str]:
 
 
 class AnswerStreamer(TextStreamer):
-    """Prints an answer as it comes; a control character in it does not reach the terminal."""
+    """Prints an answer as it is generated; control characters do not reach the terminal."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Print the words that are complete."""
+        """Print finished words."""
         say(*text.split("\n"), sep="\n", end="\n" if stream_end else "", flush=True)
 
 
 @torch.inference_mode()
 def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> str:
-    """Print the answer to an encoded question while it is made."""
+    """Print the answer to an encoded question while it is generated; returns it."""
     model: Any = loaded.model
     tokenizer = loaded.processor.tokenizer
     batch = collate([example], pad_id=tokenizer.pad_token_id)

@@ -33,7 +33,7 @@ from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import FrameCache
-from moss_vllm.video.clip import BadVideo
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.isolated import Failure, run_isolated
 
 MEASURED = 32  # clips, drawn at random, from which the size of the whole is estimated

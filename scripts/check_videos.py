@@ -28,9 +28,9 @@ from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import describe_clip
-from moss_vllm.video.clip import BadVideo, Sampling, read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.decoders import DECODERS
-from moss_vllm.video.frames import MULTIPLE_PX
+from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
 from moss_vllm.video.isolated import Failure, run_isolated
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)

@@ -30,7 +30,8 @@ if __name__ == "__main__":
     answer_help(options)
 
 from moss_vllm.report.html import choose_file, write_page
-from moss_vllm.report.run_files import holds_answers, read_run
+from moss_vllm.report.run_files import read_run
+from moss_vllm.runtime.line_store import holds_answers
 
 
 @errors_in_one_line("nothing is written")

@@ -62,8 +62,8 @@ def moss():
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory, moss):
     """A folder with a VideoLLaMA3 of random weights, its processor and the MOSS settings it names."""
+    from moss_vllm.data.rows import CAPTION_PROMPT
     from moss_vllm.data.world import scenes
-    from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT
     from moss_vllm.vlm.video_llama3.miniature import build, build_processor, build_tokenizer
 
     rng = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def tiny_base(tmp_path_factory, moss):
 @pytest.fixture(scope="session")
 def processor(tiny_base):
     """The processor of `tiny_base`."""
-    from moss_vllm.vlm.checkpoint import load_processor
+    from moss_vllm.vlm.processor import load_processor
 
     return load_processor(tiny_base)
 

@@ -1,1 +1,1 @@
-"""Questions asked, judged, scored and compared."""
+"""Ask a benchmark's questions, judge and score the answers, compare evaluations."""

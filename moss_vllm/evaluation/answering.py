@@ -1,11 +1,11 @@
-"""All questions about one video for little more than the price of one.
+"""Answer all questions about a video for little more than the cost of one.
 
-    frames -> vision encoder -> video tokens + what all its prompts begin with -> KV cache     once a video
+    frames -> vision encoder -> video tokens + the common start of its prompts -> KV cache     per video
     KV cache + the rests of all its prompts, packed into one sequence -> answers               several videos
 
-Answers are those of `generate(do_sample=False)`, one question at a time, by the model's own generation config
-(a repetition penalty; see generation.py). In float32 they are so token for token; in half precision sums of
-another order may turn a tie.
+The answers equal those of `generate(do_sample=False)`, one question at a time, by the model's own generation
+config (a repetition penalty, say; see generation.py): token for token in float32. In half precision another
+order of summation may decide a tie the other way.
 """
 
 import time
@@ -20,14 +20,15 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, DynamicCache, VideoLlama3Processor
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import logits_processors
 from moss_vllm.evaluation.packing import Packed, join_caches, packed_attention
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, Turn, conversation_text, encode
+from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, conversation_text, encode
 
-ROOM_TOKENS = 32  # of each answer, before its cache must grow
-MOST_TOKENS = 32_768  # of videos answered together: 0.9 GiB of cache for VideoLLaMA3-2B in bfloat16
+ROOM_TOKENS = 32  # per answer, before the cache must grow
+MOST_TOKENS = 32_768  # in the cache of videos answered together: 0.9 GiB for VideoLLaMA3-2B in bfloat16
 STAGES = ("encode", "prefill", "answer")
 
 
@@ -35,10 +36,14 @@ STAGES = ("encode", "prefill", "answer")
 class Prompts:
     """Questions about one video, ready for the model.
 
-    Shape:
-        ids: of each question (S,); all begin with the same video tokens. video: as from `chat.encode`.
+    Args:
+        ids: tokens of each question; all begin with the same video tokens.
+        video: as from `chat.encode`.
+        choices: the choices of each question, for `choose`.
+        most_shared: a limit on `shared`.
 
-    `choices` are each question's, for `choose`; `most_shared` is a limit of `shared`.
+    Shape:
+        ids: (S,) each.
     """
 
     ids: list[Tensor]
@@ -48,7 +53,7 @@ class Prompts:
 
     @cached_property
     def shared(self) -> int:
-        """How many tokens all of them begin with; one is left for each to say."""
+        """The number of tokens that all prompts begin with, without the last token of any prompt."""
         first, shortest = self.ids[0], min(map(len, self.ids))
         same = torch.stack([ids[:shortest] == first[:shortest] for ids in self.ids]).all(0)
         most = shortest - 1 if self.most_shared is None else min(self.most_shared, shortest - 1)
@@ -57,20 +62,20 @@ class Prompts:
 
 @dataclass
 class Answers:
-    """What was said to each question; a video's share of the seconds of each of `STAGES`."""
+    """The answers to a video's questions, and the video's share of the seconds of each of `STAGES`."""
 
     texts: list[str] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def prepare(
+def prepare_prompts(
     processor: VideoLlama3Processor, clip: Clip, questions: Sequence[str], *, compress: bool
 ) -> Prompts:
-    """`chat.encode` for each question, but the video goes through the processor once."""
+    """Encode each question as `chat.encode` does, with one pass of the video through the processor."""
     example = encode(processor, clip, [Turn(questions[0])], compress=compress)
     token, ids = processor.video_token, example["input_ids"]
-    # The tokenizer never joins a special token with text: what follows the last one stands alone.
+    # The tokenizer never joins a special token with text, so the text behind the last one is encoded alone.
     end = int((ids == processor.tokenizer.convert_tokens_to_ids(token)).nonzero()[-1]) + 1
     prompts = [ids]
     for question in questions[1:]:
@@ -85,43 +90,45 @@ def answer(
     """Greedy answers to the questions of each video, in order.
 
     Args:
-        videos: are answered together until they have `batch_size` questions or `MOST_TOKENS` tokens.
+        videos: as many as have `batch_size` questions or `MOST_TOKENS` tokens are answered together.
     """
 
-    def say(batch: _Batch, hidden: Tensor) -> None:
+    def fill(batch: _Batch, hidden: Tensor) -> None:
         texts = loaded.processor.tokenizer.batch_decode(
             _decode(loaded, batch, hidden, max_new_tokens), skip_special_tokens=True
         )
-        left = iter(texts)
+        rest = iter(texts)
         for answers, prompts in zip(batch.answers, batch.videos, strict=True):
-            answers.texts = [next(left) for _ in prompts.ids]
+            answers.texts = [next(rest) for _ in prompts.ids]
 
-    return _stream(loaded, videos, batch_size, say)
+    return _stream(loaded, videos, batch_size, fill)
 
 
 def choose(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Iterator[Answers]:
-    """The likeliest of each question's choices as the next token, with the log-likelihood of each.
+    """The choice that is the likeliest next token, for each question, and the log-likelihoods of all choices.
 
     Raises: ValueError for a choice that is not one token.
     """
     tokenizer = loaded.processor.tokenizer
 
-    def say(batch: _Batch, hidden: Tensor) -> None:
+    def fill(batch: _Batch, hidden: Tensor) -> None:
         likely = _logits(loaded, batch.packed.at_ends(hidden)).log_softmax(-1).cpu()
-        for answers, prompts, found in zip(batch.answers, batch.videos, likely, strict=True):
-            for choices, row in zip(prompts.choices, found, strict=False):
-                numbers = {choice: tokenizer(choice)["input_ids"] for choice in choices}
-                if wrong := sorted(choice for choice, ids in numbers.items() if len(ids) != 1):
-                    told = "not one token of this tokenizer; use a protocol that generates"
-                    raise ValueError(f"{', '.join(wrong)}: {told}")
-                answers.scores.append({choice: float(row[own[0]]) for choice, own in numbers.items()})
+        for answers, prompts, rows in zip(batch.answers, batch.videos, likely, strict=True):
+            for choices, row in zip(prompts.choices, rows, strict=False):
+                tokens = {choice: tokenizer(choice)["input_ids"] for choice in choices}
+                if wrong := sorted(choice for choice, ids in tokens.items() if len(ids) != 1):
+                    remedy = "not one token of this tokenizer; use a protocol that generates"
+                    raise ValueError(f"{', '.join(wrong)}: {remedy}")
+                answers.scores.append({choice: float(row[ids[0]]) for choice, ids in tokens.items()})
             answers.texts = [max(scores, key=scores.__getitem__) for scores in answers.scores]
 
-    return _stream(loaded, videos, batch_size, say)
+    return _stream(loaded, videos, batch_size, fill)
 
 
-def score(loaded: Loaded, prompts: Prompts, continuations: Sequence[str]) -> list[tuple[float, bool]]:
-    """Mean loss a token of each continuation after its prompt, and whether greedy decoding says it.
+def score_continuations(
+    loaded: Loaded, prompts: Prompts, continuations: Sequence[str]
+) -> list[tuple[float, bool]]:
+    """Mean loss per token of each continuation after its prompt, and whether greedy decoding yields it.
 
     Raises: ValueError for a continuation without a token.
     """
@@ -131,22 +138,22 @@ def score(loaded: Loaded, prompts: Prompts, continuations: Sequence[str]) -> lis
     whole = [torch.cat(pair) for pair in zip(prompts.ids, tokens, strict=True)]
     losses: list[tuple[float, bool]] = []
 
-    def say(batch: _Batch, hidden: Tensor) -> None:
+    def fill(batch: _Batch, hidden: Tensor) -> None:
         for own, end in zip(tokens, batch.packed.ends[0].tolist(), strict=True):
             logits = _logits(loaded, hidden[0, end - len(own) : end])
             wanted = own.to(logits.device)
             loss = float(F.cross_entropy(logits, wanted))
             losses.append((loss, bool((logits.argmax(-1) == wanted).all())))
 
-    # All of a continuation is scored, so none of it may be shared.
+    # Every token of a continuation is scored, so none may be in the shared part.
     unshared = min(len(ids) for ids in prompts.ids) - 1
-    list(_stream(loaded, [Prompts(whole, prompts.video, most_shared=unshared)], 1, say))
+    list(_stream(loaded, [Prompts(whole, prompts.video, most_shared=unshared)], 1, fill))
     return losses
 
 
 @dataclass
 class _Batch:
-    """Videos that are answered together: their questions packed, and the cache these are written to."""
+    """Videos that are answered together: their packed questions, and the cache that holds all tokens."""
 
     videos: Sequence[Prompts]
     packed: Packed
@@ -155,9 +162,9 @@ class _Batch:
 
 
 def _stream(
-    loaded: Loaded, videos: Iterable[Prompts], size: int, say: Callable[[_Batch, Tensor], None]
+    loaded: Loaded, videos: Iterable[Prompts], size: int, fill: Callable[[_Batch, Tensor], None]
 ) -> Iterator[Answers]:
-    """Each video's answers, which `say` fills from the hidden states of the rests of the prompts."""
+    """Each video's answers, which `fill` sets from the hidden states of the unshared parts of the prompts."""
 
     @torch.inference_mode()
     def work(group: Sequence[Prompts]) -> list[Answers]:
@@ -169,7 +176,7 @@ def _stream(
         packed = Packed(shared, rests, pad, device)
         room = packed.ids.shape[1] + ROOM_TOKENS * packed.ends.shape[1]
         batch = _Batch(group, packed, join_caches(caches, room), answers)
-        say(batch, _forward(loaded, batch, packed.ids, packed.rest_sees, packed.places))
+        fill(batch, _forward(loaded, batch, packed.ids, packed.rest_sees, packed.places))
         for one in answers:
             one.seconds["answer"] = (_now(device) - started) / len(group)
         return answers
@@ -188,7 +195,7 @@ def _stream(
 
 
 def _tokens(group: Sequence[Prompts]) -> int:
-    """What the cache of videos answered together holds before their answers, padding included."""
+    """Tokens in the cache of videos answered together before their answers, padding included."""
     rests = [sum(len(ids) - one.shared for ids in one.ids) for one in group]
     return len(group) * (max(one.shared for one in group) + max(rests))
 
@@ -215,49 +222,49 @@ def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> Cache:
 
 
 def _decode(loaded: Loaded, batch: _Batch, hidden: Tensor, max_new_tokens: int) -> list[Tensor]:
-    """New tokens of each question, with the first that ends its answer."""
+    """The new tokens of each answer, up to the one that ends it."""
     ends = torch.tensor(_end_ids(base_model(loaded)), device=hidden.device)
     places, sees = batch.packed.at_ends(batch.packed.places), batch.packed.sees
     itself = torch.eye(sees.shape[1], dtype=torch.bool, device=hidden.device).expand(len(sees), -1, -1)
     hidden = batch.packed.at_ends(hidden)
-    said = torch.empty(*places.shape, 0, dtype=torch.long, device=hidden.device)
-    weigh = _own_rule(loaded, batch, max_new_tokens)
+    new = torch.empty(*places.shape, 0, dtype=torch.long, device=hidden.device)
+    process = _logits_rule(loaded, batch, max_new_tokens)
     while True:
-        said = torch.cat([said, weigh(said, _logits(loaded, hidden)).argmax(-1, keepdim=True)], dim=-1)
-        rows = torch.stack(batch.packed.real(said))
+        new = torch.cat([new, process(new, _logits(loaded, hidden)).argmax(-1, keepdim=True)], dim=-1)
+        rows = torch.stack(batch.packed.real(new))
         ended = torch.isin(rows, ends)
-        if said.shape[-1] == max_new_tokens or bool(ended.any(-1).all()):
+        if new.shape[-1] == max_new_tokens or bool(ended.any(-1).all()):
             kept = ((~ended).cumprod(-1).sum(-1) + 1).tolist()
             return [row[:count] for row, count in zip(rows, kept, strict=True)]
         places, sees = places + 1, torch.cat([sees, itself], dim=-1)
-        hidden = _forward(loaded, batch, said[..., -1], sees, places)
+        hidden = _forward(loaded, batch, new[..., -1], sees, places)
 
 
-def _own_rule(loaded: Loaded, batch: _Batch, max_new_tokens: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """What the model's generation config makes of logits (V, N, C) after the tokens said so far (V, N, T)."""
+def _logits_rule(loaded: Loaded, batch: _Batch, max_new_tokens: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The generation config's changes to logits (V, N, C) after the new tokens (V, N, T)."""
     device, base = _device(loaded), base_model(loaded)
     rows = [(v, n, ids.to(device)) for v, one in enumerate(batch.videos) for n, ids in enumerate(one.ids)]
     if not logits_processors(base, rows[0][2], max_new_tokens):
-        return lambda said, logits: logits
+        return lambda new, logits: logits
     rules = [logits_processors(base, ids, max_new_tokens) for _, _, ids in rows]
 
-    def weigh(said: Tensor, logits: Tensor) -> Tensor:
+    def process(new: Tensor, logits: Tensor) -> Tensor:
         for (video, number, ids), rule in zip(rows, rules, strict=True):
-            before = torch.cat([ids, said[video, number]])[None]
+            before = torch.cat([ids, new[video, number]])[None]
             row = logits[video, number][None]
             for each in rule:
                 row = each(before, row)
             logits[video, number] = row[0]
         return logits
 
-    return weigh
+    return process
 
 
 def _forward(loaded: Loaded, batch: _Batch, ids: Tensor, sees: Tensor, places: Tensor) -> Tensor:
-    """Hidden states of tokens that see what `sees` says; the batch's cache then holds them as well.
+    """Hidden states of tokens that attend to those in `sees`; appends the tokens to the batch's cache.
 
     Shape:
-        ids, places: (V, Q); sees: (V, Q, everything in the cache and these) -> (V, Q, C).
+        ids, places: (V, Q); sees: (V, Q, tokens in the cache + Q) -> (V, Q, C).
     """
     model = base_model(loaded).model
     with loaded.autocast(), packed_attention(model.language_model):
@@ -278,13 +285,13 @@ def _logits(loaded: Loaded, hidden: Tensor) -> Tensor:
 
 
 def _end_ids(base: Any) -> list[int]:
-    """Tokens that end an answer, as `generate` would see them."""
+    """Tokens at which `generate` ends an answer."""
     ends = base.generation_config.eos_token_id
     return list(ends) if isinstance(ends, Sequence) else [] if ends is None else [ends]
 
 
 def base_model(loaded: Loaded) -> Any:
-    """The model that peft's LoRA is in, or the model itself."""
+    """The model inside peft's wrapper, or the model itself if it has none."""
     return loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
 
 

@@ -3,20 +3,19 @@
     videos of this process -> read ahead (threads) -> answering.answer, questions of videos together -> store
     stores of all processes -> collect -> Result
 
-Processes do not talk to each other: each asks about its own videos, and whoever ends last finds all answers.
+Processes do not talk to each other: each asks about its own videos, and the last to end finds all answers.
 """
 
-import hashlib
 import json
 import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,13 @@ import torch
 
 from moss_vllm.core import MOSS
 from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.evaluation.answering import Answers, Prompts, answer, base_model, choose, prepare
+from moss_vllm.evaluation.answering import Answers, Prompts, answer, base_model, choose, prepare_prompts
 from moss_vllm.evaluation.generation import followed, not_followed
-from moss_vllm.evaluation.protocols import LETTERS, Benchmark, Protocol
-from moss_vllm.evaluation.result import Result, collect, record
-from moss_vllm.runtime.errors import RunStopped, UnusableData
-from moss_vllm.runtime.line_store import AnswerFile, Shard, Stored, read_answers
+from moss_vllm.evaluation.protocols import LETTERS, Protocol, Questions
+from moss_vllm.evaluation.questions import digest_data
+from moss_vllm.evaluation.result import QUESTION_SCHEMA, Result, collect, record
+from moss_vllm.runtime.errors import RunStopped
+from moss_vllm.runtime.line_store import ANSWERS, AnswerFile, Shard, Stored, read_answers
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.provenance import (
     answering_weights,
@@ -40,16 +40,13 @@ from moss_vllm.runtime.provenance import (
     versions,
 )
 from moss_vllm.runtime.screen import say
-from moss_vllm.video.clip import BadVideo, Clip, read_clip
+from moss_vllm.video.clip import Clip, read_clip
 from moss_vllm.video.container import native_size
 from moss_vllm.video.file_state import describe_file, refuse_others
-from moss_vllm.video.frames import short_side_within
-from moss_vllm.video.probe import probe_all
+from moss_vllm.video.frames import BadVideo, short_side_within
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import has_special_token
 
-READERS = 16  # at most, unless more are asked for: each holds a video, decoded and prepared
-STORE = "answers"
+MOST_READERS = 16  # the most threads by default: each holds a video, decoded and prepared
 RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
 RESULTS = (
     *("result.json", "table.md", "table.tex", "about.json"),
@@ -57,183 +54,135 @@ RESULTS = (
 )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How videos are read.
+
+    Args:
+        read: has the arguments and the result of `read_clip`, as `FrameCache.read` has.
+        decoder: the decoder that `read` uses, for the header.
+        workers: threads that read ahead; None: one per processor, up to MOST_READERS; 0: none.
+    """
+
+    read: Callable[..., Clip] = read_clip
+    decoder: str = "auto"
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it must be at least 0")
+
+
 def evaluate(
     loaded: Loaded,
-    videos: Sequence[BenchmarkVideo],
-    benchmark: Benchmark,
+    questions: Questions,
     protocol: Protocol,
     *,
     out: Path,
     batch_size: int = 16,
-    limit: int | None = None,
     overwrite: bool = False,
-    allow_missing: bool = False,
     shard: Shard | None = None,
-    read: Callable[..., Clip] = read_clip,
-    decoder: str = "auto",
-    failed: Mapping[str, str] | None = None,
-    workers: int | None = None,
+    reading: Reading | None = None,
 ) -> Result:
-    """Answer the questions that `out` has no answer to, `limit` of the data's questions at most.
+    """Ask the questions that `out` has no answer to.
 
     Args:
+        questions: from `look_over`.
         out: answers go to its folder `answers`.
         batch_size: videos are answered together until they have as many questions.
-        allow_missing: count questions about videos that are missing or cannot be read as wrong.
         shard: which videos are this process's; None: all.
-        read: has the arguments and the result of `read_clip`, as `FrameCache.read` has.
-        decoder: the one that `read` takes, to be recorded.
-        failed: what `look_over` returned, where it was called before.
-        workers: threads that read videos ahead; None: `choose_workers`, 0: none.
 
-    Raises: ValueError for a number that is too small, no question, a store of another run, a video that was
-    another one when it was asked about, or as `look_over` does before anything is asked; BlockingIOError as
-    `AnswerFile`; BadVideo for a video that turns out unreadable later; RunStopped if `out` is removed.
+    Raises: ValueError for a batch size below 1, a store of another run, or a file that was another one when
+    its video was asked about; BlockingIOError as `AnswerFile`; BadVideo for a video that turns out to be
+    damaged, without `allow_missing`; RunStopped if `out` is removed.
     """
-    for name, value, least in (("batch_size", batch_size, 1), ("limit", limit, 1), ("workers", workers, 0)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} is {value}; it must be at least {least}")
-    shard = shard or Shard()
-    questions = [question for video in videos for question in video.questions]
-    if not questions:
-        raise ValueError("no question to ask; check that the reader returned any")
-    known = describe_run(loaded, questions, settings=protocol.settings, prompt=protocol.prompt)
-    known |= {} if decoder in ("auto", "pyav") else {"decoder": decoder}  # others deliver other pixels
-    header = json.loads(json.dumps({"benchmark": benchmark.name, **known, "run": loaded.run}))
-    earlier = Stored(header) if overwrite else read_answers(out / STORE, header)
-    refuse_others({video.video_id: video.path for video in videos if video.path is not None}, earlier.files)
-    left = {question.uid for question in questions[:limit]} - earlier.answers.keys()
-    mine = [v for v in videos[shard.rank :: shard.processes] if any(q.uid in left for q in v.questions)]
-    if failed is None:
-        failed = look_over(videos, left, protocol, allow_missing=allow_missing)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    shard, reading = shard or Shard(), reading or Reading()
+    videos, selected = questions.videos, questions.every[: questions.limit]
+    header = describe_evaluation(loaded, questions, protocol, reading.decoder)
+    stored = Stored(header) if overwrite else read_answers(out / ANSWERS, QUESTION_SCHEMA, header)
+    refuse_others({video.video_id: video.path for video in videos if video.path is not None}, stored.files)
+    open_uids = {question.uid for question in selected} - stored.answers.keys()
+    own = [v for v in videos[shard.rank :: shard.processes] if any(q.uid in open_uids for q in v.questions)]
     if moss := next((module for module in loaded.model.modules() if isinstance(module, MOSS)), None):
         say(moss.path(), file=sys.stderr)
     if protocol.max_new_tokens is not None and (ignored := not_followed(base_model(loaded))):
         say(ignored, file=sys.stderr)
     started = time.monotonic()
-    with AnswerFile(out / STORE, header, shard, overwrite=overwrite) as file:
+    with AnswerFile(out / ANSWERS, header, shard, overwrite=overwrite) as file:
         if overwrite and shard.rank == 0:
             for name in RESULTS:
                 (out / name).unlink(missing_ok=True)
-        for video in mine:
-            if video.video_id in failed:
-                file.add(_failed_line(video, failed[video.video_id]))
-        readable = [video for video in mine if video.video_id not in failed]
-        workers = choose_workers() if workers is None else workers
-        rows = _ask(loaded, readable, left, protocol, batch_size, read, allow_missing, workers)
-        total = sum(q.uid in left for video in readable for q in video.questions)
+        for video in own:
+            if video.video_id in questions.failed:
+                file.add(_failed_line(video, questions.failed[video.video_id]))
+        readable = [video for video in own if video.video_id not in questions.failed]
+        rows = _ask(loaded, readable, open_uids, protocol, batch_size, reading, questions.allow_missing)
+        total = sum(q.uid in open_uids for video in readable for q in video.questions)
         with closing(show_progress(rows, total, "questions", size=lambda row: len(row["answers"]))) as shown:
             for row in shown:
                 file.add(row)
-        stored = read_answers(out / STORE, header)
+        stored = read_answers(out / ANSWERS, QUESTION_SCHEMA, header)
         file.check()
-    result = collect(stored, videos, benchmark, protocol, limit, allow_missing=allow_missing)
-    result.seconds, result.resumed = time.monotonic() - started, len(questions[:limit]) - len(left)
+    result = collect(stored, questions, protocol)
+    result.seconds, result.resumed = time.monotonic() - started, len(selected) - len(open_uids)
     return result
-
-
-def look_over(
-    videos: Sequence[BenchmarkVideo],
-    uids: Collection[str],
-    protocol: Protocol,
-    *,
-    allow_missing: bool = False,
-) -> dict[str, str]:
-    """Why videos that questions with these uids are about cannot be read; needs no model.
-
-    A text with a special token (<|im_end|>, the video's) would be another conversation than the one meant,
-    and to spell it otherwise another question: no such question is asked.
-
-    Raises: ValueError naming every question with such a text, or without `allow_missing` every such video.
-    """
-    about = [video for video in videos if any(question.uid in uids for question in video.questions)]
-    texts = {q.uid: protocol.prompt(q) for video in about for q in video.questions if q.uid in uids}
-    special = {uid: text[text.find("<|") :][:40] for uid, text in texts.items() if has_special_token(text)}
-    if special:
-        lines = [f"  {uid}: {text!r}" for uid, text in special.items()]
-        remedy = (
-            "take '<|...|>' out of the annotation or the prompt, or these questions out of the annotation"
-        )
-        raise UnusableData(f"questions with a special token of the chat: {len(special)}", *lines, remedy)
-    failed = find_unreadable(about, protocol)
-    if failed and not allow_missing:
-        raise UnusableData(*tell_unreadable(failed))
-    return failed
-
-
-def find_unreadable(videos: Sequence[BenchmarkVideo], protocol: Protocol) -> dict[str, str]:
-    """Why videos cannot be read, by what their headers and packets say; nothing is decoded."""
-    clips = [(video.path, None, None) for video in videos if video.path is not None]
-    found = probe_all(clips, protocol.sampling, cache=None, workers=8)
-    missing = {video.video_id: video.missing for video in videos if video.path is None}
-    bad = {
-        video.video_id: str(error)
-        for video in videos
-        if video.path is not None and isinstance(error := found[video.path, None, None], BadVideo)
-    }
-    return {**missing, **bad}
-
-
-def tell_unreadable(failed: Mapping[str, str]) -> list[str]:
-    """The lines of one message for all of them."""
-    lines = [f"  {video_id}: {reason}" for video_id, reason in failed.items()]
-    remedy = "mend them, or pass --allow-missing, which goes on without them and says so"
-    return [f"videos missing or unreadable: {len(failed)}", *lines, remedy]
 
 
 def _ask(
     loaded: Loaded,
     videos: Sequence[BenchmarkVideo],
-    left: set[str],
+    open_uids: set[str],
     protocol: Protocol,
     batch_size: int,
-    read: Callable[..., Clip],
+    reading: Reading,
     allow_missing: bool,
-    workers: int,
 ) -> Iterator[dict[str, Any]]:
-    """A line of the store for each video."""
-    encoding = threading.Lock()  # a fast tokenizer must not be set up by two threads at once
+    """A line of the store for each video, with answers to its questions in `open_uids`."""
+    encoding = threading.Lock()  # two threads must not set up a fast tokenizer at once
     waiting = deque[tuple[BenchmarkVideo, list[Question], dict[str, Any]]]()
     failed: list[dict[str, Any]] = []
 
     def read_video(video: BenchmarkVideo) -> tuple[Prompts, list[Question], dict[str, Any]] | BadVideo:
         started = time.perf_counter()
-        state = describe_file(str(video.path))  # first: a file that changes meanwhile is another one then
+        state = describe_file(str(video.path))  # before reading, so that a change meanwhile is noticed
         try:
-            clip = read_as(protocol, str(video.path), read)
+            clip = read_as(protocol, str(video.path), reading.read)
         except BadVideo as error:
             if allow_missing:
                 return error
             raise
-        asked = [question for question in video.questions if question.uid in left]
-        texts = [protocol.prompt(question) for question in asked]
+        open_questions = [question for question in video.questions if question.uid in open_uids]
+        texts = [protocol.prompt(question) for question in open_questions]
         with encoding:
-            prompts = prepare(loaded.processor, clip, texts, compress=protocol.compress_tokens)
+            prompts = prepare_prompts(loaded.processor, clip, texts, compress=protocol.compress_tokens)
         if protocol.max_new_tokens is None:
-            prompts.choices = [LETTERS[: len(question.options)] for question in asked]
+            prompts.choices = [LETTERS[: len(question.options)] for question in open_questions]
         seconds = {"decode": time.perf_counter() - started}
-        known = {"frames": len(clip.frames), "shared_tokens": prompts.shared, "seconds": seconds}
-        return prompts, asked, {**known, **({"file": state} if state else {})}
+        about = {"frames": len(clip.frames), "shared_tokens": prompts.shared, "seconds": seconds}
+        return prompts, open_questions, {**about, **({"file": state} if state else {})}
 
     def prepared() -> Iterator[Prompts]:
-        for video, found in _read_ahead(read_video, videos, workers):
-            if isinstance(found, BadVideo):
-                failed.append(_failed_line(video, str(found)))
+        workers = choose_workers() if reading.workers is None else reading.workers
+        for video, content in _read_ahead(read_video, videos, workers):
+            if isinstance(content, BadVideo):
+                failed.append(_failed_line(video, str(content)))
                 continue
-            prompts, asked, known = found
-            waiting.append((video, asked, known))
+            prompts, open_questions, about = content
+            waiting.append((video, open_questions, about))
             yield prompts
 
-    for said in _answer(loaded, prepared(), protocol, batch_size):
-        video, asked, known = waiting.popleft()
-        answers = []
-        for number, (question, output) in enumerate(zip(asked, said.texts, strict=True)):
+    for answers in _answer(loaded, prepared(), protocol, batch_size):
+        video, open_questions, about = waiting.popleft()
+        records = []
+        for number, (question, output) in enumerate(zip(open_questions, answers.texts, strict=True)):
             judged = protocol.judge(output, question)
-            scores = said.scores[number] if said.scores else None
-            answers.append(record(question, protocol, output, judged, scores))
-        known["seconds"] |= said.seconds
+            scores = answers.scores[number] if answers.scores else None
+            records.append(record(question, protocol, output, judged, scores))
+        about["seconds"] |= answers.seconds
         path = os.path.abspath(str(video.path))
-        yield {"video_id": video.video_id, "path": path, **known, "answers": answers}
+        yield {"video_id": video.video_id, "path": path, **about, "answers": records}
     yield from failed
 
 
@@ -267,17 +216,17 @@ def read_as(protocol: Protocol, path: str, read: Callable[..., Clip] = read_clip
 
 
 def choose_workers() -> int:
-    """A thread for each processor that this one of the machine's processes has, up to READERS."""
+    """Threads for reading: this process's share of the machine's processors, up to MOST_READERS."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(READERS, max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return min(MOST_READERS, max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _read_ahead(
     read: Callable[[BenchmarkVideo], Any], videos: Sequence[BenchmarkVideo], workers: int
 ) -> Iterator[tuple[BenchmarkVideo, Any]]:
-    """`read` each video in threads while the caller answers; order is kept, an error comes at its place.
+    """`read` videos in threads while the caller answers; results and errors come in the order of the videos.
 
-    One video more than there are threads is held at most: read, being read, or next to be.
+    At most one video more than there are threads is in memory or under way.
     """
     if not workers:
         yield from ((video, read(video)) for video in videos)
@@ -303,32 +252,27 @@ def hold_middle_frame(clip: Clip) -> Clip:
     return Clip(np.repeat(middle[None], len(clip.frames), axis=0), clip.frame_times_s)
 
 
-def describe_run(
-    loaded: Loaded,
-    questions: Sequence[Question],
-    *,
-    settings: Mapping[str, Any],
-    prompt: Callable[[Question], str],
+def describe_evaluation(
+    loaded: Loaded, questions: Questions, protocol: Protocol, decoder: str
 ) -> dict[str, Any]:
-    """The store's header: whatever could change an answer; `settings` and `prompt` are the protocol's.
+    """The store's header: everything that could change an answer.
 
-    Another `environment` is told with the result; a run goes on with it.
+    A run may be resumed in another `environment`; the result says so.
     """
-    found, base = versions(), base_model(loaded)
-    return {
+    base, installed, every = base_model(loaded), versions(), questions.every
+    header = {
+        "benchmark": questions.benchmark.name,
         "checkpoint": loaded.name,
         "weights": fingerprint(answering_weights(loaded.model)),
         "model_settings": settings_fingerprint(loaded.model, loaded.processor),
-        "protocol": settings,
-        "generation": {} if settings["max_new_tokens"] is None else followed(base),
-        "questions": len(questions),
-        "data": digest_data(questions, prompt),
-        "versions": {package: found[package] for package in RECORDED_VERSIONS},
+        "protocol": protocol.settings,
+        "generation": {} if protocol.max_new_tokens is None else followed(base),
+        "questions": len(every),
+        "data": digest_data(every, protocol.prompt),
+        "versions": {package: installed[package] for package in RECORDED_VERSIONS},
         "environment": describe_environment(base),
     }
-
-
-def digest_data(questions: Sequence[Question], prompt: Callable[[Question], str]) -> str:
-    """Tells data, or prompts, apart by what is asked and what is right."""
-    data = json.dumps([[q.uid, q.task, prompt(q), q.answer] for q in questions])
-    return hashlib.sha256(data.encode()).hexdigest()[:16]
+    header |= {} if decoder in ("auto", "pyav") else {"decoder": decoder}  # other decoders: other pixels
+    header["run"] = loaded.run
+    content: dict[str, Any] = json.loads(json.dumps(header))
+    return content

@@ -1,35 +1,39 @@
-"""What the scripts in eval/ share: their default folder, processes, and how they end."""
+"""The common part of the scripts in eval/: choose the folder, ask or merge, print and write the result."""
 
 import argparse
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from moss_vllm.data.rows import BenchmarkVideo
-from moss_vllm.evaluation.asking import STORE, digest_data, evaluate, look_over
-from moss_vllm.evaluation.protocols import CLIPS, Benchmark, restore
-from moss_vllm.evaluation.result import Result, collect
+from moss_vllm.evaluation.asking import Reading, evaluate
+from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark, Questions, restore_protocol
+from moss_vllm.evaluation.questions import digest_data, look_over
+from moss_vllm.evaluation.result import QUESTION_SCHEMA, Result, collect
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import choose_device
-from moss_vllm.runtime.line_store import Shard, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
 from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.video.cache import choose_reader
+from moss_vllm.video.clip import Sampling
 from moss_vllm.vlm.checkpoint import load
 
 
 def choose_folder(args: argparse.Namespace, script: str, name: str, benchmark: Benchmark) -> Path:
-    """`--out`, or runs/eval/SCRIPT/NAME[-step-NNNNNN] and what is not as by default: -test-84px-still."""
+    """`--out`, or runs/eval/SCRIPT/NAME[-step-NNNNNN] with the options that were set: -test-84px-still."""
     if args.out:
         return Path(args.out)
     parts, ckpt = [Path(name).name], Path(args.ckpt).resolve().name
-    parts += [ckpt] if ckpt.startswith("step-") else []  # a run's checkpoints all have the run's name
+    parts += [ckpt] if ckpt.startswith("step-") else []  # NAME is the run's, for all its checkpoints
     split = getattr(args, "split", "dev")
     parts += [split] if split != "dev" else []
     parts += [args.protocol] if args.protocol != next(iter(benchmark.protocols)) else []
-    parts += [args.clips] if args.clips else []
+    parts += [args.clip_settings] if args.clip_settings else []
     parts += [f"{args.sample_fps:g}fps"] if args.sample_fps is not None else []
     parts += [f"{args.short_side_px}px"] if args.short_side_px is not None else []
     parts += [f"{args.max_frames}frames"] if args.max_frames is not None else []
@@ -45,10 +49,10 @@ def run(
     videos: Sequence[BenchmarkVideo],
     benchmark: Benchmark,
 ) -> tuple[Result, Path]:
-    """Ask what is left to ask, or with `--merge` nothing; the result of all processes so far and its folder.
+    """Ask the open questions, or with `--merge` none; returns the result of all processes and its folder.
 
-    Raises: ValueError for options that do not go together, and as `evaluate`; SystemExit where another
-    process of the machine says that videos or questions cannot be used.
+    Raises: ValueError for options that contradict each other, and as `look_over` and `evaluate`; SystemExit
+    if another process of this machine reports the data that cannot be used.
     """
     shard = Shard.from_environment()
     if args.merge:
@@ -60,34 +64,31 @@ def run(
             raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
         read = choose_reader(args.cache, args.cache_gib, args.decoder)
         choose_device(args)
-        protocol = benchmark.protocols[args.protocol].adapt(CLIPS.get(args.clips, {}), vars(args))
-        uids = {q.uid for q in [q for video in videos for q in video.questions][: args.limit]}
+        flags = {f.name: value for f in fields(Sampling) if (value := getattr(args, f.name)) is not None}
+        Sampling(**flags)  # refuse a flag out of range before the model is opened
+        protocol = benchmark.protocols[args.protocol]
+        choice: dict[str, Any] = {"limit": args.limit, "allow_missing": args.allow_missing}
         try:
-            failed = look_over(videos, uids, protocol, allow_missing=args.allow_missing)
+            questions = look_over(benchmark, videos, protocol.prompt, **choice)
         except ValueError:
             if int(os.environ.get("LOCAL_RANK", 0)):
-                # The machine's first process says it: with status 1 here the launcher might end that before.
+                # The machine's first process reports it; status 1 here could make the launcher end that one.
                 raise SystemExit(0) from None
             raise
         device = f"{args.device}:{os.environ['LOCAL_RANK']}" if _is_one_of_many(args, shard) else args.device
         loaded = load(args.ckpt, device=device, dtype=DTYPES[args.precision])
+        named = CLIP_SETTINGS.get(args.clip_settings, {})
+        protocol = protocol.adapt(loaded.run.get("protocol", {}), named, vars(args))
         out = choose_folder(args, script, loaded.name, benchmark)
-        preferences = (loaded.run.get("protocol", {}), CLIPS.get(args.clips, {}), vars(args))
         result = evaluate(
             loaded,
-            videos,
-            benchmark,
-            benchmark.protocols[args.protocol].adapt(*preferences),  # of the checkpoint too
+            questions,
+            protocol,
             out=out,
             batch_size=args.batch_size,
-            limit=args.limit,
             overwrite=args.overwrite,
-            allow_missing=args.allow_missing,
             shard=shard,
-            read=read,
-            decoder=args.decoder,
-            failed=failed,
-            workers=args.workers,
+            reading=Reading(read, args.decoder, args.workers),
         )
     if result.score and any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
         result.motion_world = True
@@ -98,35 +99,37 @@ def run(
 def merge(
     args: argparse.Namespace, videos: Sequence[BenchmarkVideo], benchmark: Benchmark
 ) -> tuple[Result, Path]:
-    """The result of the answers in `--out`; no model is opened."""
+    """The result of the answers in `--out`, without a model.
+
+    Raises: FileNotFoundError for a folder without answers, ValueError for answers to other questions.
+    """
     if not args.out:
         raise ValueError("--merge needs --out, the folder of the answers")
-    stored = read_answers(args.out / STORE)
+    stored = read_answers(args.out / ANSWERS, QUESTION_SCHEMA)
     if stored.header is None:
-        raise FileNotFoundError(f"{args.out / STORE}: holds no answers; run without --merge first")
-    protocol = restore(stored.header["protocol"], benchmark)
-    questions = [question for video in videos for question in video.questions]
-    these = (benchmark.name, len(questions), digest_data(questions, protocol.prompt))
+        raise FileNotFoundError(f"{args.out / ANSWERS}: holds no answers; run without --merge first")
+    protocol = restore_protocol(stored.header["protocol"], benchmark)
+    questions = Questions(benchmark, videos, args.limit, args.allow_missing)
+    these = (benchmark.name, len(questions.every), digest_data(questions.every, protocol.prompt))
     those = tuple(stored.header.get(key) for key in ("benchmark", "questions", "data"))
     if those != these:
         one, other = (f"{count} questions of {name} (digest {data})" for name, count, data in (those, these))
         remedy = "pass the --data, --annotation, --split and --prompt of that run"
         raise ValueError(f"{args.out} has answers to {one}, and these are {other}; {remedy}")
-    found = collect(stored, videos, benchmark, protocol, args.limit, allow_missing=args.allow_missing)
-    return found, args.out
+    return collect(stored, questions, protocol), args.out
 
 
 def merge_command(args: argparse.Namespace, out: Path) -> str:
-    """What to run for the table of the answers in `out`, without a model."""
-    given: dict[str, object] = {"--out": out, "--data": args.data, "--annotation": args.annotation}
-    given |= {f"--{key}": getattr(args, key, None) for key in ("split", "prompt", "limit")}
-    words = [word for key, value in given.items() if value is not None for word in (key, str(value))]
+    """The command that prints the table of the answers in `out`, without a model."""
+    flags: dict[str, object] = {"--out": out, "--data": args.data, "--annotation": args.annotation}
+    flags |= {f"--{key}": getattr(args, key, None) for key in ("split", "prompt", "limit")}
+    words = [word for key, value in flags.items() if value is not None for word in (key, str(value))]
     words += ["--allow-missing"] if args.allow_missing else []
     return shlex.join(["python", sys.argv[0], "--merge", *words])
 
 
 def finish(result: Result, out: Path, args: argparse.Namespace) -> None:
-    """Write and print the table once every process is done; before that, say what is missing."""
+    """Write and print the table; while questions are pending, say how many and which command merges."""
     if result.pending:
         say(
             f"{result.pending:,} questions are not answered yet, by other processes or a run that was "

@@ -1,45 +1,28 @@
-"""Two evaluations of one benchmark, question by question: who gained what, and whether that may be chance.
+"""Two evaluations of one benchmark, question by question: gains, losses, and whether they may be chance.
 
-Only questions answered in both are compared; how many others there are, and which, is said with the result.
+Only questions answered in both are compared; the comparison counts and names the others.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, restore
-from moss_vllm.report.run_files import ANSWERS, holds_answers
-from moss_vllm.runtime.line_store import read_answers
+from moss_vllm.evaluation.result import Evaluation
 
 DRAWS, SEED = 10_000, 0
-FEW_VIDEOS = 30  # with fewer, a percentile bootstrap is too sure of itself: 10 give 90 % for 95 %
-NAMED = 5
+FEW_VIDEOS = 30  # a percentile bootstrap of fewer is too narrow: with 10 its 95 % interval covers 90 %
+MOST_UIDS = 5
 ASKED = ("video_id", "task", "question", "options", "answer")
-TASKS = {benchmark.name: list(benchmark.tasks) for benchmark in (FAVOR_BENCH, MOTIONBENCH)}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A result folder: what was run, its answers by uid, why videos failed that have none."""
-
-    name: str
-    folder: Path
-    header: Mapping[str, Any]
-    answers: Mapping[str, Mapping[str, Any]]
-    failed: Mapping[str, str]
-    files: Mapping[str, Mapping[str, Any]]
-
-    def __str__(self) -> str:
-        protocol = restore(self.header["protocol"])
-        return f"{self.name}: checkpoint {self.header['checkpoint']} in {self.folder}, protocol {protocol}"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The second evaluation minus the first in a task, in points; `interval` is None for a single video."""
+    """The second evaluation minus the first in one task; `interval` is None for a single video.
+
+    `accuracy` and `interval` are in percent, `points` in percentage points.
+    """
 
     questions: int
     videos: int
@@ -53,7 +36,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`tasks` has "all" first; `changed` the questions gained or lost; `left_out` uids by the reason."""
+    """The differences between two evaluations.
+
+    Args:
+        about: a line about each evaluation.
+        tasks: "all" first.
+        changed: questions gained or lost.
+        left_out: uids of questions that are not compared, by the reason.
+    """
 
     benchmark: str
     names: tuple[str, str]
@@ -65,9 +55,9 @@ class Comparison:
 
     @property
     def notes(self) -> list[str]:
-        """What was run, warnings, what is left out, and how the numbers came about."""
+        """Lines about the evaluations, warnings, questions left out, and how the numbers are computed."""
         first, second = self.names
-        few = [task for task, found in self.tasks.items() if found.videos < FEW_VIDEOS]
+        few = [task for task, difference in self.tasks.items() if difference.videos < FEW_VIDEOS]
         doubt = [f"under {FEW_VIDEOS} videos in {', '.join(few)}: intervals there are too narrow"]
         return [
             *self.about,
@@ -83,35 +73,16 @@ class Comparison:
         ]
 
 
-def read_evaluation(folder: Path, name: str) -> Evaluation:
-    """The answers of all processes in a result folder.
-
-    Raises: ValueError for a folder without answers, or whose lines lack what a comparison needs.
-    """
-    if not holds_answers(folder):
-        remedy = "name what was --out of eval/motionbench.py or eval/favor_bench.py"
-        raise ValueError(f"{folder} holds no answers; {remedy}")
-    stored = read_answers(folder / ANSWERS)
-    header = stored.header or {}
-    lacks = {"benchmark", "checkpoint", "protocol", "questions", "data"} - set(header)
-    for answer in stored.answers.values():
-        lacks |= {*ASKED, "output", "parsed", "correct"} - answer.keys()
-    if lacks:
-        remedy = "wait for its first line, or evaluate again with this version"
-        raise ValueError(f"{folder / ANSWERS} lacks {', '.join(sorted(lacks))}; {remedy}")
-    return Evaluation(name, folder, header, stored.answers, stored.failed, stored.files)
-
-
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """The second against the first, on the questions with a public answer that both answered.
+    """The second against the first, on the questions with a public answer that were asked in both.
 
-    Raises: ValueError for two benchmarks, or no such question.
+    Raises: ValueError for different benchmarks, or no such question.
     """
     names, benchmark = (first.name, second.name), first.header["benchmark"]
     if benchmark != second.header["benchmark"]:
-        told = f"{first.folder} is of {benchmark}, {second.folder} of {second.header['benchmark']}"
-        raise ValueError(f"{told}; compare runs of one benchmark")
-    a, b = first.answers, second.answers
+        reason = f"{first.folder} is of {benchmark}, {second.folder} of {second.header['benchmark']}"
+        raise ValueError(f"{reason}; compare runs of one benchmark")
+    a, b = first.stored.answers, second.stored.answers
     both = [uid for uid in a if uid in b]
     alike = [uid for uid in both if all(a[uid][key] == b[uid][key] for key in ASKED)]
     same = set(alike)
@@ -124,19 +95,19 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     }
     left_out = {why: uids for why, uids in reasons.items() if uids}
     if not kept:
-        told = "".join(f"; {_count(uids)} {why}" for why, uids in left_out.items())
-        raise ValueError(f"{first.folder} and {second.folder} share no question that has an answer{told}")
+        reason = "".join(f"; {_count(uids)} {why}" for why, uids in left_out.items())
+        raise ValueError(f"{first.folder} and {second.folder} share no question that has an answer{reason}")
     tasks = np.array([a[uid]["task"] for uid in kept])
     videos = np.array([a[uid]["video_id"] for uid in kept])
     right = np.array([[a[uid]["correct"], b[uid]["correct"]] for uid in kept], int)
-    known = [*TASKS.get(benchmark, []), *dict.fromkeys(tasks.tolist())]
-    within = {task: tasks == task for task in dict.fromkeys(known) if (tasks == task).any()}
-    found = {task: measure_difference(right[mask], videos[mask]) for task, mask in within.items()}
+    order = [*(first.benchmark.tasks if first.benchmark else []), *tasks.tolist()]
+    masks = {task: tasks == task for task in dict.fromkeys(order) if (tasks == task).any()}
+    of_tasks = {task: measure_difference(right[mask], videos[mask]) for task, mask in masks.items()}
     return Comparison(
         benchmark,
         names,
         (str(first), str(second)),
-        {"all": measure_difference(right, videos), **found},
+        {"all": measure_difference(right, videos), **of_tasks},
         [_change(uid, a[uid], b[uid], names) for uid in kept if a[uid]["correct"] != b[uid]["correct"]],
         left_out,
         _warn(first, second),
@@ -144,9 +115,9 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
 
 def measure_difference(right: np.ndarray, videos: np.ndarray) -> Difference:
-    """Compare two evaluations.
+    """Compare the answers of two evaluations.
 
-    Shape: right (questions, 2) of 0 and 1; videos (questions,), the video of each.
+    Shape: right (questions, 2), 1 for a right answer; videos (questions,), the id of each question's video.
     """
     changes = right[:, 1] - right[:, 0]
     gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
@@ -164,7 +135,7 @@ def measure_difference(right: np.ndarray, videos: np.ndarray) -> Difference:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """How likely the pairs that differ split so unevenly by chance: two-sided, exact.
+    """Probability of a split of the differing pairs at least as uneven by chance: two-sided, exact.
 
     Reference: McNemar (1947), with the binomial distribution in place of its normal limit.
     """
@@ -178,10 +149,10 @@ def mcnemar(gained: int, lost: int) -> float:
 def bootstrap_interval(
     changes: np.ndarray, videos: np.ndarray, *, draws: int = DRAWS, seed: int = SEED
 ) -> tuple[float, float] | None:
-    """95 % interval of the mean change in percent, drawing videos with all their questions.
+    """95 % bootstrap interval of the mean change in percent, drawing videos with all their questions.
 
-    Videos with as many questions and the same sum of changes are one kind: how often each kind is drawn is
-    multinomial. The opposite changes give the opposite interval.
+    Videos with the same number of questions and the same sum of changes are one kind, so that one multinomial
+    draw gives the counts of the kinds. The interval of the opposite changes is the opposite interval.
     """
     _, places = np.unique(videos, return_inverse=True)
     sums, sizes = np.bincount(places, changes).astype(int), np.bincount(places)
@@ -196,33 +167,33 @@ def bootstrap_interval(
 
 
 def _warn(first: Evaluation, second: Evaluation) -> list[str]:
-    """What makes a difference something else than the models' on one data set."""
+    """Reasons other than the models why two evaluations may differ."""
     warnings = []
     kinds = {"protocol": "protocols", "generation": "generation configs", "versions": "versions"}
     for key, called in {**kinds, "environment": "environments"}.items():
         was, now = first.header.get(key, {}), second.header.get(key, {})
-        if key == "environment" and not (was and now):  # of a version that did not tell it
+        if key == "environment" and not (was and now):  # earlier versions did not record it
             continue
         differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-        told = ", ".join(f"{name} {was.get(name)} and {now.get(name)}" for name in differ)
-        warnings += [f"the {called} differ: {told}"] if differ else []
+        values = ", ".join(f"{name} {was.get(name)} and {now.get(name)}" for name in differ)
+        warnings += [f"the {called} differ: {values}"] if differ else []
     protocols, data = ([one.header[key] for one in (first, second)] for key in ("protocol", "data"))
     if data[0] != data[1]:
         same_prompts = protocols[0].get("name") == protocols[1].get("name")
         why = "" if same_prompts else ", as they do where protocols have other prompts"
         warnings.append(f"the digests of the data differ{why}: {data[0]} and {data[1]}")
-    both = [video for video in first.files if video in second.files]
-    other = [v for v in both if first.files[v]["contents"] != second.files[v]["contents"]]
+    a, b = first.stored.files, second.stored.files
+    other = [video for video in a if video in b and a[video]["contents"] != b[video]["contents"]]
     if other:
         warnings.append(f"{len(other):,} videos are other files in both ({_some(other)})")
     weights = [one.header.get("weights") for one in (first, second)]
     if weights[0] and weights[0] == weights[1] and protocols[0] == protocols[1]:
         warnings.append(f"the weights and the protocol are the same ({weights[0]})")
     for one in (first, second):
-        done, total = len(one.answers), one.header["questions"]
-        if one.failed:
-            told = f"{len(one.failed):,} videos missing or unreadable ({_some([*one.failed])})"
-            warnings.append(f"{one.name} has {told}: their questions are not compared")
+        done, total, failed = len(one.stored.answers), one.header["questions"], one.stored.failed
+        if failed:
+            counted = f"{len(failed):,} videos missing or unreadable ({_some([*failed])})"
+            warnings.append(f"{one.name} has {counted}: their questions are not compared")
         if done < total:
             warnings.append(f"{one.name} is partial: {done:,} of {total:,} questions have an answer")
     return warnings
@@ -244,4 +215,4 @@ def _count(things: Sequence[Any]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return ", ".join(names[:MOST_UIDS]) + (", ..." if len(names) > MOST_UIDS else "")

@@ -1,4 +1,4 @@
-"""What a model's own generation config does to greedy answers, by transformers' own logits processors."""
+"""A model's own generation config in greedy answers, applied by transformers' logits processors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 LogitsRule = Callable[[Tensor, Tensor], Tensor]  # token ids (1, S) so far, logits (1, C) -> logits (1, C)
 
-# What changes the likeliest token, with the value that changes nothing: followed.
+# Settings that change the likeliest token are followed; with these values they change nothing.
 FOLLOWED: dict[str, Any] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), 1.0),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
@@ -18,13 +18,13 @@ FOLLOWED: dict[str, Any] = {
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty")),
     "remove_invalid_values": False,
 }
-# What would not be greedy decoding of this model alone: not followed, which is said.
+# Settings incompatible with greedy decoding of this model alone are not followed; a line on stderr says so.
 NOT_FOLLOWED: dict[str, Any] = {
     **{"num_beams": 1, "num_return_sequences": 1, "guidance_scale": 1.0, "token_healing": False},
     **dict.fromkeys(("stop_strings", "max_time", "penalty_alpha", "dola_layers", "watermarking_config")),
     **dict.fromkeys(("constraints", "force_words_ids")),
 }
-# Arguments of `generate` for greedy answers; without the None it warns of settings that are of no use then.
+# Arguments of `generate` for greedy answers; None because it warns of sampling settings otherwise.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 GREEDY: dict[str, Any] = {
     **NOT_FOLLOWED,
@@ -39,32 +39,32 @@ def followed(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def not_followed(model: PreTrainedModel) -> str:
-    """What is said of settings that greedy answers cannot follow; empty where there are none."""
-    found = ", ".join(f"{name}={value!r}" for name, value in _set(model, NOT_FOLLOWED).items())
-    return f"the model's generation config has {found}: not followed, answers are greedy" if found else ""
+    """A line about settings that greedy answers cannot follow; empty if there are none."""
+    ignored = ", ".join(f"{name}={value!r}" for name, value in _set(model, NOT_FOLLOWED).items())
+    return f"the model's generation config has {ignored}: not followed, answers are greedy" if ignored else ""
 
 
 def _set(model: PreTrainedModel, usual: dict[str, Any]) -> dict[str, Any]:
     values = {name: getattr(model.generation_config, name, None) for name in usual}
     return {
-        name: str(value) if isinstance(value, dict) else value  # a bias by tuples of tokens is no json
+        name: str(value) if isinstance(value, dict) else value  # json has no tuples of tokens as keys
         for name, value in values.items()
         if value is not None and value != usual[name]
     }
 
 
 def logits_processors(model: PreTrainedModel, ids: Tensor, max_new_tokens: int) -> Sequence[LogitsRule]:
-    """Those that `generate` would use after a prompt.
+    """The logits processors that `generate` uses after a prompt.
 
     Shape:
         ids: (S,), on the model's device.
     """
     generate: Any = model.generate
-    how = {"max_new_tokens": max_new_tokens, "custom_generate": _take_processors, **GREEDY}
-    found: Sequence[LogitsRule] = generate(
-        input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), **how
+    arguments = {"max_new_tokens": max_new_tokens, "custom_generate": _take_processors, **GREEDY}
+    rules: Sequence[LogitsRule] = generate(
+        input_ids=ids[None], attention_mask=torch.ones_like(ids[None]), **arguments
     )
-    return found
+    return rules
 
 
 def _take_processors(

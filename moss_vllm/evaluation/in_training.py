@@ -1,4 +1,4 @@
-"""Questions of a benchmark asked while a model is in training; the answers go to evals.jsonl."""
+"""Ask a model questions of a benchmark while it is in training; scores go to evals.jsonl."""
 
 import dataclasses
 import json
@@ -14,29 +14,30 @@ from transformers import VideoLlama3Processor
 from moss_vllm.data.favor import BENCH_FILES, read_favor_bench
 from moss_vllm.data.motionbench import META_FILES, read_motionbench
 from moss_vllm.data.rows import BadRow, BenchmarkVideo
-from moss_vllm.evaluation.asking import evaluate, find_unreadable
+from moss_vllm.evaluation.asking import Reading, evaluate
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark
+from moss_vllm.evaluation.questions import find_unreadable, look_over
 from moss_vllm.runtime.screen import say
 from moss_vllm.training import engines
 from moss_vllm.video.clip import Clip, read_clip
 from moss_vllm.vlm.checkpoint import Loaded
 
-SAMPLES = 8  # answers kept in evals.jsonl each time; all are in evals/
+SAMPLES = 8  # answers in each line of evals.jsonl; evals/ has all
 
 
 class Checkup:
-    """Asks the model in training; every process calls it, the first one asks and the others wait.
+    """Asks the model in training; every process calls it, the first one asks while the others wait.
 
     Args:
         accelerator, model, processor: the run's.
-        protocol: clip settings of the run.
+        clip_settings: the run's, as run.json has them.
         data: a MotionBench or FAVOR-Bench folder.
         out: the run's folder.
-        read: as of `evaluate`.
+        read: see `Reading`.
 
     Raises:
-        ValueError: an engine that shards the model, which the first process cannot ask alone.
-        BadRow: no annotation of either benchmark there, or one that cannot be used.
+        ValueError: an engine that shards the model, which one process alone cannot ask.
+        BadRow: a folder without an annotation of either benchmark, or with one that cannot be used.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Checkup:
         accelerator: Accelerator,
         model: PeftModel,
         processor: VideoLlama3Processor,
-        protocol: Mapping[str, Any],
+        clip_settings: Mapping[str, Any],
         data: Path,
         out: Path,
         *,
@@ -59,54 +60,56 @@ class Checkup:
         self.accelerator, self.model, self.processor, self.out = accelerator, model, processor, out
         self.read = read
         self.benchmark, self.videos = open_benchmark(data)
-        self.protocol = next(iter(self.benchmark.protocols.values())).adapt(protocol)
+        self.protocol = next(iter(self.benchmark.protocols.values())).adapt(clip_settings)
 
     def choose(self, count: int) -> None:
-        """Keep `count` of the questions, evenly over the file.
+        """Keep `count` of the questions, evenly spread over the file.
 
-        Raises: ValueError naming every video of theirs that cannot be read: now, not between two steps.
+        Raises: ValueError naming each of their videos that cannot be read, before the first step.
         """
-        asked = [(video, question) for video in self.videos for question in video.questions]
-        count = min(count, len(asked))
-        kept = {asked[number * len(asked) // count][1].uid for number in range(count)}
+        every = [question.uid for video in self.videos for question in video.questions]
+        count = min(count, len(every))
+        kept = {every[number * len(every) // count] for number in range(count)}
         chosen = [tuple(q for q in video.questions if q.uid in kept) for video in self.videos]
         self.videos = [
             dataclasses.replace(video, questions=questions)
             for video, questions in zip(self.videos, chosen, strict=True)
             if questions
         ]
-        if bad := find_unreadable(self.videos, self.protocol):
-            told = f"{len(bad)} of the {len(self.videos)} videos to ask about"
-            raise ValueError(f"{'; '.join(bad.values())} ({told})")
+        if bad := find_unreadable(self.videos):
+            counted = f"{len(bad)} of the {len(self.videos)} videos to ask about"
+            raise ValueError(f"{'; '.join(bad.values())} ({counted})")
 
     def __call__(self, step: int) -> None:
         """Ask, print, log, and add a line to evals.jsonl."""
         if self.accelerator.is_main_process:
             loaded = Loaded(self.model.eval(), self.processor, "in training", {})
+            questions = look_over(self.benchmark, self.videos, self.protocol.prompt, allow_missing=True)
             out = self.out / "evals" / f"step-{step:06d}"
-            how: dict[str, Any] = {"out": out, "overwrite": True, "allow_missing": True, "read": self.read}
-            result = evaluate(loaded, self.videos, self.benchmark, self.protocol, **how)
-            for video_id, reason in result.failed.items():  # a run is not stopped for it
+            result = evaluate(
+                loaded, questions, self.protocol, out=out, overwrite=True, reading=Reading(self.read)
+            )
+            for video_id, reason in result.failed.items():  # no reason to stop a run
                 say(f"step {step}: {video_id} counts as wrong: {reason}", file=sys.stderr)
-            found = result.score
-            assert found is not None  # both readers give questions with public answers here
+            score = result.score
+            assert score is not None  # `open_benchmark` reads questions with public answers only
             line = {
                 "step": step,
                 "benchmark": self.benchmark.name,
                 "protocol": self.protocol.name,
-                "accuracy": found.accuracy,
+                "accuracy": score.accuracy,
                 "chance": result.chance,
                 "failed": result.failed,
-                "counts": {key: getattr(found, key) for key in ("correct", "answered", "total")},
+                "counts": {key: getattr(score, key) for key in ("correct", "answered", "total")},
                 "samples": self._samples(result.records),
             }
             with (self.out / "evals.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            right, count, chance = found.accuracy["all"], found.total["all"], result.chance["all"]
+            right, count, chance = score.accuracy["all"], score.total["all"], result.chance["all"]
             say(
                 f"step {step}: {self.benchmark.name} {right:.1f} % of {count} questions (chance {chance:.1f})"
             )
-            self.accelerator.log({f"eval/{task}": value for task, value in found.accuracy.items()}, step=step)
+            self.accelerator.log({f"eval/{task}": value for task, value in score.accuracy.items()}, step=step)
         self.accelerator.wait_for_everyone()
 
     def _samples(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -124,10 +127,13 @@ class Checkup:
 
 
 def open_benchmark(data: Path) -> tuple[Benchmark, list[BenchmarkVideo]]:
-    """The benchmark in a folder and its questions."""
+    """The benchmark whose files are in the folder, and its questions with public answers.
+
+    Raises: BadRow for a folder with neither benchmark's files, or an annotation that cannot be used.
+    """
     if any((data / name).is_file() for name in META_FILES):
         return MOTIONBENCH, read_motionbench(data, data)
     if any((data / name).is_file() for name in BENCH_FILES):
         return FAVOR_BENCH, read_favor_bench(data, data)
-    known = ", ".join((*META_FILES, *BENCH_FILES))
-    raise BadRow(str(data), "folder", f"holds none of {known}", "pass a MotionBench or FAVOR-Bench folder")
+    names = ", ".join((*META_FILES, *BENCH_FILES))
+    raise BadRow(str(data), "folder", f"holds none of {names}", "pass a MotionBench or FAVOR-Bench folder")

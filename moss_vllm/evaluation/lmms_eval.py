@@ -3,8 +3,8 @@
     pip install lmms-eval
     python -m lmms_eval --model moss_vllm --model_args pretrained=CKPT --tasks mvbench --batch_size 16
 
-It is a "simple" model there, as lmms-eval's own VideoLLaMA3 is: their prompts are the same, and tasks that
-compare likelihoods run too. Questions about one video share its encoding, wherever a task has them.
+There it is a "simple" model, as lmms-eval's own VideoLLaMA3 is: both get the same prompts, and tasks that
+compare likelihoods run too. Questions about one video share its encoding.
 """
 
 import os
@@ -21,7 +21,8 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore[import-not-found]
 from PIL import Image
 
-from moss_vllm.evaluation.answering import Prompts, answer, prepare, score
+from moss_vllm.data.rows import Turn
+from moss_vllm.evaluation.answering import Prompts, answer, prepare_prompts, score_continuations
 from moss_vllm.evaluation.asking import read_as
 from moss_vllm.evaluation.protocols import MOTIONBENCH, Protocol
 from moss_vllm.runtime.errors import UnusableData
@@ -31,20 +32,20 @@ from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import Clip, read_clip
 from moss_vllm.video.frames import short_side_within, stack_frames
 from moss_vllm.vlm.checkpoint import Loaded, load
-from moss_vllm.vlm.video_llama3.chat import Turn, encode
+from moss_vllm.vlm.video_llama3.chat import encode
 
 NEW_TOKENS = 1024  # where a task sets no limit
 SHOWN_FAULTS = 20
 
 
 def manifest() -> ModelManifest:
-    """What lmms-eval registers."""
+    """The entry that lmms-eval registers."""
     return ModelManifest(model_id="moss_vllm", simple_class_path=f"{__name__}.{Moss.__name__}")
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """What a question is about; `key` is the same for the same video."""
+    """The video or image of a question; `key` is equal for equal videos."""
 
     key: Hashable
     read: Callable[[], Clip | None]
@@ -56,12 +57,12 @@ class Moss(lmms):
     Args:
         pretrained: folder or hub id.
         device: as torch names it; None: cuda if there is one.
-        dtype: of the base's weights, a name of `DTYPES`; None: bf16 on cuda, else fp32.
+        dtype: of the base's weights, a name of `DTYPES`; None: bf16 on cuda, fp32 elsewhere.
         batch_size: questions of one video answered at once; on the command line lmms-eval's `--batch_size`.
-        sample_fps, short_side_px, max_frames, compress_tokens: None: as the checkpoint was trained, else as
-            in the paper.
-        allow_text: ask questions that show nothing as text alone. Off, because many tasks show nothing
-            where a video is missing.
+        sample_fps, short_side_px, max_frames, compress_tokens: None: the checkpoint's own settings, or the
+            paper's if it has none.
+        allow_text: ask questions that show nothing as text alone. Off by default, because many tasks show
+            nothing if a video is missing.
     """
 
     def __init__(
@@ -80,9 +81,9 @@ class Moss(lmms):
         numbers = {"sample_fps": sample_fps, "short_side_px": short_side_px, "max_frames": max_frames}
         switches = {"compress_tokens": compress_tokens, "allow_text": allow_text}
         for name, value in {**numbers, **switches}.items():
-            kinds, told = ((bool,), "True or False") if name in switches else ((int, float), "a number")
+            kinds, allowed = ((bool,), "True or False") if name in switches else ((int, float), "a number")
             if value is not None and type(value) not in kinds:
-                raise ValueError(f"model_args: {name}={value} is not {told}")
+                raise ValueError(f"model_args: {name}={value} is not {allowed}")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be a whole number of at least 1")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,68 +101,70 @@ class Moss(lmms):
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Greedy answers, each cut before the first of its task's `until` strings."""
-        _tell_of_sampling(requests)
+        _report_sampling(requests)
         texts = [""] * len(requests)
         limits = [int(request.args[1].get("max_new_tokens") or NEW_TOKENS) for request in requests]
         for clip, numbers in self._clips(requests, limits):
             prompts = self._prompts(clip, [requests[n].args[0] for n in numbers])
             limit = limits[numbers[0]]
-            said = next(answer(self.loaded, [prompts], max_new_tokens=limit, batch_size=self.batch_size))
-            for n, text in zip(numbers, said.texts, strict=True):
-                texts[n] = cut(text, requests[n].args[1].get("until"))
+            answers = next(answer(self.loaded, [prompts], max_new_tokens=limit, batch_size=self.batch_size))
+            for n, text in zip(numbers, answers.texts, strict=True):
+                texts[n] = cut_at(text, requests[n].args[1].get("until"))
         return texts
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
-        """Of each continuation its mean loss a token, and whether greedy decoding says it.
+        """Mean loss per token of each continuation, and whether greedy decoding yields it.
 
-        Despite the name, lmms-eval's tasks take the smallest. Its 0.7.3 makes text of a bare tuple, of which
-        no likelihood task can be scored; what a `GenerationResult` holds stays as it is.
+        Despite the name, lmms-eval's tasks take the smallest value. lmms-eval 0.7.3 turns a bare tuple into
+        text, which likelihood tasks cannot score; it leaves the contents of a `GenerationResult` alone.
         """
-        found: list[Any] = [None] * len(requests)
+        results: list[Any] = [None] * len(requests)
         for clip, numbers in self._clips(requests, [0] * len(requests)):
             prompts = self._prompts(clip, [requests[n].args[0] for n in numbers])
             wanted = [self._continuation(requests[n]) for n in numbers]
-            losses = score(self.loaded, prompts, wanted)
+            losses = score_continuations(self.loaded, prompts, wanted)
             for n, loss in zip(numbers, losses, strict=True):
-                found[n] = GenerationResult(loss)
-        return found
+                results[n] = GenerationResult(loss)
+        return results
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not to be had."""
+        """Raise NotImplementedError: only single questions are answered."""
         raise NotImplementedError(
             "moss_vllm answers one question at a time; leave out tasks of several rounds"
         )
 
     def clean(self) -> None:
-        """Free the memory; lmms-eval calls it before it may start a judge on the same device."""
+        """Free the memory; lmms-eval calls this before it starts a judge on the same device."""
         del self.loaded
         super().clean()
 
     def _clips(
         self, requests: Sequence[Any], limits: Sequence[int]
     ) -> Iterator[tuple[Clip | None, list[int]]]:
-        """Each thing shown, read once, with the places of the requests about it that have one limit.
+        """Each video or image, read once, and the indices of the requests about it that have equal limits.
 
         Raises: ValueError naming what cannot be shown, before anything is read.
         """
-        found: dict[Hashable, _Shown | str] = {}
+        visuals: dict[Hashable, _Shown | str] = {}
         groups: dict[Hashable, tuple[_Shown, list[int]]] = {}
         for n, request in enumerate(requests):
             document = request.args[3:]
-            shown = found[document] if document in found else found.setdefault(document, self._find(request))
+            if document not in visuals:
+                visuals[document] = self._find(request)
+            shown = visuals[document]
             if isinstance(shown, _Shown):
                 groups.setdefault((shown.key, limits[n]), (shown, []))[1].append(n)
-        if faults := [fault for fault in found.values() if isinstance(fault, str)]:
+        if faults := [fault for fault in visuals.values() if isinstance(fault, str)]:
             lines = [f"  {fault}" for fault in faults[:SHOWN_FAULTS]]
             raise UnusableData(f"{len(faults)} questions cannot be asked, the first of them:", *lines)
-        if texts := sum(shown.key is None for shown in found.values() if isinstance(shown, _Shown)):
+        if texts := sum(shown.key is None for shown in visuals.values() if isinstance(shown, _Shown)):
             say(f"moss_vllm: {texts} questions show nothing and are asked as text alone", file=sys.stderr)
         rows = show_progress(groups.values(), len(requests), "questions", size=lambda row: len(row[1]))
         for shown, numbers in rows if self.rank == 0 else groups.values():
             yield shown.read(), numbers
 
     def _find(self, request: Any) -> _Shown | str:
-        """What a request shows, or why it cannot be shown."""
+        """The video or image of a request, or why it cannot be shown."""
         if len(request.args) < 6:  # a choice without its question, for acc_mutual_info
             return _Shown(None, lambda: None)
         _, _, doc_to_visual, doc_id, task, split = request.args
@@ -191,7 +194,7 @@ class Moss(lmms):
         return _Shown((path, start_s, end_s), partial(read_as, self.protocol, path, read))
 
     def _image(self, image: Image.Image) -> Clip:
-        """A video of one frame, as large as a video's frames would be."""
+        """A clip of one frame, resized as the frames of a video are."""
         frame, side = np.asarray(image.convert("RGB")), self.protocol.short_side_px
         if self.protocol.max_pixels:
             side = short_side_within(image.height, image.width, self.protocol.max_pixels)
@@ -200,11 +203,11 @@ class Moss(lmms):
     def _prompts(self, clip: Clip | None, questions: Sequence[str]) -> Prompts:
         processor = self.loaded.processor
         if clip is not None:
-            return prepare(processor, clip, questions, compress=self.protocol.compress_tokens)
+            return prepare_prompts(processor, clip, questions, compress=self.protocol.compress_tokens)
         return Prompts([encode(processor, None, [Turn(text)])["input_ids"] for text in questions], {})
 
     def _continuation(self, request: Any) -> str:
-        """Without the space tasks put before it: an answer begins a line here, as in training."""
+        """A request's continuation without leading space: answers begin a line, as in training."""
         wanted = request.args[1]
         if callable(wanted):
             _, _, _, doc_id, task, split = request.args
@@ -212,15 +215,15 @@ class Moss(lmms):
         return str(wanted).strip()
 
 
-def cut(text: str, until: str | Sequence[str] | None) -> str:
-    """The text before the first of the strings that end it."""
+def cut_at(text: str, until: str | Sequence[str] | None) -> str:
+    """The text before the first occurrence of any of the `until` strings."""
     for stop in [until] if isinstance(until, str) else until or []:
         text = text.split(stop, 1)[0] if stop else text
     return text
 
 
-def _tell_of_sampling(requests: Sequence[Any]) -> None:
-    """Say once which tasks want other than greedy answers, which are all there are."""
+def _report_sampling(requests: Sequence[Any]) -> None:
+    """Name the tasks that ask for sampling or beams, as answers are greedy."""
     tasks = set()
     for request in requests:
         wants = request.args[1]

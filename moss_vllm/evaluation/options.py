@@ -1,24 +1,24 @@
-"""Options that the scripts in eval/ share; importing them takes no time, so that --help does not."""
+"""Common options of the scripts in eval/; no slow import, so that --help answers at once."""
 
 import argparse
 from pathlib import Path
 
-from moss_vllm.evaluation.protocols import CLIPS, Benchmark
+from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark
 from moss_vllm.runtime.flags import add_clip_options, add_device
 from moss_vllm.video.decoders import DECODERS
 
 
 def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
-    """Options every benchmark's script has beside `--data`."""
+    """Add the options that every benchmark's script has, except `--data`."""
     add, protocols = parser.add_argument, benchmark.protocols
     add("--annotation", type=Path, help="another annotation file (default: the one found in --data)")
     add("--ckpt", default="miniature", help="checkpoint folder, base model folder, hub id, or miniature")
-    out = "folder of the results (default: runs/eval/SCRIPT/NAME, where NAME has the options that were given)"
+    out = "folder of the results (default: runs/eval/SCRIPT/NAME, where NAME has the options that were set)"
     add("--out", type=Path, help=out)
     cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
     add("--cache", type=Path, help=cache)
     add("--cache-gib", type=float, metavar="GIB", help="add to the cache up to this size (default: no limit)")
-    add("--decoder", choices=DECODERS, default="auto", help="what reads video files; auto is PyAV")
+    add("--decoder", choices=DECODERS, default="auto", help="the library that reads video files; auto: PyAV")
     add("--overwrite", action="store_true", help="drop the answers in --out and start again")
     missing = "count questions about missing or unreadable videos as wrong; without it they stop the run"
     add("--allow-missing", action="store_true", help=missing)
@@ -34,5 +34,6 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     add("--protocol", choices=protocols, default=next(iter(protocols)), help=protocol)
     add_device(add)
     add = add_clip_options(parser).add_argument
-    add("--clips", choices=CLIPS, help="a set of the options above by name; those that are given win")
+    named = "the options above from a named set; options that are set replace its values"
+    add("--clip-settings", choices=CLIP_SETTINGS, help=named)
     add("--still", action="store_true", help="one-frame control: every frame is the middle one")

@@ -1,9 +1,9 @@
-"""Many questions about some videos as one sequence a video, over one cache that is never copied.
+"""The questions about a video as one sequence over one cache that is never copied.
 
     left padding | shared tokens | rest of question 1 | rest of question 2 | ... | right padding | answers ...
 
-No question sees another. The shared tokens need no copy for each question, as a batch of questions would; so
-it is in each step of an answer, which adds one token of every question.
+No question attends to another. A batch with a row per question would copy the shared tokens for each row;
+here all questions read one copy, also in the steps of the answers, each of which adds a token per question.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,21 +18,21 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 
-ATTENTION = "moss_packed"
+PACKED_ATTENTION = "moss_packed"
 
 
 class Packed:
-    """Which token is of which question, and sees which others.
+    """The tokens of several videos' questions, their positions and attention masks.
 
     Args:
-        shared: how many tokens each video's questions begin with.
-        rests: the rest of each question's tokens, of each video.
+        shared: for each video the number of tokens that its questions share.
+        rests: for each video the unshared tokens of each question.
 
     Shape:
-        V videos, N questions of one at most, S shared tokens and R others of one at most.
-        ids, places: (V, R), the others and their positions. ends: (V, N), where in R each question ends.
-        rest_sees: (V, R, S + R), what they attend to; sees: (V, N, S + R), what each question's next token
-        will.
+        V videos with at most N questions, S shared and R unshared tokens each.
+        ids, places: (V, R), the unshared tokens and their positions. ends: (V, N), the index in R of each
+        question's last token. rest_sees: (V, R, S + R), masks of the unshared tokens. sees: (V, N, S + R),
+        masks of each question's next token.
     """
 
     def __init__(
@@ -58,19 +58,19 @@ class Packed:
         self.counts = [len(rest) for rest in rests]
 
     def at_ends(self, values: Tensor) -> Tensor:
-        """(V, R, ...) -> (V, N, ...): those of each question's last token."""
+        """(V, R, ...) -> (V, N, ...): the values of each question's last token."""
         return values[torch.arange(len(values), device=values.device)[:, None], self.ends]
 
     def real(self, values: Tensor) -> list[Tensor]:
-        """(V, N, ...) -> of the questions that there are, one after the other."""
+        """(V, N, ...) -> a list of (...), one per question, without the padding."""
         return [row for count, rows in zip(self.counts, values, strict=True) for row in rows[:count]]
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer of several videos' shared tokens, padded on the left, with room to write behind them.
+    """A cache layer of several videos' shared tokens, padded on the left, with room for more on the right.
 
     Shape:
-        parts: of each video keys and values (1, heads, S, C). The cache: (V, heads, length, C).
+        parts: keys and values of each video, (1, heads, S, C). The cache: (V, heads, length, C).
     """
 
     def __init__(self, parts: Sequence[tuple[Tensor, Tensor]], room: int) -> None:
@@ -78,7 +78,7 @@ class RoomyLayer(DynamicLayer):
         self.length = max(keys.shape[2] for keys, _ in parts)
         first = parts[0][0]
         shape = (len(parts), first.shape[1], self.length + room, first.shape[3])
-        # Zeros: what a mask hides must still be a number.
+        # Zeros, because even masked values must not be NaN.
         self.keys, self.values = both = first.new_zeros(shape), first.new_zeros(shape)
         for video, pair in enumerate(parts):
             for whole, part in zip(both, pair, strict=True):
@@ -86,7 +86,7 @@ class RoomyLayer(DynamicLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Write behind the others; returns all keys and values so far."""
+        """Append keys and values; returns all so far."""
         keys, values = cast(Tensor, self.keys), cast(Tensor, self.values)
         end = self.length + key_states.shape[2]
         if end > keys.shape[2]:
@@ -98,12 +98,12 @@ class RoomyLayer(DynamicLayer):
         return keys[:, :, :end], values[:, :, :end]
 
     def get_seq_length(self) -> int:
-        """How many tokens it holds, padding included."""
+        """The number of tokens in the cache, padding included."""
         return self.length
 
 
 def join_caches(caches: Sequence[Cache], room: int) -> Cache:
-    """One cache of several videos; each layer has room for as many tokens more before it must grow."""
+    """One cache of several videos, with space for `room` more tokens before a layer must grow."""
     layers: list[Any] = [cache.layers for cache in caches]
     return Cache(
         [RoomyLayer([(one.keys, one.values) for one in level], room) for level in zip(*layers, strict=True)]
@@ -112,10 +112,10 @@ def join_caches(caches: Sequence[Cache], room: int) -> Cache:
 
 @contextmanager
 def packed_attention(language_model: nn.Module) -> Iterator[None]:
-    """Within it, the model takes masks (V, 1, Q, everything) and repeats no keys for its query heads."""
+    """Within it, the model takes boolean masks (V, 1, Q, keys), and no keys are copied per query head."""
     config: Any = language_model.config
     before = config._attn_implementation
-    config._attn_implementation = ATTENTION
+    config._attn_implementation = PACKED_ATTENTION
     try:
         yield
     finally:
@@ -125,13 +125,13 @@ def packed_attention(language_model: nn.Module) -> Iterator[None]:
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Query heads that share keys become further queries, so that thousands of keys need no copy."""
+    """Attention that folds query heads with common keys into the queries, instead of copying the keys."""
     groups = module.num_key_value_groups
     queries = rearrange(query, "b (h g) q c -> b h (g q) c", g=groups)
-    seen = F.scaled_dot_product_attention(
+    values = F.scaled_dot_product_attention(
         queries, key, value, attn_mask=attention_mask.repeat(1, 1, groups, 1), scale=scaling
     )
-    return rearrange(seen, "b h (g q) c -> b q (h g) c", g=groups), None
+    return rearrange(values, "b h (g q) c -> b q (h g) c", g=groups), None
 
 
-AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(PACKED_ATTENTION, _attend)

@@ -1,18 +1,18 @@
-"""How a benchmark's question is put to a model and its answer judged; printed with every score.
+"""Protocols: how a question is put to a model and its answer judged; printed with every score.
 
-favor_official   FAVOR-Bench's own prompt; right is an output with the right option's text in it
+favor_official   FAVOR-Bench's own prompt; an output that contains the right option's text is right
 letter           VideoLLaMA3's multiple-choice prompt and parser
-motionbench      the question as distributed and MotionBench's own reduction to one character
-likelihood       no text is generated: the likeliest option letter after the prompt of `letter`
+motionbench      the question as distributed, and MotionBench's own reduction of an output to one character
+likelihood       the prompt of `letter`; the option letter with the highest likelihood, nothing is generated
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from moss_vllm.data.favor import FAVOR_TASKS, favor_answer_letter, favor_letter_prompt, favor_prompt
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, motionbench_prompt
-from moss_vllm.data.rows import Question
+from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter, polish_motionbench
 from moss_vllm.video.clip import PAPER_SAMPLING, Sampling
 
@@ -22,12 +22,14 @@ CLIP_FIELDS = ("sample_fps", "short_side_px", "max_pixels", "max_frames", "compr
 
 @dataclass(frozen=True)
 class Protocol:
-    """How questions are put to a model and its answers judged; `name` stands for the two functions.
+    """How questions are put to a model and its answers judged, with the clip settings of an evaluation.
 
-    `judge` returns whether the output is right and what was read from it. `max_new_tokens` is None where the
-    likeliest option letter is the output. `max_pixels` sets each video's short side by its own aspect, and
-    `short_side_px` is not used then. `still` is the one-frame control: the middle frame in place of every
-    frame, at the same times.
+    Args:
+        name: stands for `prompt` and `judge` in files.
+        judge: returns whether the output is right, and the option read from it.
+        max_new_tokens: of an answer; None: the likeliest option letter is the output.
+        max_pixels: sets each video's short side by its aspect, in place of `short_side_px`.
+        still: the one-frame control: every frame is the middle one, at the same times.
     """
 
     name: str
@@ -42,21 +44,21 @@ class Protocol:
     still: bool = False
 
     def adapt(self, *preferences: Mapping[str, Any]) -> "Protocol":
-        """The protocol with the clip settings of `preferences`; later ones win, None stands for not set."""
-        wanted: dict[str, Any] = {}
+        """The protocol with the clip settings in `preferences`; later ones win, None means not set."""
+        clip_settings: dict[str, Any] = {}
         for one in preferences:
-            given = {key: one[key] for key in CLIP_FIELDS if one.get(key) is not None}
-            wanted |= {"max_pixels": None, **given} if "short_side_px" in given else given
-        return replace(self, **wanted)
+            new = {key: one[key] for key in CLIP_FIELDS if one.get(key) is not None}
+            clip_settings |= {"max_pixels": None, **new} if "short_side_px" in new else new
+        return replace(self, **clip_settings)
 
     @property
     def sampling(self) -> Sampling:
-        """How clips are read; the short side is another where `max_pixels` sets it."""
+        """How clips are read, unless `max_pixels` sets their short side."""
         return Sampling(self.sample_fps, self.short_side_px, self.max_frames)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every field but the functions."""
+        """Every field except the functions, as a header has them."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("prompt", "judge")}
 
     def __str__(self) -> str:
@@ -64,32 +66,32 @@ class Protocol:
         size = f"at most {self.max_pixels:,} pixels" if self.max_pixels else size
         kept = "token compression" if self.compress_tokens else "no token compression"
         still = "; one-frame control: every frame is the middle one" if self.still else ""
-        how = f", answers of up to {self.max_new_tokens} tokens"
-        how = " (option likelihood, nothing is generated)" if self.max_new_tokens is None else how
+        answers = f", answers of up to {self.max_new_tokens} tokens"
+        answers = " (option likelihood, nothing is generated)" if self.max_new_tokens is None else answers
         clips = f"{self.sample_fps:g} fps, {size}, up to {self.max_frames} frames, {kept}"
-        return f"{self.name}{how}: {clips}{still}"
+        return f"{self.name}{answers}: {clips}{still}"
 
 
 def judge_letter(output: str, question: Question) -> tuple[bool, str | None]:
-    """MotionBench: right is the answer's letter."""
+    """MotionBench: the letter in the output must be the answer's."""
     letter = parse_letter(output, question.options)
     return letter is not None and letter == question.answer, letter
 
 
 def judge_motionbench(output: str, question: Question) -> tuple[bool, str | None]:
-    """MotionBench's own way: the character it reduces an output to is the answer's letter."""
+    """MotionBench's own rule: the character that the output is reduced to must be the answer's letter."""
     letter = polish_motionbench(output)
     return letter == question.answer, letter if letter in list(LETTERS[: len(question.options)]) else None
 
 
 def judge_favor_letter(output: str, question: Question) -> tuple[bool, str | None]:
-    """FAVOR-Bench: right is the letter of the answer's text."""
+    """FAVOR-Bench: the letter in the output must be that of the answer's text."""
     letter = parse_letter(output, question.options)
     return letter is not None and letter == favor_answer_letter(question), letter
 
 
 def judge_favor_text(output: str, question: Question) -> tuple[bool, str | None]:
-    """Right as FAVOR-Bench's own script judges; read are the options named, without those inside others."""
+    """FAVOR-Bench's own rule; all options in the output are read, except those inside longer ones."""
     named = [option.strip() for option in question.options if option.strip().lower() in output.lower()]
     whole = [option for option in named if not any(option != other and option in other for other in named)]
     correct = question.answer is not None and judge_favor(output, question.answer, question.options)
@@ -125,18 +127,43 @@ FAVOR_BENCH = Benchmark(
 )
 
 
-def restore(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONBENCH) -> Protocol:
-    """The protocol behind the `settings` of a stored header; fields this version does not have are left out.
+BENCHMARKS = {benchmark.name: benchmark for benchmark in (FAVOR_BENCH, MOTIONBENCH)}
 
-    Its functions are those of the benchmark's protocol of that name, where there is one.
+
+@dataclass(frozen=True)
+class Questions:
+    """A benchmark's questions and which of them to ask; `look_over` fills in the videos that fail.
+
+    Args:
+        limit: the number of questions to ask, in the order of the data; None: all.
+        allow_missing: count questions about failed videos as wrong.
+        failed: why videos cannot be read, by their ids.
+    """
+
+    benchmark: Benchmark
+    videos: Sequence[BenchmarkVideo]
+    limit: int | None = None
+    allow_missing: bool = False
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def every(self) -> list[Question]:
+        """Every question of the data, asked or not."""
+        return [question for video in self.videos for question in video.questions]
+
+
+def restore_protocol(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONBENCH) -> Protocol:
+    """The protocol whose `settings` a header has; fields that this version does not know are dropped.
+
+    Prompt and judge are those of the benchmark's protocol of that name, or of its default one.
     """
     usual = benchmark.protocols.get(settings["name"]) or next(iter(benchmark.protocols.values()))
-    known = {field.name for field in fields(Protocol)}
-    return replace(usual, **{key: settings[key] for key in settings if key in known})
+    names = {f.name for f in fields(Protocol)}
+    return replace(usual, **{key: settings[key] for key in settings if key in names})
 
 
-# By name: the paper's (Sec. 4.5), and what FAVOR-Bench's own script gives its example model.
-CLIPS: dict[str, dict[str, Any]] = {
+# Clip settings by name: the paper's (Sec. 4.5), and those of FAVOR-Bench's script for its example model.
+CLIP_SETTINGS: dict[str, dict[str, Any]] = {
     "paper": asdict(PAPER_SAMPLING),
     "favor_official": {"sample_fps": 1.0, "max_pixels": 360 * 420, "max_frames": 180},
 }

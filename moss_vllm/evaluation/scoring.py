@@ -1,4 +1,4 @@
-"""The benchmarks' own rules: what counts as right, and how right answers become the numbers of Table 5."""
+"""The benchmarks' own rules: which answers are right, and how they become the numbers of Table 5."""
 
 import math
 import re
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from moss_vllm.data.rows import Question
 
-# Questions per task: FAVOR-Bench as hard-coded in its analyze_qa.py, MotionBench rows whose answer is public.
+# Questions per task: FAVOR-Bench's from its analyze_qa.py; MotionBench's are its rows with a public answer.
 OFFICIAL_COUNTS: dict[str, dict[str, int]] = {
     "FAVOR-Bench": {"AS": 2637, "CM": 1075, "HAC": 1541, "MAD": 1205, "NSM": 64, "SAD": 1662},
     "MotionBench-Dev": {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400},
 }
 
-# As printed. NSM 53.3 is no multiple of 1/64 (34/64 = 53.1): one answer moves NSM by 1.6 points.
+# As printed. 53.3 for NSM is not a multiple of 1/64 (34/64 = 53.1): one answer moves NSM by 1.6 points.
 PAPER_TABLE_5: dict[str, dict[str, dict[str, float]]] = {
     "FAVOR-Bench": {
         row: dict(zip(("all", "AS", "CM", "HAC", "MAD", "NSM", "SAD"), values, strict=True))
@@ -36,53 +36,53 @@ PAPER_TABLE_5: dict[str, dict[str, dict[str, float]]] = {
 
 
 def judge_favor(output: str, answer: str, options: Sequence[str]) -> bool:
-    """Judge as FAVOR-Bench: the answer's text is in the output, and no longer option that contains it is.
+    """Judge as FAVOR-Bench does: the output must have the answer's text, but no longer option that has it.
 
-    Case counts when options are compared with the answer and not when they are looked up in the output. An
-    output that lists several options therefore passes if it has the right one.
+    Options are compared with the answer case-sensitively, and with the output case-insensitively. An output
+    that lists several options therefore passes if the right one is among them.
 
     Reference: FAVOR-Bench/FAVOR-Bench, inference_qa_qwen.py since 2025-05-16.
     """
-    said = output.lower()
+    text = output.lower()
     longer = [option for option in options if option != answer and answer in option]
-    return answer.lower() in said and not any(option.lower() in said for option in longer)
+    return answer.lower() in text and not any(option.lower() in text for option in longer)
 
 
 def parse_letter(output: str, options: Sequence[str]) -> str | None:
-    """Parse as VideoLLaMA3's multiple-choice evaluations: the first option letter, else an option's text.
+    """Parse as VideoLLaMA3's multiple-choice evaluations do: the first option letter, or an option's text.
 
-    A capital inside a word counts ("Both" is B). None where the original stops with an error; except that a
-    comma or a blank inside the bracket around the letter ("A, as", "( A )"), its other error, is dropped.
+    A capital inside a word counts ("Both" is B). None where the original stops with an error, except for a
+    comma or a blank within the brackets around the letter ("A, as", "( A )"), which are ignored here.
 
     Reference: DAMO-NLP-SG/VideoLLaMA3, evaluation/benchmarks/mvbench.py.
     """
     if not 1 <= len(options) <= 26:
         raise ValueError(f"{len(options)} options cannot be lettered; pass 1 to 26")
     last = chr(ord("A") + len(options) - 1)
-    said = output.replace("answer", "").replace("Answer", "")
-    letter = re.search(f"[A-{last}]", said)
+    text = output.replace("answer", "").replace("Answer", "")
+    letter = re.search(f"[A-{last}]", text)
     if letter:
         return letter[0]
     for index, option in enumerate(options):
-        if option.strip().strip(".").lower() in said.lower():
+        if option.strip().strip(".").lower() in text.lower():
             return chr(ord("A") + index)
     return None
 
 
 def polish_motionbench(output: str) -> str:
-    """Reduce an output to one character as MotionBench does; the case stays, so "b" is not "B".
+    """Reduce an output to one character as MotionBench does; its case is kept, so "b" is not "B".
 
     Reference: MotionBench, motionbench/utils/answer_util.py.
     """
-    said = output.strip().split(")")[0].strip()
-    if "(" in said:
-        said = said.split("(")[1].strip()
-    return said.split(" ")[0][:1]
+    text = output.strip().split(")")[0].strip()
+    if "(" in text:
+        text = text.split("(")[1].strip()
+    return text.split(" ")[0][:1]
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One judged question; `answered` is False where nothing could be read from the output."""
+    """The verdict on one question; `answered` is False if no option could be read from the output."""
 
     uid: str
     task: str
@@ -92,7 +92,7 @@ class Judged:
 
 @dataclass
 class Score:
-    """Counts and percent per task and for "all" questions; a task without questions has no accuracy."""
+    """Counts and accuracies per task and for "all" questions; a task without questions has no accuracy."""
 
     correct: dict[str, int]
     answered: dict[str, int]
@@ -100,7 +100,7 @@ class Score:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Percent of right answers among all questions, unrounded; "all" weighs every question the same."""
+        """Right answers in percent of the questions, unrounded; "all" is no mean over tasks."""
         return {task: 100 * self.correct[task] / total for task, total in self.total.items() if total}
 
     @property
@@ -121,37 +121,37 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def score(judged: Iterable[Judged], tasks: Mapping[str, str]) -> Score:
-    """Count judged questions per task, in the order of `tasks`, after "all".
+    """Count judged questions for "all" and per task, in the order of `tasks`.
 
-    The denominators are the questions given, answered or not. Leave questions with a withheld answer out:
-    MotionBench's own script divides by them too.
+    The denominators count all questions in `judged`, answered or not. Leave out questions with a withheld
+    answer; MotionBench's own script divides by them too.
 
-    Raises: ValueError for no questions, an unknown task, a uid twice, or a right answer that was not given.
+    Raises: ValueError for no questions, an unknown task, a uid twice, or a right answer to an unanswered one.
     """
     correct: Counter[str] = Counter()
     answered: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    seen: set[str] = set()
+    uids: set[str] = set()
     for one in judged:
         if one.task not in tasks:
             raise ValueError(f"question {one.uid!r} has task {one.task!r}; use one of {', '.join(tasks)}")
-        if one.uid in seen:
+        if one.uid in uids:
             raise ValueError(f"question {one.uid!r} was judged twice; keep one result of it")
         if one.correct and not one.answered:
             raise ValueError(f"question {one.uid!r} is correct but not answered; set answered to True")
-        seen.add(one.uid)
+        uids.add(one.uid)
         for key in ("all", one.task):
             correct[key] += one.correct
             answered[key] += one.answered
             total[key] += 1
-    if not seen:
+    if not uids:
         raise ValueError("no judged question to score; check that the run produced any")
     keys = ("all", *tasks)
     return Score(*({key: counts[key] for key in keys} for counts in (correct, answered, total)))
 
 
 def chance_accuracy(questions: Iterable[Question]) -> dict[str, float]:
-    """Percent right by guessing: the mean of 1 / number of options, per task and for "all" questions."""
+    """The accuracy of guessing in percent: the mean of 1 / number of options, per task and for "all"."""
     chances: dict[str, list[float]] = {"all": []}
     for question in questions:
         for key in ("all", question.task):

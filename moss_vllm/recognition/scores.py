@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.actions.datasets import ActionSplit
+from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.runtime.files import whole_file
-from moss_vllm.runtime.line_store import REMEDY, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, REMEDY, read_answers
 
-STORE = "answers"  # the folder of the lines, called as in an evaluation of a Video-LLM
 # FineGym's classes are of very different sizes, and its authors report the mean over them.
 CLASS_MEAN = ("gym99", "gym288")
 
@@ -86,7 +86,7 @@ def collect_clips(folder: Path, split: ActionSplit, header: Mapping[str, Any] | 
     Raises:
         ValueError: a line names another class for a clip than the split.
     """
-    stored = read_answers(folder / STORE, header)
+    stored = read_answers(folder / ANSWERS, CLIP_SCHEMA, header)
     rows, failed, pending = [], {}, 0
     for clip in split.clips:
         expected: dict[str, Any] = dict.fromkeys(("task", "answer"), split.classes[clip.label])
@@ -97,8 +97,8 @@ def collect_clips(folder: Path, split: ActionSplit, header: Mapping[str, Any] | 
                 f"{key} {row[key]!r}" for key in expected if key in row and row[key] != expected[key]
             ]:
                 raise ValueError(
-                    f"{folder / STORE}: clip {clip.clip_id} has {', '.join(other)}, {split.file} says class "
-                    f"{clip.label} ({expected['answer']!r}); {REMEDY}"
+                    f"{folder / ANSWERS}: clip {clip.clip_id} has {', '.join(other)}, {split.file} says "
+                    f"class {clip.label} ({expected['answer']!r}); {REMEDY}"
                 )
             rows.append({**row, **expected})
         elif clip.clip_id in stored.failed:

@@ -17,10 +17,11 @@ from torch.utils.data import Dataset, Subset
 from moss_vllm.data.actions.datasets import ActionSplit
 from moss_vllm.data.rows import Rejected
 from moss_vllm.recognition.batches import ActionTestSet
-from moss_vllm.recognition.scores import STORE, Accuracy, collect_clips
+from moss_vllm.recognition.schema import CLIP_SCHEMA
+from moss_vllm.recognition.scores import Accuracy, collect_clips
 from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.errors import RunStopped
-from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, AnswerFile, Shard, read_answers
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.runtime.screen import say
@@ -66,16 +67,16 @@ def score_clips(
     full = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
     full |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
     full = json.loads(json.dumps(full))
-    if not overwrite and _lacks_model_settings(folder / STORE):
+    if not overwrite and _lacks_model_settings(folder / ANSWERS):
         full.pop("model_settings", None)
-    earlier = read_answers(folder / STORE, full) if not overwrite else None
+    earlier = read_answers(folder / ANSWERS, CLIP_SCHEMA, full) if not overwrite else None
     done = {} if earlier is None else {**earlier.answers, **earlier.failed}
     paths = {clip.clip_id: clip.path for clip in split.clips}
     refuse_others(paths, {} if earlier is None else earlier.files)
     places = range(shard.rank, len(split.clips), shard.processes)
     remaining = [place for place in places if split.clips[place].clip_id not in done]
     dataset = ActionTestSet(split, views, **({} if read is None else {"read": read}))
-    with AnswerFile(folder / STORE, full, shard, overwrite=overwrite) as file:
+    with AnswerFile(folder / ANSWERS, full, shard, overwrite=overwrite) as file:
         lines = _score(model, split, dataset, remaining, batch_size, workers, torch.device(device), dtype)
         lines = _named_errors(lines, batch_size)
         for line in lines if quiet else show_progress(lines, len(remaining), "clips"):
@@ -88,7 +89,7 @@ def score_clips(
 
 def _lacks_model_settings(store: Path) -> bool:
     """Whether an earlier version began the store: it resumes with the checkpoint where that was."""
-    header = read_answers(store).header
+    header = read_answers(store, CLIP_SCHEMA).header
     return header is not None and "model_settings" not in header
 
 

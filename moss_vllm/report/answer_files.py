@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.rows import Question
-from moss_vllm.evaluation.protocols import FAVOR_BENCH, LETTERS, MOTIONBENCH, Protocol, restore
+from moss_vllm.evaluation.protocols import FAVOR_BENCH, LETTERS, Protocol
+from moss_vllm.evaluation.result import read_evaluation
 from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS, Judged, Score, chance_accuracy, score
-from moss_vllm.report.run_files import ANSWERS
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.line_store import Stored, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, Stored
 
-BENCHMARKS = {benchmark.name: benchmark for benchmark in (FAVOR_BENCH, MOTIONBENCH)}
 RESULT = "result.json"
 
 
@@ -78,28 +77,21 @@ class Results:
 def read_results(folder: Path) -> Results:
     """The answers in `folder`, with what its result.json adds if that is of these answers.
 
-    Raises: ValueError where no line of answers is whole, or a file holds something else.
+    Raises: as `read_evaluation`.
     """
-    stored = read_answers(folder / ANSWERS)
-    if stored.header is None:
-        raise ValueError(f"{folder / ANSWERS} holds no whole line yet; wait for the evaluation to write one")
-    protocol = restore(stored.header["protocol"])
-    benchmark = BENCHMARKS.get(str(stored.header.get("benchmark")))
-    try:
-        asked = [
-            _read(answer, benchmark is FAVOR_BENCH, protocol.name == "favor_official")
-            for answer in stored.answers.values()
-        ]
-    except (KeyError, TypeError) as error:
-        remedy = "it is not of this version; evaluate again to another --out"
-        raise ValueError(f"{folder / ANSWERS} holds an answer that lacks {error}; {remedy}") from error
+    evaluation = read_evaluation(folder)
+    stored, protocol, benchmark = evaluation.stored, evaluation.protocol, evaluation.benchmark
+    asked = [
+        _read(answer, benchmark is FAVOR_BENCH, protocol.name == "favor_official")
+        for answer in stored.answers.values()
+    ]
     tasks = dict(benchmark.tasks) if benchmark else {}
     tasks |= {one.task: one.task for one in asked if one.task not in tasks}
     times = [file.stat().st_mtime for file in (folder / ANSWERS).glob("*.jsonl")]
     written = datetime.fromtimestamp(max(times), timezone.utc)
     scored = [one for one in asked if one.outcome != "withheld"]
     results = Results(
-        folder, stored.header, protocol, tasks, asked, stored, written, len(asked), *_score(scored, tasks)
+        folder, evaluation.header, protocol, tasks, asked, stored, written, len(asked), *_score(scored, tasks)
     )
     _add_result(results)
     _compare_counts(results)

@@ -8,9 +8,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS
-from moss_vllm.report.plots import format_cell, in_markdown
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.screen import plain
+from moss_vllm.runtime.tables import format_cell, in_markdown
 from moss_vllm.vlm.base import is_hub_id
 from moss_vllm.vlm.fit import shorten
 

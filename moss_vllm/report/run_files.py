@@ -10,17 +10,16 @@ from typing import Any
 
 from moss_vllm.report.html import count
 from moss_vllm.runtime.files import tell_existing
-from moss_vllm.training.run_folder import FINISHED_FILE, latest_checkpoint
+from moss_vllm.runtime.line_store import ANSWERS
+from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE, latest_checkpoint
 
-# The first is run_folder.SETTINGS_FILE; importing that takes seconds, of transformers and peft.
-SETTINGS, TRAIN, EVALS, REJECTED = "settings.json", "train.jsonl", "evals.jsonl", "rejected.jsonl"
+TRAIN, EVALS, REJECTED = "train.jsonl", "evals.jsonl", "rejected.jsonl"
 MADE_BY = {  # what it means that a file is not there
-    SETTINGS: "the settings, the number of steps and what trains are not known",
+    SETTINGS_FILE: "the settings, the number of steps and what trains are not known",
     TRAIN: "no step was logged",
     EVALS: "no question was asked in training (--eval-data asks some)",
     REJECTED: "which rows were rejected before the first step is not known",
 }
-ANSWERS = "answers"  # evaluation.STORE
 MOST_STEP = 2**53  # what the page's script counts exactly
 NAMED = 10  # unreadable lines of a file that are named; all are counted
 
@@ -65,17 +64,6 @@ class Run:
         return next((one for one in self.not_finite if one["step"] == self.last_step + 1), None)
 
 
-def holds_answers(folder: Path) -> bool:
-    """Whether it is a result folder of a script in eval/.
-
-    Raises: ValueError for a file of answers that is a pipe or a device: to open one may wait for ever.
-    """
-    files = list((folder / ANSWERS).glob("*.jsonl"))
-    if strange := [str(file) for file in files if file.exists() and not file.is_file()]:
-        raise ValueError(f"{strange[0]} is no file; remove it, or name another folder")
-    return bool(files)
-
-
 def read_run(folder: Path) -> Run:
     """Everything in the folder of a run of `recipes/favor_lora.py` but its weights.
 
@@ -93,8 +81,8 @@ def read_run(folder: Path) -> Run:
         run.evals.setdefault(str(line.get("benchmark")), {})[line["step"]] = line
     run.steps = dict(sorted(run.steps.items()))
     run.evals = {name: dict(sorted(lines.items())) for name, lines in run.evals.items()}
-    if (folder / SETTINGS).is_file():
-        run.report = _read_object(folder / SETTINGS, run.faults) or {}
+    if (folder / SETTINGS_FILE).is_file():
+        run.report = _read_object(folder / SETTINGS_FILE, run.faults) or {}
     run.rejected = _read_lines(folder / REJECTED, run.faults)
     for file in sorted(folder.glob("rejected-*.jsonl")):
         run.rejected += [{**row, "kind": "while training"} for row in _read_lines(file, run.faults)]

@@ -16,6 +16,7 @@ OLD_NAMES = {
     "--dtype": "--precision",
     "--max-gib": "--cache-gib",
     "--fps": "--sample-fps",
+    "--clips": "--clip-settings",
     "--frames": "--max-frames",
     "--licence": "--license",
 }
@@ -28,17 +29,17 @@ class Flags(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=_Help)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Accept old names, and print the new one on stderr."""
-        words = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(list(map(self._renew, words)), namespace)
-
-    def _renew(self, word: str) -> str:
-        name, equals, value = word.partition("=")
-        flags, new = self._option_string_actions, OLD_NAMES.get(name)
-        if name in flags or new not in flags:
-            return word
-        say(f"{name} is called {new} now", file=sys.stderr)
-        return f"{new}{equals}{value}"
+        """Understand old names; print each new name once, on stderr."""
+        words, renamed = list(sys.argv[1:] if args is None else args), dict[str, str]()
+        known = self._option_string_actions
+        for place, word in enumerate(words):
+            name, equals, value = word.partition("=")
+            new = OLD_NAMES.get(name)
+            if new in known and name not in known:
+                words[place], renamed[name] = f"{new}{equals}{value}", new
+        for name, new in renamed.items():
+            say(f"{name} is called {new} now", file=sys.stderr)
+        return super().parse_known_args(words, namespace)
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -1,16 +1,16 @@
-"""Every answer of an evaluation on disk, so that a run that was killed asks no question twice.
+"""Every answer of an evaluation on disk, so that a run that was killed repeats none.
 
     OUT/answers/00-of-02.jsonl     of process 0 of 2: a header that says what was run, then a line per video
 
-A process adds to its own file alone and waits for no other; `read_answers` puts a folder's files together,
-however many processes wrote them. What a killed run left of a last line is dropped. A file is locked while a
-process lives that adds to it.
+The task decides which fields a header and an answer have: `read_answers` takes its `Schema`, and puts a
+folder's files together, however many processes wrote them. A process appends only to its own file, holds a
+lock on it while it lives, and waits for no other. A torn last line, left by a killed run, is dropped.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,48 +18,82 @@ from typing import IO, Any
 
 from moss_vllm.runtime.errors import RunStopped
 
+ANSWERS = "answers"  # the store's folder within a result folder
 REMEDY = "evaluate again with --overwrite, or into another --out"
-NUMBER, TEXT, COUNT, YES_NO = (float, int), (str, type(None)), (int, type(None)), (bool, type(None))
-# What is read again of a line: the types of what must be there, and of what may be.
-Fields = tuple[dict[str, Any], dict[str, Any]]
-FIRST: Fields = {"header": dict}, {}
-HEADER: Fields = (
-    {"benchmark": str, "checkpoint": str, "protocol": dict, "questions": int},
-    {"versions": dict, "run": dict, "generation": dict, "environment": dict},
-)
-PROTOCOL: Fields = (
-    {"name": str},
-    {
-        **{"sample_fps": NUMBER, "max_frames": int, "compress_tokens": bool, "still": bool},
-        **{"short_side_px": COUNT, "max_pixels": COUNT, "max_new_tokens": COUNT},
-    },
-)
-LINE: Fields = {"video_id": str, "answers": list}, {"failed": str, "path": str, "seconds": dict, "file": dict}
-FILE: Fields = {"bytes": int, "mtime_ns": int, "listed": str, "contents": str}, {}  # data.file_state's
-ANSWER: Fields = (
-    {"uid": str, "task": str, "output": str, "parsed": TEXT, "answer": TEXT, "correct": YES_NO},
-    {"question": str, "options": list, "log_likelihood": dict},
-)
+NUMBER = (float, int)
+Kind = type | tuple[type, ...]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Types of an object's fields: those it needs, and those it may have; others are not looked at."""
+
+    needed: Mapping[str, Kind]
+    optional: Mapping[str, Kind] = field(default_factory=dict)
+
+    def check(self, row: Any) -> dict[str, Any]:
+        """The row.
+
+        Raises: ValueError for a row that is no object, lacks a field, or has one of another type.
+        """
+        if not isinstance(row, dict):
+            raise ValueError(f"it holds a {type(row).__name__} where an object {{...}} is needed")
+        for key, kind in {**self.needed, **self.optional}.items():
+            if key in self.needed and key not in row:
+                raise ValueError(f"it has no {key!r}")
+            if key in row and not isinstance(row[key], kind):
+                raise ValueError(f"its {key!r} is {row[key]!r}")
+        return row
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What a task writes.
+
+    Args:
+        header: fields of the header; `parts`: of the header's objects, by key.
+        answer: fields of an answer, beside its `uid`.
+        check_answer: raises ValueError for an answer whose fields contradict each other.
+    """
+
+    header: Fields
+    answer: Fields
+    parts: Mapping[str, Fields] = field(default_factory=dict)
+    check_answer: Callable[[dict[str, Any]], None] = lambda answer: None
+
+    def check_header(self, header: Any) -> None:
+        """Raise ValueError for a header of other fields."""
+        HEADER.check(self.header.check(header))
+        for key, fields in self.parts.items():
+            fields.check(header[key])
+
+
+# Fields that the store itself reads, whatever the task.
+FIRST_LINE = Fields({"header": dict})
+HEADER = Fields({}, {"environment": dict})
+LINE = Fields({"video_id": str, "answers": list}, {"failed": str, "path": str, "seconds": dict, "file": dict})
+FILE = Fields({"bytes": int, "mtime_ns": int, "listed": str, "contents": str})  # of describe_file
+ANSWER = Fields({"uid": str})
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Which of how many processes this is; the n-th video belongs to process n modulo their number."""
+    """This process among those of a run; the n-th video belongs to process n modulo their number."""
 
     rank: int = 0
     processes: int = 1
 
     @classmethod
     def from_environment(cls) -> "Shard":
-        """As the launcher (accelerate, torchrun, Slurm's through scripts/launch) says."""
+        """From the variables that accelerate, torchrun, and srun through scripts/launch set."""
         return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
 
 
 @dataclass
 class Stored:
-    """What a folder holds: the run's header, answers by uid, and why videos failed that have none.
+    """A folder's contents: the run's header, answers by uid, lines by video, reasons of videos that failed.
 
-    `environments` are those of all its processes, which need not be the same.
+    `environments` has the environment of each process; they may differ.
     """
 
     header: dict[str, Any] | None = None
@@ -70,25 +104,35 @@ class Stored:
 
     @property
     def files(self) -> dict[str, dict[str, Any]]:
-        """Which file each video was, as far as that is known."""
+        """State of each video's file, from `describe_file`; lines of earlier versions have none."""
         return {video: row["file"] for video, row in self.videos.items() if row.get("file")}
 
-    def tell_environments(self) -> str:
-        """What of the environment was not the same for all answers; empty if nothing."""
-        every = [self.header.get("environment", {}) if self.header else {}, *self.environments]
-        names = dict.fromkeys(name for one in every if one for name in one)
-        seen = {name: dict.fromkeys(str(one.get(name, "none")) for one in every if one) for name in names}
-        return ", ".join(f"{name} {' and '.join(values)}" for name, values in seen.items() if len(values) > 1)
+    def describe_environments(self) -> str:
+        """Parts of the environment that differ between processes, with their values; empty for none."""
+        environments = [self.header.get("environment", {}) if self.header else {}, *self.environments]
+        names = dict.fromkeys(name for one in environments if one for name in one)
+        values = {n: dict.fromkeys(str(one.get(n, "none")) for one in environments if one) for n in names}
+        return ", ".join(f"{name} {' and '.join(some)}" for name, some in values.items() if len(some) > 1)
 
 
-def read_answers(folder: Path, header: Mapping[str, Any] | None = None) -> Stored:
-    """All answers of a folder; with `header`, those of that run and of no other.
+def holds_answers(folder: Path) -> bool:
+    """Whether the folder is the result folder of a script in eval/.
 
-    Each answer gets its `video_id`; `videos` has the other fields of each video's lines.
+    Raises: ValueError for a file of answers that is a pipe or a device: opening one may never return.
+    """
+    files = list((folder / ANSWERS).glob("*.jsonl"))
+    if strange := [str(file) for file in files if file.exists() and not file.is_file()]:
+        raise ValueError(f"{strange[0]} is no file; remove it, or name another folder")
+    return bool(files)
 
-    Of a question that two processes answered, the first is kept.
 
-    Raises: ValueError for a file of another run, or a line that is no answer.
+def read_answers(folder: Path, schema: Schema, header: Mapping[str, Any] | None = None) -> Stored:
+    """All answers in the files of `folder`; with `header`, those of that run and of no other.
+
+    Each answer gets its `video_id`; `videos` has the other fields of each video's lines. If two processes
+    answered a question, the first answer is kept.
+
+    Raises: ValueError for a file of another run, or a line that does not fit the schema.
     """
     stored = Stored(dict(header) if header else None)
     files = {file: file.read_bytes().split(b"\n")[:-1] for file in sorted(folder.glob("*.jsonl"))}
@@ -98,85 +142,66 @@ def read_answers(folder: Path, header: Mapping[str, Any] | None = None) -> Store
             try:
                 row = json.loads(line)
                 if number > 1:
-                    _add(stored, row)
+                    _add(stored, row, schema)
                     continue
-                head = _check(row, FIRST)["header"]
-                _check(_check(head, HEADER)["protocol"], PROTOCOL)
+                first = FIRST_LINE.check(row)["header"]
+                schema.check_header(first)
             except (ValueError, RecursionError) as error:
                 remedy = f"remove it, to ask its questions again, or {REMEDY}" if number > 1 else REMEDY
                 reason = f"line {number} is no line of an answer store ({error}); {remedy}"
                 raise ValueError(f"{file}: {reason}") from None
-            if len(lines) > 1 or (
-                lines and not answered
-            ):  # else of a run that was given up before its first answer
-                stored.header = stored.header or head
-                stored.environments.append(head.get("environment", {}))
-                _refuse_another_run(file, head, stored.header)
+        # A header without answers is of a run that never began; it is no reason to refuse another.
+        if len(lines) > 1 or (lines and not answered):
+            stored.header = stored.header or first
+            stored.environments.append(first.get("environment", {}))
+            _refuse_another_run(file, first, stored.header)
     return stored
 
 
-def _check(row: Any, fields: Fields) -> dict[str, Any]:
-    """The row; ValueError for one that has not these fields."""
-    if not isinstance(row, dict):
-        raise ValueError(f"it holds a {type(row).__name__} where an object {{...}} is needed")
-    for key, kind in {**fields[0], **fields[1]}.items():
-        if key in fields[0] and key not in row:
-            raise ValueError(f"it has no {key!r}")
-        if key in row and not isinstance(row[key], kind):
-            raise ValueError(f"its {key!r} is {row[key]!r}")
-    return row
-
-
-def _add(stored: Stored, row: Any) -> None:
-    video_id, answers = _check(row, LINE)["video_id"], row.pop("answers")
+def _add(stored: Stored, row: Any, schema: Schema) -> None:
+    video_id, answers = LINE.check(row)["video_id"], row.pop("answers")
     if "file" in row:
-        _check(row["file"], FILE)
-    numbers = [*row.get("seconds", {}).values()]
+        FILE.check(row["file"])
     for answer in answers:
-        numbers += _check(answer, ANSWER).get("log_likelihood", {}).values()
-        withheld, judged = answer["answer"] is None, answer["correct"] is not None
-        unread = bool(answer["correct"]) and answer["parsed"] is None
-        if withheld == judged or unread or not (withheld or answer.get("options", True)):
-            found = (f"{key!r} {answer.get(key)!r}" for key in ("parsed", "answer", "correct", "options"))
-            raise ValueError(f"question {answer['uid']!r} has {', '.join(found)}")
-    if wrong := [number for number in numbers if not isinstance(number, NUMBER)]:
-        raise ValueError(f"{wrong[0]!r} is no number of seconds or log_likelihood")
+        schema.check_answer(schema.answer.check(ANSWER.check(answer)))
+    if wrong := [value for value in row.get("seconds", {}).values() if not isinstance(value, NUMBER)]:
+        raise ValueError(f"{wrong[0]!r} is no number of seconds")
     if row.get("failed"):
         stored.failed[video_id] = row["failed"]
         return
     stored.failed.pop(video_id, None)
-    if earlier := stored.videos.get(video_id):  # a --limit came between its questions
+    if earlier := stored.videos.get(video_id):  # a --limit had divided its questions
         before = earlier.get("seconds", {})
         row["seconds"] = {key: before.get(key, 0) + spent for key, spent in row.get("seconds", {}).items()}
     stored.videos[video_id] = row
     for answer in answers:
-        # A launcher that was killed may have left processes behind, which answer beside the next run's.
+        # Processes that outlive a killed launcher answer the same questions as the next run.
         stored.answers.setdefault(answer["uid"], {"video_id": video_id, **answer})
 
 
-def _refuse_another_run(file: Path, found: Any, wanted: Mapping[str, Any]) -> None:
-    if changed := _tell_changes(found, wanted):
+def _refuse_another_run(file: Path, header: Any, wanted: Mapping[str, Any]) -> None:
+    if changed := _tell_changes(header, wanted):
         raise ValueError(f"{file} holds answers of another run ({changed}); {REMEDY}")
 
 
-def _tell_changes(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What of a header is not as wanted; empty where both are of one run."""
-    silent = {"environment": None}
-    digests = [[one.get(name) for name in ("weights", "model_settings")] for one in (found, wanted)]
-    if digests[0] == digests[1] and all(digests[0]):  # the same model, wherever it and its base lie now
-        silent |= dict.fromkeys(("checkpoint", "run"))
-    was, now = (_flat({**one, **silent}) for one in (found, wanted))
+def _tell_changes(header: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Fields in which a header differs from the wanted one; empty if both are of one run."""
+    ignored = {"environment": None}
+    digests = [[one.get(name) for name in ("weights", "model_settings")] for one in (header, wanted)]
+    if digests[0] == digests[1] and all(digests[0]):  # the same model; it or its base may have moved
+        ignored |= dict.fromkeys(("checkpoint", "run"))
+    was, now = (_flat({**one, **ignored}) for one in (header, wanted))
     changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
     return ", ".join(f"{key} was {was.get(key)}, is {now.get(key)}" for key in changed)
 
 
 class AnswerFile:
-    """The file this process adds to; nobody else may while it is open.
+    """The file this process appends to, locked until it is closed.
 
-    With `overwrite` the folder's other files go too, but for those of this run's other processes.
+    `overwrite` also removes the folder's other files, except those of this run's other processes.
 
-    Raises: BlockingIOError where another run has it open, or one of the folder's others with other settings,
-    or with `overwrite` at all.
+    Raises: BlockingIOError if another run has the file open, or another file of the folder and has other
+    settings, or would lose its answers by `overwrite`.
     """
 
     def __init__(
@@ -184,7 +209,7 @@ class AnswerFile:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{shard.rank:02d}-of-{shard.processes:02d}.jsonl"
-        with _alone_in(folder):  # an empty file of another process would be taken for one of another run
+        with _alone_in(folder):  # another process must not see the file before its header is written
             self.file: IO[bytes] = self.path.open("ab", buffering=0)
             self.state = os.fstat(self.file.fileno())
             try:
@@ -196,7 +221,7 @@ class AnswerFile:
                     self.file.truncate(0)
                 data = self.path.read_bytes()
                 self.file.truncate(data.rfind(b"\n") + 1)
-                if data.count(b"\n") < 2:  # without an answer the header may be of other settings
+                if data.count(b"\n") < 2:  # no answer yet: settings may have changed since
                     self.file.truncate(0)
                     self._write({"header": header, **({"overwrite": True} if overwrite else {})})
             except BaseException:
@@ -204,7 +229,7 @@ class AnswerFile:
                 raise
 
     def _look_at_others(self, header: Mapping[str, Any], overwrite: bool) -> None:
-        """Refuse to begin beside other runs that live; drop what `overwrite` drops."""
+        """Refuse to begin beside living runs of other settings; remove the files that `overwrite` drops."""
         processes = self.path.name.split("-of-")[1]
         for other in sorted(set(self.path.parent.glob("*.jsonl")) - {self.path}):
             with other.open("rb") as file:
@@ -212,24 +237,23 @@ class AnswerFile:
             changed = _tell_changes(head["header"], header)
             of_this_run = not changed and other.name.endswith(f"-of-{processes}")
             if lives and (changed or overwrite and not (of_this_run and head.get("overwrite"))):
-                why = (
-                    f"has other settings ({changed})" if changed else "would lose its answers by --overwrite"
-                )
+                lost = "would lose its answers by --overwrite"
+                why = f"has other settings ({changed})" if changed else lost
                 remedy = "wait for it to end, or give another --out"
                 raise BlockingIOError(f"{other}: another run writes to it, which {why}; {remedy}")
             if overwrite and not of_this_run:
                 other.unlink()
 
     def add(self, row: dict[str, Any]) -> None:
-        """One line: `video_id`, `answers`, or `failed` with a reason, and whatever else is known.
+        """Append a line: `video_id`, `answers`, for a video without answers `failed`, and further fields.
 
-        Raises: as `check`, OSError for a disk that refuses it.
+        Raises: as `check`; OSError for a full disk.
         """
         self._write(row)
         self.check()
 
     def check(self) -> None:
-        """RunStopped where the file is not in its folder any more."""
+        """Raise RunStopped if the file is no longer in its folder."""
         with suppress(FileNotFoundError):
             if os.path.samestat(self.path.stat(), self.state):
                 return
@@ -240,9 +264,9 @@ class AnswerFile:
 
     def _write(self, row: Mapping[str, Any]) -> None:
         try:
-            left = memoryview(json.dumps(row).encode() + b"\n")
-            while left:  # on a full disk a write may take a part
-                left = left[self.file.write(left) :]
+            rest = memoryview(json.dumps(row).encode() + b"\n")
+            while rest:  # on a full disk a write may take a part
+                rest = rest[self.file.write(rest) :]
         except OSError as error:
             remedy = "make room there; the same command goes on from here"
             raise OSError(f"{self.path} cannot be written ({error.strerror}); {remedy}") from error
@@ -256,12 +280,11 @@ class AnswerFile:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Within it no other process begins in the folder: each finds the locks and headers of those before."""
+    """Hold the folder's lock: processes open their files one after the other, each header written whole."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(
-            OSError
-        ):  # some network disks lock no folder; only beginning in one moment is unseen then
+        # Some network disks cannot lock a folder; then two processes that begin in one moment may collide.
+        with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -269,7 +292,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _is_locked(file: IO[bytes], kind: int) -> bool:
-    """Whether a living process has the file locked; if not, this one has now, until it closes it."""
+    """Whether a living process holds a lock on the file; if none does, this one now holds it."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -278,9 +301,9 @@ def _is_locked(file: IO[bytes], kind: int) -> bool:
 
 
 def _first_line(file: IO[bytes]) -> dict[str, Any]:
-    """With its header; an empty one where it cannot be read."""
+    """The first line's object; one with an empty header if it cannot be read."""
     try:
-        return _check(json.loads(file.readline()), FIRST)
+        return FIRST_LINE.check(json.loads(file.readline()))
     except (ValueError, RecursionError):
         return {"header": {}}
 

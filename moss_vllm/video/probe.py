@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.cache import describe_clip
-from moss_vllm.video.clip import BadVideo, Sampling, choose_frames
+from moss_vllm.video.clip import Sampling, choose_frames
 from moss_vllm.video.container import native_size
-from moss_vllm.video.frames import target_size
+from moss_vllm.video.frames import BadVideo, target_size
 
 ClipPart = tuple[Path, float | None, float | None]  # a file, start_s, end_s
 

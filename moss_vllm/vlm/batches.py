@@ -7,10 +7,11 @@ import numpy as np
 from torch import Tensor
 from transformers import VideoLlama3Processor
 
-from moss_vllm.data.rows import ClipRow, Rejected
-from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
+from moss_vllm.data.rows import CAPTION_PROMPT, ClipRow, Rejected, Turn
+from moss_vllm.video.clip import Clip, Sampling, read_clip
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.vlm.plan import too_long
-from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT, IGNORED, PER_VIDEO, Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import IGNORED, PER_VIDEO, collate, encode
 
 
 class TrainingSet:

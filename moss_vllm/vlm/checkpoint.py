@@ -21,6 +21,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import VideoLlama3Processor
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.provenance import RUN_FILE, faults, versions
@@ -47,7 +48,7 @@ from moss_vllm.vlm.base import resolve as resolve
 from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.processor import check_processor, open_processor
 from moss_vllm.vlm.processor import load_processor as load_processor
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, MossVideoLlama3VisionConfig, moss_settings
 

@@ -19,7 +19,8 @@ from moss_vllm.data.rows import ClipRow, Rejected
 from moss_vllm.data.sources import Sources
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
-from moss_vllm.video.clip import BadVideo, Sampling
+from moss_vllm.video.clip import Sampling
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import ClipPart, Probe, probe_all
 from moss_vllm.vlm.video_llama3.chat import conversation_text
 

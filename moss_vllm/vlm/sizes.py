@@ -15,7 +15,7 @@ from transformers import initialization as init
 
 from moss_vllm.runtime.screen import Screen
 from moss_vllm.training.optim import VIDEO_LLM_RATES, describe, parameter_groups
-from moss_vllm.vlm.checkpoint import attach_lora
+from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.video_llama3.memory import Memory, estimate_training_memory, memory_table
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration, moss_config
 

@@ -14,7 +14,7 @@ from moss_vllm.runtime.provenance import versions
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
-from moss_vllm.video.clip import BadVideo
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.batches import TrainingSet

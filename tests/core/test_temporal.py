@@ -12,14 +12,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from moss_vllm.core import attention, temporal
-from moss_vllm.core.attention import window_attention, window_mask
+from moss_vllm.core.attention import FactorisedAttention, LocalAttention, window_attention, window_mask
 from moss_vllm.core.temporal import (
     ATM,
     SECOND_ENCODERS,
     SELFY,
     TEMPORAL_MODULES,
-    FactorisedAttention,
-    LocalAttention,
     R2Plus1D,
     UVConvolutions,
     frame_differences,

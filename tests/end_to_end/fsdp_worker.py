@@ -17,13 +17,14 @@ from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from moss_vllm.data.rows import CAPTION_PROMPT, Turn
 from moss_vllm.training import engines, run_state
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
 from moss_vllm.training.step import check_every_gradient, watch
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT, IGNORED, Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import IGNORED, collate, encode
 
 WRAPPED = ("Qwen2DecoderLayer", "VideoLlama3VisionEncoderLayer")  # as recipes/configs/accelerate_fsdp2.yaml
 

@@ -26,6 +26,7 @@ from moss_vllm.data.actions.datasets import read_action
 from moss_vllm.data.world.actions import MiniSize, ensure_mini_actions
 from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.batches import ActionTrainingSet
+from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.scores import collect_clips
 from moss_vllm.recognition.testing import score_clips
 from moss_vllm.recognition.views import ViewSettings
@@ -222,7 +223,7 @@ def test_eleven_kills_end_as_a_run_without_any(argv, straight, tmp_path):
     for name in ("evals.jsonl", "finished", "test/result.json", "test/per_class.csv", f"best/{WEIGHTS}"):
         assert (out / name).read_bytes() == (straight / name).read_bytes(), name
     for folder in ("test", *(f"evals/step-{step:06d}" for step in range(3, STEPS + 1, 3))):
-        found = [read_answers(run / folder / "answers").answers for run in (straight, out)]
+        found = [read_answers(run / folder / "answers", CLIP_SCHEMA).answers for run in (straight, out)]
         assert found[0] == found[1] and len(found[0]) == 12
     kept = checkpoint.load(out / "best")
     scores = {line["step"]: line["score"] for line in evals(out)}

@@ -22,6 +22,7 @@ from moss_vllm.core.presets import TEMPORAL_NAMES
 from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.build import build_classifier
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS
+from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.runtime.line_store import read_answers
 from moss_vllm.training.settings import parse
 
@@ -124,7 +125,7 @@ def test_each_dataset_trains_two_steps_and_is_tested(recipe, tester, layouts, tm
     assert [line["frames"] for line in logged(out)] == [2 * repeats * 4] * 2
     assert list(logged(out)[0]["lr"]) == ["moss", "host"]
     # What was found: a line a clip, scores by hand from them.
-    stored = read_answers(out / "test" / "answers")
+    stored = read_answers(out / "test" / "answers", CLIP_SCHEMA)
     assert list(stored.answers) == ids and not stored.failed and stored.header["questions"] == 2
     assert [row["uid"] for row in found.rows] == ids and found.pending == 0
     for row in found.rows:
@@ -849,7 +850,7 @@ def test_an_evaluation_goes_on_or_starts_again(ground):
 
 def test_views_named_in_a_test_win_over_the_checkpoints(ground):
     ground.test(clips=1, crops=1, frames=2, sampling="dense")()
-    stored = read_answers(ground.run / "best-test-1x1" / "answers")
+    stored = read_answers(ground.run / "best-test-1x1" / "answers", CLIP_SCHEMA)
     shown = {
         name: stored.header["protocol"][name] for name in ("clips", "crops", "frames", "sampling", "size_px")
     }

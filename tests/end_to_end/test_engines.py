@@ -15,11 +15,12 @@ import torch
 from launching import ENGINES, ROOT, environment, launch, logged
 from safetensors.torch import load_file, save_file
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.training import engines, run_state
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.write import write_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

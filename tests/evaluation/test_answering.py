@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation import answering, packing
-from moss_vllm.evaluation.answering import STAGES, answer, choose, prepare, score
+from moss_vllm.evaluation.answering import STAGES, answer, choose, prepare_prompts, score_continuations
 from moss_vllm.evaluation.generation import followed, not_followed
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 QUESTIONS = [
     "What moves?",
@@ -64,7 +65,7 @@ def generated_ids(loaded, clip, question, compress, tokens):
 @pytest.mark.parametrize("compress", [True, False])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_answers_are_those_of_generate(loaded, clip, compress, size):
-    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=compress)
+    prompts = prepare_prompts(loaded.processor, clip, QUESTIONS, compress=compress)
     said = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=size))
     assert said.texts == [generated(loaded, clip, q, compress, 12) for q in QUESTIONS]
     assert len(set(said.texts)) >= 3  # else equal words would prove nothing
@@ -75,7 +76,9 @@ def test_answers_are_those_of_generate(loaded, clip, compress, size):
 def test_batches_across_videos_change_no_answer_and_keep_the_order(loaded, clip, size):
     clips = [Clip(clip.frames[:n], clip.frame_times_s[:n]) for n in (6, 1, 4, 2)]
     asked = [QUESTIONS, QUESTIONS[:1], QUESTIONS[2:4], QUESTIONS[1:]]
-    videos = [prepare(loaded.processor, c, q, compress=False) for c, q in zip(clips, asked, strict=True)]
+    videos = [
+        prepare_prompts(loaded.processor, c, q, compress=False) for c, q in zip(clips, asked, strict=True)
+    ]
     assert len({prompts.shared for prompts in videos}) == 4
     said = [one.texts for one in answer(loaded, iter(videos), max_new_tokens=12, batch_size=size)]
     expected = [
@@ -85,7 +88,7 @@ def test_batches_across_videos_change_no_answer_and_keep_the_order(loaded, clip,
 
 
 def test_videos_are_answered_together_up_to_a_number_of_tokens(loaded, clip, monkeypatch):
-    videos = [prepare(loaded.processor, clip, QUESTIONS[:2], compress=False) for _ in range(5)]
+    videos = [prepare_prompts(loaded.processor, clip, QUESTIONS[:2], compress=False) for _ in range(5)]
     alone, groups, join = answering._tokens(videos[:1]), [], answering.join_caches
 
     def note(caches, room):
@@ -104,7 +107,7 @@ def test_videos_are_answered_together_up_to_a_number_of_tokens(loaded, clip, mon
 
 @pytest.mark.parametrize("compress", [True, False])
 def test_prompts_are_those_of_encode_with_the_video_once(processor, clip, compress):
-    prompts = prepare(processor, clip, QUESTIONS, compress=compress)
+    prompts = prepare_prompts(processor, clip, QUESTIONS, compress=compress)
     for ids, question in zip(prompts.ids, QUESTIONS, strict=True):
         example = encode(processor, clip, [Turn(question)], compress=compress)
         assert torch.equal(ids, example["input_ids"])
@@ -114,14 +117,14 @@ def test_prompts_are_those_of_encode_with_the_video_once(processor, clip, compre
 
 
 def test_one_token_at_least_is_left_to_each_question(processor, clip):
-    same = prepare(processor, clip, ["What moves?"] * 2, compress=False)
+    same = prepare_prompts(processor, clip, ["What moves?"] * 2, compress=False)
     assert same.shared == len(same.ids[0]) - 1
-    alone = prepare(processor, clip, ["What moves?"], compress=False)
+    alone = prepare_prompts(processor, clip, ["What moves?"], compress=False)
     assert alone.shared == len(alone.ids[0]) - 1
 
 
 def test_an_answer_ends_where_the_model_ends_it(loaded, clip, monkeypatch):
-    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=False)
+    prompts = prepare_prompts(loaded.processor, clip, QUESTIONS, compress=False)
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
     whole = next(answer(loaded, [prompts], max_new_tokens=12, batch_size=5)).texts
     ends = [generated_ids(loaded, clip, question, False, 12)[3] for question in QUESTIONS[:2]]
@@ -146,7 +149,7 @@ def test_the_models_generation_config_is_followed(loaded, clip, monkeypatch, rul
     """Penalties count the tokens of each question's own prompt, the video's among them."""
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
     clips = [Clip(clip.frames[:n], clip.frame_times_s[:n]) for n in (6, 2)]
-    videos = [prepare(loaded.processor, c, QUESTIONS[:3], compress=False) for c in clips]
+    videos = [prepare_prompts(loaded.processor, c, QUESTIONS[:3], compress=False) for c in clips]
     plain = [one.texts for one in answer(loaded, videos, max_new_tokens=8, batch_size=6)]
     for name, value in RULES[rule].items():
         monkeypatch.setattr(base.generation_config, name, value)
@@ -164,7 +167,7 @@ def test_the_models_generation_config_is_followed(loaded, clip, monkeypatch, rul
 
 def test_what_greedy_answers_cannot_follow_is_named(loaded, clip, monkeypatch):
     base = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
-    prompts = prepare(loaded.processor, clip, QUESTIONS[:1], compress=False)
+    prompts = prepare_prompts(loaded.processor, clip, QUESTIONS[:1], compress=False)
     plain = next(answer(loaded, [prompts], max_new_tokens=8, batch_size=1)).texts
     for name, value in {
         "num_beams": 4,
@@ -182,7 +185,7 @@ def test_what_greedy_answers_cannot_follow_is_named(loaded, clip, monkeypatch):
 
 @torch.inference_mode()
 def test_the_likeliest_choice_is_that_of_one_forward_pass(loaded, clip):
-    prompts = prepare(loaded.processor, clip, QUESTIONS, compress=True)
+    prompts = prepare_prompts(loaded.processor, clip, QUESTIONS, compress=True)
     choices = [["A", "B", "C"]] * 3 + [["A", "B"]] * 2
     prompts.choices = choices
     said = next(choose(loaded, [prompts], batch_size=2))
@@ -197,7 +200,7 @@ def test_the_likeliest_choice_is_that_of_one_forward_pass(loaded, clip):
 
 
 def test_a_choice_of_several_tokens_is_refused(loaded, clip):
-    prompts = prepare(loaded.processor, clip, QUESTIONS[:1], compress=True)
+    prompts = prepare_prompts(loaded.processor, clip, QUESTIONS[:1], compress=True)
     with pytest.raises(ValueError, match="What moves: not one token of this tokenizer; use a protocol"):
         prompts.choices = [["A", "What moves"]]
         next(choose(loaded, [prompts], batch_size=1))
@@ -205,9 +208,9 @@ def test_a_choice_of_several_tokens_is_refused(loaded, clip):
 
 @torch.inference_mode()
 def test_the_score_of_continuations_is_their_mean_loss_in_one_forward_pass(loaded, clip):
-    prompts = prepare(loaded.processor, clip, QUESTIONS[:3], compress=True)
+    prompts = prepare_prompts(loaded.processor, clip, QUESTIONS[:3], compress=True)
     wanted = ["red", "the red circle moves left.", "A"]
-    found = score(loaded, prompts, wanted)
+    found = score_continuations(loaded, prompts, wanted)
     for question, text, (loss, greedy) in zip(QUESTIONS, wanted, found, strict=False):
         example = encode(loaded.processor, clip, [Turn(question)], compress=True)
         own = torch.tensor(loaded.processor.tokenizer(text)["input_ids"])
@@ -218,12 +221,12 @@ def test_the_score_of_continuations_is_their_mean_loss_in_one_forward_pass(loade
         assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, own)), abs=1e-4)
         assert greedy == bool((logits.argmax(-1) == own).all())
     with pytest.raises(ValueError, match="a choice is empty; every choice needs a word"):
-        score(loaded, prompts, ["", "a", "b"])
+        score_continuations(loaded, prompts, ["", "a", "b"])
 
 
 def test_a_cache_grows_when_answers_are_longer_than_its_room(loaded, clip, monkeypatch):
     monkeypatch.setattr(answering, "ROOM_TOKENS", 0)
-    prompts = prepare(loaded.processor, clip, QUESTIONS[:2], compress=True)
+    prompts = prepare_prompts(loaded.processor, clip, QUESTIONS[:2], compress=True)
     said = next(answer(loaded, [prompts], max_new_tokens=9, batch_size=2)).texts
     assert said == [generated(loaded, clip, question, True, 9) for question in QUESTIONS[:2]]
 

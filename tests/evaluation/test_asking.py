@@ -7,9 +7,12 @@ no answer given before, and the scripts in eval/ write what they promise.
 import argparse
 import importlib.util
 import json
+import os
 import resource
 import shlex
 import shutil
+import threading
+import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,22 +24,24 @@ import torch
 
 from moss_vllm.data.favor import FAVOR_TASKS
 from moss_vllm.data.motionbench import read_motionbench
+from moss_vllm.data.rows import BenchmarkVideo, Question, Turn
 from moss_vllm.evaluation import asking, command
 from moss_vllm.evaluation.answering import Answers
-from moss_vllm.evaluation.asking import evaluate, hold_middle_frame
+from moss_vllm.evaluation.asking import Reading, choose_workers, evaluate, hold_middle_frame
 from moss_vllm.evaluation.command import choose_folder
-from moss_vllm.evaluation.comparison import read_evaluation
 from moss_vllm.evaluation.options import add_options
-from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH
-from moss_vllm.evaluation.result import collect
+from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Questions
+from moss_vllm.evaluation.questions import look_over
+from moss_vllm.evaluation.result import QUESTION_SCHEMA, collect, read_evaluation
 from moss_vllm.runtime import progress
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 from moss_vllm.runtime.provenance import answering_weights, fingerprint, settings_fingerprint
-from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
+from moss_vllm.video.clip import Clip, Sampling, read_clip
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import Turn, conversation_text
+from moss_vllm.vlm.video_llama3.chat import conversation_text
 from moss_vllm.vlm.video_llama3.miniature import build, build_processor, build_tokenizer
 
 CORPUS = ["Time 0.0s:,\n", "A. left", "B. right", "C. up", "What moves? the red square moves", "Answer"]
@@ -107,7 +112,14 @@ def write(path, *, frames, seed, size=(84, 112)):
 
 
 def run(loaded, data, out, protocol=PROTOCOL, **options):
-    return evaluate(loaded, read_motionbench(data, data), MOTIONBENCH, protocol, out=out, **options)
+    return ask(loaded, read_motionbench(data, data), out, protocol, **options)
+
+
+def ask(loaded, videos, out, protocol=PROTOCOL, *, limit=None, allow_missing=False, **options):
+    """As the scripts in eval/ do: look the data over, then ask."""
+    reading = Reading(**{name: options.pop(name) for name in ("read", "workers") if name in options})
+    questions = look_over(MOTIONBENCH, videos, protocol.prompt, limit=limit, allow_missing=allow_missing)
+    return evaluate(loaded, questions, protocol, out=out, reading=reading, **options)
 
 
 def store(out):
@@ -271,24 +283,24 @@ def test_missing_and_unreadable_videos_are_named_at_once_or_count_as_wrong(loade
         (tmp_path / name).write_bytes((data / name).read_bytes())
     (tmp_path / "self-collected" / "v2.mp4").write_bytes(b"")
     videos = read_motionbench(tmp_path, tmp_path, allow_missing=True)
-    how = {"benchmark": MOTIONBENCH, "protocol": PROTOCOL, "out": tmp_path}
     for rank in range(2):  # each tells all
         with pytest.raises(ValueError, match="^videos missing or unreadable: 2\n") as told:
-            evaluate(loaded, videos, **how, shard=Shard(rank, 2))
+            ask(loaded, videos, tmp_path, shard=Shard(rank, 2))
     assert asked == [] and "v3: video 'v3.mp4' is in none of the folders" in str(told.value)
     assert "v2.mp4: the file is empty (0 bytes)" in str(told.value) and "--allow-missing" in str(told.value)
-    result = evaluate(loaded, videos, **how, allow_missing=True)
+    result = ask(loaded, videos, tmp_path, allow_missing=True)
     assert result.score.total["all"] == 6 and result.score.answered["all"] == len(asked) == 3
     assert set(result.failed) == {"v2", "v3"} and result.pending == 0
     assert "2 videos missing or unreadable: their 3 questions count as wrong" in result.table().notes
     assert [r["correct"] for r in result.records if r["video_id"] in ("v2", "v3")] == [False] * 3
-    strict = collect(read_answers(tmp_path / "answers"), videos, MOTIONBENCH, PROTOCOL)
+    stored = read_answers(tmp_path / "answers", QUESTION_SCHEMA)
+    strict = collect(stored, Questions(MOTIONBENCH, videos), PROTOCOL)
     assert strict.pending == 3 and not strict.failed
     for name in ("v2", "v3"):  # they are asked about once they are there
         file = tmp_path / "self-collected" / f"{name}.mp4"
         file.write_bytes((data / "self-collected" / f"{name}.mp4").read_bytes())
     asked.clear()
-    mended = evaluate(loaded, read_motionbench(tmp_path, tmp_path), **how)
+    mended = ask(loaded, read_motionbench(tmp_path, tmp_path), tmp_path)
     assert len(asked) == 3 and not mended.failed and mended.score.answered["all"] == 6
 
 
@@ -455,7 +467,7 @@ def test_another_runs_answers_are_refused_and_kept(loaded, data, tmp_path, asked
             run(model, data, tmp_path, protocol)
     with pytest.raises(ValueError, match="questions was 6, is 2, data was"):
         videos = read_motionbench(data, data, split="test")
-        evaluate(loaded, videos, MOTIONBENCH, PROTOCOL, out=tmp_path)
+        ask(loaded, videos, tmp_path)
     assert store(tmp_path).read_bytes() == before
     asked.clear()
     run(loaded, data, tmp_path, replace(PROTOCOL, still=True), overwrite=True)
@@ -517,7 +529,7 @@ def test_a_line_edited_by_hand_is_named(loaded, data, tmp_path, asked, reason):
     rows[2] = rows[2].replace(*EDITS[reason], 1) if EDITS[reason] else b'"text"'
     store(tmp_path).write_bytes(b"\n".join(rows))
     told = rf"00-of-01\.jsonl: line 3 is no line of an answer store \({reason}.*\); remove it, to ask its"
-    for read in (lambda: run(loaded, data, tmp_path), lambda: read_evaluation(tmp_path, "a")):
+    for read in (lambda: run(loaded, data, tmp_path), lambda: read_evaluation(tmp_path)):
         with pytest.raises(ValueError, match=told):
             read()
     store(tmp_path).write_bytes(b"\n".join(rows[:2] + rows[3:]))  # as the message says
@@ -540,7 +552,7 @@ def test_a_header_edited_by_hand_is_named(loaded, data, tmp_path, asked, old, ne
     run(loaded, data, tmp_path)
     store(tmp_path).write_bytes(store(tmp_path).read_bytes().replace(old, new, 1))
     told = rf"00-of-01\.jsonl: line 1 is no line of an answer store \({reason}\); evaluate again with --over"
-    for read in (lambda: run(loaded, data, tmp_path), lambda: read_evaluation(tmp_path, "a")):
+    for read in (lambda: run(loaded, data, tmp_path), lambda: read_evaluation(tmp_path)):
         with pytest.raises(ValueError, match=told):
             read()
 
@@ -571,8 +583,8 @@ def test_a_run_given_up_before_its_first_answer_is_not_in_the_way_of_the_next(lo
     header = {**lines(tmp_path)[0]["header"], "checkpoint": "another"}
     AnswerFile(tmp_path / "answers", header, Shard(0, 4)).file.close()
     AnswerFile(tmp_path / "answers", header, Shard(0, 0)).file.close()
-    assert len(run(loaded, data, tmp_path).records) == len(read_evaluation(tmp_path, "a").answers) == 6
-    assert read_answers(tmp_path / "answers").header["checkpoint"] == "tiny"
+    assert len(run(loaded, data, tmp_path).records) == len(read_evaluation(tmp_path).stored.answers) == 6
+    assert read_answers(tmp_path / "answers", QUESTION_SCHEMA).header["checkpoint"] == "tiny"
 
 
 def test_merging_refuses_answers_to_other_data(loaded, data, tmp_path, asked, monkeypatch):
@@ -688,6 +700,31 @@ def test_saved_scores_are_unrounded(loaded, data, tmp_path, asked):
     assert saved["protocol"] == PROTOCOL.settings and saved["versions"]["torch"] == version("torch")
 
 
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_videos_are_read_ahead_in_order_and_no_further_than_there_are_threads(workers):
+    videos = [BenchmarkVideo(f"v{n}", None, (Question(f"q{n}", "MR", "?", (), None, "?"),)) for n in range(9)]
+    begun, threads, taken = [], set(), []
+
+    def read(video):
+        begun.append(video.video_id)
+        threads.add(threading.current_thread().name)
+        time.sleep(0.01 if video.video_id == "v0" else 0)
+        return f"{video.video_id} read"
+
+    for video, found in asking._read_ahead(read, videos, workers):
+        taken.append((video.video_id, found))
+        assert len(begun) <= len(taken) + workers
+    assert taken == [(f"v{n}", f"v{n} read") for n in range(9)]
+    assert len(threads) <= max(1, workers) and ("MainThread" in threads) == (workers == 0)
+
+
+def test_there_is_a_reader_for_each_processor_of_the_process(monkeypatch):
+    for processors, local, expected in ((1, 1, 1), (8, 1, 8), (64, 1, 16), (64, 8, 8), (4, 8, 1)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=processors: range(n), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+        assert choose_workers() == expected
+
+
 def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(
     loaded, data, tmp_path, asked, capsys, monkeypatch
 ):
@@ -754,7 +791,7 @@ def test_motionbench_script(loaded, data, tmp_path, asked, monkeypatch, capsys):
         (["--sample-fps", "0.5", "--short-side-px", "84"], "runs/eval/favor_bench/tiny-0.5fps-84px"),
         (["--max-frames", "8", "--no-compress-tokens"], "runs/eval/favor_bench/tiny-8frames-no-compress"),
         (
-            ["--split", "test", "--clips", "paper", "--compress-tokens"],
+            ["--split", "test", "--clip-settings", "paper", "--compress-tokens"],
             "runs/eval/favor_bench/tiny-test-paper-compress",
         ),
         (["--split", "dev"], "runs/eval/favor_bench/tiny"),

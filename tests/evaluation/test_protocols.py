@@ -12,8 +12,8 @@ import pytest
 from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.data.rows import Question
-from moss_vllm.evaluation.asking import Result
-from moss_vllm.evaluation.protocols import CLIPS, FAVOR_BENCH, LETTERS, MOTIONBENCH
+from moss_vllm.evaluation.protocols import CLIP_SETTINGS, FAVOR_BENCH, LETTERS, MOTIONBENCH
+from moss_vllm.evaluation.result import Result
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter
 from moss_vllm.video.frames import short_side_within, target_size
 
@@ -331,13 +331,13 @@ def test_withheld_answers_are_in_no_denominator():
 
 
 def test_named_clips_are_the_papers_and_the_benchmarks():
-    assert CLIPS == {
+    assert CLIP_SETTINGS == {
         "paper": {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180},
         "favor_official": {"sample_fps": 1.0, "max_pixels": 151_200, "max_frames": 180},
     }
     for protocol in (*FAVOR_BENCH.protocols.values(), *MOTIONBENCH.protocols.values()):
-        assert protocol.adapt(CLIPS["paper"]) == protocol
-    assert str(FAVOR_BENCH.protocols["favor_official"].adapt(CLIPS["favor_official"])) == (
+        assert protocol.adapt(CLIP_SETTINGS["paper"]) == protocol
+    assert str(FAVOR_BENCH.protocols["favor_official"].adapt(CLIP_SETTINGS["favor_official"])) == (
         "favor_official, answers of up to 256 tokens: 1 fps, at most 151,200 pixels, up to 180 frames, "
         "token compression"
     )
@@ -382,7 +382,7 @@ def test_the_later_of_two_sizes_counts(preferences, size):
     ],
 )
 def test_a_pixel_budget_sets_the_short_side_of_each_video(height, width, short_side_px, size):
-    found = short_side_within(height, width, CLIPS["favor_official"]["max_pixels"])
+    found = short_side_within(height, width, CLIP_SETTINGS["favor_official"]["max_pixels"])
     assert found == short_side_px and target_size(height, width, found) == size
 
 
@@ -396,7 +396,7 @@ def test_flags_come_before_named_clips_before_the_checkpoints():
         "still": True,
     }
     protocol = FAVOR_BENCH.protocols["favor_official"]
-    adapted = protocol.adapt(trained, CLIPS["favor_official"], flags)
+    adapted = protocol.adapt(trained, CLIP_SETTINGS["favor_official"], flags)
     clips = {"sample_fps": 1.0, "short_side_px": 84, "max_pixels": 151_200, "max_frames": 8}
     assert adapted == replace(protocol, **clips, compress_tokens=False, still=True)
     assert adapted.settings == {

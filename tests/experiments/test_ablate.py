@@ -15,7 +15,7 @@ import yaml
 
 from moss_vllm.data.world.actions import CLASSES, GROUPS, MiniSize, ensure_mini_actions
 from moss_vllm.recognition.build import build_classifier
-from moss_vllm.report import plots
+from moss_vllm.runtime.tables import Table
 
 LATER = ["--resume", "auto", "--out"]
 
@@ -360,7 +360,7 @@ def test_a_dry_run_prints_what_is_left(world, tmp_path, capsys):
 def test_rows_that_are_other_ones_on_the_miniature_are_told(tmp_path):
     found = plan(tmp_path, ["table10b"])
     (table,) = ablation_results.make_tables(found, {}, "mini")
-    assert isinstance(table, plots.Table)
+    assert isinstance(table, Table)
     assert "k=6: not run, the miniature has 4 layers" in table.notes
     assert "k=4,6: here temporal_layers 2,4" in table.notes
     assert ablation_results.does_order_2_add(found, {}) == ""

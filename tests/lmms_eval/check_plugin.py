@@ -21,13 +21,15 @@ from PIL import Image
 
 from moss_vllm.core import MOSS
 from moss_vllm.data.motionbench import motionbench_prompt, read_motionbench
+from moss_vllm.data.rows import Turn
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, WorldSize, ensure_world
 from moss_vllm.evaluation import answering
-from moss_vllm.evaluation.lmms_eval import Moss, cut, score
+from moss_vllm.evaluation.answering import score_continuations
+from moss_vllm.evaluation.lmms_eval import Moss, cut_at
 from moss_vllm.evaluation.scoring import parse_letter
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS
 
 HERE = Path(__file__).parent
@@ -193,16 +195,16 @@ def test_a_likelihood_task_takes_the_likeliest_choice(trained, loaded, videos, p
 def test_losses_are_of_all_words_of_a_choice(loaded, noise_clip):
     asked = ["What moves?", "What moves?", "What moves first, and where to?", "What moves?"]
     choices = ["the red circle moves left", "the red circle moves left twice", "no", "the red circle"]
-    prompts = answering.prepare(loaded.processor, noise_clip(), asked, compress=False)
-    found = score(loaded, prompts, choices)
+    prompts = answering.prepare_prompts(loaded.processor, noise_clip(), asked, compress=False)
+    found = score_continuations(loaded, prompts, choices)
     wanted = [loss_of(loaded, noise_clip(), *pair) for pair in zip(asked, choices, strict=True)]
     assert [loss for loss, _ in found] == pytest.approx([loss for loss, _ in wanted], abs=1e-4)
     assert len({round(loss, 3) for loss, _ in found}) == 4
     said = generated(loaded, noise_clip(), asked[0])
-    prompts = answering.prepare(loaded.processor, noise_clip(), asked[:2], compress=False)
-    assert [greedy for _, greedy in score(loaded, prompts, [said, "no"])] == [True, False]
+    prompts = answering.prepare_prompts(loaded.processor, noise_clip(), asked[:2], compress=False)
+    assert [greedy for _, greedy in score_continuations(loaded, prompts, [said, "no"])] == [True, False]
     with pytest.raises(ValueError, match="a choice is empty"):
-        score(loaded, prompts, ["", "no"])
+        score_continuations(loaded, prompts, ["", "no"])
 
 
 def test_what_is_shown_is_read_once_wherever_it_is_asked_about(model, loaded, videos, prefills):
@@ -272,7 +274,9 @@ def test_limits_ends_and_sampling_are_those_of_the_request(model, loaded, videos
     assert len({short, whole, ended}) == 3
     assert model.generate_until(asked) == [short, whole, ended, ended]
     assert capsys.readouterr().err.count("task ask for sampling") == 1
-    assert cut("a b c", None) == "a b c" and cut("a b c", ["c", "b"]) == "a " and cut("ab", "") == "ab"
+    assert (
+        cut_at("a b c", None) == "a b c" and cut_at("a b c", ["c", "b"]) == "a " and cut_at("ab", "") == "ab"
+    )
 
 
 def test_arguments_are_those_of_lmms_eval(trained):

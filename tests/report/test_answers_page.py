@@ -22,10 +22,9 @@ import moss_vllm
 from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.evaluation import asking
-from moss_vllm.evaluation.asking import collect
-from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH
-from moss_vllm.report import run_files, strips
+from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark, Protocol, Questions
+from moss_vllm.evaluation.result import QUESTION_SCHEMA, collect
+from moss_vllm.report import strips
 from moss_vllm.report.answer_files import read_results
 from moss_vllm.report.choices import confusion
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
@@ -53,9 +52,8 @@ def ask(out, videos, benchmark, protocol, said, *, failed=None, total=None, limi
             seconds = {"decode": 0.5, "encode": 1.0, "prefill": 0.25, "answer": 0.25}
             about = {"frames": 8, "shared_tokens": 200, "seconds": seconds}
             file.add({"video_id": video.video_id, "path": str(video.path), **about, "answers": answers})
-    result = collect(
-        read_answers(out / "answers"), videos, benchmark, protocol, limit, allow_missing=bool(failed)
-    )
+    asked = Questions(benchmark, videos, limit, allow_missing=bool(failed))
+    result = collect(read_answers(out / "answers", QUESTION_SCHEMA), asked, protocol)
     if save:
         result.save(out)
     return result
@@ -291,7 +289,7 @@ def test_every_answer_is_there_as_it_was_said(motion, tmp_path):
     scores = {"A": -1.25, "B": -0.5, "C": float("nan")}
     ask(tmp_path, motion[:6], MOTIONBENCH, MOTIONBENCH.protocols["likelihood"], lambda q: scores)
     page = write(tmp_path, "--strips", "0")
-    kept = read_answers(tmp_path / "answers").answers
+    kept = read_answers(tmp_path / "answers", QUESTION_SCHEMA).answers
     assert set(page.questions) == set(kept)
     for uid, record in kept.items():
         _, video, task, _, text, options, right, chosen, output, told = page.questions[uid]
@@ -370,9 +368,9 @@ def test_withheld_answers_alone_have_no_score(motion, tmp_path):
 
 
 def test_captions_and_other_benchmarks_have_a_page(tmp_path):
-    captions = asking.Benchmark("FAVOR-Bench captions", {"caption": "Caption"}, {})
+    captions = Benchmark("FAVOR-Bench captions", {"caption": "Caption"}, {})
     asked = (Question("v", "caption", "Describe.", (), None, "Describe."),)
-    how = asking.Protocol("caption", lambda q: q.raw, lambda *_: (False, None), 512)
+    how = Protocol("caption", lambda q: q.raw, lambda *_: (False, None), 512)
     ask(tmp_path, [BenchmarkVideo("v", Path("v"), asked)], captions, how, lambda q: "A dog.", save=False)
     page = write(tmp_path, "--strips", "0")
     assert page.questions["v"][8] == "A dog." and "Not judged" in page.text
@@ -384,8 +382,8 @@ def test_nothing_of_a_file_becomes_markup(tmp_path):
     asked = (Question(HOSTILE, task, HOSTILE * 200, (HOSTILE, "b"), "A", HOSTILE),)
     videos = [BenchmarkVideo("v" + HOSTILE, Path("no" + HOSTILE.replace("\0", "")), asked)]
     videos.append(BenchmarkVideo("w" + HOSTILE, None, ()))
-    how = asking.Protocol(HOSTILE, lambda q: q.raw, lambda *_: (True, "A"), 16)
-    other = asking.Benchmark(HOSTILE, {task: task}, {})
+    how = Protocol(HOSTILE, lambda q: q.raw, lambda *_: (True, "A"), 16)
+    other = Benchmark(HOSTILE, {task: task}, {})
     failed = {"w" + HOSTILE: HOSTILE}
     ask(tmp_path, videos, other, how, lambda q: HOSTILE * 200 + "\ud800", failed=failed, save=False)
     page = write(tmp_path)
@@ -577,11 +575,7 @@ def test_what_cannot_be_shown_is_refused(small, tmp_path, motion):
     file = small / "answers" / "00-of-01.jsonl"
     other.unlink()
     file.write_text(file.read_text().replace('"options"', '"choices"'))
-    assert "holds an answer that lacks 'options'" in refusal(small)
-
-
-def test_the_name_of_the_answers_folder_is_the_evaluations():
-    assert run_files.ANSWERS == asking.STORE
+    assert "answers lacks options; evaluate again" in refusal(small)
 
 
 @pytest.mark.slow
@@ -599,7 +593,7 @@ def test_a_real_evaluation_has_a_whole_page(tiny_base, world, tmp_path):
     assert page.row(told["checkpoint"])[0] == f"{told['accuracy_percent']['all']:.1f}"
     assert page.row("questions")[0] == str(told["counts"]["total"]["all"]) == str(told["questions"])
     assert page.outcomes()[video.video_id] == "failed" and "these data are the motion world" in page.text
-    kept = read_answers(out / "answers")
+    kept = read_answers(out / "answers", QUESTION_SCHEMA)
     assert len(page.data["strips"]) == len(kept.videos) and set(kept.answers) < set(page.questions)
     assert all("frames" in strip for strip in page.data["strips"].values())
 
@@ -671,7 +665,7 @@ def test_a_browser_filters_searches_and_shows_frames(motion, tmp_path, dark):
     said = in_turn("A", "B", "no letter here", "C", "D")
     ask(out, motion, MOTIONBENCH, LETTER, said, failed={gone: "its header is lost"})
     page = write(out)
-    outcomes, kept = page.outcomes(), read_answers(out / "answers").answers
+    outcomes, kept = page.outcomes(), read_answers(out / "answers", QUESTION_SCHEMA).answers
     searched = next(iter(kept))
     script = f"const SEARCHED = {json.dumps(searched)};\n" + BROWSING
     seen = browse(out / "page.html", tmp_path, script, *(["--force-dark-mode"] if dark else []))
@@ -702,7 +696,7 @@ def test_a_browser_filters_searches_and_shows_frames(motion, tmp_path, dark):
 def test_a_browser_runs_nothing_of_the_answers(tmp_path):
     asked = tuple(Question(f"{n}{HOSTILE}", "MR", HOSTILE, (HOSTILE, "b"), "A", HOSTILE) for n in range(3))
     videos = [BenchmarkVideo(HOSTILE, Path("gone.mp4"), asked), BenchmarkVideo("w", None, ())]
-    how = asking.Protocol("letter", lambda q: q.raw, lambda *_: (True, "A"), 16)
+    how = Protocol("letter", lambda q: q.raw, lambda *_: (True, "A"), 16)
     said = in_turn(HOSTILE, "x" * 100_000)
     ask(tmp_path / "out", videos, MOTIONBENCH, how, said, failed={"w": HOSTILE}, save=False)
     write(tmp_path / "out")

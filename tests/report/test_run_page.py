@@ -20,7 +20,6 @@ from moss_vllm.report import run_files
 from moss_vllm.report.curves import MOST_POINTS, running_mean, thin
 from moss_vllm.report.run_files import read_run
 from moss_vllm.report.run_page import figures_of
-from moss_vllm.training import run_folder
 
 RATES = {"moss": 3e-3, "projector": 3e-4, "llm lora": 1e-3}
 TASKS = {"all": 25.0, "MR": 25.0, "CM": 20.0}
@@ -581,10 +580,6 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(folder, monkeypatch):
         report.main([str(folder)])
     assert page.read_bytes() == before
     assert not [path for path in folder.iterdir() if "part" in path.name]
-
-
-def test_the_name_of_the_settings_file_is_the_start_reports():
-    assert run_files.SETTINGS == run_folder.SETTINGS_FILE
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from moss_vllm.evaluation.options import add_options
+from moss_vllm.evaluation.protocols import MOTIONBENCH
 from moss_vllm.runtime.flags import OLD_NAMES, Flags
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +45,19 @@ def test_an_old_name_is_understood_and_the_new_one_said(parser, old, capsys):
     ]
 
 
+def test_the_clip_settings_of_an_evaluation_were_called_clips(capsys):
+    flags = Flags("About.")
+    add_options(flags, MOTIONBENCH)
+    for words in (["--clips", "paper"], ["--clips=favor_official", "--clips=paper"]):
+        assert flags.parse_args(words).clip_settings == "paper"
+        assert capsys.readouterr().err == "--clips is called --clip-settings now\n"
+    assert flags.parse_args(["--clip-settings", "paper"]).clip_settings == "paper"
+    assert capsys.readouterr().err == ""
+    flags = Flags("About.")
+    flags.add_argument("--clips", type=int)  # of eval/action_recog.py: clips of a video
+    assert flags.parse_args(["--clips", "2"]).clips == 2 and capsys.readouterr().err == ""
+
+
 def test_help_tells_defaults_once_and_none_where_there_is_none(parser):
     text = parser.format_help()
     assert "    as written" in text
@@ -69,5 +84,6 @@ def test_help_imports_nothing_that_takes_seconds_and_spells_every_flag_alike(com
     options = done.stdout[done.stdout.index("options:") :]
     assert "default: None" not in options and " STR" not in done.stdout
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"(?m)^ {20,}.*$", "", options)))
-    own = {"--frames"} if command.endswith("action_recog.py") else set()  # those the encoder sees
+    # Frames that the encoder sees, and clips of a video or a benchmark.
+    own = {"--frames", "--clips"} if command.endswith(("action_recog.py", "benchmark_action.py")) else set()
     assert not shown & (set(OLD_NAMES) - own)

@@ -7,21 +7,16 @@ each ends the run with a message, and nothing that was answered is lost or mixed
 import os
 import resource
 import shutil
-import threading
-import time
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.evaluation import asking
-from moss_vllm.evaluation.asking import choose_workers
 from moss_vllm.runtime import line_store
 from moss_vllm.runtime.errors import RunStopped, errors_in_one_line
 from moss_vllm.runtime.files import whole_file, write_whole
-from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
+from moss_vllm.runtime.line_store import AnswerFile, Fields, Schema, Shard, holds_answers, read_answers
 from moss_vllm.runtime.provenance import describe_environment, git_commit
 from moss_vllm.video.file_state import describe_file, refuse_others, tell_change
 
@@ -32,6 +27,7 @@ HEADER = {
     "protocol": {"name": "letter", "short_side_px": 224},
     "environment": {"av": "17.0"},
 }
+SCHEMA = Schema(header=Fields({"benchmark": str, "questions": int}), answer=Fields({}))
 OTHER = {**HEADER, "protocol": {"name": "letter", "short_side_px": 56}}
 LINE = {"video_id": "v", "answers": []}
 
@@ -69,7 +65,7 @@ def test_overwriting_beside_a_living_process_is_refused_and_costs_no_answer(tmp_
     AnswerFile(tmp_path, HEADER, Shard(), overwrite=True).file.close()
     assert names(tmp_path) == ["00-of-01.jsonl"]
     (tmp_path / "00-of-01.jsonl").write_bytes(b"")  # as a refused run leaves it
-    assert read_answers(tmp_path).header is None
+    assert read_answers(tmp_path, SCHEMA).header is None
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -85,7 +81,7 @@ def test_processes_of_one_run_overwrite_together(tmp_path, order):
         second.add({**LINE, "video_id": f"new {order[1]}"})
     first.file.close()
     assert names(tmp_path) == ["00-of-02.jsonl", "01-of-02.jsonl"]
-    assert read_answers(tmp_path, HEADER).videos.keys() == {"new 0", "new 1"}
+    assert read_answers(tmp_path, SCHEMA, HEADER).videos.keys() == {"new 0", "new 1"}
 
 
 def test_a_process_that_overwrites_leaves_the_file_that_another_is_about_to_begin(tmp_path, monkeypatch):
@@ -104,7 +100,7 @@ def test_a_process_that_overwrites_leaves_the_file_that_another_is_about_to_begi
         second.add(LINE)
         first[0].add({**LINE, "video_id": "w"})
     assert names(tmp_path) == ["00-of-02.jsonl", "01-of-02.jsonl"]
-    assert sorted(read_answers(tmp_path, HEADER).videos) == ["v", "w"]
+    assert sorted(read_answers(tmp_path, SCHEMA, HEADER).videos) == ["v", "w"]
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "made again"])
@@ -127,8 +123,8 @@ def test_what_the_environment_was_is_no_reason_to_refuse_and_is_told(tmp_path):
     for rank, av in enumerate(("17.0", "16.0", "17.0")):
         with AnswerFile(tmp_path, {**HEADER, "environment": {"av": av}}, Shard(rank, 3)) as file:
             file.add({**LINE, "video_id": f"v{rank}"})
-    assert read_answers(tmp_path, HEADER).tell_environments() == "av 17.0 and 16.0"
-    assert read_answers(tmp_path).tell_environments() == "av 17.0 and 16.0"
+    assert read_answers(tmp_path, SCHEMA, HEADER).describe_environments() == "av 17.0 and 16.0"
+    assert read_answers(tmp_path, SCHEMA).describe_environments() == "av 17.0 and 16.0"
 
 
 def test_the_environment_has_what_decides_frames(tiny_base):
@@ -215,26 +211,50 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
             (tmp_path / "nowhere").read_text()
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_videos_are_read_ahead_in_order_and_no_further_than_there_are_threads(workers):
-    videos = [BenchmarkVideo(f"v{n}", None, (Question(f"q{n}", "MR", "?", (), None, "?"),)) for n in range(9)]
-    begun, threads, taken = [], set(), []
-
-    def read(video):
-        begun.append(video.video_id)
-        threads.add(threading.current_thread().name)
-        time.sleep(0.01 if video.video_id == "v0" else 0)
-        return f"{video.video_id} read"
-
-    for video, found in asking._read_ahead(read, videos, workers):
-        taken.append((video.video_id, found))
-        assert len(begun) <= len(taken) + workers
-    assert taken == [(f"v{n}", f"v{n} read") for n in range(9)]
-    assert len(threads) <= max(1, workers) and ("MainThread" in threads) == (workers == 0)
+def _check_segment(answer):
+    if answer["start_s"] >= answer["end_s"]:
+        raise ValueError(f"segment {answer['uid']} ends at {answer['end_s']}")
 
 
-def test_there_is_a_reader_for_each_processor_of_the_process(monkeypatch):
-    for processors, local, expected in ((1, 1, 1), (8, 1, 8), (64, 1, 16), (64, 8, 8), (4, 8, 1)):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=processors: range(n), raising=False)
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
-        assert choose_workers() == expected
+SEGMENTS = Schema(
+    header=Fields({"dataset": str, "views": dict}),
+    parts={"views": Fields({"window_s": (int, float)})},
+    answer=Fields({"start_s": float, "end_s": float, "label": str}, {"score": float}),
+    check_answer=_check_segment,
+)
+SEGMENT = {"uid": "v/0", "start_s": 1.0, "end_s": 2.5, "label": "dive", "score": 0.5}
+
+
+def test_a_tasks_own_schema_decides_what_a_line_holds(tmp_path):
+    header = {"dataset": "thumos14", "views": {"window_s": 8}, "environment": {"av": "17.0"}}
+    with AnswerFile(tmp_path / "answers", header, Shard()) as file:
+        file.add({"video_id": "v", "answers": [SEGMENT, {**SEGMENT, "uid": "v/1", "end_s": 9.0}]})
+        file.add({"video_id": "w", "answers": []})
+    assert holds_answers(tmp_path) and not holds_answers(tmp_path / "answers")
+    stored = read_answers(tmp_path / "answers", SEGMENTS, header)
+    assert stored.answers["v/0"] == {"video_id": "v", **SEGMENT} and list(stored.videos) == ["v", "w"]
+    for change, reason in (
+        ({"label": 3}, "its 'label' is 3"),
+        ({"score": "high"}, "its 'score' is 'high'"),
+        ({"end_s": 0.5}, "segment v/0 ends at 0.5"),
+        ({"uid": None}, "its 'uid' is None"),
+    ):
+        with AnswerFile(tmp_path / "answers", header, Shard(), overwrite=True) as file:
+            file.add({"video_id": "v", "answers": [{**SEGMENT, **change}]})
+        with pytest.raises(ValueError, match=rf"line 2 is no line of an answer store \({reason}\)"):
+            read_answers(tmp_path / "answers", SEGMENTS)
+    for header, reason in (
+        ({"dataset": "thumos14"}, "it has no 'views'"),
+        ({"dataset": "thumos14", "views": {"window_s": None}}, "its 'window_s' is None"),
+        ({"dataset": "thumos14", "views": {"window_s": 8}, "environment": 1}, "its 'environment' is 1"),
+    ):
+        with AnswerFile(tmp_path / "answers", header, Shard(), overwrite=True):
+            with pytest.raises(ValueError, match=f"line 1 is no line of an answer store .{reason}"):
+                read_answers(tmp_path / "answers", SEGMENTS)
+
+
+def test_a_pipe_among_the_answers_is_refused(tmp_path):
+    (tmp_path / "answers").mkdir()
+    os.mkfifo(tmp_path / "answers" / "00-of-01.jsonl")
+    with pytest.raises(ValueError, match=r"00-of-01\.jsonl is no file; remove it, or name another folder"):
+        holds_answers(tmp_path)

@@ -6,9 +6,10 @@ import pytest
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from moss_vllm.report.plots import Table, in_latex, in_markdown, plot_losses
+from moss_vllm.report.plots import plot_losses
 from moss_vllm.runtime.errors import RunStopped, UnusableData, errors_in_one_line
 from moss_vllm.runtime.screen import Screen, plain, say
+from moss_vllm.runtime.tables import Table, in_latex, in_markdown
 
 HOSTILE = "a[old] [/x] :smile:\x1b]0;X\x07\x9b31m\u202egnp.\u2066\r\n\tb\u2028c\u200bd\udcff"
 SHOWN = "a[old] [/x] :smile:\\x1b]0;X\\x07\\x9b31m\\u202egnp.\\u2066\\r\\n\\tb\\u2028c\\u200bd\\udcff"

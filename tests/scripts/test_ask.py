@@ -7,11 +7,12 @@ import ask
 import pytest
 import torch
 
-from moss_vllm.evaluation.answering import answer, prepare
+from moss_vllm.data.rows import Turn
+from moss_vllm.evaluation.answering import answer, prepare_prompts
 from moss_vllm.runtime.screen import plain
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def clips(monkeypatch):
 
 def expected(folder, clip, question, tokens, compress=False):
     loaded = checkpoint.load(folder)
-    prompts = prepare(loaded.processor, clip, [question], compress=compress)
+    prompts = prepare_prompts(loaded.processor, clip, [question], compress=compress)
     return next(answer(loaded, [prompts], max_new_tokens=tokens, batch_size=1)).texts[0]
 
 

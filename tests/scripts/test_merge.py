@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, VideoLlama3Config
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration
 
 

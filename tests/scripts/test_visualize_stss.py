@@ -10,11 +10,12 @@ import torch
 import visualize_stss
 from PIL import Image
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.report.stss_maps import TOY_GRID, pick_query
 from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.video.write import write_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, encode
+from moss_vllm.vlm.video_llama3.chat import encode
 from moss_vllm.vlm.video_llama3.model import blocks_to_grid
 
 

@@ -12,7 +12,7 @@ import torch
 from launching import logged
 from torch import nn
 
-from moss_vllm.data.rows import Rejected
+from moss_vllm.data.rows import CAPTION_PROMPT, Rejected, Turn
 from moss_vllm.training import engines
 from moss_vllm.training import loop as training
 from moss_vllm.training.loop import Loop
@@ -22,7 +22,7 @@ from moss_vllm.training.run_folder import latest_checkpoint
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT, Turn, encode
+from moss_vllm.vlm.video_llama3.chat import encode
 
 pytestmark = pytest.mark.usefixtures("one_process")
 

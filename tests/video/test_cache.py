@@ -20,7 +20,8 @@ from PIL import Image
 
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache, choose_reader, describe_clip
-from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
+from moss_vllm.video.clip import Clip, Sampling, read_clip
+from moss_vllm.video.frames import BadVideo
 
 SMALL = Sampling(sample_fps=2, short_side_px=56, max_frames=6)
 ENTRY_BYTES = 4 * 56 * 84 * 3  # of the clips below: 2 s

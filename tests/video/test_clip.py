@@ -18,7 +18,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from moss_vllm.video import frames
-from moss_vllm.video.clip import BadVideo, Sampling, read_clip
+from moss_vllm.video.clip import Sampling, read_clip
+from moss_vllm.video.frames import BadVideo
 
 HEIGHT, WIDTH = 64, 96
 MS = Fraction(1, 1000)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache, choose_frame_reader
-from moss_vllm.video.clip import BadVideo, Sampling, read_clip, read_frames
-from moss_vllm.video.frames import scaled_size
+from moss_vllm.video.clip import Sampling, read_clip, read_frames
+from moss_vllm.video.frames import BadVideo, scaled_size
 
 FILES = ("v.mp4", "v.webm", "folder")
 

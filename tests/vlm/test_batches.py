@@ -6,7 +6,8 @@ import torch
 from moss_vllm.data.rows import ClipRow, Rejected, Turn
 from moss_vllm.data.sources import read_sources
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.video.clip import BadVideo, Sampling, read_clip
+from moss_vllm.video.clip import Sampling, read_clip
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.loss import AnswerLoss

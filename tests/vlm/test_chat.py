@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from moss_vllm.data.rows import CAPTION_PROMPT, Turn
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.video_llama3.chat import (
-    CAPTION_PROMPT,
     IGNORED,
     PER_VIDEO,
-    Turn,
     answer_labels,
     collate,
     conversation_text,

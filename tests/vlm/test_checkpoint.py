@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, Qwen2Config, VideoLlama3ForConditionalGeneration
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
 from moss_vllm.vlm import base, checkpoint
-from moss_vllm.vlm.adapter import SETTINGS_FILE
-from moss_vllm.vlm.checkpoint import ADAPTER_FILE
+from moss_vllm.vlm.adapter import ADAPTER_FILE, SETTINGS_FILE
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, MossVideoLlama3ForConditionalGeneration
 

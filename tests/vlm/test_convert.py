@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.video_llama3 import convert
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, conversation_text, encode
+from moss_vllm.vlm.video_llama3.chat import collate, conversation_text, encode
 from moss_vllm.vlm.video_llama3.miniature import build_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "videollama3_original.safetensors"

@@ -17,7 +17,7 @@ from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
 from moss_vllm.core import MOSS, encoder
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.vlm.checkpoint import attach_lora
+from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.sizes import build_shape
 from moss_vllm.vlm.video_llama3 import memory

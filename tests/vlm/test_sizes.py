@@ -6,7 +6,7 @@ from rich.console import Console
 
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.vlm import sizes
-from moss_vllm.vlm.checkpoint import attach_lora
+from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.sizes import SHAPES, build_shape, describe_shape, parameters_per_part
 
 VISION = 412_147_440

@@ -17,10 +17,11 @@ from transformers import (
     VideoLlama3ForConditionalGeneration,
 )
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.model import (
     MossVideoLlama3ForConditionalGeneration,
     MossVideoLlama3VisionModel,
