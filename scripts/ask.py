@@ -43,11 +43,12 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import GREEDY, not_followed
 from moss_vllm.video.clip import read_clip
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 PAPER = {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180, "compress_tokens": True}
 

@@ -40,8 +40,10 @@ if __name__ == "__main__":
 from moss_vllm.report.model_card import loading_code, merged_readme
 from moss_vllm.runtime.files import readable
 from moss_vllm.runtime.quiet import quiet
-from moss_vllm.vlm.base import DTYPES, MERGED_FILE, TO_TRAIN, base_record
-from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
+from moss_vllm.vlm.base import DTYPES, TO_TRAIN
+from moss_vllm.vlm.checkpoint import RUN_FILE, load
+from moss_vllm.vlm.places import MERGED_FILE, base_record
+from moss_vllm.vlm.reload_check import next_logits
 
 SHARD = "4GB"
 # Largest difference of a logit, as a share of the largest logit: what rounding the weights explains.

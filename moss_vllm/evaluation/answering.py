@@ -20,11 +20,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, DynamicCache, VideoLlama3Processor
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import logits_processors
 from moss_vllm.evaluation.packing import Packed, join_caches, packed_attention
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, Turn, conversation_text, encode
+from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, conversation_text, encode
 
 ROOM_TOKENS = 32  # of each answer, before its cache must grow
 MOST_TOKENS = 32_768  # of videos answered together: 0.9 GiB of cache for VideoLLaMA3-2B in bfloat16

@@ -40,7 +40,7 @@ from moss_vllm.video.file_state import describe_file, refuse_others
 from moss_vllm.video.frames import short_side_within
 from moss_vllm.video.probe import probe_all
 from moss_vllm.vlm.checkpoint import Loaded, versions
-from moss_vllm.vlm.video_llama3.chat import has_special_token
+from moss_vllm.vlm.conversation import has_special_token
 
 READERS = 16  # at most, unless more are asked for: each holds a video, decoded and prepared
 STORE = "answers"

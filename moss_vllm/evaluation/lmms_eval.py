@@ -21,6 +21,7 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore[import-not-found]
 from PIL import Image
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.answering import Prompts, answer, prepare, score
 from moss_vllm.evaluation.asking import read_as
 from moss_vllm.evaluation.protocols import MOTIONBENCH, Protocol
@@ -31,7 +32,7 @@ from moss_vllm.video.clip import Clip, read_clip
 from moss_vllm.video.frames import short_side_within, stack_frames
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
-from moss_vllm.vlm.video_llama3.chat import Turn, encode
+from moss_vllm.vlm.video_llama3.chat import encode
 
 NEW_TOKENS = 1024  # where a task sets no limit
 SHOWN_FAULTS = 20

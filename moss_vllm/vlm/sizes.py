@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, VideoLlama3Config, VideoLlama3ForCondi
 from transformers import initialization as init
 
 from moss_vllm.runtime.screen import Screen
-from moss_vllm.training.optim import VIDEO_LLM_RATES, describe, parameter_groups
-from moss_vllm.vlm.checkpoint import attach_lora
-from moss_vllm.vlm.video_llama3.memory import Memory, estimate_training_memory, memory_table
+from moss_vllm.training.optim import describe, parameter_groups
+from moss_vllm.vlm.adapter import attach_lora, choose_rates
+from moss_vllm.vlm.memory import Memory, memory_table
+from moss_vllm.vlm.video_llama3.memory import estimate_training_memory
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration, moss_config
 
 _VISION = {
@@ -154,7 +155,7 @@ def describe_shape(
     console.print(parameter_table(name, plain, parameters_per_part(model)))
 
     adapted = attach_lora(model, rank=lora_rank, alpha=lora_rank, dropout=0.0)
-    rates = [row for row in VIDEO_LLM_RATES if moss is not None or row.name != "moss"]
+    rates = choose_rates(model)
     groups = parameter_groups(adapted, rates)
     console.print(trained_table(describe(adapted, rates)))
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])

@@ -29,9 +29,11 @@ from moss_vllm.training.run_folder import step_of
 from moss_vllm.video.clip import BadVideo
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
+from moss_vllm.vlm.families import family_of
+from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.plan import Plan
-from moss_vllm.vlm.video_llama3.memory import GIB, estimate_training_memory
 
 SETTINGS_FILE = "settings.json"
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -55,7 +57,7 @@ def describe_run(
     base: Any = model.get_base_model()
     device, dtype = accelerator.device, next(base.model.language_model.parameters()).dtype
     moss = next((module for module in model.modules() if isinstance(module, MOSS)), None)
-    chosen, reason = checkpoint.choose_attention(device, dtype)
+    chosen, reason = choose_attention(device, dtype)
     shortest, median, longest = rows.spread()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -89,7 +91,7 @@ def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: P
     base: Any = model.get_base_model()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     deepspeed = accelerator.state.deepspeed_plugin
-    memory = estimate_training_memory(
+    memory = family_of(base.config).estimate_memory(
         base.config,
         lora_rank=settings.lora_rank,
         frames=len(probe.frame_times_s),

@@ -17,51 +17,19 @@ MOSS. With small models on a CPU it is within 2 % of what is alive after the for
 Nothing here was measured on several GPUs: the division by `processes` follows the ZeRO paper.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from rich.table import Table
 from transformers import PretrainedConfig
 
+from moss_vllm.vlm.memory import Memory
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3VisionConfig
 
 MERGE = 2  # patches a video token is wide and high: VideoLLaMA3's processor
 TIME_TOKENS = 9  # of ",Time 12.5s:" before each frame
 LORA_LINEARS = 7  # of a decoder layer
-GIB = 2**30
 ATTENTION = ("sdpa", "flash_attention_2")
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one process, by part."""
-
-    frozen_weights: int
-    trained_weights: int
-    gradients: int
-    adam_states: int
-    pixels: int
-    language_model: int  # activations kept for backward, LoRA's included
-    cast_weights: int  # copies in half precision that autocast makes and backward needs
-    moss: int
-    projector: int
-    logits: int  # of answer tokens, with their gradient
-    layer_at_work: int  # gradients under way, and what recomputation makes again
-    encoder_at_work: int  # before anything is kept: not added to the others
-
-    @property
-    def kept(self) -> int:
-        """What the forward pass keeps, without the logits."""
-        return self.language_model + self.cast_weights + self.moss + self.projector
-
-    @property
-    def total(self) -> int:
-        """The largest at any time."""
-        always = self.frozen_weights + self.trained_weights + self.gradients + self.adam_states + self.pixels
-        return always + max(self.encoder_at_work, self.kept + self.logits + self.layer_at_work)
 
 
 def estimate_training_memory(
@@ -215,21 +183,6 @@ def encoder_at_work(vision: Any, patches: int, working: int) -> int:
     # Rotary positions are applied in float32: q, k, v; copies of q and k; turned q; three terms of k.
     turned = width * (3 * working + (8 if working == 2 else 0) + 16)
     return patches * (stream + max(turned, 2 * vision.intermediate_size * working))
-
-
-def memory_table(columns: Mapping[str, Memory], *, title: str) -> Table:
-    """One row a part, one column an estimate, in GiB."""
-    table = Table("GiB", title=title)
-    for head in columns:
-        table.add_column(head, justify="right")
-    names = [field.name for field in fields(Memory)]
-    for name in names[:-1]:
-        cells = [f"{getattr(memory, name) / GIB:.2f}" for memory in columns.values()]
-        table.add_row(name.replace("_", " "), *cells, end_section=name == names[-2])
-    table.add_row("total", *(f"{memory.total / GIB:.2f}" for memory in columns.values()), end_section=True)
-    earlier = [f"{memory.encoder_at_work / GIB:.2f}" for memory in columns.values()]
-    table.add_row("earlier: encoder at work", *earlier)
-    return table
 
 
 def _head_size(text: Any) -> int:

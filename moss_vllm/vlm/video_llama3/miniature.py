@@ -5,7 +5,6 @@ weights; `experiments/make_miniature.py` pre-trains it on appearance; `MINIATURE
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -16,8 +15,6 @@ from transformers import (
     VideoLlama3Processor,
     VideoLlama3VideoProcessor,
 )
-
-MINIATURE = Path(__file__).parents[1] / "weights" / "miniature"
 
 # What MOSS is attached with: a window of +-2 frames and +-2 patches on a 6 x 6 grid.
 MINIATURE_MOSS = {
