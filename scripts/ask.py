@@ -48,7 +48,6 @@ from moss_vllm.evaluation.generation import GREEDY, not_followed
 from moss_vllm.video.clip import read_clip
 from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
-from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 PAPER = {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180, "compress_tokens": True}
 
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     answers = []
     for question in [args.question] if args.question else read_questions():
-        example = encode(loaded.processor, clip, [Turn(question)], compress=compress)
+        example = loaded.family.encode(loaded.processor, clip, [Turn(question)], compress=compress)
         answers.append(answer(loaded, example, args.max_new_tokens))
     return answers
 
@@ -115,7 +114,7 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     """Print the answer to an encoded question while it is made."""
     model: Any = loaded.model
     tokenizer = loaded.processor.tokenizer
-    batch = collate([example], pad_id=tokenizer.pad_token_id)
+    batch = loaded.family.collate([example], pad_id=tokenizer.pad_token_id)
     device = model.get_input_embeddings().weight.device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
     streamer = AnswerStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -25,7 +25,7 @@ from moss_vllm.evaluation.generation import logits_processors
 from moss_vllm.evaluation.packing import Packed, join_caches, packed_attention
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, conversation_text, encode
+from moss_vllm.vlm.families import family_with
 
 ROOM_TOKENS = 32  # of each answer, before its cache must grow
 MOST_TOKENS = 32_768  # of videos answered together: 0.9 GiB of cache for VideoLLaMA3-2B in bfloat16
@@ -69,15 +69,16 @@ def prepare(
     processor: VideoLlama3Processor, clip: Clip, questions: Sequence[str], *, compress: bool
 ) -> Prompts:
     """`chat.encode` for each question, but the video goes through the processor once."""
-    example = encode(processor, clip, [Turn(questions[0])], compress=compress)
+    family = family_with(processor)
+    example = family.encode(processor, clip, [Turn(questions[0])], compress=compress)
     token, ids = processor.video_token, example["input_ids"]
     # The tokenizer never joins a special token with text: what follows the last one stands alone.
     end = int((ids == processor.tokenizer.convert_tokens_to_ids(token)).nonzero()[-1]) + 1
     prompts = [ids]
     for question in questions[1:]:
-        rest = conversation_text([Turn(question)], video_token=token).split(token, 1)[1]
+        rest = family.conversation_text([Turn(question)], video_token=token).split(token, 1)[1]
         prompts.append(torch.cat([ids[:end], torch.tensor(processor.tokenizer(rest)["input_ids"])]))
-    return Prompts(prompts, {key: example[key] for key in PER_VIDEO})
+    return Prompts(prompts, {key: example[key] for key in family.video_inputs})
 
 
 def answer(

@@ -1,4 +1,4 @@
-"""The parts that make up the memory of a training step; each family estimates them by its own layers."""
+"""The parts that the memory of a training step consists of; each family estimates them for its own layers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -22,23 +22,23 @@ class Memory:
     moss: int
     projector: int
     logits: int  # of answer tokens, with their gradient
-    layer_at_work: int  # gradients under way, and what recomputation makes again
-    encoder_at_work: int  # before anything is kept: not added to the others
+    layer_at_work: int  # gradients of the layer under way, and what recomputation makes again
+    encoder_at_work: int  # before anything is kept, and so not added to the others
 
     @property
     def kept(self) -> int:
-        """What the forward pass keeps, without the logits."""
+        """Bytes that the forward pass keeps, without the logits."""
         return self.language_model + self.cast_weights + self.moss + self.projector
 
     @property
     def total(self) -> int:
-        """The largest at any time."""
+        """Bytes at the peak."""
         always = self.frozen_weights + self.trained_weights + self.gradients + self.adam_states + self.pixels
         return always + max(self.encoder_at_work, self.kept + self.logits + self.layer_at_work)
 
 
 def memory_table(columns: Mapping[str, Memory], *, title: str) -> Table:
-    """One row a part, one column an estimate, in GiB."""
+    """A row per part and a column per estimate, in GiB."""
     table = Table("GiB", title=title)
     for head in columns:
         table.add_column(head, justify="right")

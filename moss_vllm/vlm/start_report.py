@@ -47,12 +47,12 @@ def describe_run(
     rows: Plan,
     command: str,
 ) -> dict[str, Any]:
-    """Everything the start-up report shows, as json.
+    """The content of the start-up report, as json.
 
     Args:
         settings: the recipe's dataclass.
-        table: of learning rates, as given to `optim.parameter_groups`.
-        rows: what is trained on.
+        table: the learning rates, as for `optim.parameter_groups`.
+        rows: the rows to train on.
     """
     base: Any = model.get_base_model()
     device, dtype = accelerator.device, next(base.model.language_model.parameters()).dtype
@@ -79,14 +79,14 @@ def describe_run(
 
 
 def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: Plan) -> dict[str, int] | None:
-    """Bytes of each part, for a batch of the longest clip; None where that is unknown, or gone meanwhile."""
+    """Bytes of each part, for a batch of the longest clip; None where they cannot be estimated."""
     longest = rows.rows[max(range(len(rows.rows)), key=rows.tokens.__getitem__)]
     if longest.path is None or settings.quantize:
         return None
     sampling = {key: getattr(settings, key) for key in ("sample_fps", "short_side_px", "max_frames")}
     try:
         probe = probe_clip(longest.path, start_s=longest.start_s or 0.0, end_s=longest.end_s, **sampling)
-    except BadVideo:  # training counts and names it
+    except BadVideo:  # removed since the plan; training counts and names it
         return None
     base: Any = model.get_base_model()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -138,7 +138,9 @@ def show(record: dict[str, Any]) -> None:
             console.print(f"  {name}: {count:,} rows, weight {weight:g}")
     console.print(f"tokens per clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
     if not record["memory"]:
-        console.print("no estimate of memory: the base is in 4 bits, or the longest row's video is not there")
+        console.print(
+            "no estimate of memory: the base is in 4 bits, or the video of the longest row cannot be read"
+        )
     else:
         peak_gib = record["memory"]["total"] / GIB
         console.print(

@@ -164,7 +164,7 @@ def test_its_card_says_whether_it_has_moss(trained, merged, tmp_path):
 @pytest.mark.parametrize("trained", ["moss"], indirect=True)
 def test_what_answers_otherwise_is_not_written(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(merge.ALLOWED, "bf16", 1e-9)
-    with pytest.raises(SystemExit, match="merged in bf16 answers otherwise than the checkpoint"):
+    with pytest.raises(SystemExit, match="merged in bf16 does not answer like the checkpoint"):
         merge.main([str(trained[0]), str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []
 
@@ -174,7 +174,7 @@ def test_wrong_folders_end_it_in_one_line(trained, tiny_base, tmp_path):
         merge.main([str(tiny_base), str(tmp_path / "out")])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
-    with pytest.raises(SystemExit, match="full is there and not empty; name a new folder"):
+    with pytest.raises(SystemExit, match="full exists and is not empty; name a new folder"):
         merge.main([str(trained[0]), str(tmp_path / "full")])
 
 

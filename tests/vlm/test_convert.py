@@ -490,7 +490,7 @@ def test_pickled_weights_are_refused_unopened(release):
 def test_a_lora_run_is_refused(release, name):
     folder, _ = release()
     (folder / name).touch()
-    refused(folder, f"{name} is of a LoRA run; merge it")
+    refused(folder, f"{name} belongs to a LoRA run; merge it")
 
 
 def test_missing_and_stray_files_are_refused(release):
@@ -530,14 +530,14 @@ def test_a_missing_or_broken_json_file_is_refused(release):
     [
         (
             {"model_type": "video_llama_3"},
-            r"is native already \(model_type 'video_llama_3'\); use it as it is",
+            r"is native already \(model_type 'video_llama_3'\); use it without conversion",
         ),
         ({"model_type": "qwen2"}, "model 'qwen2' with encoder .* is not VideoLLaMA3"),
         ({"mm_projector_type": "linear"}, "projector 'linear' is not VideoLLaMA3, which has"),
         ({"vision_encoder_config": {**VISION, "model_type": "siglip"}}, "encoder 'siglip' and projector"),
         (
             {"vision_encoder_config": None, "vision_encoder": "OWNER/SigLIP"},
-            "vision_encoder='OWNER/SigLIP' and no vision_encoder_config, as training saves it; put",
+            "vision_encoder='OWNER/SigLIP' and no vision_encoder_config, as a training run saves it; put",
         ),
         (
             {"hidden_size": None, "image_token_index": None},
@@ -576,11 +576,11 @@ def test_nothing_is_overwritten(release):
     out = folder.parent / "native"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    refused(folder, "native: is there and not an empty folder; give another, or remove it")
+    refused(folder, "native: exists and is not an empty folder; give another, or remove it")
     (out / "notes.txt").unlink()
     part = folder.parent / ".native.part"
     part.mkdir()
-    refused(folder, "of a conversion that was killed, or that runs now; remove it if none does")
+    refused(folder, "belongs to a conversion that was killed or is running; remove it if none is running")
     part.rmdir()
     load_base(run(folder))  # an empty folder is taken
 

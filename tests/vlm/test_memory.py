@@ -322,7 +322,7 @@ def test_table_shows_every_part():
         ({"width_px": 14}, "multiples of 28"),
         ({"precision": "int8"}, "unknown precision 'int8'"),
         ({"attention": "eager"}, "no estimate for attention 'eager'"),
-        ({"precision": "fp32", "frozen_dtype": torch.bfloat16}, "not a way to train"),
+        ({"precision": "fp32", "frozen_dtype": torch.bfloat16}, "do not go with precision"),
         ({"zero_stage": 4}, "zero_stage=4"),
     ],
 )
