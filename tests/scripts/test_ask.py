@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import ask
 import pytest
@@ -14,6 +15,7 @@ from moss_vllm.video.clip import read_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 
@@ -70,7 +72,8 @@ def test_flags_win_over_the_checkpoint_and_it_over_the_paper(video, trained, tin
         compressed.append(compress)
         return encode(processor, clip, turns, compress=compress)
 
-    monkeypatch.setattr(ask, "encode", watch)
+    family = replace(VIDEO_LLAMA3, encode=watch)
+    monkeypatch.setattr(checkpoint.Loaded, "family", property(lambda self: family))
     few = ["--max-new-tokens", "1"]
     flags = ["--sample-fps", "1", "--max-frames", "3", "--short-side-px", "84", "--compress-tokens"]
     ask.main([str(video), "x", "--ckpt", str(trained), *flags, "--start-s", "1", "--end-s", "3", *few])
