@@ -91,10 +91,10 @@ def check_header(
     sizes = [value.shape for name, value in header.items() if name.endswith(".lora_A.weight")]
     ranks = {tuple(size)[:1] for size in sizes if 0 not in size}  # `load_adapter` names empty ones
     if ranks != {(lora["r"],)}:
-        found = ", ".join(str(rank) for (rank,) in sorted(ranks)) or "none"
+        stored_ranks = ", ".join(str(rank) for (rank,) in sorted(ranks)) or "none"
         raise ValueError(
             f"{folder / ADAPTER_CONFIG}: r={fit.shorten(lora['r'])}, and the rank of the weights beside it "
-            f"is {found}; use an earlier checkpoint"
+            f"is {stored_ranks}; use an earlier checkpoint"
         )
     _check_held(file, header, moss is not None)
     if moss is None:

@@ -83,8 +83,8 @@ def estimate_training_memory(
     working, frozen = 2 if half else 4, frozen_dtype.itemsize
     vision, text = config.vision_config, config.text_config
     patches = batch_size * frames * (height_px // vision.patch_size) * (width_px // vision.patch_size)
-    seen = patches // MERGE**2
-    length = seen // batch_size + frames * TIME_TOKENS + text_tokens
+    video_tokens = patches // MERGE**2
+    length = video_tokens // batch_size + frames * TIME_TOKENS + text_tokens
     tokens = batch_size * length
 
     masked = batch_size > 1 and attention == "sdpa"
@@ -114,7 +114,7 @@ def estimate_training_memory(
         language_model=kept + ends + (batch_size * length**2 if masked else 0),
         cast_weights=casts + head_cast + (2 * projector if half else 0),
         moss=moss_kept(vision, patches, working, fused=fused_stss) if has_moss else 0,
-        projector=seen * working * (vision.hidden_size + 2 * text.hidden_size),
+        projector=video_tokens * working * (vision.hidden_size + 2 * text.hidden_size),
         # log-softmax and its gradient in float32; in half precision, also logits and their gradient.
         logits=batch_size * text_tokens * text.vocab_size * (10 if half else 8),
         # Measured: two gradients of the MLP's width, and what recomputation makes again.
