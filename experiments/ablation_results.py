@@ -16,8 +16,7 @@ from moss_vllm.recognition.testing import CLASS_MEAN, STORE, Accuracy
 from moss_vllm.report import plots
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.line_store import read_answers
-from moss_vllm.training.run_folder import FINISHED_FILE
-from moss_vllm.vlm.start_report import SETTINGS_FILE
+from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE
 
 # What a run may differ in and still be the same experiment.
 FREE = {"out", "resume", "tracker", "workers", "cache", "cache_gib", "log_every", "eval_batch_size"}

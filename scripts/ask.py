@@ -45,8 +45,8 @@ from transformers import TextStreamer
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import GREEDY, not_followed
+from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.video.clip import read_clip
-from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
 
 PAPER = {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180, "compress_tokens": True}

@@ -39,9 +39,11 @@ if __name__ == "__main__":
 
 from moss_vllm.report.model_card import loading_code, merged_readme
 from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.precision import DTYPES
+from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.quiet import quiet
-from moss_vllm.vlm.base import DTYPES, TO_TRAIN
-from moss_vllm.vlm.checkpoint import RUN_FILE, load
+from moss_vllm.vlm.base import TO_TRAIN
+from moss_vllm.vlm.checkpoint import load
 from moss_vllm.vlm.places import MERGED_FILE, base_record
 from moss_vllm.vlm.reload_check import next_logits
 

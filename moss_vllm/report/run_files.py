@@ -12,7 +12,7 @@ from moss_vllm.report.html import count
 from moss_vllm.runtime.files import tell_existing
 from moss_vllm.training.run_folder import FINISHED_FILE, latest_checkpoint
 
-# The first is start_report.SETTINGS_FILE; importing that takes seconds, of transformers and peft.
+# The first is run_folder.SETTINGS_FILE; importing that takes seconds, of transformers and peft.
 SETTINGS, TRAIN, EVALS, REJECTED = "settings.json", "train.jsonl", "evals.jsonl", "rejected.jsonl"
 MADE_BY = {  # what it means that a file is not there
     SETTINGS: "the settings, the number of steps and what trains are not known",

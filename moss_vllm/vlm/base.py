@@ -32,7 +32,6 @@ from moss_vllm.vlm.places import (
     weight_files,
 )
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TO_TRAIN = "moss_to_train"  # in the record of a merged model without MOSS: the sizes that its own base names
 
 

@@ -8,11 +8,9 @@
 """
 
 import json
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +20,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.provenance import faults
+from moss_vllm.runtime.provenance import RUN_FILE, faults, versions
 from moss_vllm.runtime.screen import say
 from moss_vllm.vlm.adapter import (
     ADAPTER_CONFIG,
@@ -42,9 +40,7 @@ from moss_vllm.vlm.places import MINIATURE, base_record, find_file, is_hub_id, r
 from moss_vllm.vlm.processor import check_processor, load_processor, open_processor
 from moss_vllm.vlm.reload_check import verify
 
-RUN_FILE = "run.json"
 FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a checkpoint on the hub; none of them is code
-VERSIONED = ("moss_vllm", "torch", "transformers", "peft", "accelerate", "safetensors")
 NEEDED = ("base_model", "base_revision", "base_fingerprint", "moss")
 
 
@@ -173,15 +169,29 @@ def restore_trained(folder: Path, model: PeftModel) -> None:
     load_adapter(folder, model)
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in VERSIONED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+@dataclass(frozen=True)
+class Keeper:
+    """The checkpoints of a model in training, for `training.loop.train`; `run` as in `save`."""
+
+    model: PeftModel
+    processor: Any
+    run: Mapping[str, Any]
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the model that training changes."""
+        return trained_state(self.model)
+
+    def save(self, folder: Path, state: Mapping[str, Tensor], step: int) -> None:
+        """Write a checkpoint of `state`."""
+        save(folder, self.model, self.processor, {**self.run, "step": step}, state=state)
+
+    def restore(self, folder: Path) -> None:
+        """Load a checkpoint into the model."""
+        restore_trained(folder, self.model)
+
+    def check(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Check that a checkpoint reloads to the model, and print it."""
+        check_reload(folder, self.model, state)
 
 
 def check_reload(folder: Path, model: PeftModel, state: Mapping[str, Tensor]) -> None:

@@ -29,6 +29,7 @@ class Family:
         title: its name in messages.
         config, model: transformers' classes, as released.
         moss_config, moss_model: those of the same model with MOSS.
+        moss: the class of its MOSS.
         processor: the class of its processor.
         add_moss: a released config and `moss_*` settings -> the config with MOSS.
         moss_settings: a config -> every setting of its MOSS; None for a config without.
@@ -51,6 +52,7 @@ class Family:
     model: Any
     moss_config: type[PretrainedConfig]
     moss_model: Any
+    moss: type[nn.Module]
     processor: Any
     add_moss: Callable[..., PretrainedConfig]
     moss_settings: Callable[[PretrainedConfig], dict[str, Any] | None]
@@ -79,6 +81,7 @@ VIDEO_LLAMA3 = Family(
     model=VideoLlama3ForConditionalGeneration,
     moss_config=model.MossVideoLlama3Config,
     moss_model=model.MossVideoLlama3ForConditionalGeneration,
+    moss=model.VideoMOSS,
     processor=VideoLlama3Processor,
     add_moss=model.moss_config,
     moss_settings=model.moss_settings,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moss_vllm.training.loop import Objective
 from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.families import FAMILIES
 
 
 class AnswerLoss(Objective):
@@ -15,6 +16,8 @@ class AnswerLoss(Objective):
     With a vocabulary of 150,000 and 5,000 video tokens per clip, the logits of every position would take
     gigabytes.
     """
+
+    gather_whole = tuple(family.moss for family in FAMILIES)  # runs once for each clip size of a batch
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Loss of one micro-batch from `TrainingSet.collate`."""

@@ -20,7 +20,7 @@ from moss_vllm.report import run_files
 from moss_vllm.report.curves import MOST_POINTS, running_mean, thin
 from moss_vllm.report.run_files import read_run
 from moss_vllm.report.run_page import figures_of
-from moss_vllm.vlm import start_report
+from moss_vllm.training import run_folder
 
 RATES = {"moss": 3e-3, "projector": 3e-4, "llm lora": 1e-3}
 TASKS = {"all": 25.0, "MR": 25.0, "CM": 20.0}
@@ -584,7 +584,7 @@ def test_a_page_that_cannot_be_finished_leaves_the_old_one(folder, monkeypatch):
 
 
 def test_the_name_of_the_settings_file_is_the_start_reports():
-    assert run_files.SETTINGS == start_report.SETTINGS_FILE
+    assert run_files.SETTINGS == run_folder.SETTINGS_FILE
 
 
 @pytest.mark.slow

@@ -5,10 +5,10 @@ import json
 import torch
 from safetensors.torch import load_file, save_file
 
+from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, attach_lora, choose_rates
 from moss_vllm.vlm.base import load_base
-from moss_vllm.vlm.checkpoint import RUN_FILE
 from moss_vllm.vlm.loss import AnswerLoss
 
 

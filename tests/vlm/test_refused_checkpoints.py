@@ -12,10 +12,10 @@ from checkpoint_edits import change_adapter, change_run, change_settings
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
+from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, trained_state
 from moss_vllm.vlm.base import load_base, moss_to_train
-from moss_vllm.vlm.checkpoint import RUN_FILE
 from moss_vllm.vlm.processor import load_processor
 
 
