@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,10 +58,9 @@ from PIL import Image
 from rich.table import Table
 
 from moss_vllm.runtime.files import whole_file
-from moss_vllm.video.clip import choose_frames, read_clip
+from moss_vllm.video.clip import Sampling, choose_frames, read_clip
 
-SAMPLING = {"sample_fps": 2.0, "max_frames": 180}
-SHORT_SIDE_PX = 224
+SAMPLING = Sampling(sample_fps=2.0, short_side_px=224, max_frames=180)
 LEVELS = 6.0
 X264 = {"preset": "veryfast", "bf": "3"}
 HEVC = {"preset": "ultrafast", "x265-params": "bframes=3:log-level=none"}
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         ),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, 1 thread of them used to decode",
         "versions": {"python": platform.python_version(), "av": av.__version__, "decord": decord_version()},
-        "sampling": {**SAMPLING, "short_side_px": SHORT_SIDE_PX},
+        "sampling": asdict(SAMPLING),
         "worst_ratio": max(row["ratio"] for row in rows),
         "clips": rows,
     }
@@ -189,7 +189,7 @@ def difference(frames: np.ndarray, others: np.ndarray) -> float:
 
 def read_ours(part: Part) -> np.ndarray:
     """`read_clip` of this checkout."""
-    return read_clip(part.path, start_s=part.start_s, short_side_px=SHORT_SIDE_PX, **SAMPLING).frames
+    return read_clip(part.path, SAMPLING, start_s=part.start_s).frames
 
 
 def earlier_module(root: Path) -> str:
@@ -203,13 +203,16 @@ def earlier_reader(root: Path) -> Callable[[Part], np.ndarray]:
     mine = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "moss_vllm"}
     sys.path.insert(0, str(root.absolute()))
     try:
-        read = importlib.import_module(earlier_module(root)).read_clip
+        module = importlib.import_module(earlier_module(root))
     finally:
         sys.path.pop(0)
         for name in [name for name in sys.modules if name.split(".")[0] == "moss_vllm"]:
             del sys.modules[name]
         sys.modules.update(mine)
-    return lambda part: read(part.path, start_s=part.start_s, short_side_px=SHORT_SIDE_PX, **SAMPLING).frames
+    settings: dict[str, Any] = asdict(SAMPLING)
+    if hasattr(module, "Sampling"):  # earlier checkouts take its fields one by one
+        settings = {"sampling": module.Sampling(**settings)}
+    return lambda part: module.read_clip(part.path, start_s=part.start_s, **settings).frames
 
 
 _known: dict[Part, tuple[np.ndarray, np.ndarray, tuple[int, int]]] = {}
@@ -218,7 +221,7 @@ _known: dict[Part, tuple[np.ndarray, np.ndarray, tuple[int, int]]] = {}
 def told(part: Part) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """What plain readers need not find out: the frames' indices and times, their height and width."""
     if part not in _known:
-        index, chosen, _ = choose_frames(str(part.path), start_s=part.start_s, **SAMPLING)
+        index, chosen, _ = choose_frames(str(part.path), SAMPLING, start_s=part.start_s)
         _known[part] = chosen, index.frame_times_s[chosen], read_ours(part).shape[1:3]
     return _known[part]
 

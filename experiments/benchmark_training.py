@@ -69,6 +69,7 @@ from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.sources import read_sources
 from moss_vllm.runtime.provenance import versions
 from moss_vllm.video.cache import choose_reader
+from moss_vllm.video.clip import Sampling
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.processor import load_processor
 
@@ -249,8 +250,8 @@ def measure_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dic
     """Clips, and rows ready for the model, a second in one process: from the videos and from the cache."""
     rows = [row for row in read_sources(data).rows if row.path is not None][:READ_CLIPS]
     processor = load_processor(settings.model)
-    sampling = {name: getattr(settings, name) for name in ("sample_fps", "short_side_px", "max_frames")}
-    how = {"compress": settings.compress_tokens, "max_tokens": settings.max_tokens, **sampling}
+    sampling = Sampling(settings.sample_fps, settings.short_side_px, settings.max_frames)
+    how = {"compress": settings.compress_tokens, "max_tokens": settings.max_tokens, "sampling": sampling}
     speeds: dict[tuple[str, str], list[float]] = {}
     torch.set_num_threads(1)  # as a loader's worker has
     for _ in range(repeats):
@@ -258,7 +259,7 @@ def measure_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dic
             found = TrainingSet(rows, processor, read=choose_reader(folder), **how)
             started = time.perf_counter()
             for row in rows:
-                found.read(row.path, start_s=row.start_s or 0.0, end_s=row.end_s, **sampling)
+                found.read(row.path, sampling=sampling, start_s=row.start_s or 0.0, end_s=row.end_s)
             middle = time.perf_counter()
             for index in range(len(rows)):
                 found[index]

@@ -90,6 +90,11 @@ class FavorLora:
     eval_questions: int = setting(200, "questions asked each time")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
+    @property
+    def sampling(self) -> "Sampling":
+        """How clips are read."""
+        return Sampling(self.sample_fps, self.short_side_px, self.max_frames)
+
 
 if __name__ == "__main__":
     answer_help(lambda: options(FavorLora, __doc__))
@@ -107,6 +112,7 @@ from moss_vllm.training.loop import Loop, train
 from moss_vllm.training.optim import Rate, parameter_groups, with_rates
 from moss_vllm.training.run_folder import choose_resume
 from moss_vllm.video.cache import choose_reader
+from moss_vllm.video.clip import Sampling
 from moss_vllm.video.decoders import check_decoder
 from moss_vllm.video.frames import MULTIPLE_PX
 from moss_vllm.vlm import checkpoint, start_report
@@ -165,9 +171,7 @@ def fine_tune(
         processor,
         shares=rows.shares,
         read=read,
-        sample_fps=settings.sample_fps,
-        short_side_px=settings.short_side_px,
-        max_frames=settings.max_frames,
+        sampling=settings.sampling,
         compress=settings.compress_tokens,
         max_tokens=settings.max_tokens,
     )
@@ -196,10 +200,9 @@ def fine_tune(
         return []
     start.refuse_full_disk(disk, out)
 
-    clip_settings = ("sample_fps", "short_side_px", "max_frames", "compress_tokens")
     run = {
         "moss": moss,
-        "protocol": {name: getattr(settings, name) for name in clip_settings},
+        "protocol": {**dataclasses.asdict(settings.sampling), "compress_tokens": settings.compress_tokens},
         "settings": dataclasses.asdict(settings),
         "processes": accelerator.num_processes,
         "engine": engines.name(accelerator),
@@ -281,9 +284,7 @@ def plan_rows(settings: FavorLora, processor: Any, out: Path | None, *, write: b
     rows = plan(
         read_sources(data, settings.videos),
         processor,
-        sample_fps=settings.sample_fps,
-        short_side_px=settings.short_side_px,
-        max_frames=settings.max_frames,
+        sampling=settings.sampling,
         compress=settings.compress_tokens,
         max_tokens=settings.max_tokens,
         cache=out and out / "measured.jsonl",

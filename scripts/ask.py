@@ -12,6 +12,7 @@ the answer to stdout, everything else to stderr.
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,10 +47,10 @@ from transformers import TextStreamer
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import GREEDY, not_followed
 from moss_vllm.runtime.precision import DTYPES
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import PAPER_SAMPLING, Sampling, read_clip
 from moss_vllm.vlm.checkpoint import Loaded, load
 
-PAPER = {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180, "compress_tokens": True}
+PAPER = {**asdict(PAPER_SAMPLING), "compress_tokens": True}
 
 
 @errors_in_one_line()
@@ -70,7 +71,8 @@ def main(argv: list[str] | None = None) -> list[str]:
     how: dict[str, Any] = {**PAPER, **loaded.run.get("protocol", {})}
     how = {name: how[name] if given[name] is None else given[name] for name in PAPER}
     compress = how.pop("compress_tokens")
-    clip = read_clip(args.video.expanduser(), start_s=args.start_s, end_s=args.end_s, **how)
+    sampling = Sampling(**how)
+    clip = read_clip(args.video.expanduser(), sampling=sampling, start_s=args.start_s, end_s=args.end_s)
     frames, height, width, _ = clip.frames.shape
     last_s = clip.frame_times_s[-1]
     say(

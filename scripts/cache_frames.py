@@ -17,7 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from check_videos import SAMPLING, Part, add_options, as_failure, describe, list_parts, tell_bad, write_bad
+from check_videos import (
+    Part,
+    add_options,
+    as_failure,
+    clip_settings,
+    describe,
+    list_parts,
+    tell_bad,
+    write_bad,
+)
 
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags
@@ -42,17 +51,17 @@ def main(argv: list[str] | None = None) -> int:
     try:
         refuse_unwritable(args.cache, "--cache")
         parts, bad = list_parts(args.data, args.videos)
+        settings = clip_settings(args)
         cache = FrameCache(args.cache, args.cache_gib)
     except (ValueError, OSError) as error:
         parser.error(plain(error))
 
-    sampling = {name: getattr(args, name) for name in SAMPLING}
-    keys = {part: describe(part, sampling) for part in parts}
+    keys = {part: describe(part, settings) for part in parts}
     todo = [part for part, key in keys.items() if key is None or not cache.entry(key).exists()]
     random.Random(0).shuffle(todo)  # so that the first clips stand for all
     n_stored, n_bytes, n_rows, is_full = 0, 0, len(bad), False
     outcomes = run_isolated(
-        partial(cache_part, cache, sampling), todo, workers=args.workers, limit_s=args.limit_s
+        partial(cache_part, cache, settings), todo, workers=args.workers, limit_s=args.limit_s
     )
     try:
         told = show_progress(outcomes, len(todo), "clips", note=lambda: f"{n_bytes / GIB:.2f} GiB")
@@ -85,11 +94,11 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if bad else 0
 
 
-def cache_part(cache: FrameCache, sampling: dict[str, Any], part: Part) -> int | Failure | None:
+def cache_part(cache: FrameCache, settings: dict[str, Any], part: Part) -> int | Failure | None:
     """Store one part; returns its bytes on disk, what is wrong with it, or None when nothing can be added."""
-    key = describe(part, sampling)
+    key = describe(part, settings)
     try:
-        cache.read(part.path, start_s=part.start_s, end_s=part.end_s, **sampling)
+        cache.read(part.path, start_s=part.start_s, end_s=part.end_s, **settings)
     except BadVideo as error:
         return as_failure(part, error)
     if key is not None and cache.entry(key).exists():

@@ -27,13 +27,12 @@ from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import describe_clip
-from moss_vllm.video.clip import BadVideo, read_clip
+from moss_vllm.video.clip import BadVideo, Sampling, read_clip
 from moss_vllm.video.decoders import DECODERS
 from moss_vllm.video.frames import MULTIPLE_PX
 from moss_vllm.video.isolated import Failure, run_isolated
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
-SAMPLING = ("sample_fps", "short_side_px", "max_frames", "decoder")
 
 
 class Part(NamedTuple):
@@ -55,13 +54,13 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
         refuse_unwritable(args.out, "--out")
         parts, bad = list_parts(args.data, args.videos)
         done = read_checked(args.out / "checked.jsonl")
+        settings = clip_settings(args)
     except (ValueError, OSError) as error:
         parser.error(plain(error))
 
-    sampling = {name: getattr(args, name) for name in SAMPLING}
-    todo = [part for part in parts if describe(part, sampling) not in done]
+    todo = [part for part in parts if describe(part, settings) not in done]
     args.out.mkdir(parents=True, exist_ok=True)
-    work = partial(decode or decode_part, sampling)
+    work = partial(decode or decode_part, settings)
     n_rows = len(bad)
     try:
         with open(args.out / "checked.jsonl", "a", encoding="utf-8") as file:
@@ -108,6 +107,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def clip_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `read_clip` that the flags of `add_options` set.
+
+    Raises: ValueError for a flag out of range.
+    """
+    sampling = Sampling(args.sample_fps, args.short_side_px, args.max_frames)
+    return {"sampling": sampling, "decoder": args.decoder}
+
+
 def at_least(low: float, kind: type) -> Callable[[str], Any]:
     """A type for argparse: a wrong flag must not make every clip look bad."""
 
@@ -149,10 +157,10 @@ def _describe_row(row: BadRow) -> dict[str, Any]:
     return {"path": None, "rows": [f"{row.file}: {row.row}"], "reason": row.reason, "remedy": row.remedy}
 
 
-def describe(part: Part, sampling: dict[str, Any]) -> str | None:
+def describe(part: Part, settings: dict[str, Any]) -> str | None:
     """`describe_clip`, or None where even that fails; decoding then tells why."""
     try:
-        return describe_clip(part.path, start_s=part.start_s, end_s=part.end_s, **sampling)
+        return describe_clip(part.path, start_s=part.start_s, end_s=part.end_s, **settings)
     except (OSError, ValueError):
         return None
 
@@ -172,11 +180,11 @@ def read_checked(path: Path) -> set[str]:
         raise ValueError(f"{path}: not written by this script ({error!r}); pass another --out") from None
 
 
-def decode_part(sampling: dict[str, Any], part: Part) -> dict[str, Any] | Failure:
+def decode_part(settings: dict[str, Any], part: Part) -> dict[str, Any] | Failure:
     """Read a part as training does; returns its line of checked.jsonl, or what is wrong."""
-    key = describe(part, sampling)
+    key = describe(part, settings)
     try:
-        clip = read_clip(part.path, start_s=part.start_s, end_s=part.end_s, **sampling)
+        clip = read_clip(part.path, start_s=part.start_s, end_s=part.end_s, **settings)
     except BadVideo as error:
         return as_failure(part, error)
     return {"clip": json.loads(key or "null"), "frames": len(clip.frames)}

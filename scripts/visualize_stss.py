@@ -89,7 +89,7 @@ from moss_vllm.report.stss_maps import (
     toy_clip,
     toy_similarity,
 )
-from moss_vllm.video.clip import Clip, read_clip
+from moss_vllm.video.clip import Clip, Sampling, read_clip
 
 RAW_PATCH_PX = 14
 QUERY_COLOURS = ("#e41a1c", "#ff8c00", "#d62ad0", "#00a6d6")
@@ -182,7 +182,7 @@ def read(args: argparse.Namespace, fps: float, short_side_px: int) -> Clip:
     fps = fps if args.sample_fps is None else args.sample_fps
     frames = 16 if args.max_frames is None else args.max_frames
     try:
-        return read_clip(args.video, sample_fps=fps, max_frames=frames, short_side_px=short_side_px)
+        return read_clip(args.video, Sampling(fps, short_side_px, frames))
     except ValueError as error:
         said = str(error)
         for name, flag in (("sample_fps is", "--sample-fps is"), ("max_frames is", "--max-frames is")):
@@ -192,7 +192,7 @@ def read(args: argparse.Namespace, fps: float, short_side_px: int) -> Clip:
 
 def one_frame(args: argparse.Namespace) -> str:
     """Why one frame was read of the video, and what helps."""
-    if len(read_clip(args.video, sample_fps=100, max_frames=2).frames) < 2:
+    if len(read_clip(args.video, Sampling(sample_fps=100, max_frames=2)).frames) < 2:
         return "the video has one frame, and motion takes two; take another video"
     return "one frame was read, and motion takes two; raise --sample-fps or --max-frames"
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,7 @@ def look_over(
 def find_unreadable(videos: Sequence[BenchmarkVideo], protocol: Protocol) -> dict[str, str]:
     """Why videos cannot be read, by what their headers and packets say; nothing is decoded."""
     clips = [(video.path, None, None) for video in videos if video.path is not None]
-    sampling = {key: getattr(protocol, key) for key in ("sample_fps", "short_side_px", "max_frames")}
-    found = probe_all(clips, sampling, cache=None, workers=8)
+    found = probe_all(clips, protocol.sampling, cache=None, workers=8)
     missing = {video.video_id: video.missing for video in videos if video.path is None}
     bad = {
         video.video_id: str(error)
@@ -259,12 +259,10 @@ def _answer(
 
 def read_as(protocol: Protocol, path: str, read: Callable[..., Clip] = read_clip) -> Clip:
     """A clip with the protocol's sampling and size."""
-    short_side_px = protocol.short_side_px
+    sampling = protocol.sampling
     if protocol.max_pixels:
-        short_side_px = short_side_within(*native_size(path), protocol.max_pixels)
-    clip = read(
-        path, sample_fps=protocol.sample_fps, short_side_px=short_side_px, max_frames=protocol.max_frames
-    )
+        sampling = replace(sampling, short_side_px=short_side_within(*native_size(path), protocol.max_pixels))
+    clip = read(path, sampling=sampling)
     return hold_middle_frame(clip) if protocol.still else clip
 
 

@@ -7,13 +7,14 @@ likelihood       no text is generated: the likeliest option letter after the pro
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from moss_vllm.data.favor import FAVOR_TASKS, favor_answer_letter, favor_letter_prompt, favor_prompt
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, motionbench_prompt
 from moss_vllm.data.rows import Question
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter, polish_motionbench
+from moss_vllm.video.clip import PAPER_SAMPLING, Sampling
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CLIP_FIELDS = ("sample_fps", "short_side_px", "max_pixels", "max_frames", "compress_tokens", "still")
@@ -47,6 +48,11 @@ class Protocol:
             given = {key: one[key] for key in CLIP_FIELDS if one.get(key) is not None}
             wanted |= {"max_pixels": None, **given} if "short_side_px" in given else given
         return replace(self, **wanted)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How clips are read; the short side is another where `max_pixels` sets it."""
+        return Sampling(self.sample_fps, self.short_side_px, self.max_frames)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,6 +137,6 @@ def restore(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONBENCH) -> 
 
 # By name: the paper's (Sec. 4.5), and what FAVOR-Bench's own script gives its example model.
 CLIPS: dict[str, dict[str, Any]] = {
-    "paper": {"sample_fps": 2.0, "short_side_px": 224, "max_frames": 180},
+    "paper": asdict(PAPER_SAMPLING),
     "favor_official": {"sample_fps": 1.0, "max_pixels": 360 * 420, "max_frames": 180},
 }

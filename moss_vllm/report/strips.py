@@ -12,7 +12,7 @@ from PIL import Image
 
 from moss_vllm.report.answer_files import Asked
 from moss_vllm.runtime.progress import show_progress
-from moss_vllm.video.clip import Clip, read_clip
+from moss_vllm.video.clip import Clip, Sampling, read_clip
 
 MOST_FRAMES = 8
 SHORT_SIDE_PX = 112
@@ -61,7 +61,7 @@ def _read_strip(path: str, sample_fps: float, read: Callable[..., Clip]) -> Stri
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         return {"failed": f"{path} is a pipe or a device, no video"}  # to open one may wait for ever
     try:
-        clip = read(path, sample_fps=sample_fps, short_side_px=SHORT_SIDE_PX, max_frames=MOST_FRAMES)
+        clip = read(path, sampling=Sampling(sample_fps, SHORT_SIDE_PX, MOST_FRAMES))
     except Exception as error:  # a page of thousands of answers is worth more than one video; it is named
         return {"failed": str(error) or type(error).__name__}
     height, width = clip.frames.shape[1:3]

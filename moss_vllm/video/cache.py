@@ -1,7 +1,7 @@
 """Keep decoded clips on disk, so that later epochs, runs and evaluations need no decoder.
 
     cache = FrameCache("/fast/disk/frames", max_gib=200)
-    clip = cache.read("video.mp4", sample_fps=2, short_side_px=224, max_frames=180)
+    clip = cache.read("video.mp4", Sampling(sample_fps=2, short_side_px=224, max_frames=180))
 
 An entry is FOLDER/ab/abcdef....safetensors, named by a hash of what was read and how. Any number of
 processes, also of different runs, may share a folder. A changed or moved video is a new entry; the old one
@@ -16,6 +16,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from moss_vllm.runtime.screen import say
-from moss_vllm.video.clip import Clip, read_clip, read_frames
+from moss_vllm.video.clip import PAPER_SAMPLING, Clip, Sampling, read_clip, read_frames
 from moss_vllm.video.decoders import check_decoder
 from moss_vllm.video.frames import BadVideo, list_images, unique_frames
 
@@ -40,10 +41,8 @@ Taken = TypeVar("Taken")
 
 def describe_clip(
     path: str | os.PathLike[str],
+    sampling: Sampling = PAPER_SAMPLING,
     *,
-    sample_fps: float = 2.0,
-    short_side_px: int | None = 224,
-    max_frames: int = 180,
     start_s: float = 0.0,
     end_s: float | None = None,
     decoder: str = "auto",
@@ -52,13 +51,7 @@ def describe_clip(
 
     Raises: BadVideo for a folder without images, OSError for a path that is not there.
     """
-    settings = {
-        "sample_fps": sample_fps,
-        "short_side_px": short_side_px,
-        "max_frames": max_frames,
-        "start_s": start_s,
-        "end_s": end_s,
-    }
+    settings = {**asdict(sampling), "start_s": start_s, "end_s": end_s}
     numbers = {name: None if value is None else float(value) for name, value in settings.items()}
     return json.dumps(_describe_file(path, decoder) | numbers)
 
@@ -108,10 +101,8 @@ class FrameCache:
     def read(
         self,
         path: str | os.PathLike[str],
+        sampling: Sampling = PAPER_SAMPLING,
         *,
-        sample_fps: float = 2.0,
-        short_side_px: int | None = 224,
-        max_frames: int = 180,
         start_s: float = 0.0,
         end_s: float | None = None,
         decoder: str = "auto",
@@ -123,30 +114,14 @@ class FrameCache:
 
         def describe() -> str | None:
             try:
-                return describe_clip(
-                    path,
-                    sample_fps=sample_fps,
-                    short_side_px=short_side_px,
-                    max_frames=max_frames,
-                    start_s=start_s,
-                    end_s=end_s,
-                    decoder=decoder,
-                )
+                return describe_clip(path, sampling, start_s=start_s, end_s=end_s, decoder=decoder)
             except (OSError, ValueError):  # read_clip says better what is wrong
                 return None
 
         key = describe()
         if key is not None and (clip := self._load(key)):
             return clip
-        clip = read_clip(
-            path,
-            sample_fps=sample_fps,
-            short_side_px=short_side_px,
-            max_frames=max_frames,
-            start_s=start_s,
-            end_s=end_s,
-            decoder=decoder,
-        )
+        clip = read_clip(path, sampling=sampling, start_s=start_s, end_s=end_s, decoder=decoder)
         # A file that is still being copied has changed by now: what was read then is of no state of it.
         if key is not None and not self.is_closed and key == describe():
             arrays = {"frames": clip.frames, "frame_times_s": clip.frame_times_s}

@@ -44,6 +44,38 @@ class Clip:
     frame_times_s: np.ndarray
 
 
+def _check_number(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:  # also false for NaN
+        raise ValueError(f"{name} is {value}; it must be between {low:g} and {high:g}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a clip are read, and at which size; the defaults are the paper's.
+
+    Args:
+        sample_fps: frames per second of video.
+        short_side_px: the shorter side after resizing; None keeps the video's own size.
+        max_frames: more are thinned evenly, first and last kept.
+
+    Raises: ValueError for a number out of range.
+    Reference: Sec. 4.5.
+    """
+
+    sample_fps: float = 2.0
+    short_side_px: int | None = 224
+    max_frames: int = 180
+
+    def __post_init__(self) -> None:
+        _check_number("sample_fps", self.sample_fps, 1e-3, 1000)
+        if self.short_side_px is not None:
+            _check_number("short_side_px", self.short_side_px, MULTIPLE_PX, 10_000)
+        _check_number("max_frames", self.max_frames, 1, math.inf)
+
+
+PAPER_SAMPLING = Sampling()
+
+
 @dataclass(frozen=True)
 class _Video:
     """A file that is open, or a folder with the names of its images; with the index of its frames."""
@@ -72,10 +104,8 @@ def _open_video(path: str, folder_fps: float = 1.0) -> Iterator[_Video]:
 
 def read_clip(
     path: str | os.PathLike[str],
+    sampling: Sampling = PAPER_SAMPLING,
     *,
-    sample_fps: float = 2.0,
-    short_side_px: int | None = 224,
-    max_frames: int = 180,
     start_s: float = 0.0,
     end_s: float | None = None,
     folder_fps: float = 3.0,
@@ -83,24 +113,21 @@ def read_clip(
 ) -> Clip:
     """Read the frames on screen at start_s + k / sample_fps, each frame at most once.
 
-    More than max_frames are thinned evenly, first and last kept. The part read is [start_s, end_s) and may
-    end after the video does. A frame already on screen at start_s has time 0. Frames cut away by an edit
-    list are not shown and not counted. Frames are turned, mirrored and as wide as a player shows them. A
-    folder of images is a video of folder_fps. Sides become multiples of MULTIPLE_PX; short_side_px=None keeps
-    the size but for that.
+    The part read is [start_s, end_s) and may end after the video does. A frame already on screen at start_s
+    has time 0. Frames cut away by an edit list are not shown and not counted. Frames are turned, mirrored and
+    as wide as a player shows them. A folder of images is a video of folder_fps. Sides become multiples of
+    MULTIPLE_PX.
 
     Shape: see Clip.
     Raises: BadVideo for what is wrong with the file, ValueError for an argument out of range, ImportError
     for a decoder that was named but is not installed. Damaged pictures that a decoder conceals without an
     error (overwritten bytes inside avi, mkv or webm) cannot be noticed.
     """
-    if short_side_px is not None:
-        _check_number("short_side_px", short_side_px, MULTIPLE_PX, 10_000)
     check_decoder(decoder)
-    _check_sampling(sample_fps, max_frames, start_s, end_s, folder_fps)
-    resized = partial(target_size, short_side_px=short_side_px)
+    _check_part(start_s, end_s, folder_fps)
+    resized = partial(target_size, short_side_px=sampling.short_side_px)
     with _open_video(os.fspath(path), folder_fps) as video:
-        chosen, times_s = _choose(video, sample_fps, max_frames, start_s, end_s)
+        chosen, times_s = _choose(video, sampling, start_s, end_s)
         return Clip(video.read(chosen, resized, decoder), times_s)
 
 
@@ -130,9 +157,8 @@ def read_frames(
 
 def choose_frames(
     path: str,
+    sampling: Sampling,
     *,
-    sample_fps: float,
-    max_frames: int,
     start_s: float = 0.0,
     end_s: float | None = None,
     folder_fps: float = 3.0,
@@ -143,50 +169,41 @@ def choose_frames(
 
     Raises: as `read_clip`.
     """
-    _check_sampling(sample_fps, max_frames, start_s, end_s, folder_fps)
+    _check_part(start_s, end_s, folder_fps)
     with _open_video(path, folder_fps) as video:
-        return video.index, *_choose(video, sample_fps, max_frames, start_s, end_s)
+        return video.index, *_choose(video, sampling, start_s, end_s)
 
 
-def _check_sampling(
-    sample_fps: float, max_frames: int, start_s: float, end_s: float | None, folder_fps: float
-) -> None:
-    _check_number("sample_fps", sample_fps, 1e-3, 1000)
+def _check_part(start_s: float, end_s: float | None, folder_fps: float) -> None:
     _check_number("folder_fps", folder_fps, 1e-3, 1000)
-    _check_number("max_frames", max_frames, 1, math.inf)
     _check_number("start_s", start_s, 0, 1e9)
     if end_s is not None and not end_s > start_s:
         raise ValueError(f"end_s is {end_s}; it must be above start_s, which is {start_s}")
 
 
-def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also false for NaN
-        raise ValueError(f"{name} is {value}; it must be between {low:g} and {high:g}")
-
-
 def _choose(
-    video: _Video, sample_fps: float, max_frames: int, start_s: float, end_s: float | None
+    video: _Video, sampling: Sampling, start_s: float, end_s: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which frames of a video are shown, and when, in seconds from start_s."""
     times_s = video.index.frame_times_s - video.index.frame_times_s[0]
     first_s = float(video.index.frame_times_s[0])
-    video_end_s = video.index.end_s - first_s or 1 / sample_fps  # of one frame without a time
+    video_end_s = video.index.end_s - first_s or 1 / sampling.sample_fps  # of one frame without a time
     if start_s >= video_end_s:
         reason = f"start_s is {start_s}, the video ends at {video_end_s:.2f} s"
         raise BadVideo(video.path, reason, "check the annotation against the file")
     if video.index.damage and (end_s is None or end_s > video_end_s):
         raise BadVideo(video.path, video.index.damage, REPLACE_FILE)
     stop_s = video_end_s if end_s is None else min(end_s, video_end_s)
-    chosen = _on_screen(times_s, sample_fps, max_frames, start_s, stop_s)
+    chosen = _on_screen(times_s, sampling, start_s, stop_s)
     return chosen, np.maximum(times_s[chosen] - start_s, 0.0)
 
 
-def _on_screen(times_s: np.ndarray, fps: float, max_frames: int, start_s: float, stop_s: float) -> np.ndarray:
-    """Indices of the frames on screen at start_s + k / fps < stop_s, without a grid in memory."""
-    grid = np.ceil((np.append(times_s, stop_s) - ROUNDING_S - start_s) * fps)
+def _on_screen(times_s: np.ndarray, sampling: Sampling, start_s: float, stop_s: float) -> np.ndarray:
+    """Indices of the frames on screen at start_s + k / sample_fps < stop_s, without a grid in memory."""
+    grid = np.ceil((np.append(times_s, stop_s) - ROUNDING_S - start_s) * sampling.sample_fps)
     grid[-1] = max(grid[-1], 1)  # one frame is always left, however short it is
     grid = np.clip(grid, 0, grid[-1])  # first k at or after each frame
     chosen = np.flatnonzero(np.diff(grid) > 0)
-    if len(chosen) > max_frames:
-        chosen = chosen[np.linspace(0, len(chosen) - 1, max_frames).round().astype(int)]
+    if len(chosen) > sampling.max_frames:
+        chosen = chosen[np.linspace(0, len(chosen) - 1, sampling.max_frames).round().astype(int)]
     return chosen

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.cache import describe_clip
-from moss_vllm.video.clip import BadVideo, choose_frames
+from moss_vllm.video.clip import BadVideo, Sampling, choose_frames
 from moss_vllm.video.container import native_size
 from moss_vllm.video.frames import target_size
 
@@ -27,34 +27,25 @@ class Probe:
 
 
 def probe_clip(
-    path: str | os.PathLike[str],
-    *,
-    sample_fps: float,
-    short_side_px: int | None,
-    max_frames: int,
-    start_s: float = 0.0,
-    end_s: float | None = None,
+    path: str | os.PathLike[str], sampling: Sampling, *, start_s: float = 0.0, end_s: float | None = None
 ) -> Probe:
     """Frame times and frame size that `read_clip` gives for a file, mostly without decoding.
 
     Raises: BadVideo for a file that cannot be opened or ends early.
     """
     path = os.fspath(path)
-    index, _, times_s = choose_frames(
-        path, sample_fps=sample_fps, max_frames=max_frames, start_s=start_s, end_s=end_s
-    )
+    index, _, times_s = choose_frames(path, sampling, start_s=start_s, end_s=end_s)
     size = index.look.shown_size if index.look else native_size(path)
-    return Probe(tuple(times_s.tolist()), *target_size(*size, short_side_px))
+    return Probe(tuple(times_s.tolist()), *target_size(*size, sampling.short_side_px))
 
 
 def probe_all(
-    clips: Sequence[ClipPart], sampling: Mapping[str, Any], *, cache: Path | None, workers: int
+    clips: Sequence[ClipPart], sampling: Sampling, *, cache: Path | None, workers: int
 ) -> dict[ClipPart, Probe | BadVideo]:
     """Probe each clip, or find it in the cache; bad videos are not remembered, they may be mended.
 
     Args:
         clips: each once.
-        sampling: `sample_fps`, `short_side_px` and `max_frames` of `read_clip`.
         cache: a jsonl file to read and to append to.
         workers: threads.
     """
@@ -80,19 +71,19 @@ def probe_all(
     return probes
 
 
-def _probe_one(clip: ClipPart, sampling: Mapping[str, Any]) -> Probe | BadVideo:
+def _probe_one(clip: ClipPart, sampling: Sampling) -> Probe | BadVideo:
     path, start_s, end_s = clip
     try:
-        return probe_clip(path, start_s=start_s or 0.0, end_s=end_s, **sampling)
+        return probe_clip(path, sampling=sampling, start_s=start_s or 0.0, end_s=end_s)
     except BadVideo as error:
         return error
 
 
-def _cache_key(clip: ClipPart, sampling: Mapping[str, Any]) -> str:
+def _cache_key(clip: ClipPart, sampling: Sampling) -> str:
     """Path, size and time of change of the file, and the sampling; empty for a file that is gone."""
     path, start_s, end_s = clip
     try:
-        return describe_clip(path, start_s=start_s or 0.0, end_s=end_s, **sampling)
+        return describe_clip(path, sampling, start_s=start_s or 0.0, end_s=end_s)
     except OSError:
         return ""
 

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from moss_vllm.data.rows import CAPTION_PROMPT, ClipRow, Rejected, Turn
-from moss_vllm.video.clip import BadVideo, Clip, read_clip
+from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
 from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.families import family_with
 from moss_vllm.vlm.plan import too_long
@@ -19,7 +19,7 @@ class TrainingSet:
     Args:
         rows: from `vlm.plan.plan`, or the `rows` of `data.sources.read_sources`.
         processor: of one of the families.
-        sample_fps, short_side_px, max_frames: how `read` samples and resizes.
+        sampling: how `read` samples and resizes.
         compress: whether the processor drops tokens of patches that do not change.
         max_tokens: a longer conversation is rejected; cutting it would cut the video or an answer.
         shares: number of rows and weight of each source, in the order of `rows`; by default one source.
@@ -31,9 +31,7 @@ class TrainingSet:
         rows: Sequence[ClipRow],
         processor: Any,
         *,
-        sample_fps: float,
-        short_side_px: int,
-        max_frames: int,
+        sampling: Sampling,
         compress: bool,
         max_tokens: int,
         shares: Sequence[tuple[int, float]] | None = None,
@@ -44,12 +42,7 @@ class TrainingSet:
         self.shares: list[tuple[int, float]] = [(len(rows), 1.0)] if shares is None else list(shares)
         if sum(count for count, _ in self.shares) != len(rows):
             raise ValueError(f"shares {self.shares} do not add up to {len(rows)} rows; pass both of one Plan")
-        self.read = read
-        self.sampling: dict[str, Any] = {
-            "sample_fps": sample_fps,
-            "short_side_px": short_side_px,
-            "max_frames": max_frames,
-        }
+        self.read, self.sampling = read, sampling
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,7 +55,9 @@ class TrainingSet:
         row, clip = self.rows[index], None
         try:
             if row.path is not None:
-                clip = self.read(row.path, start_s=row.start_s or 0.0, end_s=row.end_s, **self.sampling)
+                clip = self.read(
+                    row.path, sampling=self.sampling, start_s=row.start_s or 0.0, end_s=row.end_s
+                )
         except BadVideo as error:
             return Rejected(row.row_id, str(error))
         try:

@@ -17,7 +17,7 @@ from moss_vllm.data.rows import ClipRow, Rejected
 from moss_vllm.data.sources import Sources
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
-from moss_vllm.video.clip import BadVideo
+from moss_vllm.video.clip import BadVideo, Sampling
 from moss_vllm.video.probe import ClipPart, Probe, probe_all
 from moss_vllm.vlm.families import Family, family_with
 
@@ -91,9 +91,7 @@ def plan(
     sources: Sources,
     processor: Any,
     *,
-    sample_fps: float,
-    short_side_px: int,
-    max_frames: int,
+    sampling: Sampling,
     compress: bool,
     max_tokens: int,
     cache: Path | None = None,
@@ -104,13 +102,12 @@ def plan(
     Args:
         sources: from `data.sources.read_sources`.
         processor: of one of the families.
-        sample_fps, short_side_px, max_frames: how `read_clip` samples and resizes.
+        sampling: how `read_clip` samples and resizes.
         compress: whether the processor drops tokens of patches that do not change.
         max_tokens: a longer conversation is rejected whole.
         cache: a jsonl file that keeps measured videos by path, size, time of change and sampling.
         workers: threads that measure.
     """
-    sampling = {"sample_fps": sample_fps, "short_side_px": short_side_px, "max_frames": max_frames}
     clips = dict.fromkeys((row.path, row.start_s, row.end_s) for row in sources.rows if row.path)
     probes = probe_all(list(clips), sampling, cache=cache, workers=workers)
     result = Plan([], [], [], [], [])

@@ -62,9 +62,9 @@ def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: P
     longest = rows.rows[max(range(len(rows.rows)), key=rows.tokens.__getitem__)]
     if longest.path is None or settings.quantize:
         return None
-    sampling = {key: getattr(settings, key) for key in ("sample_fps", "short_side_px", "max_frames")}
+    start_s, end_s = longest.start_s or 0.0, longest.end_s
     try:
-        probe = probe_clip(longest.path, start_s=longest.start_s or 0.0, end_s=longest.end_s, **sampling)
+        probe = probe_clip(longest.path, settings.sampling, start_s=start_s, end_s=end_s)
     except BadVideo:  # removed since the plan; training counts and names it
         return None
     base: Any = model.get_base_model()

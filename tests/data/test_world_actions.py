@@ -26,7 +26,7 @@ from moss_vllm.data.world.actions import (
     render,
 )
 from moss_vllm.data.world.drawing import DIRECTIONS
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 
 TINY = MiniSize(train_per_class=2, test_per_class=1)
 SUBJECTS = ("wall_px", "first_px", "second_px")
@@ -207,7 +207,7 @@ def test_labels_and_groups_name_every_class(dataset):
 def test_a_file_shows_its_class(dataset):
     """The file's frames are the class's own drawing, but for what h264 in half chroma resolution loses."""
     path, label = (dataset / "test.txt").read_text().splitlines()[0].split()
-    clip = read_clip(dataset / path, sample_fps=4, short_side_px=None)
+    clip = read_clip(dataset / path, Sampling(sample_fps=4, short_side_px=None))
     rng = np.random.default_rng((0, 1, 1))
     drawn = render(draw_still(rng), draw_motion(rng, list(CLASSES)[int(label)]))
     assert clip.frames.shape == drawn.shape == (FRAMES, FRAME_PX, FRAME_PX, 3)

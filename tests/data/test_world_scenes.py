@@ -24,7 +24,7 @@ from moss_vllm.data.world.scenes import (
     TURNS,
     Scene,
 )
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 
 TINY = WorldSize(train_clips=2, motionbench_questions=2, withheld_questions=1, favor_questions=2)
 
@@ -240,7 +240,7 @@ def test_readers_read_the_world(world):
     assert all(question.answer is None for video in test for question in video.questions)
     assert all(question.answer in "ABCDE" for video in dev for question in video.questions)
     for path in (train[0].path, favor[0].path, dev[0].path, test[-1].path):
-        clip = read_clip(path, short_side_px=FRAME_PX)
+        clip = read_clip(path, Sampling(short_side_px=FRAME_PX))
         assert clip.frames.shape == (8, FRAME_PX, FRAME_PX, 3)
         assert clip.frame_times_s.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]
 
@@ -249,7 +249,7 @@ def test_a_file_shows_what_its_scene_renders(tmp_path):
     (scene,) = scenes("two", 1)
     frames = synthetic.render(scene, FILE_FPS)
     benchmarks.write_clip(frames, tmp_path / "clip.mp4")
-    read = read_clip(tmp_path / "clip.mp4", sample_fps=FILE_FPS, short_side_px=FRAME_PX)
+    read = read_clip(tmp_path / "clip.mp4", Sampling(sample_fps=FILE_FPS, short_side_px=FRAME_PX))
     assert np.abs(read.frames.astype(int) - frames.astype(int)).mean() < 6  # h264 in half chroma resolution
 
 

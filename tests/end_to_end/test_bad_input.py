@@ -19,6 +19,7 @@ from transformers import Qwen2Config
 
 from moss_vllm.data.favor import read_favor_train
 from moss_vllm.data.rows import BadRow, Rejected
+from moss_vllm.video.clip import Sampling
 from moss_vllm.vlm.batches import TrainingSet
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -52,8 +53,8 @@ def dataset(favor, processor):
 
     def make(max_tokens=4096):
         rows = read_favor_train(favor[0], favor[0])
-        sampling = {"sample_fps": 2.0, "short_side_px": 84, "max_frames": 180}
-        return TrainingSet(rows, processor, compress=False, max_tokens=max_tokens, **sampling)
+        sampling = Sampling(sample_fps=2.0, short_side_px=84)
+        return TrainingSet(rows, processor, sampling=sampling, compress=False, max_tokens=max_tokens)
 
     return make
 

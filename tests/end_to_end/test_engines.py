@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from moss_vllm.data.rows import Turn
 from moss_vllm.data.world.benchmarks import write_clip
 from moss_vllm.training import engines, run_state
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import ADAPTER_FILE
 from moss_vllm.vlm.base import load_base
@@ -104,7 +104,9 @@ def test_the_engines_end_in_models_that_answer_alike(matrix, rows):
     answers, logits = {}, {}
     for engine, (whole, _, _) in matrix.items():
         loaded = checkpoint.load(whole / "step-000004")
-        clips = [read_clip(rows / f"clip{n}.mp4", sample_fps=2.0, short_side_px=84) for n in range(4)]
+        clips = [
+            read_clip(rows / f"clip{n}.mp4", Sampling(sample_fps=2.0, short_side_px=84)) for n in range(4)
+        ]
         examples = [
             encode(loaded.processor, c, [Turn(q)])
             for c in clips

@@ -34,7 +34,7 @@ from moss_vllm.runtime import progress
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 from moss_vllm.runtime.provenance import answering_weights, fingerprint, settings_fingerprint
-from moss_vllm.video.clip import BadVideo, Clip, read_clip
+from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
 from moss_vllm.vlm.adapter import trained_state
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.video_llama3.chat import conversation_text
@@ -617,7 +617,7 @@ def test_a_write_that_takes_a_part_is_completed(tmp_path):
 
 
 def test_the_one_frame_control_shows_the_middle_frame_at_every_time(loaded, data, tmp_path, monkeypatch):
-    clip = read_clip(data / "self-collected" / "v1.mp4", sample_fps=2.0, short_side_px=84)
+    clip = read_clip(data / "self-collected" / "v1.mp4", Sampling(sample_fps=2.0, short_side_px=84))
     still = hold_middle_frame(clip)
     assert len(clip.frames) == 6 and (clip.frames[0] != clip.frames[3]).any()
     assert (still.frames == clip.frames[3]).all() and still.frames.shape == clip.frames.shape

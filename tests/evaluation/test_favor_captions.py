@@ -15,7 +15,7 @@ from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation import asking
 from moss_vllm.evaluation import command as eval_script
 from moss_vllm.evaluation.answering import Answers
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 
@@ -218,7 +218,7 @@ def test_captions_are_what_the_model_says(captions, loaded, data, tmp_path, monk
     short = replace(captions.CAPTIONS.protocols["caption"], max_new_tokens=8)
     monkeypatch.setattr(captions, "CAPTIONS", replace(captions.CAPTIONS, protocols={"caption": short}))
     run(captions, data, tmp_path / "out", "--compress-tokens")
-    clip = read_clip(data / "videos/FAVOR-Bench/B7DNX.mp4", sample_fps=2.0, short_side_px=84)
+    clip = read_clip(data / "videos/FAVOR-Bench/B7DNX.mp4", Sampling(sample_fps=2.0, short_side_px=84))
     batch = collate([encode(loaded.processor, clip, [Turn(PROMPT)])], pad_id=0)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     with torch.inference_mode():

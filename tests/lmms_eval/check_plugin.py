@@ -26,7 +26,7 @@ from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, WorldSize, ensure_worl
 from moss_vllm.evaluation import answering
 from moss_vllm.evaluation.lmms_eval import Moss, cut, score
 from moss_vllm.evaluation.scoring import parse_letter
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
@@ -163,7 +163,7 @@ def test_a_task_is_answered_as_by_generate(trained, loaded, videos, prefills):
     found = run(trained, ["motion_world_letter"])
     questions = [(video, question) for video in videos for question in video.questions]
     wanted = [
-        generated(loaded, read_clip(video.path, **HOW), motionbench_prompt(question))
+        generated(loaded, read_clip(video.path, Sampling(**HOW)), motionbench_prompt(question))
         for video, question in questions
     ]
     samples = found["samples"]["motion_world_letter"]
@@ -183,7 +183,7 @@ def test_a_likelihood_task_takes_the_likeliest_choice(trained, loaded, videos, p
     questions = [(video, question) for video in videos for question in video.questions]
     samples = found["samples"]["motion_world_likelihood"]
     for sample, (video, question) in zip(samples, questions, strict=True):
-        clip, prompt = read_clip(video.path, **HOW), motionbench_prompt(question)
+        clip, prompt = read_clip(video.path, Sampling(**HOW)), motionbench_prompt(question)
         wanted = [loss_of(loaded, clip, prompt, letter) for letter in "ABCDEF"[: len(question.options)]]
         got = sample["filtered_resps"]
         assert [loss for loss, _ in got] == pytest.approx([loss for loss, _ in wanted], abs=1e-4)
@@ -217,9 +217,9 @@ def test_what_is_shown_is_read_once_wherever_it_is_asked_about(model, loaded, vi
     ]
     texts = model.generate_until(requests(model, docs))
     clips = [
-        read_clip(first, **HOW),
-        read_clip(second, **HOW),
-        read_clip(first, **HOW, start_s=1.0, end_s=2.0),
+        read_clip(first, Sampling(**HOW)),
+        read_clip(second, Sampling(**HOW)),
+        read_clip(first, Sampling(**HOW), start_s=1.0, end_s=2.0),
     ]
     wanted = [generated(loaded, clips[n], doc["ask"]) for n, doc in zip([0, 1, 2, 0], docs, strict=True)]
     assert texts == wanted
@@ -258,20 +258,20 @@ def test_text_alone_is_asked_only_where_allowed_and_counted(trained, loaded, vid
         {"ask": ask, "show": show} for ask, show in (("Who?", []), ("Where?", [path]), ("How often?", None))
     ]
     texts = model.generate_until(requests(model, docs))
-    clips = [None, read_clip(path, **HOW), None]
+    clips = [None, read_clip(path, Sampling(**HOW)), None]
     assert texts == [generated(loaded, clip, doc["ask"]) for clip, doc in zip(clips, docs, strict=True)]
     assert "2 questions show nothing and are asked as text alone" in capsys.readouterr().err
 
 
 def test_limits_ends_and_sampling_are_those_of_the_request(model, loaded, videos, capsys):
     path, ask = str(videos[0].path), "What moves?"
-    whole = generated(loaded, read_clip(path, **HOW), ask, 12)
+    whole = generated(loaded, read_clip(path, Sampling(**HOW)), ask, 12)
     stop = whole[len(whole) // 2 :][:3]
     told = [{"max_new_tokens": 1}, {"max_new_tokens": 12}, {"max_new_tokens": 12, "until": ["never", stop]}]
     told.append({"max_new_tokens": 12, "until": stop, "temperature": 0.7})
     docs = [{"ask": ask, "show": [path]}] * 4
     asked = [requests(model, docs, told=one)[n] for n, one in enumerate(told)]
-    short = generated(loaded, read_clip(path, **HOW), ask, 1)
+    short = generated(loaded, read_clip(path, Sampling(**HOW)), ask, 1)
     ended = whole[: whole.index(stop)]
     assert len({short, whole, ended}) == 3
     assert model.generate_until(asked) == [short, whole, ended, ended]

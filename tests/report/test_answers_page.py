@@ -30,7 +30,7 @@ from moss_vllm.report.answer_files import read_results
 from moss_vllm.report.choices import confusion
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 from moss_vllm.runtime.screen import plain
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 
 HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror='hacked = 1'>&amp;\0<!--\u2028"""
 LETTER = MOTIONBENCH.protocols["letter"]
@@ -447,7 +447,7 @@ def test_strips_are_frames_of_the_videos_at_their_times(small, motion):
     assert len(page.data["strips"]) == 11 and "Frames are shown of 11 of 11 videos" in page.text
     for place, strip in page.data["strips"].items():
         clip = read_clip(
-            paths[page.data["videos"][int(place)]], sample_fps=2.0, short_side_px=112, max_frames=8
+            paths[page.data["videos"][int(place)]], Sampling(sample_fps=2.0, short_side_px=112, max_frames=8)
         )
         assert strip["times"] == clip.frame_times_s.round(2).tolist() and 1 < len(strip["times"]) <= 8
         assert strip["size"] == [clip.frames.shape[2], clip.frames.shape[1]]

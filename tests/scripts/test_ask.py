@@ -11,7 +11,7 @@ import torch
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.answering import answer, prepare
 from moss_vllm.runtime.screen import plain
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
@@ -56,7 +56,7 @@ def expected(folder, clip, question, tokens, compress=False):
 def test_it_answers_as_an_evaluation_does(video, trained, clips, capsys):
     answers = ask.main([str(video), "What moves?", "--ckpt", str(trained), "--max-new-tokens", "12"])
     how, clip = clips[0]
-    assert how == {"sample_fps": 4.0, "short_side_px": 56, "max_frames": 6, "start_s": 0.0, "end_s": None}
+    assert how == {"sampling": Sampling(4.0, 56, 6), "start_s": 0.0, "end_s": None}
     assert len(clip.frames) == 6 and min(clip.frames.shape[1:3]) == 56
     assert answers == [expected(trained, clip, "What moves?", 12)]
     said = capsys.readouterr()
@@ -79,8 +79,8 @@ def test_flags_win_over_the_checkpoint_and_it_over_the_paper(video, trained, tin
     ask.main([str(video), "x", "--ckpt", str(trained), *flags, "--start-s", "1", "--end-s", "3", *few])
     ask.main([str(video), "x", "--ckpt", str(tiny_base), "--short-side-px", "56", *few])
     first, second = (how for how, _ in clips)
-    assert first == {"sample_fps": 1, "short_side_px": 84, "max_frames": 3, "start_s": 1, "end_s": 3}
-    assert second == {"sample_fps": 2, "short_side_px": 56, "max_frames": 180, "start_s": 0, "end_s": None}
+    assert first == {"sampling": Sampling(1, 84, 3), "start_s": 1, "end_s": 3}
+    assert second == {"sampling": Sampling(2, 56, 180), "start_s": 0, "end_s": None}
     assert compressed == [True, True]
     assert clips[0][1].frame_times_s.tolist() == [0.0, 1.0]
 

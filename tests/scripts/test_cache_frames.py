@@ -16,9 +16,9 @@ from PIL import Image
 
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 
-SAMPLING = {"sample_fps": 2.0, "short_side_px": 56, "max_frames": 180}
+SAMPLING = Sampling(sample_fps=2.0, short_side_px=56)
 FLAGS = ["--short-side-px", "56", "--workers", "2"]
 ENTRY_BYTES = 3 * 56 * 84 * 3
 
@@ -74,10 +74,10 @@ def test_training_finds_every_clip(tmp_path, data, here, capsys, monkeypatch):
     bad = [json.loads(line) for line in (cache / "bad.jsonl").read_text().splitlines()]
     assert [line["path"] for line in bad] == [None, str(data / "bad.gif")]
     assert "row 6" in bad[0]["rows"][0] and bad[1]["rows"] == ["bad.gif"]
-    expected = [read_clip(data / f"{i}.gif", **SAMPLING) for i in range(5)]
+    expected = [read_clip(data / f"{i}.gif", SAMPLING) for i in range(5)]
     monkeypatch.setattr(cache_module, "read_clip", None)
     for i in range(5):
-        clip = FrameCache(cache).read(data / f"{i}.gif", start_s=0.0, end_s=None, **SAMPLING)
+        clip = FrameCache(cache).read(data / f"{i}.gif", SAMPLING)
         np.testing.assert_array_equal(clip.frames, expected[i].frames)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from moss_vllm.data.favor import read_favor_train
 from moss_vllm.video import cutting
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.cutting import cut_clip
 from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.isolated import Failure
@@ -60,7 +60,7 @@ def numbers(frames):
 
 
 def read_all(path, **part):
-    return read_clip(path, sample_fps=1000, short_side_px=None, **part)
+    return read_clip(path, Sampling(sample_fps=1000, short_side_px=None), **part)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,10 @@ def test_exact_frames_and_times(tmp_path, source, start_s, end_s, first, stop):
 def test_unusual_sources_train_alike(tmp_path, kind):
     path = write(tmp_path / ("v.webm" if "codec" in kind else "v.mp4"), **kind)
     cut_clip(str(path), str(tmp_path / "clip.mp4"), 0.55, 3.0)
-    for sampling in ({"sample_fps": 2.0}, {"sample_fps": 1000}):
-        whole = read_clip(path, start_s=0.55, end_s=3.0, short_side_px=None, **sampling)
-        clip = read_clip(tmp_path / "clip.mp4", short_side_px=None, **sampling)
+    for sample_fps in (2.0, 1000):
+        sampling = Sampling(sample_fps, short_side_px=None)
+        whole = read_clip(path, sampling, start_s=0.55, end_s=3.0)
+        clip = read_clip(tmp_path / "clip.mp4", sampling)
         assert clip.frames.shape == whole.frames.shape
         assert np.abs(clip.frames.astype(int) - whole.frames).mean() < 2
         np.testing.assert_allclose(clip.frame_times_s, whole.frame_times_s, atol=1e-3)
@@ -156,7 +157,7 @@ def test_a_row_about_a_picture_that_stays_is_kept_and_cut(tmp_path, source, here
             target.mux(packet)
     put(tmp_path / "FAVOR", [row("a.mp4", 3, 8)], (held, f"{ID}.mp4"))
     assert prepare(tmp_path / "FAVOR", "--out", tmp_path / "out") == 0
-    clip = read_clip(tmp_path / "out" / "videos" / "FAVOR-Train" / "a.mp4", sample_fps=1)
+    clip = read_clip(tmp_path / "out" / "videos" / "FAVOR-Train" / "a.mp4", Sampling(sample_fps=1))
     assert numbers(clip.frames) == [30, 40, 50, 59]
     np.testing.assert_allclose(clip.frame_times_s, [0, 1, 2, 2.9], atol=1e-3)
     assert numbers(read_clip(tmp_path / "out" / "videos" / "FAVOR-Train" / "a.mp4", start_s=4.5).frames) == [

@@ -13,7 +13,7 @@ from PIL import Image
 from moss_vllm.data.rows import Turn
 from moss_vllm.data.world.benchmarks import write_clip
 from moss_vllm.report.stss_maps import TOY_GRID, pick_query
-from moss_vllm.video.clip import Clip, read_clip
+from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
@@ -208,7 +208,7 @@ def test_video_through_a_checkpoint_shows_the_trained_moss(mp4, tiny_base, moss,
 
     read = []
     trained.register_forward_pre_hook(lambda module, given: read.append(given[0]))
-    clip = read_clip(mp4, sample_fps=4.0, short_side_px=84)
+    clip = read_clip(mp4, Sampling(sample_fps=4.0, short_side_px=84))
     inputs = encode(processor, clip, [Turn("?")], compress=False)
     with torch.inference_mode():
         tower.eval()(*(inputs[key] for key in ("pixel_values_videos", "video_grid_thw", "video_merge_sizes")))

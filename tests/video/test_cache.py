@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -19,9 +20,9 @@ from PIL import Image
 
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache, choose_reader, describe_clip
-from moss_vllm.video.clip import BadVideo, read_clip
+from moss_vllm.video.clip import BadVideo, Sampling, read_clip
 
-SMALL = {"sample_fps": 2, "short_side_px": 56, "max_frames": 6}
+SMALL = Sampling(sample_fps=2, short_side_px=56, max_frames=6)
 ENTRY_BYTES = 4 * 56 * 84 * 3  # of the clips below: 2 s
 
 
@@ -68,13 +69,18 @@ def entries(cache):
     return sorted(cache.folder.glob("??/*.safetensors"))
 
 
-@pytest.mark.parametrize("part", [{}, {"start_s": 0.35, "end_s": 1.6}, {"short_side_px": None}])
-def test_second_read_is_equal_and_decodes_nothing(video, cache, no_decoder, part):
-    expected = read_clip(video, **SMALL | part)
-    assert_same(cache.read(video, **SMALL | part), expected)
+@pytest.mark.parametrize(
+    "settings", [{}, {"start_s": 0.35, "end_s": 1.6}, {"sampling": replace(SMALL, short_side_px=None)}]
+)
+def test_second_read_is_equal_and_decodes_nothing(video, cache, no_decoder, settings):
+    settings = {"sampling": SMALL} | settings
+    expected = read_clip(video, **settings)
+    assert_same(cache.read(video, **settings), expected)
     no_decoder()
-    assert_same(cache.read(video, **SMALL | part), expected)
-    assert_same(cache.read(str(video), **{k: v and float(v) for k, v in (SMALL | part).items()}), expected)
+    assert_same(cache.read(video, **settings), expected)
+    side = settings["sampling"].short_side_px
+    in_floats = {"sampling": Sampling(2.0, side and float(side), 6.0)}
+    assert_same(cache.read(str(video), **settings | in_floats), expected)
 
 
 def test_defaults_are_those_of_read_clip(video, cache):
@@ -84,28 +90,23 @@ def test_defaults_are_those_of_read_clip(video, cache):
 
 
 def test_every_setting_has_its_own_entry(video, cache):
-    others = [
-        {"sample_fps": 3},
-        {"short_side_px": 28},
-        {"short_side_px": None},
-        {"max_frames": 3},
-        {"start_s": 0.5},
-        {"end_s": 1.0},
-    ]
-    for other in [{}, *others]:
-        cache.read(video, **SMALL | other)
-    for other in [{}, *others]:
-        assert_same(cache.read(video, **SMALL | other), read_clip(video, **SMALL | other))
-    assert len(entries(cache)) == 1 + len(others)
+    fields = [{"sample_fps": 3}, {"short_side_px": 28}, {"short_side_px": None}, {"max_frames": 3}]
+    settings = [{"sampling": replace(SMALL, **field)} for field in [{}, *fields]]
+    settings += [{"sampling": SMALL, "start_s": 0.5}, {"sampling": SMALL, "end_s": 1.0}]
+    for each in settings:
+        cache.read(video, **each)
+    for each in settings:
+        assert_same(cache.read(video, **each), read_clip(video, **each))
+    assert len(entries(cache)) == len(settings)
 
 
 def test_changed_file_is_decoded_again(video, cache):
-    cache.read(video, **SMALL)
+    cache.read(video, SMALL)
     stat = video.stat()
     write(video, seed=1)
-    assert_same(cache.read(video, **SMALL), read_clip(video, **SMALL))
+    assert_same(cache.read(video, SMALL), read_clip(video, SMALL))
     os.utime(video, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    cache.read(video, **SMALL)
+    cache.read(video, SMALL)
     assert len(entries(cache)) == 3
 
 
@@ -114,17 +115,17 @@ def test_frame_folder_is_known_by_its_images(tmp_path, cache, no_decoder):
     folder.mkdir()
     for i in range(6):
         Image.fromarray(np.full((56, 84, 3), 30 * i, np.uint8)).save(folder / f"{i}.png")
-    old = cache.read(folder, **SMALL)
+    old = cache.read(folder, SMALL)
     image = folder / "3.png"  # 2.png is not sampled
     stat = image.stat()
     Image.fromarray(np.full((56, 84, 3), 255, np.uint8)).save(image)
     os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    new = cache.read(folder, **SMALL)
+    new = cache.read(folder, SMALL)
     assert (new.frames != old.frames).any()
-    assert_same(new, read_clip(folder, **SMALL))
+    assert_same(new, read_clip(folder, SMALL))
     (folder / "notes.txt").touch()
     no_decoder()
-    cache.read(folder, **SMALL)
+    cache.read(folder, SMALL)
 
 
 def flip(entry):
@@ -145,46 +146,46 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_entry_is_named_and_decoded_again(video, cache, capsys, damage):
-    expected = cache.read(video, **SMALL)
+    expected = cache.read(video, SMALL)
     (entry,) = entries(cache)
     DAMAGES[damage](entry)
-    assert_same(cache.read(video, **SMALL), expected)
+    assert_same(cache.read(video, SMALL), expected)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and str(entry) in said and "damaged" in said
-    assert_same(cache.read(video, **SMALL), expected)
+    assert_same(cache.read(video, SMALL), expected)
     assert capsys.readouterr().err == ""
 
 
 def test_entry_of_another_clip_is_refused(tmp_path, video, cache, capsys):
     other = write(tmp_path / "other.mp4", seed=1)
-    cache.read(other, **SMALL)
+    cache.read(other, SMALL)
     (wrong,) = entries(cache)
-    place = cache.entry(describe_clip(video, **SMALL))
+    place = cache.entry(describe_clip(video, SMALL))
     place.parent.mkdir(exist_ok=True)
     shutil.copy(wrong, place)
-    assert_same(cache.read(video, **SMALL), read_clip(video, **SMALL))
+    assert_same(cache.read(video, SMALL), read_clip(video, SMALL))
     assert str(place) in capsys.readouterr().err
 
 
 def test_full_cache_adds_nothing_and_says_so_once(tmp_path, capsys):
     videos = [write(tmp_path / f"{i}.mp4", seed=i) for i in range(5)]
     cache = FrameCache(tmp_path / "frames", max_gib=2.9 * ENTRY_BYTES / 2**30)
-    clips = [pickle.loads(pickle.dumps(cache)).read(video, **SMALL) for video in videos]
+    clips = [pickle.loads(pickle.dumps(cache)).read(video, SMALL) for video in videos]
     assert len(entries(cache)) == 2
     for video, clip in zip(videos, clips, strict=True):
-        assert_same(clip, read_clip(video, **SMALL))
+        assert_same(clip, read_clip(video, SMALL))
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "full" in said and "raise the limit" in said
 
     again = FrameCache(cache.folder, max_gib=3.9 * ENTRY_BYTES / 2**30)  # counts what is there
     for video in videos:
-        again.read(video, **SMALL)
+        again.read(video, SMALL)
     assert len(entries(cache)) == 3
     assert again.used_bytes() >= sum(entry.stat().st_size for entry in entries(cache))
 
 
 def read_with(cache, video):
-    return cache.read(video, **SMALL).frames.sum()
+    return cache.read(video, SMALL).frames.sum()
 
 
 @pytest.mark.slow
@@ -207,7 +208,7 @@ class Reads:
         return len(self.videos)
 
     def __getitem__(self, index):
-        return self.cache.read(self.videos[index], **SMALL).frames
+        return self.cache.read(self.videos[index], SMALL).frames
 
 
 @pytest.mark.slow
@@ -221,7 +222,7 @@ def test_data_loader_workers(tmp_path, cache, method):
         Reads(cache, videos), batch_size=None, num_workers=workers, multiprocessing_context=method
     )
     for video, frames in zip(videos, loader, strict=True):
-        np.testing.assert_array_equal(frames, read_clip(video, **SMALL).frames)
+        np.testing.assert_array_equal(frames, read_clip(video, SMALL).frames)
     assert len(entries(cache)) == 3
 
 
@@ -255,7 +256,7 @@ def test_disk_that_refuses_is_told_once(tmp_path, cache, monkeypatch, capsys, co
     monkeypatch.setattr(Path, "write_bytes", refuse)
     for i in range(3):
         video = write(tmp_path / f"{i}.mp4", seed=i)
-        assert_same(cache.read(video, **SMALL), read_clip(video, **SMALL))
+        assert_same(cache.read(video, SMALL), read_clip(video, SMALL))
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and os.strerror(code) in said and "free space" in said
     assert not list(cache.folder.glob("??/*")) and not list(cache.folder.glob("??/.*"))
@@ -268,7 +269,7 @@ def test_file_that_changes_while_it_is_read_is_not_stored(video, cache, monkeypa
         return clip
 
     monkeypatch.setattr(cache_module, "read_clip", slow_copy)
-    cache.read(video, **SMALL)
+    cache.read(video, SMALL)
     assert entries(cache) == []
 
 
@@ -283,20 +284,20 @@ def test_bad_video_is_the_same_error(tmp_path, cache, kind, settings):
     errors = []
     for read in (read_clip, cache.read, cache.read):
         with pytest.raises(BadVideo) as caught:
-            read(path, **SMALL | settings)
+            read(path, SMALL, **settings)
         errors.append(str(caught.value))
     assert len(set(errors)) == 1 and entries(cache) == []
 
 
 def test_wrong_arguments_are_refused(tmp_path, video, cache):
     with pytest.raises(ValueError, match="sample_fps is nan"):
-        cache.read(video, sample_fps=float("nan"))
+        cache.read(video, Sampling(sample_fps=float("nan")))
     with pytest.raises(ValueError, match="max_gib is 0"):
         FrameCache(tmp_path / "x", max_gib=0)
 
 
 def test_what_killed_processes_left_is_cleared(video, cache):
-    cache.read(video, **SMALL)
+    cache.read(video, SMALL)
     (entry,) = entries(cache)
     old, new = entry.with_name(".a.part"), entry.with_name(".b.part")
     for part in (old, new):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from moss_vllm.video import frames
-from moss_vllm.video.clip import BadVideo, read_clip
+from moss_vllm.video.clip import BadVideo, Sampling, read_clip
 
 HEIGHT, WIDTH = 64, 96
 MS = Fraction(1, 1000)
@@ -131,7 +131,7 @@ def test_frames_times_and_shape(clips, name, decoder):
     if decoder == "decord":
         pytest.importorskip("decord")
     fps = FPS.get(name, 10)
-    clip = read_clip(clips(name), decoder=decoder, sample_fps=5)
+    clip = read_clip(clips(name), Sampling(sample_fps=5), decoder=decoder)
     expected = range(0, 60, fps // 5)
     assert numbers(clip.frames) == list(expected)
     assert clip.frames.shape == (len(expected), 224, 336, 3) and clip.frames.dtype == np.uint8
@@ -146,7 +146,8 @@ def test_decord_equals_pyav(clips, name, span):
     settings = {"uneven.mp4": {"times_ms": UNEVEN_MS}, "turned.mp4": {"rotation": 90}}.get(name, {})
     path = clips(name, **settings)
     one, two = (
-        read_clip(path, sample_fps=7, start_s=span[0], end_s=span[1], decoder=d) for d in ("decord", "pyav")
+        read_clip(path, Sampling(sample_fps=7), start_s=span[0], end_s=span[1], decoder=d)
+        for d in ("decord", "pyav")
     )
     np.testing.assert_array_equal(one.frame_times_s, two.frame_times_s)
     assert one.frames.shape == two.frames.shape and numbers(one.frames) == numbers(two.frames)
@@ -157,7 +158,7 @@ def test_decord_equals_pyav(clips, name, span):
 def test_files_decord_is_not_given(clips, name):
     fps = FPS.get(name, 10)
     path = clips(name)
-    clip = read_clip(path, sample_fps=5)
+    clip = read_clip(path, Sampling(sample_fps=5))
     assert numbers(clip.frames) == list(range(0, 60, fps // 5))
     np.testing.assert_allclose(clip.frame_times_s, np.arange(len(clip.frames)) / 5, atol=2e-3)
     if "decord" in sys.modules:
@@ -168,7 +169,7 @@ def test_files_decord_is_not_given(clips, name):
 def test_variable_frame_rate_follows_time_stamps(clips, decoder):
     if decoder == "decord":
         pytest.importorskip("decord")
-    clip = read_clip(clips("uneven.mp4", times_ms=UNEVEN_MS), sample_fps=4, decoder=decoder)
+    clip = read_clip(clips("uneven.mp4", times_ms=UNEVEN_MS), Sampling(sample_fps=4), decoder=decoder)
     times_s = UNEVEN_MS / 1000
     on_screen = [int(np.flatnonzero(times_s <= t + 1e-9)[-1]) for t in np.arange(0, times_s[-1] + 0.04, 0.25)]
     expected = sorted(set(on_screen))
@@ -195,15 +196,15 @@ def test_edit_list_hides_frames(clips):
     _, delay = struct.unpack_from(">Ii", data, entry)
     struct.pack_into(">Ii", data, entry, 3500, delay + 25 * 1024)  # frames 0..24 are cut away
     path.write_bytes(data)
-    clip = read_clip(path, sample_fps=10)
+    clip = read_clip(path, Sampling(sample_fps=10))
     assert numbers(clip.frames) == list(range(25, 60))
     np.testing.assert_allclose(clip.frame_times_s, np.arange(35) / 10)
 
 
 def test_file_slower_than_sampling_gives_each_frame_once(clips):
-    clip = read_clip(clips("h264.mp4"), sample_fps=24)
+    clip = read_clip(clips("h264.mp4"), Sampling(sample_fps=24))
     assert numbers(clip.frames) == list(range(60))
-    assert numbers(read_clip(clips("h264.mp4"), sample_fps=1000, end_s=0.25).frames) == [0, 1, 2]
+    assert numbers(read_clip(clips("h264.mp4"), Sampling(sample_fps=1000), end_s=0.25).frames) == [0, 1, 2]
 
 
 def test_one_frame(clips):
@@ -212,11 +213,11 @@ def test_one_frame(clips):
 
 
 def test_thinning_keeps_first_and_last(clips):
-    whole = read_clip(clips("h264.mp4"), sample_fps=10)
-    thin = read_clip(clips("h264.mp4"), sample_fps=10, max_frames=7)
+    whole = read_clip(clips("h264.mp4"), Sampling(sample_fps=10))
+    thin = read_clip(clips("h264.mp4"), Sampling(sample_fps=10, max_frames=7))
     assert numbers(thin.frames) == [0, 10, 20, 30, 39, 49, 59]
     np.testing.assert_array_equal(thin.frame_times_s, whole.frame_times_s[numbers(thin.frames)])
-    assert numbers(read_clip(clips("h264.mp4"), max_frames=1).frames) == [0]
+    assert numbers(read_clip(clips("h264.mp4"), Sampling(max_frames=1)).frames) == [0]
 
 
 def test_span(clips):
@@ -243,7 +244,7 @@ def test_span(clips):
 )
 def test_sizes(tmp_path, size, short_side_px, expected):
     path = write(tmp_path / "mpeg4.avi", n=4, size=size)  # mpeg4 takes odd sides
-    clip = read_clip(path, short_side_px=short_side_px, sample_fps=10)
+    clip = read_clip(path, Sampling(short_side_px=short_side_px, sample_fps=10))
     assert clip.frames.shape == (4, *expected, 3)
     assert numbers(clip.frames) == [0, 1, 2, 3]
 
@@ -256,7 +257,7 @@ def test_decord_that_fails_is_named(clips, monkeypatch):
 
     monkeypatch.setattr(decord, "VideoReader", broken)
     fails(clips("h264.mp4"), "no luck", decoder="decord")
-    assert numbers(read_clip(clips("h264.mp4"), sample_fps=1).frames) == [0, 10, 20, 30, 40, 50]
+    assert numbers(read_clip(clips("h264.mp4"), Sampling(sample_fps=1)).frames) == [0, 10, 20, 30, 40, 50]
 
 
 def test_decord_not_installed(clips, monkeypatch):
@@ -289,7 +290,7 @@ def test_torchcodec_equals_pyav(clips, name):
     except (ImportError, OSError, RuntimeError):
         pytest.skip("torchcodec, or its FFmpeg libraries, are not installed")
     path = clips(name, **({"times_ms": UNEVEN_MS} if name == "uneven.mp4" else {}))
-    one, two = (read_clip(path, sample_fps=7, decoder=d) for d in ("torchcodec", "pyav"))
+    one, two = (read_clip(path, Sampling(sample_fps=7), decoder=d) for d in ("torchcodec", "pyav"))
     np.testing.assert_array_equal(one.frame_times_s, two.frame_times_s)
     assert numbers(one.frames) == numbers(two.frames)
 
@@ -317,11 +318,11 @@ def test_folder_of_images(tmp_path, suffix, mode):
     folder = image_folder(tmp_path / "v.mp4", suffix=suffix, mode=mode)  # a folder may be named like a file
     (folder / "notes.txt").write_text("not a frame")
     (folder / f"._frame_3{suffix}").write_text("what a Mac leaves behind")
-    clip = read_clip(folder, sample_fps=3)
+    clip = read_clip(folder, Sampling(sample_fps=3))
     assert numbers(clip.frames) == list(range(12))  # frame_2 before frame_10
     assert clip.frames.shape == (12, 224, 336, 3)
     np.testing.assert_allclose(clip.frame_times_s, np.arange(12) / 3)
-    clip = read_clip(str(folder), folder_fps=6, sample_fps=2, start_s=0.5)
+    clip = read_clip(str(folder), Sampling(sample_fps=2), folder_fps=6, start_s=0.5)
     assert numbers(clip.frames) == [3, 6, 9]
     np.testing.assert_allclose(clip.frame_times_s, [0, 0.5, 1])
 
@@ -331,10 +332,12 @@ def test_bad_folders(tmp_path):
     fails(tmp_path / "empty", "no images")
     folder = image_folder(tmp_path / "sizes")
     Image.new("RGB", (50, 50)).save(folder / "frame_3.png")
-    assert fails(folder, "50x50", sample_fps=3).path == str(folder / "frame_3.png")
+    assert fails(folder, "50x50", sampling=Sampling(sample_fps=3)).path == str(folder / "frame_3.png")
     folder = image_folder(tmp_path / "broken")
     cut(folder / "frame_6.png", 0.5)
-    assert fails(folder, "cannot be read", sample_fps=3).path == str(folder / "frame_6.png")
+    assert fails(folder, "cannot be read", sampling=Sampling(sample_fps=3)).path == str(
+        folder / "frame_6.png"
+    )
     fails(folder, "video ends at 4.00 s", start_s=4)
 
 
@@ -382,7 +385,7 @@ def test_partly_good_files(tmp_path):
         cut(path, 0.6)
         reason = fails(path, "").reason
         assert "cut short" in reason or "packet is incomplete" in reason
-        assert numbers(read_clip(path, sample_fps=5, end_s=1.0).frames) == [0, 2, 4, 6, 8]
+        assert numbers(read_clip(path, Sampling(sample_fps=5), end_s=1.0).frames) == [0, 2, 4, 6, 8]
     path = write(tmp_path / "h264.ts", noise=True)
     overwrite(path, 0.4, 0.6)
     fails(path, "packet is incomplete or damaged")
@@ -419,7 +422,10 @@ def test_no_permission(tmp_path):
 def test_arguments_out_of_range(setting):
     ((name, value),) = setting.items()
     with pytest.raises(ValueError, match=f"^{name} is '?{value}'?; it must be") as caught:
-        read_clip("unread.mp4", **setting)
+        if name in ("sample_fps", "short_side_px", "max_frames"):
+            Sampling(**setting)
+        else:
+            read_clip("unread.mp4", **setting)
     assert not isinstance(caught.value, BadVideo)
 
 
@@ -479,4 +485,4 @@ def test_nothing_stays_open(clips):
 def test_one_frame_is_read_at_any_rate(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "0.png")
     for fps in (0.001, 2.0, 999.0, 1000.0):
-        assert len(read_clip(str(tmp_path), sample_fps=fps).frames) == 1
+        assert len(read_clip(str(tmp_path), Sampling(sample_fps=fps)).frames) == 1

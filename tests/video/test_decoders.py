@@ -13,7 +13,7 @@ from PIL import Image
 
 from moss_vllm.video import decoders
 from moss_vllm.video.cache import choose_frame_reader, choose_reader, describe_clip
-from moss_vllm.video.clip import read_clip, read_frames
+from moss_vllm.video.clip import Sampling, read_clip, read_frames
 from moss_vllm.video.packets import index_frames
 
 SIZE = 56, 84  # multiples of 28: read without scaling
@@ -134,7 +134,7 @@ def test_good_files_need_no_second_try(files, name, monkeypatch):
 @pytest.mark.parametrize("name", ["closed.mp4", "open_hevc.mp4", "vp9.webm", "mpeg4.avi"])
 def test_late_part(files, name):
     path, plain = files(name)
-    clip = read_clip(path, short_side_px=None, sample_fps=2, start_s=4.32, end_s=6.5)
+    clip = read_clip(path, Sampling(short_side_px=None, sample_fps=2), start_s=4.32, end_s=6.5)
     np.testing.assert_array_equal(clip.frames, [plain[i] for i in (43, 48, 53, 58, 63)])
     np.testing.assert_allclose(clip.frame_times_s, [0, 0.48, 0.98, 1.48, 1.98], atol=1e-3)
 
@@ -175,7 +175,7 @@ def test_colours_are_those_the_file_is_tagged_with(tmp_path, name, short_side_px
     cb, cr = ((chroma - 128) / (255 if is_full else 224) for chroma in (u, v))
     r, b = light + 2 * cr * (1 - red), light + 2 * cb * (1 - blue)
     g = (light - red * r - blue * b) / (1 - red - blue)
-    seen = read_clip(path, short_side_px=short_side_px, sample_fps=10).frames.reshape(-1, 3)
+    seen = read_clip(path, Sampling(short_side_px=short_side_px, sample_fps=10)).frames.reshape(-1, 3)
     assert np.ptp(seen, 0).max() <= 1
     tolerance = 3 if short_side_px is None else 1  # FFmpeg's quick way for pictures of one size rounds down
     np.testing.assert_allclose(seen.mean(0), np.array([r, g, b]) * 255, atol=tolerance)

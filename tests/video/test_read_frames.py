@@ -7,7 +7,7 @@ from PIL import Image
 
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache, choose_frame_reader
-from moss_vllm.video.clip import BadVideo, read_clip, read_frames
+from moss_vllm.video.clip import BadVideo, Sampling, read_clip, read_frames
 from moss_vllm.video.frames import scaled_size
 
 FILES = ("v.mp4", "v.webm", "folder")
@@ -57,7 +57,7 @@ def test_any_order_and_repeats(video):
 
 
 def test_every_frame_is_what_read_clip_shows(video):
-    clip = read_clip(video, sample_fps=1000, short_side_px=None, max_frames=1000)
+    clip = read_clip(video, Sampling(sample_fps=1000, short_side_px=None, max_frames=1000))
     assert len(clip.frames) == 20
     # read_clip makes sides multiples of 28
     np.testing.assert_array_equal(clip.frames, read_frames(video, every, scale=(56, 56)))
@@ -131,7 +131,7 @@ def test_each_scale_and_state_of_a_file_has_its_own_entry(tmp_path, cache):
     write_video(video, moving_square(0))
     for scale in (None, 24, (24, 32)):
         cache.read_frames(video, every, scale=scale)
-    clip = cache.read(video, short_side_px=28)
+    clip = cache.read(video, Sampling(short_side_px=28))
     assert len(entries(cache)) == 4
     write_video(video, moving_square(1, 11))
     assert len(cache.read_frames(video, every)) == 11 and len(entries(cache)) == 5

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from moss_vllm.video.clip import read_clip, read_frames
+from moss_vllm.video.clip import Sampling, read_clip, read_frames
 from moss_vllm.video.container import native_size
 from moss_vllm.video.cutting import cut_clip
 from moss_vllm.video.frames import BadVideo, target_size
@@ -75,7 +75,7 @@ def every(n_frames):
 
 def check_all(path, expected, fps, decoder):
     """Every picture of a file, by both readers, against its numbers and its rate."""
-    clip = read_clip(path, sample_fps=1000, short_side_px=None, decoder=decoder)
+    clip = read_clip(path, Sampling(sample_fps=1000, short_side_px=None), decoder=decoder)
     assert numbers(clip.frames) == numbers(read_frames(path, every)) == list(expected)
     np.testing.assert_allclose(clip.frame_times_s, np.arange(len(expected)) / fps, atol=2e-3)
 
@@ -111,7 +111,7 @@ def test_time_that_starts_again(tmp_path, suffix, codec, decoder):
     path = tmp_path / f"joined.{suffix}"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     check_all(path, range(40), 25, decoder)
-    clip = read_clip(path, sample_fps=25, start_s=0.6, end_s=1.0, decoder=decoder)  # over the joint
+    clip = read_clip(path, Sampling(sample_fps=25), start_s=0.6, end_s=1.0, decoder=decoder)  # over the joint
     assert numbers(clip.frames) == list(range(15, 25))
     cut_clip(str(path), str(tmp_path / "cut.mp4"), 0.6, 1.0)
     assert numbers(read_frames(tmp_path / "cut.mp4", every)) == list(range(15, 25))
@@ -175,8 +175,8 @@ def test_a_picture_cut_off_ends_where_the_part_ends(tmp_path):
     path = write(tmp_path / "v.mp4")
     cut_clip(str(path), str(tmp_path / "cut.mp4"), 0.25, 0.53)
     part, clip = (
-        read_clip(path, start_s=0.25, end_s=0.53, sample_fps=60),
-        read_clip(tmp_path / "cut.mp4", sample_fps=60),
+        read_clip(path, Sampling(sample_fps=60), start_s=0.25, end_s=0.53),
+        read_clip(tmp_path / "cut.mp4", Sampling(sample_fps=60)),
     )
     assert numbers(part.frames) == numbers(clip.frames) == [2, 3, 4, 5]
     assert index_frames(str(tmp_path / "cut.mp4")).end_s == pytest.approx(0.28, abs=1e-3)
@@ -212,7 +212,7 @@ def test_display_matrix_and_pixel_aspect(tmp_path, turn, expected, aspect, decod
     assert corners(frames[0]) == expected
     clip = read_clip(path, decoder=decoder)
     assert corners(clip.frames[0]) == expected
-    probe = probe_clip(path, sample_fps=2, short_side_px=224, max_frames=9)
+    probe = probe_clip(path, Sampling(sample_fps=2, short_side_px=224, max_frames=9))
     assert clip.frames.shape[1:3] == target_size(*native_size(str(path)), 224) == (probe.height, probe.width)
 
     cut_clip(str(path), str(tmp_path / "cut.mp4"), 0, 0.3)
@@ -314,7 +314,7 @@ def test_a_size_that_changes_on_the_way(tmp_path, suffix, size, is_good, decoder
         return
     for start_s in (0, 0.8):  # also where only pictures of the other shape are read
         with pytest.raises(BadVideo, match=r"pictures change from 112x84 to 112x56"):
-            read_clip(path, sample_fps=10, start_s=start_s, decoder=decoder)
+            read_clip(path, Sampling(sample_fps=10), start_s=start_s, decoder=decoder)
 
 
 # ---- what is no video

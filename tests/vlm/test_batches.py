@@ -6,7 +6,7 @@ import torch
 from moss_vllm.data.rows import ClipRow, Rejected, Turn
 from moss_vllm.data.sources import read_sources
 from moss_vllm.training.optim import parameter_groups
-from moss_vllm.video.clip import BadVideo, read_clip
+from moss_vllm.video.clip import BadVideo, Sampling, read_clip
 from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.batches import TrainingSet
@@ -15,7 +15,7 @@ from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.plan import plan
 from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, encode
 
-SAMPLING = {"sample_fps": 2.0, "short_side_px": 56, "max_frames": 8}
+SAMPLING = Sampling(sample_fps=2.0, short_side_px=56, max_frames=8)
 TURNS = (Turn("What moves?", "The red circle moves left."), Turn("Is it red?", "Yes."))
 TEXT = ClipRow("text", None, TURNS, None, None)
 
@@ -31,7 +31,7 @@ def make(processor):
 
     def build(rows, *, max_tokens=4096, compress=False, **settings):
         return TrainingSet(
-            rows, processor, compress=compress, max_tokens=max_tokens, **{**SAMPLING, **settings}
+            rows, processor, sampling=SAMPLING, compress=compress, max_tokens=max_tokens, **settings
         )
 
     return build
@@ -43,7 +43,7 @@ def spoken(processor, example):
 
 def test_a_row_is_its_clip_and_all_its_turns(make, video, processor):
     row_id, example = make([ClipRow("a", video, TURNS, 1.0, 2.5)])[0]
-    expected = encode(processor, read_clip(video, start_s=1.0, end_s=2.5, **SAMPLING), TURNS, compress=False)
+    expected = encode(processor, read_clip(video, SAMPLING, start_s=1.0, end_s=2.5), TURNS, compress=False)
     assert row_id == "a" and set(example) == set(expected)
     assert all(torch.equal(example[key], expected[key]) for key in expected)
     assert example["video_grid_thw"].tolist() == [[3, 4, 4]]
@@ -65,11 +65,11 @@ def test_another_reader_may_be_given(make, noise_clip, video):
 
     data = make([ClipRow("a", video, TURNS, None, 2.0)], read=read)
     assert data[0][1]["video_grid_thw"].tolist() == [[5, 4, 4]]
-    assert asked == [(video, {"start_s": 0.0, "end_s": 2.0, **SAMPLING})]
+    assert asked == [(video, {"start_s": 0.0, "end_s": 2.0, "sampling": SAMPLING})]
 
 
 def test_shares_are_those_of_the_plan(make, world, processor):
-    found = plan(read_sources(world / "FAVOR"), processor, compress=False, max_tokens=4096, **SAMPLING)
+    found = plan(read_sources(world / "FAVOR"), processor, compress=False, max_tokens=4096, sampling=SAMPLING)
     data = make(found.rows, shares=found.shares)
     assert (len(data), data.shares) == (12, [(12, 12.0)])
     assert make([TEXT]).shares == [(1, 1.0)]
@@ -108,8 +108,12 @@ def test_too_long_is_rejected_whole(make, video):
 
 def test_an_error_of_ours_is_not_a_rejection(make, video):
     row = ClipRow("a", video, TURNS, None, None)
-    with pytest.raises(ValueError, match="sample_fps is -1"):  # not the row's fault: it would reject them all
-        make([row], sample_fps=-1)[0]
+
+    def wrong(path, **settings):
+        raise ValueError("decoder is 'x'")
+
+    with pytest.raises(ValueError, match="decoder is 'x'"):  # not the row's fault: it would reject them all
+        make([row], read=wrong)[0]
 
     def lost(path, **settings):
         raise BadVideo(str(path), "torn", "mend it")

@@ -12,12 +12,12 @@ import pytest
 from moss_vllm.data.rows import BadRow, ClipRow, MissingVideo, Turn
 from moss_vllm.data.sources import Source, Sources, read_sources
 from moss_vllm.video import probe as probe_module
-from moss_vllm.video.clip import read_clip
+from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm.plan import plan
 from moss_vllm.vlm.video_llama3.chat import encode
 
-SAMPLING = {"sample_fps": 2.0, "short_side_px": 56, "max_frames": 12}
+SAMPLING = Sampling(sample_fps=2.0, short_side_px=56, max_frames=12)
 TURNS = (Turn("What moves?", "The red circle moves left."), Turn("Is it red?", "Yes."))
 
 
@@ -72,8 +72,8 @@ def sources_of(rows, bad=(), weight=None, name="mine"):
     return Sources((Source(name, "turns", tuple(rows), tuple(bad), weight),))
 
 
-def make(sources, processor, *, compress=False, max_tokens=100_000, **settings):
-    return plan(sources, processor, compress=compress, max_tokens=max_tokens, **{**SAMPLING, **settings})
+def make(sources, processor, *, compress=False, max_tokens=100_000, sampling=SAMPLING, **settings):
+    return plan(sources, processor, sampling=sampling, compress=compress, max_tokens=max_tokens, **settings)
 
 
 # ---- counts
@@ -86,7 +86,7 @@ def test_counts_are_those_of_the_conversations(folder, processor):
     for row, tokens in zip(result.rows, result.tokens, strict=True):
         clip = None
         if row.path:
-            clip = read_clip(row.path, start_s=row.start_s or 0.0, end_s=row.end_s, **SAMPLING)
+            clip = read_clip(row.path, SAMPLING, start_s=row.start_s or 0.0, end_s=row.end_s)
         assert tokens == len(encode(processor, clip, row.turns, compress=False)["input_ids"]), row.row_id
     assert replace(result, tokens=[50, 10, 20, 31]).spread() == (10, 26, 50)
 
@@ -94,11 +94,11 @@ def test_counts_are_those_of_the_conversations(folder, processor):
 @pytest.mark.parametrize("name", ["plain.mp4", "long.mkv", "uneven.mp4", "turned.mp4", "one.mp4"])
 @pytest.mark.parametrize("side", [28, 112, None])
 def test_a_probe_is_the_clip_without_its_pixels(folder, name, side):
-    sampling = {**SAMPLING, "short_side_px": side}
+    sampling = replace(SAMPLING, short_side_px=side)
     for part in ({}, {"start_s": 0.05, "end_s": 1.3}):
         clip, probe = (
-            read_clip(folder / name, **sampling, **part),
-            probe_clip(folder / name, **sampling, **part),
+            read_clip(folder / name, sampling, **part),
+            probe_clip(folder / name, sampling, **part),
         )
         assert probe.frame_times_s == tuple(clip.frame_times_s)
         assert sorted((probe.height, probe.width)) == sorted(clip.frames.shape[1:3])
@@ -110,7 +110,7 @@ def test_compression_can_only_shorten(folder, processor):
     assert whole.tokens == compressed.tokens  # upper bounds
     # A video at rest shrinks to the lower bound: its first frame and a token of every other one.
     still = np.zeros((12, 56, 84, 3), np.uint8)
-    clip = read_clip(folder / "long.mkv", **SAMPLING)
+    clip = read_clip(folder / "long.mkv", SAMPLING)
     example = encode(processor, replace(clip, frames=still), TURNS[:1], compress=True)
     row = next(row for row in rows if row.row_id == "long.mkv")
     least = len(example["input_ids"])
@@ -222,7 +222,7 @@ def test_weights_stay_and_counts_are_of_the_rows_kept(folder, processor):
 
 
 def test_the_motion_world_is_kept_whole(world, processor):
-    result = make(read_sources(world / "FAVOR"), processor, short_side_px=84)
+    result = make(read_sources(world / "FAVOR"), processor, sampling=replace(SAMPLING, short_side_px=84))
     assert result.line() == "kept 12 of 12 rows: 0 too long, 0 bad, 0 missing"
 
 
@@ -267,7 +267,7 @@ def test_a_video_is_measured_once(mine, processor, tmp_path, probed):
     assert changed == ["plain.mp4"]
 
     probed.clear()
-    make(sources, processor, cache=cache, sample_fps=1.0)  # another sampling
+    make(sources, processor, cache=cache, sampling=replace(SAMPLING, sample_fps=1.0))  # another sampling
     assert len(probed) == 7
 
 
