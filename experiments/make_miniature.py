@@ -55,7 +55,8 @@ from moss_vllm.data.world.scenes import Choice
 from moss_vllm.runtime.files import readable
 from moss_vllm.training.optim import warmup_cosine
 from moss_vllm.video.clip import Clip
-from moss_vllm.vlm.video_llama3.chat import IGNORED, answer_labels, collate, conversation_text, encode
+from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.video_llama3.chat import answer_labels, collate, conversation_text, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS, build, build_processor, build_tokenizer
 
 CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?")

@@ -34,12 +34,17 @@ from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.training import engines, run_state
 from moss_vllm.training.loop import Loop, train
-from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.vlm import checkpoint
+from moss_vllm.training.optim import parameter_groups
+from moss_vllm.vlm.adapter import attach_lora, choose_rates
+from moss_vllm.vlm.attention import choose_attention
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.loss import AnswerLoss
+from moss_vllm.vlm.memory import GIB
+from moss_vllm.vlm.places import base_record
 from moss_vllm.vlm.sizes import build_shape
-from moss_vllm.vlm.video_llama3.chat import IGNORED, collate
-from moss_vllm.vlm.video_llama3.memory import GIB, MERGE, TIME_TOKENS, estimate_training_memory
+from moss_vllm.vlm.video_llama3.chat import collate
+from moss_vllm.vlm.video_llama3.memory import MERGE, TIME_TOKENS, estimate_training_memory
 
 MARKED = ("vision encoder", "MOSS", "projector", "language model", "backward", "optimizer")
 PARTS = ("waiting for data", *MARKED, "other")
@@ -211,18 +216,18 @@ def run_shape(
 def build(shape: str, device: str, *, moss: bool, recomputed: bool) -> tuple[Any, Any, list[dict[str, Any]]]:
     """Accelerator, a model in bf16 with what trains in float32, and its optimizer groups."""
     if shape == "miniature":
-        sizes = checkpoint.base_record(shape)["moss"] if moss else None
-        base = checkpoint.load_base(shape, moss=sizes, dtype=torch.bfloat16)
+        sizes = base_record(shape)["moss"] if moss else None
+        base = load_base(shape, moss=sizes, dtype=torch.bfloat16)
     else:
         base = build_shape(shape, moss={} if moss else None, device=device, dtype=torch.bfloat16)
-        base.set_attn_implementation(checkpoint.choose_attention(device, torch.bfloat16)[0])
-    model = checkpoint.attach_lora(base, rank=LORA_RANK, alpha=LORA_ALPHA, dropout=0.0)
+        base.set_attn_implementation(choose_attention(device, torch.bfloat16)[0])
+    model = attach_lora(base, rank=LORA_RANK, alpha=LORA_ALPHA, dropout=0.0)
     if recomputed:
         language_model: Any = base.model.language_model
         # As in the recipe: transformers 5.23 has the first name, 5.17 the second only.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
-    groups = parameter_groups(model, [row for row in VIDEO_LLM_RATES if moss or row.name != "moss"])
+    groups = parameter_groups(model, choose_rates(base))
     return engines.start(), model, groups
 
 

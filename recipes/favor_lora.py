@@ -109,17 +109,21 @@ from moss_vllm.evaluation.in_training import Checkup
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.training import engines, start
 from moss_vllm.training.loop import Loop, train
-from moss_vllm.training.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
+from moss_vllm.training.optim import Rate, parameter_groups, with_rates
 from moss_vllm.training.run_folder import choose_resume
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
 from moss_vllm.video.decoders import check_decoder
 from moss_vllm.video.frames import MULTIPLE_PX
 from moss_vllm.vlm import checkpoint, start_report
-from moss_vllm.vlm.base import is_hub_id, is_miniature
+from moss_vllm.vlm.adapter import attach_lora, choose_rates
+from moss_vllm.vlm.attention import choose_attention
+from moss_vllm.vlm.base import is_miniature, load_base, moss_to_train
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.loss import AnswerLoss
+from moss_vllm.vlm.places import is_hub_id
 from moss_vllm.vlm.plan import Plan, plan
+from moss_vllm.vlm.processor import load_processor
 from moss_vllm.vlm.sizes import describe_shape
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
@@ -154,10 +158,10 @@ def fine_tune(
         settings = set_accumulate(settings, accelerator, settings.clips_a_step)
     engines.refuse_quantized(accelerator, settings.quantize)
     set_seed(settings.seed)
-    processor = checkpoint.load_processor(settings.model, settings.revision)
+    processor = load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
         rows = plan_rows(settings, processor, None if dry_run else out, write=accelerator.is_main_process)
-    moss = checkpoint.moss_to_train(settings.model, settings.revision) if settings.use_moss else None
+    moss = moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
@@ -296,19 +300,19 @@ def build_model(
     settings: FavorLora, moss: dict[str, Any] | None, device: torch.device
 ) -> tuple[PeftModel, list[Rate]]:
     """The base with MOSS and LoRA, and the table of what trains at which rate."""
-    base = checkpoint.load_base(
+    base = load_base(
         settings.model,
         moss=moss,
         revision=settings.revision,
         dtype=AUTOCAST[settings.precision],
-        attention=checkpoint.choose_attention(device, AUTOCAST[settings.precision])[0],
+        attention=choose_attention(device, AUTOCAST[settings.precision])[0],
         quantize=settings.quantize,
     )
     if not settings.use_moss and hasattr(base.model.vision_model, "moss"):
         raise ValueError(
             f"{settings.model} has a MOSS already; leave --no-use-moss out, or name a base without MOSS"
         )
-    model = checkpoint.attach_lora(
+    model = attach_lora(
         base, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout
     )
     if settings.checkpoint_llm:
@@ -316,7 +320,7 @@ def build_model(
         # transformers 5.23 has the first name and warns about the second; 5.17 has the second only.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
-    table = [row for row in VIDEO_LLM_RATES if settings.use_moss or row.name != "moss"]
+    table = choose_rates(base)
     rates = {"moss": settings.lr_moss, "projector": settings.lr_projector, "llm lora": settings.lr_llm}
     return model, list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))
 

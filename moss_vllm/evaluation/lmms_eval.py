@@ -32,7 +32,7 @@ from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import Clip, read_clip
 from moss_vllm.video.frames import short_side_within, stack_frames
 from moss_vllm.vlm.checkpoint import Loaded, load
-from moss_vllm.vlm.video_llama3.chat import encode
+from moss_vllm.vlm.families import family_with
 
 NEW_TOKENS = 1024  # where a task sets no limit
 SHOWN_FAULTS = 20
@@ -204,6 +204,7 @@ class Moss(lmms):
         processor = self.loaded.processor
         if clip is not None:
             return prepare_prompts(processor, clip, questions, compress=self.protocol.compress_tokens)
+        encode = family_with(processor).encode
         return Prompts([encode(processor, None, [Turn(text)])["input_ids"] for text in questions], {})
 
     def _continuation(self, request: Any) -> str:

@@ -23,16 +23,6 @@ class Rate:
     decay_vectors: bool = False
 
 
-# Sec. 4.5 of the paper. peft keeps a frozen original beside each module it saves: first row.
-VIDEO_LLM_RATES = (
-    Rate("originals", r"\.original_module\.", None),
-    Rate("moss", r"vision_model\.moss\.", 1e-3),
-    Rate("projector", r"\.projector\.", 1e-4),
-    Rate("llm lora", r"language_model\..*\.lora_[AB]\.", 1e-5),
-    Rate("frozen", r"\.(vision_model|language_model|lm_head)\.", None),
-)
-
-
 def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, Any]]:
     """Optimizer groups by `table`; sets `requires_grad` of every parameter accordingly.
 

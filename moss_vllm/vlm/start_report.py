@@ -16,10 +16,11 @@ from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
 from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import probe_clip
-from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
+from moss_vllm.vlm.families import family_of
+from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.plan import Plan
-from moss_vllm.vlm.video_llama3.memory import GIB, estimate_training_memory
 
 
 def describe_run(
@@ -30,17 +31,17 @@ def describe_run(
     rows: Plan,
     command: str,
 ) -> dict[str, Any]:
-    """Everything the start-up report shows, as json.
+    """The content of the start-up report, as json.
 
     Args:
         settings: the recipe's dataclass.
-        table: of learning rates, as given to `optim.parameter_groups`.
-        rows: what is trained on.
+        table: the learning rates, as for `optim.parameter_groups`.
+        rows: the rows to train on.
     """
     base: Any = model.get_base_model()
     device, dtype = accelerator.device, next(base.model.language_model.parameters()).dtype
     moss = next((module for module in model.modules() if isinstance(module, MOSS)), None)
-    chosen, reason = checkpoint.choose_attention(device, dtype)
+    chosen, reason = choose_attention(device, dtype)
     shortest, median, longest = rows.spread()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
@@ -57,19 +58,19 @@ def describe_run(
 
 
 def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: Plan) -> dict[str, int] | None:
-    """Bytes of each part, for a batch of the longest clip; None where that is unknown, or gone meanwhile."""
+    """Bytes of each part, for a batch of the longest clip; None where they cannot be estimated."""
     longest = rows.rows[max(range(len(rows.rows)), key=rows.tokens.__getitem__)]
     if longest.path is None or settings.quantize:
         return None
     start_s, end_s = longest.start_s or 0.0, longest.end_s
     try:
         probe = probe_clip(longest.path, settings.sampling, start_s=start_s, end_s=end_s)
-    except BadVideo:  # training counts and names it
+    except BadVideo:  # removed since the plan; training counts and names it
         return None
     base: Any = model.get_base_model()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     deepspeed = accelerator.state.deepspeed_plugin
-    memory = estimate_training_memory(
+    memory = family_of(base.config).estimate_memory(
         base.config,
         lora_rank=settings.lora_rank,
         frames=len(probe.frame_times_s),
@@ -116,7 +117,9 @@ def show(record: dict[str, Any]) -> None:
             console.print(f"  {name}: {count:,} rows, weight {weight:g}")
     console.print(f"tokens per clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
     if not record["memory"]:
-        console.print("no estimate of memory: the base is in 4 bits, or the longest row's video is not there")
+        console.print(
+            "no estimate of memory: the base is in 4 bits, or the video of the longest row cannot be read"
+        )
     else:
         peak_gib = record["memory"]["total"] / GIB
         console.print(

@@ -19,12 +19,17 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from moss_vllm.data.rows import CAPTION_PROMPT, Turn
 from moss_vllm.training import engines, run_state
-from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
+from moss_vllm.training.optim import parameter_groups
 from moss_vllm.training.step import check_every_gradient, watch
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora, trained_state
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.video_llama3.chat import IGNORED, collate, encode
+from moss_vllm.vlm.places import base_record
+from moss_vllm.vlm.processor import load_processor
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 WRAPPED = ("Qwen2DecoderLayer", "VideoLlama3VisionEncoderLayer")  # as recipes/configs/accelerate_fsdp2.yaml
 
@@ -41,15 +46,13 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         is_fsdp2=True,
         device=torch.device("cpu"),
     )
-    processor = checkpoint.load_processor(base)
+    processor = load_processor(base)
     torch.manual_seed(0)
-    moss = checkpoint.base_record(base)["moss"]
-    model = checkpoint.attach_lora(
-        checkpoint.load_base(base, moss=moss, dtype=dtype), rank=4, alpha=4, dropout=0.0
-    )
+    moss = base_record(base)["moss"]
+    model = attach_lora(load_base(base, moss=moss, dtype=dtype), rank=4, alpha=4, dropout=0.0)
     parameter_groups(model, VIDEO_LLM_RATES)
     if resume:
-        checkpoint.restore(resume, model)
+        checkpoint.restore_trained(resume, model)
     objective = AnswerLoss(model, dtype)
     for module in model.modules():
         if type(module).__name__ in WRAPPED:
@@ -81,7 +84,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         total = loss.detach() / answers
         dist.all_reduce(total)
         losses.append(float(total))
-    state = engines.full_state(accelerator, model, lambda: checkpoint.trained_state(model))
+    state = engines.full_state(accelerator, model, lambda: trained_state(model))
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         checkpoint.save(out, model, processor, {"moss": moss}, state=state)

@@ -39,7 +39,7 @@ from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 from moss_vllm.runtime.provenance import answering_weights, fingerprint, settings_fingerprint
 from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.video.frames import BadVideo
-from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import trained_state
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.video_llama3.chat import conversation_text
 from moss_vllm.vlm.video_llama3.miniature import build, build_processor, build_tokenizer
@@ -405,12 +405,12 @@ def test_option_likelihood_is_a_protocol_of_its_own(loaded, data, tmp_path):
 def test_what_a_process_draws_is_not_in_the_fingerprint(reopen):
     """peft keeps an untrained MOSS beside the trained one."""
     one, other = reopen().model, reopen().model
-    with_moss = any(".moss." in key for key in checkpoint.trained_state(one))
+    with_moss = any(".moss." in key for key in trained_state(one))
     again = other.state_dict()
     drawn = [key for key, value in one.state_dict().items() if not torch.equal(value, again[key])]
     assert all(".moss.original_module." in key for key in drawn) and bool(drawn) == with_moss
     weights, before = answering_weights(one), fingerprint(answering_weights(other))
-    assert fingerprint(weights) == before and checkpoint.trained_state(one).keys() < weights.keys()
+    assert fingerprint(weights) == before and trained_state(one).keys() < weights.keys()
     parts = ["lora_A", "lora_B", "projector", "vision_model.encoder", "embed_tokens", "lm_head"]
     for part in [*parts, *(["moss", "running_mean", "num_batches_tracked"] if with_moss else [])]:
         key = next(key for key in weights if part in key)

@@ -102,7 +102,7 @@ def test_hooks_and_patches_go_also_when_a_step_fails(tmp_path):
 
 
 def test_random_clips_have_the_tokens_of_the_shape():
-    config = step_parts.checkpoint.load_base("miniature").config
+    config = step_parts.load_base("miniature").config
     example = step_parts.RandomClips(config, 4, 84, 56).example
     tokens = 4 * (84 // 28) * (56 // 28) + 4 * step_parts.TIME_TOKENS + step_parts.TEXT_TOKENS
     assert example["input_ids"].shape == example["labels"].shape == (tokens,)

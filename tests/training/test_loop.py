@@ -16,10 +16,12 @@ from moss_vllm.data.rows import CAPTION_PROMPT, Rejected, Turn
 from moss_vllm.training import engines
 from moss_vllm.training import loop as training
 from moss_vllm.training.loop import Loop
-from moss_vllm.training.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
+from moss_vllm.training.optim import Rate, parameter_groups, with_rates
 from moss_vllm.training.row_order import RowOrder, StepBatches
 from moss_vllm.training.run_folder import latest_checkpoint
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora, trained_state
+from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.video_llama3.chat import encode
@@ -77,8 +79,8 @@ def run(tiny_base, moss, processor, tmp_path, clips):
     ):
         torch.manual_seed(seed)
         settings = moss if use_moss else None
-        base = checkpoint.load_base(tiny_base, moss=settings)
-        model = checkpoint.attach_lora(base, rank=4, alpha=4, dropout=dropout)
+        base = load_base(tiny_base, moss=settings)
+        model = attach_lora(base, rank=4, alpha=4, dropout=dropout)
         table = [row for row in VIDEO_LLM_RATES if use_moss or row.name != "moss"]
         table = with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None})
         record = {"base_model": str(tiny_base), "base_revision": None, "moss": settings}
@@ -93,7 +95,7 @@ def run(tiny_base, moss, processor, tmp_path, clips):
             resume=resume,
             evaluate=evaluate,
         )
-        return lines, checkpoint.trained_state(model)
+        return lines, trained_state(model)
 
     return start
 
@@ -204,7 +206,7 @@ def test_accumulation_equals_one_large_batch(run, use_moss, monkeypatch):
 def test_the_loss_is_the_mean_over_answer_tokens(run, clips, tiny_base):
     (line, *_), _ = run(loop(1, batch_size=8), use_moss=False)
     batch = clips.collate([clips[i] for i in range(8)])
-    model = checkpoint.load_base(tiny_base)
+    model = load_base(tiny_base)
     inputs = {key: value for key, value in batch.items() if key not in ("row_ids", "rejected")}
     with torch.no_grad():
         assert line["loss"] == pytest.approx(float(model(**inputs).loss), rel=1e-5)
@@ -256,7 +258,7 @@ def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     _, weights = run(loop(3, save_every=2))
     folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
     assert folders == ["step-000002", "step-000003"]  # nothing unfinished is left
-    loaded = checkpoint.trained_state(checkpoint.load(tmp_path / "run" / "step-000003").model)
+    loaded = trained_state(checkpoint.load(tmp_path / "run" / "step-000003").model)
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
     state = tmp_path / "run" / "step-000003" / "state"
     assert (state / "optimizer.safetensors").is_file()
@@ -387,7 +389,7 @@ def test_a_folder_that_is_taken_away_ends_the_run_and_is_not_made_anew(run, tmp_
 
 
 def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):
-    attach = checkpoint.attach_lora
+    attach = attach_lora
 
     def with_spare(base, **settings):
         base.register_parameter("spare", nn.Parameter(torch.zeros(2)))
