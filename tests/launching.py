@@ -1,5 +1,6 @@
 """Start the recipe as users do, in processes of its own."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -71,6 +72,15 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def load_script(path):
+    """A script as a module of its own, each time anew."""
+    spec = importlib.util.spec_from_file_location("_".join(path.with_suffix("").parts[-2:]), path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass looks its annotations up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def logged(out):
