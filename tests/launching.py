@@ -74,6 +74,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def as_flags(given):
+    """--batch-size 2 for batch_size=2, as separate words."""
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+
+
 def load_script(path):
     """A script as a module of its own, each time anew."""
     spec = importlib.util.spec_from_file_location("_".join(path.with_suffix("").parts[-2:]), path)
