@@ -5,6 +5,7 @@ there, and leaves nothing half-written. The messages stand in docs/faults.md alo
 makes every fault and writes them anew: read the difference.
 """
 
+import importlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1]))  # where a script's own folder is not enough
 
-from faults import engine, of_actions, of_data, of_models, of_scripts, of_training  # noqa: F401
+from faults import engine, of_data
 from faults.engine import FAULTS, MEMORY, edit_weights, pattern, snapshot, to_nan
 from launching import ROOT
 
@@ -24,6 +25,8 @@ from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.batches import TrainingSet
 
 RECIPE = ROOT / "recipes" / "favor_lora.py"
+for name in ("of_data", "of_training", "of_models", "of_scripts", "of_actions"):  # as in the list
+    importlib.import_module(f"faults.{name}")
 
 
 @pytest.mark.parametrize("one", FAULTS, ids=[re.sub(r"\W+", "-", one.title) for one in FAULTS])
