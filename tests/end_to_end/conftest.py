@@ -112,6 +112,7 @@ def ground(recipe, trained, tiny_base, world, tmp_path, one_process, monkeypatch
         words=words,
         train=train,
         dry=partial(train, "--dry-run"),
+        bare=lambda *argv: partial(recipe.main, argv),
         script=script,
         load=lambda folder: partial(checkpoint.load, folder),
         checkpoint=checkpoint_folder,

@@ -16,6 +16,14 @@ for title, text in {
     "a text where a number is due": "steps: many",
     "1e-3 in the config, which YAML reads as a text": "lr_moss: 1e-3",
     "a setting twice in the config": "steps: 3\nsteps: 4",
+    "a fraction where a whole number is due": "steps: 1.5",
+    "yes or no where a number is due": "steps: true",
+    "a number where yes or no is due": "use_moss: 1",
+    "nothing where a text is due": "model: null",
+    "a config that is a list": "- steps",
+    "an empty config": "",
+    "a config that is no YAML": "steps: [",
+    "a config nested too deeply": "steps: " + "[" * 5000 + "]" * 5000,
 }.items():
 
     @fault(title, ValueError)
@@ -48,6 +56,22 @@ for title, settings in {
     @fault(title, ValueError)
     def _(ground, settings=settings):
         return ground.dry(**settings)
+
+
+for flags in """
+    --cache-gib 3
+    --eval-every 3
+    --eval-questions 3
+    --videos .
+    --no-use-moss --lr-moss 1e-3
+    --revision main
+    --eval-data x --steps 50
+    --clips-a-step 8 --accumulate 2
+""".strip().splitlines():  # what would be ignored, or is said twice
+
+    @fault(f"`recipes/favor_lora.py {flags.strip()}`", ValueError)
+    def _(ground, flags=flags):
+        return ground.bare(*flags.split())
 
 
 @fault("a size in place of a model to train", ValueError)
