@@ -67,6 +67,16 @@ def start(argv, cwd, *, rank=0, processes=1, port=0, script=SCRIPT, output=None,
     )
 
 
+def load_script(path):
+    """The module of a script outside the package, such as recipes/favor_lora.py."""
+    name = f"{Path(path).parent.name}_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclass looks annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
 def free_port():
     """A port nobody listens on now."""
     with socket.socket() as probe:
@@ -74,20 +84,11 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def as_flags(given):
-    """--batch-size 2 for batch_size=2, as separate words."""
-    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def load_script(path):
-    """A script as a module of its own, each time anew."""
-    spec = importlib.util.spec_from_file_location("_".join(path.with_suffix("").parts[-2:]), path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass looks its annotations up there
-    spec.loader.exec_module(module)
-    return module
-
-
 def logged(out):
     """The lines of a run's train.jsonl."""
     return [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+def as_flags(given):
+    """--batch-size 2 for batch_size=2, as separate words."""
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
