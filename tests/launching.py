@@ -1,5 +1,6 @@
 """Start the recipe as users do, in processes of its own."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -66,6 +67,16 @@ def start(argv, cwd, *, rank=0, processes=1, port=0, script=SCRIPT, output=None,
     )
 
 
+def load_script(path):
+    """The module of a script outside the package, such as recipes/favor_lora.py."""
+    name = f"{Path(path).parent.name}_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclass looks annotations up
+    spec.loader.exec_module(module)
+    return module
+
+
 def free_port():
     """A port nobody listens on now."""
     with socket.socket() as probe:
@@ -76,3 +87,8 @@ def free_port():
 def logged(out):
     """The lines of a run's train.jsonl."""
     return [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+def as_flags(given):
+    """--batch-size 2 for batch_size=2, as separate words."""
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
