@@ -189,9 +189,9 @@ def fine_tune(
     )
     disk, record = start.plan_disk(model, out, loop, resume), {}
     if accelerator.is_main_process:
-        record = start_report.describe_run(settings, accelerator, model, table, rows, command)
+        record = start_report.describe_fine_tuning(settings, accelerator, model, table, rows, command)
         record |= {"origins": origins(layers), "disk": disk}
-        start_report.show(record)
+        start_report.show_report(record)
     if dry_run:
         if accelerator.is_main_process:
             for name, value in dataclasses.asdict(settings).items():

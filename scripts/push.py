@@ -51,7 +51,7 @@ from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.provenance import RUN_FILE, read_header
 from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, PICKLE_FILE
 from moss_vllm.vlm.checkpoint import read_run_file
-from moss_vllm.vlm.families import FAMILIES, MOSS_SETTINGS
+from moss_vllm.vlm.families import MOSS_SETTINGS, VIDEO_LLM_FAMILIES
 from moss_vllm.vlm.places import INDEX, MERGED_FILE, WEIGHTS
 from moss_vllm.vlm.processor import PROCESSOR_FILES
 
@@ -133,7 +133,7 @@ def read_record(folder: Path, merged: bool) -> dict[str, Any]:
 def moss_of(folder: Path) -> dict[str, Any] | None:
     """What the MOSS of a merged model is, as its config has it."""
     config = read_json(folder / "config.json", "merge the checkpoint again")
-    if config.get("model_type") not in {family.moss_config.model_type for family in FAMILIES}:
+    if config.get("model_type") not in {family.moss_config.model_type for family in VIDEO_LLM_FAMILIES}:
         return None
     vision = config.get("vision_config")
     if not isinstance(vision, dict) or any(name not in vision for name in MOSS_SETTINGS):

@@ -26,10 +26,10 @@ from moss_vllm.vlm.places import (
     MINIATURE,
     base_fingerprint,
     base_record,
+    base_weight_files,
     find_file,
     is_hub_id,
     resolve,
-    weight_files,
 )
 
 TO_TRAIN = "moss_to_train"  # in the record of a merged model without MOSS: the sizes that its own base names
@@ -142,7 +142,7 @@ def is_miniature(source: str | Path) -> bool:
 def _open_config(source: str | Path, revision: str | None) -> tuple[PretrainedConfig, dict[str, Tensor]]:
     """The config of a base and the header of its weights, compared before anything is made of the config."""
     settings, path = check_kind(source, revision), resolve(source)
-    headers = [read_header(file, "fetch it again") for file in weight_files(path, revision)]
+    headers = [read_header(file, "fetch it again") for file in base_weight_files(path, revision)]
     header = {name: value for one in headers for name, value in one.items()}
     fit.check_counts(source, settings, header, find_family(settings["model_type"], source).layers)
     try:

@@ -10,7 +10,7 @@ from moss_vllm.data.rows import CAPTION_PROMPT, ClipRow, Rejected, Turn
 from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.video.frames import BadVideo
 from moss_vllm.vlm.conversation import IGNORED
-from moss_vllm.vlm.families import family_with
+from moss_vllm.vlm.families import Family, family_with
 from moss_vllm.vlm.plan import too_long
 
 
@@ -39,11 +39,15 @@ class TrainingSet:
         read: Callable[..., Clip] = read_clip,
     ) -> None:
         self.rows, self.processor, self.compress, self.max_tokens = rows, processor, compress, max_tokens
-        self.family = family_with(processor)
         self.shares: list[tuple[int, float]] = [(len(rows), 1.0)] if shares is None else list(shares)
         if sum(count for count, _ in self.shares) != len(rows):
             raise ValueError(f"shares {self.shares} do not add up to {len(rows)} rows; pass both of one Plan")
         self.read, self.sampling = read, sampling
+
+    @property
+    def family(self) -> Family:
+        """The family of the processor."""
+        return family_with(self.processor)
 
     def __len__(self) -> int:
         return len(self.rows)

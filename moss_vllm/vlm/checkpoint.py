@@ -40,8 +40,8 @@ from moss_vllm.vlm.places import MINIATURE, base_record, find_file, is_hub_id, r
 from moss_vllm.vlm.processor import check_processor, load_processor, open_processor
 from moss_vllm.vlm.reload_check import verify
 
-FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a checkpoint on the hub; none of them is code
-NEEDED = ("base_model", "base_revision", "base_fingerprint", "moss")
+CHECKPOINT_FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # fetched from the hub; none is code
+RUN_NEEDS = ("base_model", "base_revision", "base_fingerprint", "moss")
 
 
 @dataclass
@@ -106,7 +106,7 @@ def load(
         run, name = base_record(source), "miniature" if resolve(source) == str(MINIATURE) else str(source)
     else:
         if is_hub_id(source):
-            folder, name = Path(snapshot_download(str(source), allow_patterns=FILES)), str(source)
+            folder, name = Path(snapshot_download(str(source), allow_patterns=CHECKPOINT_FILES)), str(source)
         else:
             folder = run_file.parent
             name = folder.parent.name if folder.name.startswith("step-") else folder.name
@@ -218,7 +218,7 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     """
     file = folder / RUN_FILE
     run = read_json(file)
-    if missing := [name for name in NEEDED if name not in run]:
+    if missing := [name for name in RUN_NEEDS if name not in run]:
         raise ValueError(f"{file}: has no {', '.join(missing)}; use an earlier checkpoint")
     kinds: dict[str, Any] = {"base_model": str, "base_revision": str | None, "base_fingerprint": str}
     for name, kind in {**kinds, "moss": dict | None}.items():

@@ -110,10 +110,10 @@ VIDEO_LLAMA3 = Family(
     video_inputs=chat.PER_VIDEO,
     estimate_memory=memory.estimate_training_memory,
 )
-FAMILIES = (VIDEO_LLAMA3,)
+VIDEO_LLM_FAMILIES = (VIDEO_LLAMA3,)
 # The settings of MOSS that a config and run.json hold, each with the paper's value; the same in every family.
 MOSS_SETTINGS = {name: getattr(model.MossVideoLlama3VisionConfig, name) for name in model.MOSS_FIELDS}
-REMEDIES = {
+OTHER_MODEL_TYPES = {
     original.MODEL_TYPE: "convert the authors' release first: python scripts/convert_videollama3.py SOURCE "
     "OUT, where SOURCE is its folder and OUT what to give here"
 }
@@ -129,11 +129,11 @@ def find_family(model_type: Any, source: Any) -> Family:
     Raises:
         ValueError: no family has it.
     """
-    for family in FAMILIES:
+    for family in VIDEO_LLM_FAMILIES:
         if model_type in (family.config.model_type, family.moss_config.model_type):
             return family
-    names = ", ".join(f"{family.title} ('{family.config.model_type}')" for family in FAMILIES)
-    remedy = REMEDIES.get(str(model_type), "give a folder or hub id of one of these")
+    names = ", ".join(f"{family.title} ('{family.config.model_type}')" for family in VIDEO_LLM_FAMILIES)
+    remedy = OTHER_MODEL_TYPES.get(str(model_type), "give a folder or hub id of one of these")
     raise ValueError(
         f"{source}: model_type '{model_type}' is of no family that MOSS attaches to, which are {names}; "
         f"{remedy}"
@@ -151,8 +151,8 @@ def family_with(processor: Any) -> Family:
     Raises:
         ValueError: it belongs to none.
     """
-    for family in FAMILIES:
+    for family in VIDEO_LLM_FAMILIES:
         if isinstance(processor, family.processor):
             return family
-    names = ", ".join(family.title for family in FAMILIES)
+    names = ", ".join(family.title for family in VIDEO_LLM_FAMILIES)
     raise ValueError(f"its processor is a {type(processor).__name__}, which is of no family: {names}")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moss_vllm.training.loop import Objective
 from moss_vllm.vlm.conversation import IGNORED
-from moss_vllm.vlm.families import FAMILIES
+from moss_vllm.vlm.families import VIDEO_LLM_FAMILIES
 
 
 class AnswerLoss(Objective):
@@ -17,7 +17,7 @@ class AnswerLoss(Objective):
     gigabytes.
     """
 
-    gather_whole = tuple(family.moss for family in FAMILIES)  # runs once for each clip size of a batch
+    gather_whole = tuple(family.moss for family in VIDEO_LLM_FAMILIES)  # one call per clip size of a batch
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Loss of one micro-batch from `TrainingSet.collate`."""

@@ -106,7 +106,7 @@ def base_record(source: str | Path, revision: str | None = None) -> dict[str, An
     return {}
 
 
-def weight_files(path: str, revision: str | None) -> list[Path]:
+def base_weight_files(path: str, revision: str | None) -> list[Path]:
     """The safetensors files of a base.
 
     Raises:
@@ -133,7 +133,7 @@ def base_fingerprint(source: str | Path, revision: str | None = None) -> str:
         ValueError: there are no safetensors files, or one cannot be read.
     """
     weights: dict[str, bytes] = {}
-    for file in weight_files(resolve(source), revision):
+    for file in base_weight_files(resolve(source), revision):
         try:
             with safe_open(file, "pt") as opened:
                 for name in opened.keys():

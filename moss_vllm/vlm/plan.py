@@ -22,7 +22,7 @@ from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import ClipPart, Probe, probe_all
 from moss_vllm.vlm.families import Family, family_with
 
-KINDS = ("too long", "bad", "missing")
+REJECTED_KINDS = ("too long", "bad", "missing")
 REMEDIES = {
     "too long": "raise max_tokens, lower sample_fps, max_frames or short_side_px, or leave the rows out",
     "bad": "repair or remove the rows",
@@ -49,7 +49,7 @@ class Plan:
     def line(self) -> str:
         """How many rows are kept and how many are rejected, in one line."""
         counts = Counter(row.kind for row in self.rejected)
-        rejected = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS)
+        rejected = ", ".join(f"{counts[kind]:,} {kind}" for kind in REJECTED_KINDS)
         return f"kept {len(self.rows):,} of {len(self.rows) + len(self.rejected):,} rows: {rejected}"
 
     def spread(self) -> tuple[int, int, int]:
@@ -81,7 +81,7 @@ class Plan:
             f"{len(self.rejected):,} of {total:,} rows ({share:.1%}) cannot be used, {limit}; all are in "
             f"{self.file or 'rejected.jsonl once the plan is written'}"
         ]
-        for kind in KINDS:
+        for kind in REJECTED_KINDS:
             if rows := [row for row in self.rejected if row.kind == kind]:
                 first = f"the first is {rows[0].row_id} of {rows[0].source}: {rows[0].reason}"
                 lines.append(f"  {len(rows):,} {kind}: {REMEDIES[kind]}; {first}")

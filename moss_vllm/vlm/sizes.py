@@ -69,7 +69,7 @@ sizes in the config.json of Qwen/Qwen2.5-1.5B-Instruct and Qwen/Qwen2.5-7B-Instr
 VideoLLaMA3 checkpoints were not read, and one with a resized vocabulary has other numbers of embedding rows.
 """
 
-PARTS = {  # the first prefix that fits
+MODEL_PARTS = {  # the first prefix that fits
     "MOSS": "model.vision_model.moss.",
     "vision encoder": "model.vision_model.",
     "projector": "model.projector.",
@@ -117,9 +117,9 @@ def parameters_per_part(model: PreTrainedModel) -> dict[str, int]:
     Raises:
         ValueError: a parameter that belongs to none of them, such as LoRA's.
     """
-    counts = dict.fromkeys(PARTS, 0)
+    counts = dict.fromkeys(MODEL_PARTS, 0)
     for name, parameter in model.named_parameters():
-        part = next((part for part, prefix in PARTS.items() if name.startswith(prefix)), None)
+        part = next((part for part, prefix in MODEL_PARTS.items() if name.startswith(prefix)), None)
         if part is None:
             raise ValueError(f"{name} belongs to no part of VideoLLaMA3; count before LoRA is attached")
         counts[part] += parameter.numel()
@@ -199,7 +199,7 @@ def parameter_table(name: str, plain: dict[str, int], chosen: dict[str, int]) ->
     table = Table("part", title=f"parameters of VideoLLaMA3-{name.upper()}")
     for head in ("as released", "as trained here"):
         table.add_column(head, justify="right")
-    for part in PARTS:
+    for part in MODEL_PARTS:
         table.add_row(part, f"{plain[part]:,}", f"{chosen[part]:,}", end_section=part == "head")
     table.add_row("total", f"{sum(plain.values()):,}", f"{sum(chosen.values()):,}")
     return table

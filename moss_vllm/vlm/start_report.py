@@ -23,7 +23,7 @@ from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.plan import Plan
 
 
-def describe_run(
+def describe_fine_tuning(
     settings: Any,
     accelerator: Accelerator,
     model: PeftModel,
@@ -91,7 +91,7 @@ def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: P
     return {**dataclasses.asdict(memory), "total": memory.total}
 
 
-def show(record: dict[str, Any]) -> None:
+def show_report(record: dict[str, Any]) -> None:
     """Print the report."""
     console, settings, tokens = Screen(), record["settings"], record["tokens"]
     if settings["model"] == "miniature":

@@ -395,7 +395,7 @@ def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):
         base.register_parameter("spare", nn.Parameter(torch.zeros(2)))
         return attach(base, **settings)
 
-    monkeypatch.setattr(checkpoint, "attach_lora", with_spare)
+    monkeypatch.setattr("test_loop.attach_lora", with_spare)
     # On the frozen row of the paper's table no name matches it, so the table itself refuses it first.
     with pytest.raises(
         ValueError, match=r"no row of the learning-rate table covers base_model\.model\.spare"

@@ -7,12 +7,19 @@ import pytest
 from transformers import Qwen2Config
 
 from moss_vllm.vlm import families
-from moss_vllm.vlm.families import FAMILIES, MOSS_SETTINGS, VIDEO_LLAMA3, family_of, family_with, find_family
+from moss_vllm.vlm.families import (
+    MOSS_SETTINGS,
+    VIDEO_LLAMA3,
+    VIDEO_LLM_FAMILIES,
+    family_of,
+    family_with,
+    find_family,
+)
 from moss_vllm.vlm.places import MINIATURE
 from moss_vllm.vlm.processor import load_processor
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+@pytest.mark.parametrize("family", VIDEO_LLM_FAMILIES, ids=lambda family: family.title)
 def test_a_family_is_found_with_and_without_moss(family):
     plain, with_moss = family.config(), family.add_moss(family.config())
     assert family_of(plain) is family_of(with_moss) is family
@@ -20,7 +27,7 @@ def test_a_family_is_found_with_and_without_moss(family):
     assert find_family(plain.model_type, "x") is find_family(with_moss.model_type, "x") is family
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+@pytest.mark.parametrize("family", VIDEO_LLM_FAMILIES, ids=lambda family: family.title)
 def test_moss_has_the_papers_settings_where_none_are_given(family):
     with_moss = family.add_moss(family.config())
     settings = {name: list(v) if isinstance(v, tuple) else v for name, v in MOSS_SETTINGS.items()}
@@ -46,7 +53,7 @@ def test_a_processor_has_the_family_of_its_class():
 
 
 def test_every_family_has_a_rate_for_moss_and_freezes_the_originals_first():
-    for family in families.FAMILIES:
+    for family in families.VIDEO_LLM_FAMILIES:
         names = [row.name for row in family.rates]
         assert names[0] == "originals" and "moss" in names and family.rates[0].lr is None
 

@@ -38,8 +38,8 @@ PREFIXES = (  # the first that fits is replaced
     ("model.mm_projector.", "model.projector."),
     ("model.", "model.language_model."),
 )
-EMBEDDING = "model.language_model.embed_tokens.weight"
-PARTS: dict[str, tuple[str, ...]] = {
+EMBEDDING_WEIGHT = "model.language_model.embed_tokens.weight"
+CONVERTED_PARTS: dict[str, tuple[str, ...]] = {
     "vision encoder": ("model.vision_model.",),
     "projector": ("model.projector.",),
     "language model": ("model.language_model.", "lm_head."),
@@ -96,9 +96,9 @@ def convert(
     shapes = native_shapes(config)
     places = place_weights(source, weights, shapes)
 
-    stored, width = shapes[EMBEDDING]
+    stored, width = shapes[EMBEDDING_WEIGHT]
     rows = max(stored, config.image_token_id + 1, config.video_token_id + 1)
-    shapes |= {name: (rows, width) for name in (EMBEDDING, HEAD) if name in shapes}
+    shapes |= {name: (rows, width) for name in (EMBEDDING_WEIGHT, HEAD) if name in shapes}
     language: Any = config.text_config
     language.vocab_size = rows
 
@@ -123,7 +123,7 @@ def convert(
 
     parts = {
         title: [shape for name, shape in shapes.items() if name.startswith(prefixes)]
-        for title, prefixes in PARTS.items()
+        for title, prefixes in CONVERTED_PARTS.items()
     }
     return Conversion(
         tensors={title: len(of_part) for title, of_part in parts.items()},
@@ -237,7 +237,7 @@ def place_weights(source: Path, weights: Iterable[Weight], shapes: Shapes) -> di
             "take all files from one release"
         )
     if HEAD not in shapes and HEAD in places:
-        if not torch.equal(_read(places.pop(HEAD)), _read(places[EMBEDDING])):
+        if not torch.equal(_read(places.pop(HEAD)), _read(places[EMBEDDING_WEIGHT])):
             raise ValueError(
                 f"{source}: tie_word_embeddings is true in config.json, but {HEAD} is not the embedding; "
                 "make it false if the head was trained"

@@ -31,7 +31,7 @@ from moss_vllm.vlm.video_llama3.model import MossVideoLlama3VisionConfig
 MERGE = 2  # width and height of a video token in patches, by VideoLLaMA3's processor
 TIME_TOKENS = 9  # of ",Time 12.5s:" before each frame
 LORA_LINEARS = 7  # of a decoder layer
-ATTENTION = ("sdpa", "flash_attention_2")
+COUNTED_ATTENTION = ("sdpa", "flash_attention_2")
 
 
 def estimate_training_memory(
@@ -205,8 +205,10 @@ def _check(
         )
     if precision not in AUTOCAST:
         raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(AUTOCAST)}")
-    if attention not in ATTENTION:
-        raise ValueError(f"no estimate for attention '{attention}'; choose one of {', '.join(ATTENTION)}")
+    if attention not in COUNTED_ATTENTION:
+        raise ValueError(
+            f"no estimate for attention '{attention}'; choose one of {', '.join(COUNTED_ATTENTION)}"
+        )
     if frozen_dtype not in (torch.float32, AUTOCAST[precision]):
         raise ValueError(
             f"frozen weights in {frozen_dtype} do not go with precision '{precision}'; give float32, or the "
