@@ -30,7 +30,7 @@ if __name__ == "__main__":
     answer_help(options)
 
 from moss_vllm.report.html import choose_file, write_page
-from moss_vllm.report.run_files import holds_answers, read_run
+from moss_vllm.report.run_files import holds_answers, read_run_files
 
 
 @errors_in_one_line("nothing is written")
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> Path:
 def _page_of_a_run(folder: Path, out: Path | None, strips: int | None) -> Path:
     from moss_vllm.report.run_page import run_page
 
-    run = read_run(folder)
+    run = read_run_files(folder)
     if strips is not None:
         raise ValueError(f"--strips is for the answers of an evaluation; {folder} holds a training run")
     out = choose_file(folder, out)

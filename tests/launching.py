@@ -1,5 +1,6 @@
 """Start the recipe as users do, in processes of its own."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -64,6 +65,16 @@ def start(argv, cwd, *, rank=0, processes=1, port=0, script=SCRIPT, output=None,
     return subprocess.Popen(
         [sys.executable, str(script), *argv], env=variables, cwd=cwd, stdout=said, stderr=said, **more
     )
+
+
+def load_script(path):
+    """The module of a script outside the package, such as recipes/favor_lora.py."""
+    name = f"{Path(path).parent.name}_{Path(path).stem}"
+    spec = importlib.util.spec_from_file_location(name, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where its dataclass looks annotations up
+    spec.loader.exec_module(module)
+    return module
 
 
 def free_port():

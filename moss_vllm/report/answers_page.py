@@ -11,7 +11,7 @@ from moss_vllm.evaluation.scoring import PAPER_TABLE_5
 from moss_vllm.report.answer_files import Asked, Results
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.choices import show_choices
-from moss_vllm.report.html import Html, count, cut, document, listed, moment, section, table, tag, tiles
+from moss_vllm.report.html import Html, counted, document, listed, moment, section, table, tag, tiles, trim
 from moss_vllm.report.strips import MOST_BYTES, MOST_FRAMES, MOST_VIDEOS, Strip, choose_videos, read_strips
 
 PARTS = {
@@ -69,13 +69,13 @@ def _status(results: Results) -> list[Html]:
         ]
     if failed:
         unseen, wrong = results.done - len(results.asked), results.unseen.get("all", 0)
-        counted = "not counted in any number"
+        tally = "not counted in any number"
         if unseen:
             rest = f", the answers of {unseen - wrong:,} are withheld" if unseen > wrong else ""
-            counted = f"of their {count(unseen, 'question')} {wrong:,} count as wrong{rest}"
-        names = (tag("li", f"{video}: {cut(reason, 600)}") for video, reason in list(failed.items())[:NAMED])
+            tally = f"of their {counted(unseen, 'question')} {wrong:,} count as wrong{rest}"
+        names = (tag("li", f"{video}: {trim(reason, 600)}") for video, reason in list(failed.items())[:NAMED])
         more = tag("li", f"and {len(failed) - NAMED:,} more") if len(failed) > NAMED else ""
-        head = f"{count(len(failed), 'video')} missing or unreadable, {counted}:"
+        head = f"{counted(len(failed), 'video')} missing or unreadable, {tally}:"
         told.append(tag("div", head, tag("ul", *names, more), class_="status bad"))
     return told
 
@@ -159,7 +159,8 @@ def _time(results: Results) -> list[Html]:
     for key, name in (("frames", "frames of a video"), ("shared_tokens", "tokens its questions share")):
         if counts := [video[key] for video in videos if isinstance(video.get(key), int)]:
             sizes.append([name, min(counts), int(statistics.median(counts)), max(counts), sum(counts)])
-    note = "Videos are decoded by threads while others are answered, so that stages overlap in time."
+    note = "Videos are decoded by threads while others are answered, so stages overlap in time."
+    videos_counted = counted(len(videos), "video")
     return [
         tag("div", *bar, class_="stages"),
         tag(
@@ -167,9 +168,7 @@ def _time(results: Results) -> list[Html]:
             tag(
                 "div", table(["stage", "seconds", "%", "median of a video, s", "longest, s"], lines, "scores")
             ),
-            tag(
-                "div", table([count(len(videos), "video"), "least", "median", "most", "sum"], sizes, "scores")
-            ),
+            tag("div", table([videos_counted, "least", "median", "most", "sum"], sizes, "scores")),
             class_="columns",
         ),
         tag("p", note, class_="soft"),
@@ -182,13 +181,13 @@ def _browser(results: Results, strips: Mapping[str, Strip]) -> list[Html]:
     bad = [video for video, strip in strips.items() if "failed" in strip]
     total = len(results.stored.videos)
     told = (
-        f"Frames are shown of {len(found):,} of {count(total, 'video')}, up to {MOST_FRAMES} spread evenly "
+        f"Frames are shown of {len(found):,} of {counted(total, 'video')}, up to {MOST_FRAMES} spread evenly "
     )
     told += "over each; " + ("wrong answers come first, the tasks in turn; " if total > len(strips) else "")
     told += "--strips N takes N videos, 0 none."
     if bad:
         more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-        told += f" {count(len(bad), 'video')} cannot be read now: {', '.join(bad[:NAMED])}{more}."
+        told += f" {counted(len(bad), 'video')} cannot be read now: {', '.join(bad[:NAMED])}{more}."
     if results.protocol.still and found:
         told += " The model was shown one frame only, the middle one; these are the video's own."
     number = len(results.asked) + len(results.stored.failed)
@@ -248,7 +247,7 @@ def _run(results: Results) -> list[Html]:
     more = [("protocol." + key, value) for key, value in protocol.items()]
     told = [
         tag("h3", "A prompt, as put"),
-        tag("pre", cut(str(first.get("prompt", "-")), MOST_CHARACTERS)),
+        tag("pre", trim(str(first.get("prompt", "-")), MOST_CHARACTERS)),
         tag("h3", "Header of the answers"),
         tag("div", table((), rows, class_="pairs"), table((), more, class_="pairs"), class_="columns"),
     ]
@@ -271,7 +270,7 @@ def _data(results: Results, strips: Mapping[str, Strip]) -> dict[str, Any]:
                 place[video],
                 -1,
                 OUTCOMES.index("failed"),
-                cut(reason, MOST_CHARACTERS),
+                trim(reason, MOST_CHARACTERS),
                 [],
                 None,
                 [],
@@ -296,10 +295,10 @@ def _row(one: Asked, video: int, task: int) -> list[Any]:
         video,
         task,
         OUTCOMES.index(one.outcome),
-        cut(one.question, MOST_CHARACTERS),
-        [cut(option, MOST_CHARACTERS) for option in one.options],
+        trim(one.question, MOST_CHARACTERS),
+        [trim(option, MOST_CHARACTERS) for option in one.options],
         one.right,
         one.chosen,
-        cut(one.output, MOST_CHARACTERS),
+        trim(one.output, MOST_CHARACTERS),
         scores,
     ]

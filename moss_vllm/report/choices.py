@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from moss_vllm.evaluation.protocols import LETTERS
 from moss_vllm.report.answer_files import Asked, Results
 from moss_vllm.report.bars import Bars, draw_bars
-from moss_vllm.report.html import Html, count, table, tag
+from moss_vllm.report.html import Html, counted, table, tag
 
 WITHHELD = "withheld"
 NO_OPTION = ("several", "no option")
@@ -44,7 +44,7 @@ def show_choices(results: Results) -> list[Html]:
             small.append(tag("div", head, _matrix(of_task, by_text)))
     return [
         _shares(asked, by_text),
-        tag("h3", f"Right and chosen, {count(len(asked), 'answer')}"),
+        tag("h3", f"Right and chosen, {counted(len(asked), 'answer')}"),
         tag("p", told, class_="soft"),
         _matrix(asked, by_text),
         *([tag("h3", "Each task"), tag("div", *small, class_="matrices")] if len(small) > 1 else []),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moss_vllm.report.html import Html, count, tag
+from moss_vllm.report.html import Html, counted, tag
 
 MOST_POINTS = 1000  # of a curve
 FEW_POINTS = 40  # are marked by dots
@@ -255,7 +255,7 @@ def _notes(chart: Chart, curves: Sequence[Curve], kept: Sequence[NDArray[np.int6
         below = int((before.values <= SMALLEST).sum()) if chart.log else 0
         if below:
             notes.append(
-                f"{after.name}: {count(below, 'value')} of zero or below cannot be shown on this axis"
+                f"{after.name}: {counted(below, 'value')} of zero or below cannot be shown on this axis"
             )
     thinned = [len(one.steps) for one, ids in zip(curves, kept, strict=True) if len(ids) < len(one.steps)]
     if thinned:

@@ -20,8 +20,10 @@ PAGE_FILE = "page.html"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-# An escape of JSON for a character that `plain` escapes, behind whole pairs of backslashes.
-ACTING = re.compile(r"(?<!\\)((?:\\\\)*)\\(?=u(?:00(?:[0189].|7f|ad)|061c|200[bef]|202[89a-e]|206.|feff))")
+# A JSON escape of a character that `plain` escapes, after any number of escaped backslashes.
+ACTING_ESCAPE = re.compile(
+    r"(?<!\\)((?:\\\\)*)\\(?=u(?:00(?:[0189].|7f|ad)|061c|200[bef]|202[89a-e]|206.|feff))"
+)
 
 
 class Html(str):
@@ -72,12 +74,12 @@ def section(name: str, title: str, *inside: Any) -> Html:
     return tag("section", tag("h2", title), *inside, id=name)
 
 
-def cut(text: str, most: int) -> str:
+def trim(text: str, most: int) -> str:
     """The text, or its first `most` characters and how many more there are."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text) - most:,} more characters)"
 
 
-def count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """The number with its noun: 1 row, 1,200 rows."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -85,7 +87,7 @@ def count(number: int, noun: str) -> str:
 def inline_json(name: str, data: Any) -> Html:
     """Data for the page's script; nothing in it can end the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII only
-    text = ACTING.sub(r"\1\\\\", text)
+    text = ACTING_ESCAPE.sub(r"\1\\\\", text)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Html(f'<script type="application/json" id="{name}">{text}</script>')

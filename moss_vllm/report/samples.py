@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moss_vllm.report.html import Html, count, cut, escape, join, table, tag
+from moss_vllm.report.html import Html, counted, escape, join, table, tag, trim
 
 MOST_EVALUATIONS = 16  # side by side; the first and the last are among them
 MOST_CHARACTERS = 600  # of an answer
 
 
 @dataclass
-class Asked:
+class Sample:
     """A question and its answer at each step it was asked: (output, correct)."""
 
-    sample: Mapping[str, Any]
+    question: Mapping[str, Any]
     answers: dict[int, tuple[Any, bool | None]] = field(default_factory=dict)
 
     def kinds(self) -> list[str]:
@@ -24,9 +24,9 @@ class Asked:
         return last + ["changed"] * (len(set(judged)) > 1)
 
 
-def gather(lines: Mapping[int, Mapping[str, Any]]) -> tuple[list[Asked], int]:
+def gather(lines: Mapping[int, Mapping[str, Any]]) -> tuple[list[Sample], int]:
     """The questions of a benchmark's evaluations by step, and how many samples cannot be read."""
-    found: dict[str, Asked] = {}
+    found: dict[str, Sample] = {}
     unreadable = 0
     for step, line in lines.items():
         samples = line.get("samples", [])
@@ -37,16 +37,16 @@ def gather(lines: Mapping[int, Mapping[str, Any]]) -> tuple[list[Asked], int]:
             key = escape([sample.get(name) for name in ("video", "question", "options")])
             correct = sample.get("correct")
             answer = sample.get("output"), correct if isinstance(correct, bool) else None
-            found.setdefault(key, Asked(sample)).answers[step] = answer
+            found.setdefault(key, Sample(sample)).answers[step] = answer
     return list(found.values()), unreadable
 
 
-def show(name: str, lines: Mapping[int, Mapping[str, Any]], number: int) -> list[Html]:
+def show_samples(name: str, lines: Mapping[int, Mapping[str, Any]], number: int) -> list[Html]:
     """Filter and table of one benchmark; `number` tells it from others on the page."""
     asked, unreadable = gather(lines)
     every = sorted({step for one in asked for step in one.answers})
     steps = _evenly(every)
-    notes = [f"{count(unreadable, 'sample')} of {name} cannot be read."] if unreadable else []
+    notes = [f"{counted(unreadable, 'sample')} of {name} cannot be read."] if unreadable else []
     if len(steps) < len(every):
         notes.append(f"{len(steps)} of {len(every):,} evaluations are shown; the filter counts all of them.")
     shown = [tag("h3", name), *(tag("p", note, class_="soft") for note in notes)]
@@ -67,7 +67,7 @@ def show(name: str, lines: Mapping[int, Mapping[str, Any]], number: int) -> list
     rows = [
         tag(
             "tr",
-            tag("td", _question(one.sample)),
+            tag("td", _question(one.question)),
             *(_answer(one, step) for step in steps),
             data_is=" ".join(kind),
         )
@@ -97,7 +97,7 @@ def _question(sample: Mapping[str, Any]) -> Html:
     listed = [tag("li", text, class_="key" if it else None) for text, it in zip(options, right, strict=True)]
     return join(
         [
-            cut(str(sample.get("question")), MOST_CHARACTERS),
+            trim(str(sample.get("question")), MOST_CHARACTERS),
             tag("ol", *listed) if listed else "",
             "" if any(right) else tag("p", f"right: {answer}"),
             tag("p", f"video {sample.get('video')}", class_="soft"),
@@ -105,12 +105,12 @@ def _question(sample: Mapping[str, Any]) -> Html:
     )
 
 
-def _answer(one: Asked, step: int) -> Html:
+def _answer(one: Sample, step: int) -> Html:
     if step not in one.answers:
         return tag("td", "not asked", class_="soft")
     output, correct = one.answers[step]
     mark, kind = {True: ("✓ right", "right"), False: ("✗ wrong", "wrong"), None: ("not judged", "soft")}[
         correct
     ]
-    text = cut(str(output), MOST_CHARACTERS)
+    text = trim(str(output), MOST_CHARACTERS)
     return tag("td", tag("span", mark, class_=f"mark {kind}"), text)
