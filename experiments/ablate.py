@@ -20,31 +20,25 @@ group of classes (moss_vllm/data/world/actions.py). Rows that have no counterpar
 printed, and written to OUT/TABLE.md after each run.
 """
 
-import dataclasses
 import fcntl
-import hashlib
-import importlib.util
 import json
 import os
 import platform
-import re
 import shlex
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.files import read_json, refuse_unwritable, whole_file
+from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import parse
 
 
 def options() -> Flags:
@@ -66,37 +60,28 @@ if __name__ == "__main__":
     answer_help(options)
 
 import torch
+from ablation_plan import NAMES, RECIPE, Run, choose_rows, plan_runs, refuse_other_settings
 from ablation_results import (
-    FREE,
     Numbers,
-    Plan,
-    PlannedRow,
-    Run,
     all_runs,
     as_json,
     class_groups,
     does_order_2_add,
     make_tables,
-    markdown,
     measure,
     paired,
     refuse_other_data,
+    tables_in_markdown,
 )
-from paper_tables import FILE, TABLES, Row
 
-from moss_vllm.recognition.build import build_classifier
 from moss_vllm.recognition.settings import MINI
 from moss_vllm.vlm.checkpoint import versions
-from moss_vllm.vlm.start_report import SETTINGS_FILE
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "action_recog.py"
-NAMES = {f"table{name}": rows for name, rows in TABLES.items() if name[:-1] in ("4", "10")}
-OWN = ("data", "root", "out", "resume", "seed")  # given by this script
 LOG, LOG_LINES = "log.txt", 15
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run what is left of the tables; returns what `--json` writes, and the failed runs."""
+    """Start the runs that are not finished; returns what `--json` writes, and the failed runs."""
     command = list(sys.argv[1:] if argv is None else argv)
     cut = command.index("--") if "--" in command else len(command)
     parser = options()
@@ -131,13 +116,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         def keep(run: Run) -> str:
             numbers[run] = measure(run, groups)
             with whole_file(args.out / "TABLE.md") as part:
-                part.write_text(markdown(plan, numbers, args.data))
+                part.write_text(tables_in_markdown(plan, numbers, args.data))
             return f"{numbers[run]['accuracy']['all']:.2f} % after the last step"
 
-        failed = run_all(left, args.jobs, threads, keep)
+        failed = run_remaining(left, args.jobs, threads, keep)
         refuse_other_data(numbers)
         with whole_file(args.out / "TABLE.md") as part:
-            part.write_text(markdown(plan, numbers, args.data))
+            part.write_text(tables_in_markdown(plan, numbers, args.data))
     console = Screen(width=170 if groups else 120)
     for table in make_tables(plan, numbers, args.data):
         console.print(table)
@@ -162,142 +147,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return written
 
 
-# ---- what is run
-
-
-def choose_rows(tables: Iterable[str], names: Sequence[str] | None) -> dict[str, list[Row]]:
-    """The tables' rows, those of `names` alone if they are given.
-
-    Raises:
-        ValueError: a name that none of the tables has.
-    """
-    chosen = {table: NAMES[table] for table in tables}
-    known = dict.fromkeys(row.name for rows in chosen.values() for row in rows)
-    if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(
-            f"no row is called {', '.join(unknown)}; {', '.join(chosen)} have {'; '.join(known)}"
-        )
-    kept = {
-        table: [row for row in rows if names is None or row.name in names] for table, rows in chosen.items()
-    }
-    return {table: rows for table, rows in kept.items() if rows}
-
-
-def plan_runs(
-    tables: Mapping[str, Sequence[Row]],
-    data: str,
-    root: str | None,
-    seeds: int,
-    out: Path,
-    extra: Sequence[str],
-) -> Plan:
-    """Each row's runs, tried before any starts: the recipe takes the settings and the model can be built.
-
-    Args:
-        extra: more flags of the recipe.
-
-    Raises:
-        ValueError: flags of the recipe that are this script's, or a row whose settings do not work, by name.
-    """
-    recipe = load_recipe()
-    given, others = parse(recipe.ActionRecog, extra, recipe.__doc__)
-    refused = [name for name in OWN if getattr(given, name) != getattr(recipe.ActionRecog(), name)]
-    if refused := [*refused, *(["dry_run"] if others.dry_run else [])]:
-        raise ValueError(f"{', '.join(refused)} after '--': give it before '--', where this script has it")
-    if data == MINI and given.variant not in (None, MINI):
-        raise ValueError(f"variant is {given.variant!r}; rows on --data mini are laid out for the miniature")
-    where = ["--data", data, *([] if root is None else ["--root", root])]
-    plan: Plan = {}
-    tried = set()
-    for table, rows in tables.items():
-        plan[table] = []
-        for row in rows:
-            asked = row.mini if data == MINI and row.mini is not None else row.set
-            if isinstance(asked, str):
-                plan[table].append(PlannedRow(row, {}, [], asked))
-                continue
-            try:
-                runs = [plan_run(recipe, asked, seed, out, [*where, *extra]) for seed in range(seeds)]
-                if runs[0] not in tried:
-                    try_model(recipe, runs[0])
-                tried.add(runs[0])
-            except ValueError as error:
-                raise ValueError(f"{FILE.name}, {table}, row {row.name}: {error}") from error
-            plan[table].append(PlannedRow(row, asked, runs))
-    return plan
-
-
-def plan_run(recipe: ModuleType, asked: Mapping[str, Any], seed: int, out: Path, flags: Sequence[str]) -> Run:
-    """One run; its folder is named after the settings that are not the recipe's defaults."""
-    names = {item.name: item.default for item in dataclasses.fields(recipe.ActionRecog)}
-    if unknown := [name for name in asked if name not in names]:
-        raise ValueError(f"{', '.join(unknown)}: the recipe has no such setting")
-    flags = [*flags, *(text for name, value in asked.items() for text in (flag(name), str(value)))]
-    flags += ["--seed", str(seed), "--resume", "auto"]
-    given, _ = parse(recipe.ActionRecog, flags, recipe.__doc__)
-    recipe.refuse_ignored(given)
-    settings = recipe.fill_in(given)
-    recipe.check(settings)
-    changed = {
-        name: value
-        for name, value in dataclasses.asdict(given).items()
-        if value != names[name] and name not in FREE | {"seed"}
-    }
-    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
-    folder = out / f"{readable(asked)}-{digest}" / f"seed-{seed}"
-    return Run(folder, seed, (*flags, "--out", str(folder)), dataclasses.asdict(settings))
-
-
-def flag(name: str) -> str:
-    """`--temporal-layers` of `temporal_layers`."""
-    return f"--{name.replace('_', '-')}"
-
-
-def readable(asked: Mapping[str, Any]) -> str:
-    """`stss1`, `moss-orders-1-3`, `none-full`: what a row sets, as a folder's name."""
-    shown = {"temporal": "moss", **asked}
-    layers = shown.pop("temporal_layers", None)
-    text = " ".join([*map(str, shown.values()), *([] if layers is None else [f"layers {layers}"])])
-    return re.sub(r"\W+", "-", text).strip("-")
-
-
-def try_model(recipe: ModuleType, run: Run) -> None:
-    """Build the model of a run without memory or weights."""
-    how = recipe.model_arguments(recipe.ActionRecog(**run.settings), classes=2)
-    with torch.device("meta"):
-        build_classifier(**{**how, "weights": "random"})
-
-
-def load_recipe() -> ModuleType:
-    """The module recipes/action_recog.py."""
-    name = "ablate_action_recog"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, RECIPE)
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # its dataclass looks annotations up there
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def refuse_other_settings(runs: Iterable[Run]) -> None:
-    """ValueError where a run in OUT, finished or begun, was made with other settings than now."""
-    wrong = []
-    for run in runs:
-        file = run.folder / SETTINGS_FILE
-        if not file.is_file():
-            continue
-        was = read_json(file, f"remove {run.folder}").get("settings", {})
-        told = [
-            f"{name} was {was.get(name)!r}, is {value!r}"
-            for name, value in run.settings.items()
-            if name not in FREE and was.get(name) != value
-        ]
-        wrong += [f"{run.folder} ({', '.join(told)})"] if told else []
-    if wrong:
-        remedy = "set it as it was, remove these folders to train them again, or name another --out"
-        raise ValueError(f"made with other settings than now: {'; '.join(wrong)}; {remedy}")
-
-
 # ---- running
 
 
@@ -315,7 +164,7 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
 
 
-def run_all(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], str]) -> list[Run]:
+def run_remaining(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], str]) -> list[Run]:
     """Run what is left, `jobs` at once; returns the runs that failed.
 
     Args:
@@ -331,7 +180,7 @@ def run_all(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], 
         while waiting or running:
             while waiting and len(running) < jobs:
                 run = waiting.pop(0)
-                running[start(run, environment)] = run, time.monotonic()
+                running[start_run(run, environment)] = run, time.monotonic()
                 say(f"start {run.name}, log in {run.folder / LOG}", flush=True)
             time.sleep(0.2)
             for process in [process for process in running if process.poll() is not None]:
@@ -355,7 +204,7 @@ def run_all(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], 
     return failed
 
 
-def start(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def start_run(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """The recipe in a process; its output is added to the log."""
     run.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(RECIPE), *run.flags]

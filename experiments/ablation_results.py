@@ -1,60 +1,25 @@
 """What finished runs of experiments/ablate.py found, as tables in the paper's columns and as json."""
 
 import csv
-import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper_tables import UNITS, Row
+from ablation_plan import FREE, PlannedRow, Run, TablePlan
+from paper_tables import UNITS
 
 from moss_vllm.data.world.actions import DEFAULT_ROOT, ensure_mini_actions
 from moss_vllm.recognition.testing import CLASS_MEAN, STORE, Accuracy
 from moss_vllm.report import plots
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.line_store import read_answers
-from moss_vllm.training.run_folder import FINISHED_FILE
 from moss_vllm.vlm.start_report import SETTINGS_FILE
 
-# What a run may differ in and still be the same experiment.
-FREE = {"out", "resume", "tracker", "workers", "cache", "cache_gib", "log_every", "eval_batch_size"}
-MOSS, FIRST_ORDER = dict[str, Any](), {"temporal": "stss1"}
+WHOLE_MOSS, FIRST_ORDER = dict[str, Any](), {"temporal": "stss1"}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One process of the recipe; `settings` are all of them, as the recipe fills them in."""
-
-    folder: Path
-    seed: int
-    flags: tuple[str, ...]
-    settings: Mapping[str, Any] = dataclasses.field(hash=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """As it is called in messages."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
-
-    @property
-    def is_finished(self) -> bool:
-        """Trained and tested."""
-        return (self.folder / FINISHED_FILE).is_file() and (self.folder / "test" / "result.json").is_file()
-
-
-@dataclass(frozen=True)
-class PlannedRow:
-    """A row with its run of each seed; none, and why, where `refused`."""
-
-    row: Row
-    asked: Mapping[str, Any]
-    runs: Sequence[Run]
-    refused: str = ""
-
-
-Plan = dict[str, list[PlannedRow]]
 Numbers = dict[Run, dict[str, Any]]
 
 
@@ -71,7 +36,7 @@ def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
         ValueError: its last test is not of the last step.
     """
     record = read_json(run.folder / SETTINGS_FILE, f"remove {run.folder}")
-    last = read_lines(run.folder / "evals.jsonl")[-1]
+    last = read_log(run.folder / "evals.jsonl")[-1]
     if last["step"] != record["steps"]:
         raise ValueError(
             f"{run.folder}: the last test is of step {last['step']} of {record['steps']}; remove the folder"
@@ -82,7 +47,7 @@ def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
         found = Accuracy([{**answer, "group": groups[answer["answer"]]} for answer in stored]).by("group")
         accuracy |= {group: found[group][0] for group in dict.fromkeys(groups.values()) if group in found}
     best = read_json(run.folder / "test" / "result.json", f"remove {run.folder}")
-    seconds = {line["step"]: line["seconds"] for line in read_lines(run.folder / "train.jsonl")}
+    seconds = {line["step"]: line["seconds"] for line in read_log(run.folder / "train.jsonl")}
     return {
         "seed": run.seed,
         "folder": str(run.folder),
@@ -98,12 +63,12 @@ def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def all_runs(plan: Plan) -> list[Run]:
+def all_runs(plan: TablePlan) -> list[Run]:
     """The runs of all rows, those that rows share once."""
     return list(dict.fromkeys(run for rows in plan.values() for planned in rows for run in planned.runs))
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_log(file: Path) -> list[dict[str, Any]]:
     """A log of the recipe."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -117,7 +82,7 @@ def refuse_other_data(numbers: Numbers) -> None:
             raise ValueError(f"{told}: their numbers cannot stand in one table; remove one")
 
 
-def make_tables(plan: Plan, numbers: Numbers, data: str) -> list[plots.Table]:
+def make_tables(plan: TablePlan, numbers: Numbers, data: str) -> list[plots.Table]:
     """What is known so far, in the columns of the paper's tables."""
     groups = list(dict.fromkeys(name for found in numbers.values() for name in found["accuracy"]))
     columns = {
@@ -134,13 +99,13 @@ def make_tables(plan: Plan, numbers: Numbers, data: str) -> list[plots.Table]:
     return shown
 
 
-def markdown(plan: Plan, numbers: Numbers, data: str) -> str:
+def tables_in_markdown(plan: TablePlan, numbers: Numbers, data: str) -> str:
     """The tables, and what order 2 adds."""
     tables = [table.markdown() for table in make_tables(plan, numbers, data)]
     return "\n".join([*tables, does_order_2_add(plan, numbers)]).rstrip() + "\n"
 
 
-def does_order_2_add(plan: Plan, numbers: Numbers) -> str:
+def does_order_2_add(plan: TablePlan, numbers: Numbers) -> str:
     """`paired` in words; empty where there is nothing to compare."""
     difference = paired(plan, numbers)
     if not difference:
@@ -182,7 +147,7 @@ def table_notes(rows: Sequence[PlannedRow], numbers: Numbers) -> list[str]:
     if found:
         steps, clips = (sorted({seed[name] for seed in found}) for name in ("steps", "clips"))
         notes.append(
-            f"tested on {join(clips)} clips after {join(steps)} steps; ± is the sample sd over seeds"
+            f"tested on {either(clips)} clips after {either(steps)} steps; ± is the sample sd over seeds"
         )
     if failed := sum(seed["failed_clips"] for seed in found):
         notes.append(f"clips that could not be read, over all runs: {failed}; they are not counted")
@@ -199,7 +164,7 @@ def table_notes(rows: Sequence[PlannedRow], numbers: Numbers) -> list[str]:
     return notes
 
 
-def join(numbers: Iterable[int]) -> str:
+def either(numbers: Iterable[int]) -> str:
     """`600`, or `500 or 600`."""
     return " or ".join(f"{number:,}" for number in numbers)
 
@@ -209,11 +174,11 @@ def told_settings(asked: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in asked.items()) or "the miniature as it is"
 
 
-def paired(plan: Plan, numbers: Numbers) -> dict[str, Any]:
+def paired(plan: TablePlan, numbers: Numbers) -> dict[str, Any]:
     """MOSS minus its first order alone, seed by seed; empty where the two are not both there."""
     by_seed: dict[str, dict[int, dict[str, float]]] = {}
     for planned in (planned for rows in plan.values() for planned in rows if not planned.refused):
-        for name, asked in (("moss", MOSS), ("first", FIRST_ORDER)):
+        for name, asked in (("moss", WHOLE_MOSS), ("first", FIRST_ORDER)):
             if planned.asked == asked:
                 by_seed[name] = {run.seed: numbers[run]["accuracy"] for run in planned.runs if run in numbers}
     moss, first = by_seed.get("moss", {}), by_seed.get("first", {})
@@ -242,3 +207,7 @@ def as_json(planned: PlannedRow, numbers: Numbers) -> dict[str, Any]:
     seeds = [{name: value for name, value in seed.items() if name != "data_lines"} for seed in found]
     means = plots.mean_and_spread([seed["accuracy"] for seed in found]) if found else {}
     return {**written, "settings": settings, "accuracy": means, "seeds": seeds}
+
+
+if __name__ == "__main__":
+    raise SystemExit("experiments/ablation_results.py is a part of ablate.py, not a command")

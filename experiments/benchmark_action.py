@@ -17,27 +17,21 @@ waiting: the recipe trains the miniature for a few steps with 0, 1 and 2 workers
 waits for clips, from OUT/train.jsonl.
 """
 
-import dataclasses
 import json
 import os
 import shlex
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from moss_vllm.data.rows import Rejected
 from moss_vllm.data.world.actions import DEFAULT_ROOT, FRAME_PX, ensure_mini_actions
-from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.screen import Screen, plain
+from moss_vllm.runtime.screen import Screen
 
 PARTS = ("step", "reading", "waiting")
 
@@ -62,23 +56,28 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-import av
 import torch
 import torch.nn.functional as F
-from benchmark_stss import MIB, Meter, clear, cpu_name
-from benchmark_training import run_all, show, spread
+from clip_reading import CODECS, measure_reading, print_reading
 from kept_for_backward import KeptForBackward
-from PIL import Image
-from step_parts import WARM_UP, load_recipe
+from measuring import (
+    MIB,
+    Meter,
+    clear,
+    cpu_name,
+    load_recipe,
+    prepare_json,
+    run_jobs,
+    show_spread,
+    spread,
+    write_json,
+)
+from step_parts import WARM_UP
 from torch import Tensor, nn
 
 from moss_vllm.core.encoder import stss_path
-from moss_vllm.data.actions.datasets import ActionClip, ActionSplit
 from moss_vllm.encoders.image import ImageEncoder
 from moss_vllm.recognition.build import LadderClassifier, build_classifier, find_preset
-from moss_vllm.recognition.views import PROTOCOLS, ActionTrainingSet
-from moss_vllm.video.cache import FrameCache
-from moss_vllm.video.clip import read_frames
 from moss_vllm.vlm.checkpoint import versions
 
 WAYS = {
@@ -88,12 +87,6 @@ WAYS = {
 }
 FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Something-Something V2 has 220,847 webm files in 19.4 GB; the qualities here give files of about that size.
-HEIGHT, WIDTH, FPS, CLIP_FRAMES = 240, 426, 12, 45
-CODECS = {
-    ".webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "28", "b": "0"}),
-    ".mp4": ("libx264", {"preset": "veryfast", "crf": "22"}),
-}
 WORKERS = (0, 1, 2)
 RECIPE = Path(__file__).parent.parent / "recipes" / "action_recog.py"
 
@@ -105,11 +98,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if min(args.batch, args.repeats, args.clips) < 1 or args.steps <= WARM_UP:
         parser.error(f"--batch, --repeats and --clips take 1 or more, --steps more than {WARM_UP}")
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device is to be seen; leave out --device cuda to measure the CPU")
-    if args.json and args.json.is_dir():
-        parser.error(f"--json {args.json} is a folder; name a file")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
+        parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")
+    prepare_json(parser, args.json)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
@@ -127,20 +117,17 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     for part in (part for part in PARTS if part in args.parts):
         if part == "step":
             how = (args.variant, args.batch, args.device, args.precision, args.repeats)
-            [record[part]] = run_all([(f"steps of {args.variant}", partial(measure_step, *how))])
+            [record[part]] = run_jobs([(f"steps of {args.variant}", partial(measure_step, *how))])
             print_step(console, record[part])
         elif part == "reading":
             jobs = [(end, partial(measure_reading, end, args.clips, args.repeats)) for end in CODECS]
-            record[part] = run_all(jobs)
+            record[part] = run_jobs(jobs)
             print_reading(console, record[part])
         else:
             record[part] = measure_waiting(args.root, args.steps, args.repeats)
             print_waiting(console, record[part])
         record["load_average"]["after"] = os.getloadavg()[0]
-        if args.json:  # after every part, so that a run that is stopped leaves what it found
-            with whole_file(args.json) as file:
-                file.write_text(json.dumps(record, indent=1) + "\n")
-            console.print(f"written: {args.json}")
+        write_json(args.json, record, console)  # after every part: a stopped run leaves its results
     console.print(f"{record['machine']}; {record['gpu']}; load average {load[0]:.1f} before")
     return record
 
@@ -179,7 +166,7 @@ def stack_layers(encoder: ImageEncoder, frames: Tensor, *, graph: bool) -> list[
     return [layers[layer - 1] for layer in encoder.layers]
 
 
-def kept_mib(step: Step, video: Tensor) -> float:
+def kept_by_step_mib(step: Step, video: Tensor) -> float:
     """What autograd keeps between forward and backward, taps included, without parameters and pixels."""
     with KeptForBackward(step, [video]) as kept:
         loss = step(video)
@@ -201,7 +188,10 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
     losses: list[float] = []
     times: list[list[tuple[float, float]]] = []
     for way, step in ways.items():  # which also warms up
-        found[way] = {"kept_mib": kept_mib(step, video), "peak_mib": meter.peak_mib(step, video, grad)}
+        found[way] = {
+            "kept_mib": kept_by_step_mib(step, video),
+            "peak_mib": meter.peak_mib(step, video, grad),
+        }
         with torch.no_grad():
             losses.append(step(video).item())
         clear(step, video)
@@ -246,97 +236,6 @@ def print_step(console: Screen, found: dict[str, Any]) -> None:
     console.print(table)
 
 
-# ---- reading
-
-
-def measure_reading(suffix: str, clips: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of CPU time that a clip takes to read, and to be made into views, in each way."""
-    ways, settings = [], PROTOCOLS["ssv2"]["paper"]
-    with tempfile.TemporaryDirectory() as folder:
-        split, kilobytes = write_clips(Path(folder) / "videos", suffix, clips)
-        for augmented in (False, True):
-            views = settings if augmented else dataclasses.replace(settings, randaugment=None)
-            for cache in (None, FrameCache(Path(folder) / f"cache {augmented}")):
-                reader = TimedReader(read_frames if cache is None else cache.read_frames)
-                dataset = ActionTrainingSet(split, views, seed=0, read=reader)
-                measured = [time_rows(dataset) for _ in range(repeats + 1)][1:]  # the first fills the cache
-                read_ms, views_ms = (spread(column) for column in zip(*measured, strict=True))
-                way: dict[str, Any] = {"cached": cache is not None, "randaugment": augmented}
-                way |= {"read_ms": read_ms, "views_ms": views_ms}
-                way["clips_per_s"] = spread([1000 / sum(one) for one in measured])
-                way["cache_mib_a_clip"] = cache.measure() / clips / 2**20 if cache else None
-                ways.append(way)
-    size = {"frames": CLIP_FRAMES, "height": HEIGHT, "width": WIDTH, "kb_a_clip": kilobytes}
-    return {"container": suffix, "clips": clips, "views_a_clip": settings.repeats, **size, "ways": ways}
-
-
-class TimedReader:
-    """Reads, and adds up the CPU time that takes in `seconds`."""
-
-    def __init__(self, read: Any) -> None:
-        self.read, self.seconds = read, 0.0
-
-    def __call__(self, *args: Any, **how: Any) -> np.ndarray:
-        """The frames."""
-        started = time.process_time()
-        frames = self.read(*args, **how)
-        self.seconds += time.process_time() - started
-        return frames
-
-
-def time_rows(dataset: ActionTrainingSet) -> tuple[float, float]:
-    """Milliseconds of CPU time a clip: its `TimedReader`'s, and the rest."""
-    reader: Any = dataset.read
-    reader.seconds, started = 0.0, time.process_time()
-    for index in range(len(dataset)):
-        if isinstance(row := dataset[index], Rejected):
-            raise SystemExit(plain(f"clip {row.row_id} cannot be read: {row.reason}"))
-    whole = time.process_time() - started
-    return 1000 * reader.seconds / len(dataset), 1000 * (whole - reader.seconds) / len(dataset)
-
-
-def write_clips(folder: Path, suffix: str, clips: int) -> tuple[ActionSplit, float]:
-    """Video files of a box that crosses a panning, slightly noisy wall; their mean size in kB."""
-    folder.mkdir(parents=True)
-    paths = [folder / f"{number}{suffix}" for number in range(clips)]
-    codec, options = CODECS[suffix]
-    for number, path in enumerate(paths):
-        rng = np.random.default_rng(number)
-        small = Image.fromarray(rng.integers(40, 216, (12, 24, 3), np.uint8))
-        wall = np.asarray(small.resize((WIDTH + 2 * CLIP_FRAMES, HEIGHT), Image.Resampling.BICUBIC))
-        with av.open(str(path), "w") as file:
-            stream: Any = file.add_stream(codec, rate=FPS, options={**options, "threads": "1"})
-            stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-            for t in range(CLIP_FRAMES):
-                frame = wall[:, 2 * t : 2 * t + WIDTH].astype(float)
-                frame[80:160, 5 * t : 5 * t + 80] = 230
-                frame = (frame + rng.normal(0, 3, (HEIGHT, WIDTH, 1))).clip(0, 255).astype(np.uint8)
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            file.mux(stream.encode())
-    rows = tuple(ActionClip(path.stem, str(path), 0) for path in paths)
-    split = ActionSplit("ssv2", "train", ("Moving something",), rows, (), None, str(folder))
-    return split, statistics.mean(path.stat().st_size for path in paths) / 1000
-
-
-def print_reading(console: Screen, found: Sequence[dict[str, Any]]) -> None:
-    """A row for each container and way."""
-    views = f"{found[0]['views_a_clip']} x {FRAMES} of {IMAGE_SIZE} px"
-    told = f"{CLIP_FRAMES} frames of {HEIGHT} x {WIDTH} to {views}"
-    heads = ("RandAugment", "clips/s", "read, ms a clip", "views, ms a clip", "cache, MiB a clip")
-    title = f"training clips in one process, {told}; median (least-most)"
-    table = Table("file", "from", *heads, title=title)
-    for one in found:
-        for way in one["ways"]:
-            name = [
-                f"{one['container'][1:]}, {one['kb_a_clip']:.0f} kB",
-                "cache" if way["cached"] else "file",
-            ]
-            cells = [show(way[key]) for key in ("clips_per_s", "read_ms", "views_ms")]
-            size = f"{way['cache_mib_a_clip']:.1f}" if way["cached"] else "-"
-            table.add_row(*name, "yes" if way["randaugment"] else "no", *cells, size)
-    console.print(table)
-
-
 # ---- waiting
 
 
@@ -349,7 +248,7 @@ def measure_waiting(root: Path, steps: int, repeats: int) -> dict[str, Any]:
             for workers in WORKERS:
                 out = Path(folder) / f"{turn}-{workers}"
                 jobs.append((f"{workers} workers", partial(run_recipe, recipe, root, out, steps, workers)))
-        runs = run_all(jobs)
+        runs = run_jobs(jobs)
     own = {workers: runs[place :: len(WORKERS)] for place, workers in enumerate(WORKERS)}
     found = [
         {"workers": workers, **{key: spread([run[key] for run in some]) for key in some[0]}}
@@ -362,10 +261,10 @@ def run_recipe(recipe: Any, root: Path, out: Path, steps: int, workers: int) -> 
     """Train the miniature; what its log says."""
     flags = {"data": "mini", "root": root, "out": out, "steps": steps, "workers": workers, "tracker": "none"}
     recipe.main([word for name, value in flags.items() for word in (f"--{name}", str(value))])
-    return summarise([json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()])
+    return summarise_steps([json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()])
 
 
-def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+def summarise_steps(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Speed and waiting of the steps after the first `WARM_UP`, and the wait for the first clips."""
     timed = lines[WARM_UP:]
     seconds, waited, clips = (sum(line[key] for line in timed) for key in ("seconds", "waited_s", "clips"))
@@ -378,8 +277,12 @@ def print_waiting(console: Screen, found: dict[str, Any]) -> None:
     heads = ("clips/s", "s a step", "waiting, % of a step", "load average")
     table = Table("workers", *heads, title="training the miniature; median (least-most)")
     for run in found["runs"]:
-        cells = [show(run["clips_per_s"]), show(run["step_s"]), show(run["waiting_share"], 100)]
-        table.add_row(str(run["workers"]), *cells, show(run["load_average"]))
+        cells = [
+            show_spread(run["clips_per_s"]),
+            show_spread(run["step_s"]),
+            show_spread(run["waiting_share"], 100),
+        ]
+        table.add_row(str(run["workers"]), *cells, show_spread(run["load_average"]))
     console.print(table)
 
 

@@ -52,7 +52,7 @@ if __name__ == "__main__":
 
 import av
 import numpy as np
-from benchmark_stss import cpu_name
+from measuring import cpu_name
 from PIL import Image
 from rich.table import Table
 

@@ -55,7 +55,7 @@ if __name__ == "__main__":
     answer_help(options)
 
 import torch
-from benchmark_stss import cpu_name
+from measuring import cpu_name
 
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM

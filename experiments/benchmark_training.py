@@ -25,19 +25,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, ensure_world
-from moss_vllm.report import plots
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.screen import Screen
 
 
 def options() -> Flags:
@@ -61,8 +58,16 @@ if __name__ == "__main__":
 import cache_frames
 import demo
 import torch
-from benchmark_stss import cpu_name
-from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, load_recipe, run_shape, shares
+from measuring import (
+    cpu_name,
+    load_recipe,
+    prepare_json,
+    run_jobs,
+    show_spread,
+    spread,
+    write_json,
+)
+from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, run_shape, shares
 
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
@@ -98,8 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         parser.error(wrong)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
+    prepare_json(parser, args.json)
     console, load = Screen(width=150), os.getloadavg()
     measured = measure_shape(args, console) if args.shape else measure_demo(args, console)
     words = sys.argv[1:] if argv is None else argv
@@ -113,10 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         **measured,
     }
     console.print(f"{record['machine']}; {record['gpu']}; load average {load[0]:.1f} before")
-    if args.json:
-        with plots.whole_file(args.json) as part:
-            part.write_text(json.dumps(record, indent=1) + "\n")
-        console.print(f"written: {args.json}")
+    write_json(args.json, record, console)
     return record
 
 
@@ -126,8 +127,6 @@ def refusal(args: argparse.Namespace) -> str | None:
         return "--steps and --repeats take 1 or more"
     if min(args.clip_s) < 1:
         return f"--clip-s {min(args.clip_s):g} is one frame or none; give 1 or more"
-    if args.json and args.json.is_dir():
-        return f"--json {args.json} is a folder; name a file"
     elsewhere = "--shape miniature without --device runs the same code on the CPU"
     if args.device == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda is not None
@@ -136,38 +135,6 @@ def refusal(args: argparse.Namespace) -> str | None:
     if args.shape in ("2b", "7b") and args.device == "cpu":
         return f"--shape {args.shape} needs a GPU: add --device cuda; {elsewhere}"
     return None
-
-
-def run_all(jobs: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Run one job after the other; tell after each how long it took and how long the rest takes."""
-    found: list[dict[str, Any]] = []
-    started, shown = time.monotonic(), Screen(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=len(jobs))
-        for number, (name, job) in enumerate(jobs, start=1):
-            bar.update(task, description=name)
-            load = os.getloadavg()[0]
-            with quietly():
-                found.append({**job(), "load_average": load})
-            bar.advance(task)
-            left = (time.monotonic() - started) / number * (len(jobs) - number) / 60
-            told = found[-1].get("failed", "done")
-            shown.print(f"{number} of {len(jobs)}, {name}: {told}; about {left:.1f} min left", soft_wrap=True)
-    return found
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Print nothing, unless something fails: then the end of what was said."""
-    with tempfile.TemporaryFile("w+") as said:
-        try:
-            with redirect_stdout(said), redirect_stderr(said):
-                yield
-        except BaseException:
-            said.seek(0)
-            say(*said.read()[-3000:].split("\n"), sep="\n", file=sys.stderr)
-            raise
 
 
 # ---- the demo's runs
@@ -183,8 +150,8 @@ def measure_demo(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
             for way in WAYS:
                 out = Path(folder) / f"{turn}, {way}"
                 jobs.append((str(way), partial(run_pair, way, world, cache, out, args.steps, settings.steps)))
-        pairs = run_all(jobs)
-        reading = measure_reading(settings, world / "FAVOR", cache, args.repeats)
+        pairs = run_jobs(jobs)
+        reading = measure_row_reading(settings, world / "FAVOR", cache, args.repeats)
     arms = [
         {"moss": run == "moss", **way._asdict(), **summary([pair[run] for pair in pairs[n :: len(WAYS)]])}
         for n, way in enumerate(WAYS)
@@ -222,13 +189,15 @@ def run_pair(way: Way, world: Path, cache: Path, out: Path, steps: int, whole_ru
     files = {name: out / f"{name}.json" for name in flags}
     step_parts = str(Path(__file__).with_name("step_parts.py"))
     workers = ["--workers", str(way.workers)]
-    demo.run({name: [step_parts, str(files[name]), demo.RECIPE, *flags[name], *workers] for name in flags})
+    demo.run_commands(
+        {name: [step_parts, str(files[name]), demo.RECIPE, *flags[name], *workers] for name in flags}
+    )
     runs = {name: json.loads(file.read_text()) for name, file in files.items()}
-    told = {name: summarise(run["lines"], run["steps"], whole_run) for name, run in runs.items()}
+    told = {name: summarise_run(run["lines"], run["steps"], whole_run) for name, run in runs.items()}
     return {**told, "threads": runs["moss"]["threads"]}
 
 
-def summarise(
+def summarise_run(
     lines: Sequence[dict[str, Any]], steps: Sequence[dict[str, float]], whole_run: int
 ) -> dict[str, Any]:
     """Numbers of one run's timed steps; `waited_of_run` counts the wait for the first batch as well."""
@@ -244,7 +213,7 @@ def summarise(
     }
 
 
-def measure_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dict[str, Any]:
+def measure_row_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dict[str, Any]:
     """Clips, and rows ready for the model, a second in one process: from the videos and from the cache."""
     rows = [row for row in read_sources(data).rows if row.path is not None][:READ_CLIPS]
     processor = checkpoint.load_processor(settings.model)
@@ -270,11 +239,6 @@ def measure_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dic
     return told
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and extremes."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Spreads over one arm's runs."""
     parts = {part: spread([run["shares"][part] for run in runs]) for part in PARTS}
@@ -292,19 +256,13 @@ def print_arms(console: Screen, arms: Sequence[dict[str, Any]], reading: dict[st
     parts = Table("clips from", "MOSS", *PARTS, title="share of a step, median")
     for arm in arms:
         name = [str(Way(arm["cached"], arm["workers"])), "yes" if arm["moss"] else "no"]
-        waiting = [show(arm["shares"][PARTS[0]], 100), show(arm["waited_of_run"], 100)]
-        speed.add_row(*name, show(arm["step_s"]), show(arm["clips_per_s"]), *waiting)
+        waiting = [show_spread(arm["shares"][PARTS[0]], 100), show_spread(arm["waited_of_run"], 100)]
+        speed.add_row(*name, show_spread(arm["step_s"]), show_spread(arm["clips_per_s"]), *waiting)
         parts.add_row(*name, *(f"{arm['shares'][part]['median']:.1%}" for part in PARTS))
     console.print(speed, parts)
     for name in ("videos", "frame cache"):
         clips, rows = (reading[name][key]["median"] for key in ("clips_per_s", "rows_per_s"))
         console.print(f"{name}, one process: {clips:.0f} clips/s read, {rows:.0f} rows/s ready for the model")
-
-
-def show(found: dict[str, float], unit: int = 1) -> str:
-    """A spread in a cell."""
-    median, least, most = (f"{found[key] * unit:.2f}" for key in ("median", "min", "max"))
-    return f"{median} ({least}-{most})"
 
 
 # ---- a shape with random weights
@@ -323,7 +281,7 @@ def measure_shape(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
         name = f"{case['clip_s']:g} s, {'with' if case['moss'] else 'without'} MOSS"
         name += ", recomputed" if case["recomputed"] else ""
         jobs.append((name, partial(run_shape, args.shape, args.device, args.steps, **case)))
-    results = [case | result for case, result in zip(cases, run_all(jobs), strict=True)]
+    results = [case | result for case, result in zip(cases, run_jobs(jobs), strict=True)]
     for result in results:
         if "step_s" in result:
             result["hours"] = ITERATIONS * CLIPS_A_STEP * result["step_s"] / 3600

@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         world, steps = ensure_world(args.world), args.steps
 
-    arms = train(args.out, world, args.seed, steps)
-    results = evaluate({BASE: "miniature", **arms}, world, args.out)
+    arms = train_arms(args.out, world, args.seed, steps)
+    results = evaluate_arms({BASE: "miniature", **arms}, world, args.out)
     rows: dict[str, Any] = {
         name: {benchmark: result["accuracy_percent"] for benchmark, result in found.items()}
         for name, found in results.items()
@@ -138,10 +138,10 @@ def conclude(
     )
 
 
-def train(out: Path, world: Path, seed: int, steps: int | None) -> dict[str, str]:
+def train_arms(out: Path, world: Path, seed: int, steps: int | None) -> dict[str, str]:
     """Fine-tune without and with MOSS, or go on where that was stopped; returns the last checkpoints."""
     arms = training_flags(out, world, seed, steps, cache=out / "frames")  # half of each run reads clips again
-    run({folder: [RECIPE, *flags] for folder, flags in arms.items()}, out / LOGS)
+    run_commands({folder: [RECIPE, *flags] for folder, flags in arms.items()}, out / LOGS)
     return {TRAINED: last_checkpoint(out / "plain"), WITH_MOSS: last_checkpoint(out / "moss")}
 
 
@@ -164,7 +164,7 @@ def last_checkpoint(out: Path) -> str:
     return str(found)
 
 
-def evaluate(arms: dict[str, str], world: Path, out: Path, *extra: str) -> dict[str, dict[str, Any]]:
+def evaluate_arms(arms: dict[str, str], world: Path, out: Path, *extra: str) -> dict[str, dict[str, Any]]:
     """Evaluate checkpoints through the benchmarks' scripts; returns result.json by arm and benchmark."""
     found: dict[str, dict[str, Any]] = {}
     for name, ckpt in arms.items():
@@ -178,7 +178,7 @@ def evaluate(arms: dict[str, str], world: Path, out: Path, *extra: str) -> dict[
             command = [script, "--ckpt", ckpt, "--data", str(world / folder)]
             command += ["--out", str(folders[benchmark]), "--batch-size", "32", *extra]
             commands[f"{arm} {benchmark}"] = command
-        run(commands, out / LOGS)
+        run_commands(commands, out / LOGS)
         found[name] = {b: json.loads((path / "result.json").read_text()) for b, path in folders.items()}
     return found
 
@@ -189,7 +189,7 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return sorted({line["step"]: line["loss"] for line in lines}.items())
 
 
-def run(commands: dict[str, list[str]], logs: Path | None = None) -> None:
+def run_commands(commands: dict[str, list[str]], logs: Path | None = None) -> None:
     """Run `python COMMAND`s side by side, sharing the cores; stop the demo where one fails.
 
     With a folder for `logs`, everything that a command prints goes to NAME.txt there, and lines of progress

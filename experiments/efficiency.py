@@ -135,7 +135,7 @@ def cost(
 ) -> tuple[int, int, int]:
     """Multiply-adds of a batch, trained parameters, and bytes that the batch keeps for backward."""
     with torch.device("meta"):  # timm builds its models there, but not of fake tensors
-        model = build(host, preset, dict(options))
+        model = build_model(host, preset, dict(options))
     # As "meta", but tensors say "cpu", where the code may ask for autocast.
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
@@ -149,7 +149,7 @@ def cost(
     return counter.macs, trained, kept.total_bytes()
 
 
-def build(host: str, preset: LadderPreset, options: dict[str, Any]) -> VideoClassifier:
+def build_model(host: str, preset: LadderPreset, options: dict[str, Any]) -> VideoClassifier:
     """The model of a row, with random weights."""
     named = {name: options.pop(name) for name in ("temporal", "temporal_layers") if name in options}
     sizes = {"classes": CLASSES, "frames": FRAMES, "image_size": IMAGE_SIZE}
@@ -164,7 +164,7 @@ def peak_memory(row: Row, device: torch.device, dtype: torch.dtype) -> float | N
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with device:
-            model = build(row.host, row.preset, dict(row.options))
+            model = build_model(row.host, row.preset, dict(row.options))
             video = torch.randn(row.batch, FRAMES * model.frames_per_encoded, 3, IMAGE_SIZE, IMAGE_SIZE)
             labels = torch.randint(CLASSES, (row.batch,))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])

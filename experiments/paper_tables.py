@@ -118,3 +118,7 @@ def _hashable(value: Any) -> Any:
 
 
 TABLES = read_tables()
+
+
+if __name__ == "__main__":
+    raise SystemExit("experiments/paper_tables.py is a part of ablate.py and efficiency.py, not a command")

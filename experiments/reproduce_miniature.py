@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         flags = ["--out", str(out), "--world", str(args.world), "--seed", str(seed)]
         rows = demo.main([*flags, *([] if args.steps is None else ["--steps", str(args.steps)])])
         with_moss = {CONTROL: demo.last_checkpoint(out / "moss")}
-        still = demo.evaluate(with_moss, args.world, out, "--still")[CONTROL]
+        still = demo.evaluate_arms(with_moss, args.world, out, "--still")[CONTROL]
         control = {name: found["accuracy_percent"] for name, found in still.items()}
         by_seed.append({**rows, CONTROL: control})
     chance = json.loads((args.out / "seed-0" / "results.json").read_text())["chance"]

@@ -12,11 +12,10 @@ what no mark saw: the batch's way to the device, embeddings, the attention mask,
 waits until the device is done, which costs time: `run_shape` measures speed without marks, parts afterwards.
 """
 
+import argparse
 import gc
-import importlib.util
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -27,11 +26,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from measuring import load_recipe
 from torch import Tensor, nn
 
 from moss_vllm.core import MOSS
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
+from moss_vllm.runtime.flags import Flags
 from moss_vllm.training import engines
 from moss_vllm.training.loop import Loop, train
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
@@ -157,21 +158,22 @@ def shares(steps: Sequence[dict[str, float]]) -> dict[str, float]:
     return {part: sum(step[part] for step in steps) / total for part in PARTS}
 
 
-def main(argv: Sequence[str]) -> None:
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("json", type=Path, help="file to write")
+    parser.add_argument("recipe", type=Path, help="the recipe's file")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the recipe")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Run a recipe within `StepParts`; write threads, the loop's lines and the parts of each step as json."""
-    file, recipe, *flags = argv
+    args = options().parse_args(argv)
     with StepParts() as parts:
-        lines = load_recipe(Path(recipe)).main(flags)
-    found = {"threads": torch.get_num_threads(), "lines": lines, "steps": parts.join(lines)}
-    Path(file).write_text(json.dumps(found))
-
-
-def load_recipe(file: Path) -> Any:
-    """A recipe's file as a module."""
-    spec: Any = importlib.util.spec_from_file_location(file.stem, file)
-    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # its dataclass looks there
-    spec.loader.exec_module(module)
-    return module
+        lines = load_recipe(args.recipe).main(args.flags)
+    record = {"threads": torch.get_num_threads(), "lines": lines, "steps": parts.join(lines)}
+    args.json.write_text(json.dumps(record))
 
 
 # ---- steps of a shape with random weights
@@ -185,7 +187,7 @@ def run_shape(
     frames = round(clip_s * SAMPLE_FPS)
     found: dict[str, Any] = {"frames": frames}
     try:
-        accelerator, model, groups = build(shape, device, moss=moss, recomputed=recomputed)
+        accelerator, model, groups = build_training(shape, device, moss=moss, recomputed=recomputed)
         clips = RandomClips(model.get_base_model().config, frames, *FRAMES_PX[shape])
         found["estimated_gib"] = estimate_gib(model, groups, frames, shape, device, recomputed=recomputed)
         if device == "cuda":
@@ -208,7 +210,9 @@ def run_shape(
     }
 
 
-def build(shape: str, device: str, *, moss: bool, recomputed: bool) -> tuple[Any, Any, list[dict[str, Any]]]:
+def build_training(
+    shape: str, device: str, *, moss: bool, recomputed: bool
+) -> tuple[Any, Any, list[dict[str, Any]]]:
     """Accelerator, a model in bf16 with what trains in float32, and its optimizer groups."""
     if shape == "miniature":
         sizes = checkpoint.base_record(shape)["moss"] if moss else None
@@ -296,4 +300,4 @@ def estimate_gib(model: Any, groups: Any, frames: int, shape: str, device: str, 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
