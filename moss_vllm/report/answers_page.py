@@ -1,4 +1,4 @@
-"""An evaluation's answers as one HTML page: scores beside the paper's, choices, time, every question."""
+"""An evaluation's answers as one HTML page: scores beside the paper's, choices, time and every question."""
 
 import statistics
 from collections import Counter
@@ -23,14 +23,14 @@ PARTS = {
 }
 OUTCOMES = ("right", "wrong", "not read", "failed", "withheld")
 MOST_CHARACTERS = 3000  # of a question's text, an option, an output
-NAMED = 20  # failed videos at the top; all are among the questions
+MOST_NAMED = 20  # failed videos at the top of the page; all are among the questions
 
 
 def answers_page(results: Results, strips: int | None = None) -> str:
     """The page's HTML.
 
     Args:
-        strips: how many videos have frames; None: 200, but no more than 10 MB of them.
+        strips: the number of videos with frames; None means 200, and at most 10 MB of frames.
     """
     if strips is not None and strips < 0:
         raise ValueError(f"--strips {strips} is negative; 0 makes a page without frames")
@@ -57,13 +57,13 @@ def answers_page(results: Results, strips: int | None = None) -> str:
 
 
 def _status(results: Results) -> list[Html]:
-    """Complete or partial; failed videos with their reasons."""
+    """Whether the evaluation is complete, and the failed videos with their reasons."""
     done, total, failed = results.done, results.total, results.stored.failed
     written = f"the answers were last written {moment(results.written)}"
     if done >= total:
         told = [tag("p", f"Complete: all {total:,} questions; {written}.", class_="status good")]
     else:
-        why = "--limit, an evaluation that was stopped, or one that goes on"
+        why = "--limit, an evaluation that was stopped, or one under way"
         told = [
             tag("p", f"Partial: {done:,} of {total:,} questions ({why}); {written}.", class_="status open")
         ]
@@ -73,8 +73,10 @@ def _status(results: Results) -> list[Html]:
         if unseen:
             rest = f", the answers of {unseen - wrong:,} are withheld" if unseen > wrong else ""
             tally = f"of their {counted(unseen, 'question')} {wrong:,} count as wrong{rest}"
-        names = (tag("li", f"{video}: {trim(reason, 600)}") for video, reason in list(failed.items())[:NAMED])
-        more = tag("li", f"and {len(failed) - NAMED:,} more") if len(failed) > NAMED else ""
+        names = (
+            tag("li", f"{video}: {trim(reason, 600)}") for video, reason in list(failed.items())[:MOST_NAMED]
+        )
+        more = tag("li", f"and {len(failed) - MOST_NAMED:,} more") if len(failed) > MOST_NAMED else ""
         head = f"{counted(len(failed), 'video')} missing or unreadable, {tally}:"
         told.append(tag("div", head, tag("ul", *names, more), class_="status bad"))
     return told
@@ -98,7 +100,7 @@ def _figures(results: Results) -> list[tuple[str, str]]:
 
 
 def _score(results: Results) -> list[Html]:
-    """Bars, and the table they are drawn from."""
+    """Bars, and the table of their numbers."""
     found, name = results.score, str(results.header.get("checkpoint"))
     if found is None:
         return [tag("p", "No question asked has a public answer, so there is no score.")]
@@ -108,7 +110,7 @@ def _score(results: Results) -> list[Html]:
     tasks = [task for task in next(iter(paper.values()), {}) if task in tasks] or tasks
     tasks += [task for task in found.total if found.total[task] and task not in tasks]
     series = [Bars(row, values, f"paper{place}") for place, (row, values) in enumerate(paper.items())]
-    series.append(Bars(name, found.accuracy, "c0", found.intervals, told=True))
+    series.append(Bars(name, found.accuracy, "c0", found.intervals, labelled=True))
 
     def line(head: str, values: Mapping[str, Any], form: str) -> list[Html]:
         cells = (format(values[task], form) if task in values else "-" for task in tasks)
@@ -138,7 +140,7 @@ def _score(results: Results) -> list[Html]:
 
 
 def _time(results: Results) -> list[Html]:
-    """Seconds of each stage over all videos, and what a video is to the model."""
+    """Seconds of each stage over all videos, and the numbers of frames and tokens of a video."""
     videos = list(results.stored.videos.values())
     seconds: dict[str, list[float]] = {}
     for video in videos:
@@ -176,7 +178,7 @@ def _time(results: Results) -> list[Html]:
 
 
 def _browser(results: Results, strips: Mapping[str, Strip]) -> list[Html]:
-    """The controls; answers.js makes the questions that are looked at from the data."""
+    """The controls; answers.js builds the questions on view from the page's data."""
     found = [video for video, strip in strips.items() if "frames" in strip]
     bad = [video for video, strip in strips.items() if "failed" in strip]
     total = len(results.stored.videos)
@@ -186,8 +188,8 @@ def _browser(results: Results, strips: Mapping[str, Strip]) -> list[Html]:
     told += "over each; " + ("wrong answers come first, the tasks in turn; " if total > len(strips) else "")
     told += "--strips N takes N videos, 0 none."
     if bad:
-        more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-        told += f" {counted(len(bad), 'video')} cannot be read now: {', '.join(bad[:NAMED])}{more}."
+        more = f" and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
+        told += f" {counted(len(bad), 'video')} cannot be read now: {', '.join(bad[:MOST_NAMED])}{more}."
     if results.protocol.still and found:
         told += " The model was shown one frame only, the middle one; these are the video's own."
     number = len(results.asked) + len(results.stored.failed)
@@ -216,7 +218,7 @@ def _tasks_asked(results: Results) -> list[str]:
 
 
 def _filter(key: str, all_: str, choices: Mapping[str, str]) -> Html:
-    """Buttons of which one is pressed; answers.js writes how many questions each leaves."""
+    """Buttons, one of them pressed; answers.js writes the number of questions of each."""
     buttons = [("", all_), *choices.items()]
     made = (
         tag(
@@ -239,7 +241,7 @@ def _pager() -> Html:
 
 
 def _run(results: Results) -> list[Html]:
-    """The header of the answers, and a prompt as it was put."""
+    """The header of the answers, and one of the prompts."""
     header = dict(results.header)
     protocol, versions, run = (header.pop(key, None) or {} for key in ("protocol", "versions", "run"))
     first = next(iter(results.stored.answers.values()), {})
@@ -257,7 +259,7 @@ def _run(results: Results) -> list[Html]:
 
 
 def _data(results: Results, strips: Mapping[str, Strip]) -> dict[str, Any]:
-    """What answers.js shows; videos and tasks by their places, to keep it small."""
+    """The data of answers.js, with numbers for videos and tasks to keep it small."""
     failed = results.stored.failed
     videos = list(dict.fromkeys([*(one.video_id for one in results.asked), *failed]))
     place = {video: number for number, video in enumerate(videos)}
