@@ -4,20 +4,21 @@
     python experiments/ablate.py table4a --data ssv1 --root DATA/ssv1 -- --precision bf16 --cache DATA/cache
     python experiments/ablate.py table10c --rows MOSS baseline --dry-run          # the commands, nothing more
 
-Every row of recipes/configs/paper_tables.yaml is a few settings of recipes/action_recog.py; what follows `--`
-goes to the recipe in every run. A run is a process of its own, in OUT/NAME-DIGEST/seed-N, where DIGEST is of
-its settings: rows of several tables that mean the same share it. The same command goes on after a kill and
-repeats no finished run; a run made with other settings than now (the recipe's defaults have changed) is an
-error. A run that fails is reported with the end of its log, the others go on, and the exit status is 1. The
-commands of --dry-run may as well be run elsewhere, on several GPUs: what they leave in OUT is found.
+Every row of recipes/configs/paper_tables.yaml is a few settings of recipes/action_recog.py; flags after `--`
+go to the recipe in every run. A run is one process with the folder OUT/NAME-DIGEST/seed-N. DIGEST is computed
+from the settings, so rows of several tables with equal settings share their runs. After a kill the same
+command continues and repeats no finished run. A run in OUT with other settings, because the recipe's defaults
+have changed, is an error. If a run fails, the end of its log is printed, the other runs continue, and the
+exit status is 1. The commands that --dry-run prints may also run elsewhere, on several GPUs: finished runs in
+OUT are used.
 
-The number to compare is "last step": the model after the last step, one view a clip. "best" is the recipe's
-own test of the best checkpoint, which was chosen on these same clips and so flatters; rows that swing more
-from test to test gain more by it.
+Compare the numbers under "last step": the model after the last step, one view per clip. "best" is the
+recipe's own test of the best checkpoint, which was chosen on the same clips and therefore flatters; rows
+whose accuracy varies more from test to test gain more by it.
 
-On `--data mini` the miniature stands for MOSS-S and random weights for CLIP's, and accuracy is also told by
-group of classes (moss_vllm/data/world/actions.py). Rows that have no counterpart there say so. The table is
-printed, and written to OUT/TABLE.md after each run.
+With `--data mini`, the miniature stands for MOSS-S and random weights for CLIP's, and the table also has the
+accuracy of each group of classes (moss_vllm/data/world/actions.py). Notes name the rows that have no
+counterpart there. The table is printed, and written to OUT/TABLE.md after each run.
 """
 
 import fcntl
@@ -46,13 +47,15 @@ def options() -> Flags:
     parser = Flags(__doc__)
     parser.add_argument("tables", nargs="+", metavar="TABLE", help="table4a to table4d, table10a to table10e")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
-    parser.add_argument("--data", default="mini", help="data set, as of the recipe")
-    parser.add_argument("--root", help="folder of the videos, as of the recipe")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of a row, from seed 0 on (default: 1)")
+    parser.add_argument("--data", default="mini", help="data set, as in the recipe")
+    parser.add_argument("--root", help="folder of the videos, as in the recipe")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per row, from seed 0 (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of all runs")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores (default: 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="parallel runs, which share the cores (default: 1)"
+    )
     parser.add_argument("--json", type=Path, help="file to write every seed's numbers to")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands of the runs that are left")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands of the remaining runs")
     return parser
 
 
@@ -97,16 +100,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     tables = choose_rows(args.tables, args.rows)
     plan = plan_runs(tables, args.data, args.root, args.seeds, args.out, command[cut + 1 :])
-    runs = sorted(all_runs(plan), key=lambda run: run.seed)  # all rows' first seed, then the second
+    runs = sorted(all_runs(plan), key=lambda run: run.seed)  # the first seed of all rows, then the second
     if not runs:
         reasons = {planned.refused for rows in plan.values() for planned in rows}
         raise ValueError(f"no row of {', '.join(plan)} runs on --data {args.data}: {'; '.join(reasons)}")
     refuse_other_settings(runs)
-    left = [run for run in runs if not run.is_finished]
-    say(f"{len(runs)} runs, {len(runs) - len(left)} of them finished before", flush=True)
+    remaining = [run for run in runs if not run.is_finished]
+    say(f"{len(runs)} runs, {len(runs) - len(remaining)} of them finished before", flush=True)
     if args.dry_run:
-        say(*(shlex.join(["python", str(RECIPE), *run.flags]) for run in left), sep="\n")
-        return {"left": [list(run.flags) for run in left]}
+        say(*(shlex.join(["python", str(RECIPE), *run.flags]) for run in remaining), sep="\n")
+        return {"left": [list(run.flags) for run in remaining]}
     groups = class_groups(args.root) if args.data == MINI else {}
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with alone_in(args.out):
@@ -119,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 part.write_text(tables_in_markdown(plan, numbers, args.data))
             return f"{numbers[run]['accuracy']['all']:.2f} % after the last step"
 
-        failed = run_remaining(left, args.jobs, threads, keep)
+        failed = run_remaining(remaining, args.jobs, threads, keep)
         refuse_other_data(numbers)
         with whole_file(args.out / "TABLE.md") as part:
             part.write_text(tables_in_markdown(plan, numbers, args.data))
@@ -135,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {cores}, {gpu}",
         "versions": versions(),
         "data": args.data,
-        "data_lines": next((found["data_lines"] for found in numbers.values()), []),
+        "data_lines": next((result["data_lines"] for result in numbers.values()), []),
         "tables": {name: [as_json(planned, numbers) for planned in rows] for name, rows in plan.items()},
         "moss_minus_first_order": paired(plan, numbers),
         "failed": [run.name for run in failed],
@@ -152,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 @contextmanager
 def alone_in(out: Path) -> Iterator[None]:
-    """ValueError where another process of this script works in the same folder."""
+    """ValueError if another process of this script works in the same folder."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
@@ -164,14 +167,14 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
 
 
-def run_remaining(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], str]) -> list[Run]:
-    """Run what is left, `jobs` at once; returns the runs that failed.
+def run_remaining(remaining: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], str]) -> list[Run]:
+    """Start the remaining runs, `jobs` at a time; returns the runs that failed.
 
     Args:
-        threads: of each run.
-        keep: called with each finished run; returns what to say of it.
+        threads: CPU threads of each run.
+        keep: called with each finished run; returns the line to print about it.
     """
-    waiting, running = list(left), dict[subprocess.Popen[bytes], tuple[Run, float]]()
+    waiting, running = list(remaining), dict[subprocess.Popen[bytes], tuple[Run, float]]()
     failed: list[Run] = []
     spent_s: list[float] = []
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
@@ -187,14 +190,14 @@ def run_remaining(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[
                 run, begun = running.pop(process)
                 spent_s.append(time.monotonic() - begun)
                 minutes = statistics.mean(spent_s) * (len(waiting) + len(running) / 2) / jobs / 60
-                place = f"[{len(spent_s)}/{len(left)}] {run.name}"
+                place = f"[{len(spent_s)}/{len(remaining)}] {run.name}"
                 if process.returncode == 0 and run.is_finished:
-                    told = f"{place}: {keep(run)}; {spent_s[-1]:.0f} s"
+                    message = f"{place}: {keep(run)}; {spent_s[-1]:.0f} s"
                 else:
                     failed.append(run)
-                    told = f"{place}: {last_words(run, process.returncode)}"
+                    message = f"{place}: {last_words(run, process.returncode)}"
                 rest = f"; about {minutes:.0f} min left" if waiting or running else ""
-                say(*f"{told}{rest}".split("\n"), sep="\n", flush=True)
+                say(*f"{message}{rest}".split("\n"), sep="\n", flush=True)
     finally:
         for process in running:
             process.terminate()  # the recipe writes a checkpoint then
@@ -205,7 +208,7 @@ def run_remaining(left: Sequence[Run], jobs: int, threads: int, keep: Callable[[
 
 
 def start_run(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """The recipe in a process; its output is added to the log."""
+    """Start the recipe in a process that appends its output to the run's log."""
     run.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(RECIPE), *run.flags]
     with (run.folder / LOG).open("a") as log:
@@ -215,7 +218,7 @@ def start_run(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[byte
 
 
 def last_words(run: Run, status: int) -> str:
-    """What is said of a run that failed."""
+    """The message about a failed run, with the end of its log."""
     lines = (run.folder / LOG).read_text(errors="replace").splitlines()[-LOG_LINES:]
     return "\n  | ".join([f"FAILED with status {status}; the end of {run.folder / LOG}:", *lines])
 

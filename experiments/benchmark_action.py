@@ -1,4 +1,4 @@
-"""What a training step of the ladder costs beside a frozen encoder, and what reading its clips costs.
+"""The cost of the ladder's training step beside a frozen encoder, and of reading its clips.
 
     python experiments/benchmark_action.py                    # MOSS-S on the CPU, all three parts, 15 minutes
     python experiments/benchmark_action.py --parts step --variant b --batch 16 --device cuda --precision bf16
@@ -13,8 +13,8 @@ reading: clips as Something-Something V2 has them (240 pixels high, 12 frames a 
 generated, read and made into training views as the recipe does it, in one process with one thread: from the
 files and from a filled frame cache, without and with RandAugment. Times are CPU time.
 
-waiting: the recipe trains the miniature for a few steps with 0, 1 and 2 workers; the share of a step that
-waits for clips, from OUT/train.jsonl.
+waiting: the recipe trains the miniature for a few steps with 0, 1 and 2 workers; shown is the share of a step
+spent waiting for clips, from OUT/train.jsonl.
 """
 
 import json
@@ -92,7 +92,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "action_recog.py"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if asked, write json; returns what is written."""
+    """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
     if min(args.batch, args.repeats, args.clips) < 1 or args.steps <= WARM_UP:
@@ -116,8 +116,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     for part in (part for part in PARTS if part in args.parts):
         if part == "step":
-            how = (args.variant, args.batch, args.device, args.precision, args.repeats)
-            [record[part]] = run_jobs([(f"steps of {args.variant}", partial(measure_step, *how))])
+            arguments = (args.variant, args.batch, args.device, args.precision, args.repeats)
+            [record[part]] = run_jobs([(f"steps of {args.variant}", partial(measure_step, *arguments))])
             print_step(console, record[part])
         elif part == "reading":
             jobs = [(end, partial(measure_reading, end, args.clips, args.repeats)) for end in CODECS]
@@ -147,7 +147,7 @@ class Step(nn.Module):
         self.model, self.way, self.labels, self.dtype = model, way, labels, dtype
 
     def forward(self, video: Tensor) -> Tensor:
-        """Mean cross entropy; see the class."""
+        """Mean cross entropy of the batch."""
         encoder, frames, graph = self.model.encoder, video.flatten(0, 1), self.way == "graph"
         encoder.requires_grad_(graph)
         with torch.autocast(video.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -157,7 +157,7 @@ class Step(nn.Module):
 
 
 def stack_layers(encoder: ImageEncoder, frames: Tensor, *, graph: bool) -> list[Tensor]:
-    """What `encoder` hands over, out of all its layers in one tensor."""
+    """The tapped layers of `encoder`, cut out of one tensor of all its layers."""
     with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
         found = encoder.vit.forward_intermediates(
             frames, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
@@ -167,15 +167,15 @@ def stack_layers(encoder: ImageEncoder, frames: Tensor, *, graph: bool) -> list[
 
 
 def kept_by_step_mib(step: Step, video: Tensor) -> float:
-    """What autograd keeps between forward and backward, taps included, without parameters and pixels."""
+    """MiB that autograd keeps from forward for backward, taps included, without parameters and pixels."""
     with KeptForBackward(step, [video]) as kept:
         loss = step(video)
-    loss.backward()  # only this frees an output that its own operator saved through a hook
+    loss.backward()  # frees the outputs that their own operators saved through a hook
     return kept.total_bytes() / MIB
 
 
 def measure_step(variant: str, batch: int, device: str, precision: str, repeats: int) -> dict[str, Any]:
-    """All `WAYS` of a step in turns, after their losses were compared; ratios are to ours."""
+    """All `WAYS` of a step in turns, after comparing their losses; ratios are to ours."""
     size = FRAME_PX if variant == "mini" else IMAGE_SIZE
     sizes: dict[str, Any] = {"classes": CLASSES, "frames": FRAMES, "image_size": size}
     torch.manual_seed(0)
@@ -196,7 +196,7 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
             losses.append(step(video).item())
         clear(step, video)
     if not max(losses) - min(losses) < (1e-4 if precision == "fp32" else 0.05):
-        raise SystemExit(f"the ways {', '.join(WAYS)} have other losses: {losses}")
+        raise SystemExit(f"the ways {', '.join(WAYS)} have different losses: {losses}")
     for _ in range(repeats):
         times.append([])
         for step in ways.values():
@@ -212,15 +212,23 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
         one["ratio"] |= {key: one[key] / ours[key] for key in ("kept_mib", "peak_mib") if ours[key]}
     layers = {"encoder": model.encoder.depth, "tapped": len(model.encoder.layers)}
     clock = "CUDA events" if device == "cuda" else "CPU time of one thread"
-    asked = {"variant": variant, "batch": batch, "precision": precision, "image_size": size, "layers": layers}
+    settings = {
+        "variant": variant,
+        "batch": batch,
+        "precision": precision,
+        "image_size": size,
+        "layers": layers,
+    }
     stss = ": ".join(stss_path(torch.device(device), find_preset(variant).window))
-    return {**asked, "frames": FRAMES, "stss": stss, "clock": clock, "ways": found}
+    return {**settings, "frames": FRAMES, "stss": stss, "clock": clock, "ways": found}
 
 
 def print_step(console: Screen, found: dict[str, Any]) -> None:
     """A row for each way."""
-    told = f"{found['batch']} clips of {FRAMES} x {found['image_size']} px, precision {found['precision']}"
-    title = f"a training step of {found['variant']}, {told}; median, and how many times ours"
+    size_of_batch = (
+        f"{found['batch']} clips of {FRAMES} x {found['image_size']} px, precision {found['precision']}"
+    )
+    title = f"a training step of {found['variant']}, {size_of_batch}; median, and how many times ours"
     table = Table("encoder", "clips/s", "forward, ms", "step, ms", "kept, MiB", "peak, MiB", title=title)
     for way, one in found["ways"].items():
         cells = [f"{one['clips_per_s']:.3g}", f"{one['forward_ms']['median']:,.0f}"]
@@ -258,7 +266,7 @@ def measure_waiting(root: Path, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def run_recipe(recipe: Any, root: Path, out: Path, steps: int, workers: int) -> dict[str, float]:
-    """Train the miniature; what its log says."""
+    """Train the miniature; returns the numbers of its log."""
     flags = {"data": "mini", "root": root, "out": out, "steps": steps, "workers": workers, "tracker": "none"}
     recipe.main([word for name, value in flags.items() for word in (f"--{name}", str(value))])
     return summarise_steps([json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()])

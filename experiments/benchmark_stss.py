@@ -1,17 +1,17 @@
 """Time and memory of STSS, of STSS with its linear layer, and of MOSS, against the textbook way.
 
 The textbook way repeats the features L times, unfolds the neighbouring frames, normalises both, multiplies
-whole frames with whole frames, and cuts each query's window out of the product; then plain layers. Both ways
-run in this process, in turns, on the same weights and data, after their results were compared.
+whole frames with whole frames, cuts each query's window out of the product, and uses plain layers. Both ways
+run in this process, in turns, on the same weights and data, after a comparison of their results.
 
     python experiments/benchmark_stss.py                                # four shapes on the CPU, ten minutes
     python experiments/benchmark_stss.py --shapes a --json stss.json
     python experiments/benchmark_stss.py --shapes efg --parts stss --repeats 1  # long and fine clips: memory
     python experiments/benchmark_stss.py --device cuda --precision bf16
 
-On a CPU, times are CPU time with one thread, which other work on the machine changes little, or wall time
-with --threads above 1. On a GPU they come from CUDA events, and the last columns say which share of the
-device's own bound is reached: the larger of multiply-adds over its peak and bytes over its bandwidth.
+On a CPU, times are CPU time with one thread, which other work on the machine hardly changes, or wall time
+with --threads above 1. On a GPU they come from CUDA events, and the last columns are the share of the
+device's bound that is reached: the larger of multiply-adds over its peak and bytes over its bandwidth.
 """
 
 import platform
@@ -65,7 +65,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], Window, int, int, int, int]] = {
     "b": ((1, 16, 16, 16, 256), (5, 9, 9), 96, 1024, 192, 448),  # MOSS-L
     "c": ((1, 16, 16, 28, 256), (7, 11, 11), 256, 1152, 256, 256),  # VideoLLaMA3
     "d": ((1, 32, 32, 32, 256), (5, 9, 9), 96, 1024, 192, 448),  # MOSS-L on a longer, finer clip
-    # For memory: action detection, boundary detection, and the largest window on a fine grid.
+    # For memory: the sizes of action and boundary detection, and the largest window on a fine grid.
     "e": ((1, 384, 14, 14, 128), (7, 11, 11), 64, 768, 128, 768),
     "f": ((1, 100, 28, 28, 128), (7, 11, 11), 64, 512, 128, 512),
     "g": ((1, 32, 32, 32, 256), (7, 11, 11), 96, 1024, 192, 448),
@@ -95,7 +95,7 @@ def textbook_stss(x: Tensor, window: Window) -> Tensor:
 
 
 class TextbookUVProjection(UVProjection):
-    """The same weights, from the textbook's similarity."""
+    """`UVProjection` with the same weights on the textbook's similarity."""
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, H, W, C) -> (B, T, L, H, W, D)."""
@@ -144,7 +144,7 @@ def ways(part: str, shape: str, device: str, dtype: torch.dtype) -> tuple[Tensor
 
 
 def kept_mib(way: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """What autograd keeps between forward and backward, without parameters and input."""
+    """MiB that autograd keeps from forward for backward, without parameters and input."""
     with KeptForBackward(way if isinstance(way, nn.Module) else nn.Module(), [x]) as kept:
         way(x)
     return kept.total_bytes() / MIB
@@ -153,9 +153,10 @@ def kept_mib(way: Callable[[Tensor], Tensor], x: Tensor) -> float:
 def bound_ms(part: str, shape: str, dtype: torch.dtype, name: str) -> tuple[float, float] | None:
     """The least time of forward, and of forward and backward, on the GPU `name`; None if it is not listed.
 
-    Multiply-adds: each entry of S once forward and twice backward, and once more where it is not kept, with
-    the linear layer and, in a module, all others likewise. Bytes: features read and output written once, and
-    as much again backward. Windows alone count, so tiles that compute more cannot reach it.
+    Multiply-adds: each entry of S once forward and twice backward, and once more if it is recomputed; the
+    linear layer and, in a module, the other layers count in the same way. Bytes: features read and output
+    written once, and the same again backward. Only windows count, so tiles that compute more cannot reach the
+    bound.
     """
     peaks = next((values for gpu, values in GPUS.items() if gpu in name), None)
     if peaks is None:
@@ -199,7 +200,7 @@ def compare_ways(part: str, shape: str, device: str, dtype: torch.dtype, repeats
         for index, way in enumerate(both):
             clear(way, x)
             measured = meter.step_ms(way, x, grad)
-            if repeat_number:  # the first is for warming up
+            if repeat_number:  # the first warms up
                 times[index].append(measured)
     rows = []
     for way, measured in zip(both, times, strict=True):
@@ -242,11 +243,11 @@ def print_table(console: Screen, results: list[dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print and, if asked, write json."""
+    """Measure, print and write the json file of --json."""
     parser = options()
     settings = parser.parse_args(argv)
     if unknown := set(settings.shapes) - set(SHAPES):
-        parser.error(f"unknown shapes {''.join(sorted(unknown))}; known are {''.join(SHAPES)}")
+        parser.error(f"unknown shapes {''.join(sorted(unknown))}; the shapes are {''.join(SHAPES)}")
     if not settings.shapes or len(set(settings.shapes)) < len(settings.shapes):
         parser.error(f"--shapes takes different letters, one or more, got '{settings.shapes}'")
     if settings.repeats < 1 or settings.threads < 1:

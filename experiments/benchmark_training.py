@@ -7,15 +7,15 @@
 Without --shape, `recipes/favor_lora.py` trains as in `experiments/demo.py`: without and with MOSS side by
 side, the demo's flags, threads, clips and order, only fewer steps. Clips come from the videos or from a
 frame cache filled before (the demo fills its own as it trains: it lies between the two), through the
-recipe's 1 worker or through none, where nothing hides the reading. Shown are the share of a step that each
-part takes, waiting for data among them, and how many clips a second are read.
+recipe's 1 worker or without a worker, where nothing hides the reading. Shown are the share of each part in a
+step, waiting for data among them, and the clips read per second.
 
 With --shape, the same training loop runs on random weights (base in bf16; LoRA, projector, MOSS in float32)
 and random clips of the paper's frames (Sec. 4.5: 2 a second, short side 224), one clip a step, without and
 with MOSS and recomputation of the LLM's activations: seconds a step, clips and tokens a second, peak memory
 beside the estimate of `moss_vllm.vlm.video_llama3.memory`, the parts of a step, and hours for the paper's
-1,000 iterations at 15 clips each. The hours err upwards: each clip pays for an optimizer step, and no token
-is compressed away."""
+1,000 iterations of 15 clips. The hours are an upper estimate: each clip pays for an optimizer step, and no
+token is compressed away."""
 
 import argparse
 import json
@@ -44,8 +44,8 @@ def options() -> Flags:
     shape = "random weights of this shape; without it, the runs of the demo"
     add("--shape", choices=("2b", "7b", "miniature"), help=shape)
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
-    add("--steps", type=int, default=20, help="steps timed in a run, after some to warm up")
-    add("--repeats", type=int, default=3, help="of the demo's runs, for their spread (default: %(default)s)")
+    add("--steps", type=int, default=20, help="steps timed in a run, after the warm-up")
+    add("--repeats", type=int, default=3, help="repeats of the demo's runs (default: %(default)s)")
     add("--clip-s", type=float, nargs="+", default=[10, 30], help="seconds of --shape's clips (10 and 30)")
     add("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world, for the demo's runs")
     add("--json", type=Path, help="write the results here")
@@ -83,7 +83,7 @@ ITERATIONS, CLIPS_A_STEP, PAPER_GPU_HOURS = 1000, 15, 8
 
 
 class Way(NamedTuple):
-    """How the demo's two runs get their clips."""
+    """The source of clips and the number of workers of the demo's two runs."""
 
     cached: bool
     workers: int
@@ -96,7 +96,7 @@ WAYS = [Way(cached, workers) for workers in (1, 0) for cached in (False, True)]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if asked, write json; returns what is written."""
+    """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
     if wrong := refusal(args):
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def refusal(args: argparse.Namespace) -> str | None:
-    """What is wrong with the flags, if anything is."""
+    """An error message about the flags; None if they are valid."""
     if args.steps < 1 or args.repeats < 1:
         return "--steps and --repeats take 1 or more"
     if min(args.clip_s) < 1:
@@ -174,7 +174,7 @@ def measure_demo(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
 
 
 def fill_cache(settings: Any, data: Path, cache: Path) -> None:
-    """What the command `scripts/cache_frames.py` does, with the recipe's sampling."""
+    """Fill the cache with `scripts/cache_frames.py`, at the recipe's sampling."""
     flags = ["--data", str(data), "--cache", str(cache)]
     for name in ("sample_fps", "short_side_px", "max_frames"):
         flags += [f"--{name.replace('_', '-')}", f"{getattr(settings, name):g}"]
@@ -183,7 +183,7 @@ def fill_cache(settings: Any, data: Path, cache: Path) -> None:
 
 
 def run_pair(way: Way, world: Path, cache: Path, out: Path, steps: int, whole_run: int) -> dict[str, Any]:
-    """The demo's runs side by side, with fewer steps than the `whole_run` has."""
+    """The demo's two runs side by side; `whole_run` is the demo's own number of steps."""
     flags = demo.training_flags(out, world, 0, steps + WARM_UP, cache=cache if way.cached else None)
     out.mkdir()
     files = {name: out / f"{name}.json" for name in flags}
@@ -193,14 +193,14 @@ def run_pair(way: Way, world: Path, cache: Path, out: Path, steps: int, whole_ru
         {name: [step_parts, str(files[name]), demo.RECIPE, *flags[name], *workers] for name in flags}
     )
     runs = {name: json.loads(file.read_text()) for name, file in files.items()}
-    told = {name: summarise_run(run["lines"], run["steps"], whole_run) for name, run in runs.items()}
-    return {**told, "threads": runs["moss"]["threads"]}
+    numbers = {name: summarise_run(run["lines"], run["steps"], whole_run) for name, run in runs.items()}
+    return {**numbers, "threads": runs["moss"]["threads"]}
 
 
 def summarise_run(
     lines: Sequence[dict[str, Any]], steps: Sequence[dict[str, float]], whole_run: int
 ) -> dict[str, Any]:
-    """Numbers of one run's timed steps; `waited_of_run` counts the wait for the first batch as well."""
+    """Numbers of one run's timed steps; `waited_of_run` includes the wait for the first batch."""
     first, timed = lines[0]["waited_s"], lines[WARM_UP:]
     step_s, waited_s = (statistics.mean(line[key] for line in timed) for key in ("seconds", "waited_s"))
     waited = first + (whole_run - 1) * waited_s
@@ -214,33 +214,33 @@ def summarise_run(
 
 
 def measure_row_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dict[str, Any]:
-    """Clips, and rows ready for the model, a second in one process: from the videos and from the cache."""
+    """Clips and rows ready for the model per second of one process, from the videos and from the cache."""
     rows = [row for row in read_sources(data).rows if row.path is not None][:READ_CLIPS]
     processor = checkpoint.load_processor(settings.model)
     sampling = {name: getattr(settings, name) for name in ("sample_fps", "short_side_px", "max_frames")}
-    how = {"compress": settings.compress_tokens, "max_tokens": settings.max_tokens, **sampling}
+    reading_settings = {"compress": settings.compress_tokens, "max_tokens": settings.max_tokens, **sampling}
     speeds: dict[tuple[str, str], list[float]] = {}
-    torch.set_num_threads(1)  # as a loader's worker has
+    torch.set_num_threads(1)  # as in a worker of the DataLoader
     for _ in range(repeats):
         for name, folder in (("videos", None), ("frame cache", cache)):
-            found = TrainingSet(rows, processor, read=choose_reader(folder), **how)
+            dataset = TrainingSet(rows, processor, read=choose_reader(folder), **reading_settings)
             started = time.perf_counter()
             for row in rows:
-                found.read(row.path, start_s=row.start_s or 0.0, end_s=row.end_s, **sampling)
+                dataset.read(row.path, start_s=row.start_s or 0.0, end_s=row.end_s, **sampling)
             middle = time.perf_counter()
             for index in range(len(rows)):
-                found[index]
+                dataset[index]
             ended = time.perf_counter()
             speeds.setdefault((name, "clips_per_s"), []).append(len(rows) / (middle - started))
             speeds.setdefault((name, "rows_per_s"), []).append(len(rows) / (ended - middle))
-    told: dict[str, Any] = {"clips": len(rows)}
+    result: dict[str, Any] = {"clips": len(rows)}
     for (name, key), values in speeds.items():
-        told.setdefault(name, {})[key] = spread(values)
-    return told
+        result.setdefault(name, {})[key] = spread(values)
+    return result
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Spreads over one arm's runs."""
+    """Spreads over the runs of one arm."""
     parts = {part: spread([run["shares"][part] for run in runs]) for part in PARTS}
     return {
         **{key: spread([run[key] for run in runs]) for key in runs[0] if key != "shares"},

@@ -36,7 +36,7 @@ CODECS = {
 
 
 def measure_reading(suffix: str, clips: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of CPU time that a clip takes to read, and to be made into views, in each way."""
+    """Milliseconds of CPU time to read a clip and to make views of it, in each way."""
     ways, settings = [], PROTOCOLS["ssv2"]["paper"]
     with tempfile.TemporaryDirectory() as folder:
         split, kilobytes = write_clips(Path(folder) / "videos", suffix, clips)
@@ -57,21 +57,21 @@ def measure_reading(suffix: str, clips: int, repeats: int) -> dict[str, Any]:
 
 
 class TimedReader:
-    """Reads, and adds up the CPU time that takes in `seconds`."""
+    """Reads clips, and adds up their CPU time in `seconds`."""
 
     def __init__(self, read: Any) -> None:
         self.read, self.seconds = read, 0.0
 
-    def __call__(self, *args: Any, **how: Any) -> np.ndarray:
+    def __call__(self, *args: Any, **settings: Any) -> np.ndarray:
         """The frames."""
         started = time.process_time()
-        frames = self.read(*args, **how)
+        frames = self.read(*args, **settings)
         self.seconds += time.process_time() - started
         return frames
 
 
 def time_rows(dataset: ActionTrainingSet) -> tuple[float, float]:
-    """Milliseconds of CPU time a clip: its `TimedReader`'s, and the rest."""
+    """Milliseconds of CPU time per clip: those of the `TimedReader`, and the others."""
     reader: Any = dataset.read
     reader.seconds, started = 0.0, time.process_time()
     for index in range(len(dataset)):
@@ -104,15 +104,15 @@ def write_clips(folder: Path, suffix: str, clips: int) -> tuple[ActionSplit, flo
     return split, statistics.mean(path.stat().st_size for path in paths) / 1000
 
 
-def print_reading(console: Screen, found: Sequence[dict[str, Any]]) -> None:
+def print_reading(console: Screen, containers: Sequence[dict[str, Any]]) -> None:
     """A row for each container and way."""
-    views = f"{found[0]['views_a_clip']} x {PROTOCOLS['ssv2']['paper'].frames} of "
+    views = f"{containers[0]['views_a_clip']} x {PROTOCOLS['ssv2']['paper'].frames} of "
     views += f"{PROTOCOLS['ssv2']['paper'].size_px} px"
-    told = f"{CLIP_FRAMES} frames of {HEIGHT} x {WIDTH} to {views}"
+    size_of_clips = f"{CLIP_FRAMES} frames of {HEIGHT} x {WIDTH} to {views}"
     heads = ("RandAugment", "clips/s", "read, ms a clip", "views, ms a clip", "cache, MiB a clip")
-    title = f"training clips in one process, {told}; median (least-most)"
+    title = f"training clips in one process, {size_of_clips}; median (least-most)"
     table = Table("file", "from", *heads, title=title)
-    for one in found:
+    for one in containers:
         for way in one["ways"]:
             name = [
                 f"{one['container'][1:]}, {one['kb_a_clip']:.0f} kB",

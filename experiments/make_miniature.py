@@ -1,12 +1,12 @@
-"""Build and pre-train the miniature VideoLLaMA3 on appearance, from nothing but this repository.
+"""Build the miniature VideoLLaMA3 and pre-train it on appearance, with nothing but this repository.
 
     python experiments/make_miniature.py --out runs/miniature
 
 Three stages, all on sights drawn on the fly (`world/appearance.py`), whose labels never depend on motion:
 seeing (the encoder learns to name what each token shows), reading (the language model learns to describe and
-to answer questions, in FAVOR-Bench's and MotionBench's wording, about sights told in words), talking (both
-together, on pictures and clips). Writes the weights, the processor and `miniature.json` (command, minutes,
-accuracy by kind of question on held-out sights).
+to answer questions, in FAVOR-Bench's and MotionBench's wording, about sights described in words), talking
+(both together, on pictures and clips). Writes the weights, the processor and `miniature.json` (command,
+minutes, accuracy by kind of question on held-out sights).
 """
 
 import argparse
@@ -31,7 +31,7 @@ def options() -> Flags:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--see", type=int, default=900, help="steps of 96 pictures")
-    parser.add_argument("--read", type=int, default=600, help="steps of 24 told conversations")
+    parser.add_argument("--read", type=int, default=600, help="steps of 24 conversations about descriptions")
     parser.add_argument("--talk", type=int, nargs="+", default=[450], help="steps of each round")
     parser.add_argument("--measured", type=int, default=200, help="held-out pictures and clips to measure on")
     return parser
@@ -72,11 +72,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
     started = time.monotonic()
     learn_to_see(model, processor, steps=args.see, seed=args.seed)
-    learn_to_talk(model, processor, steps=args.read, seed=args.seed, told=True)
+    learn_to_talk(model, processor, steps=args.read, seed=args.seed, described=True)
     model.model.vision_model.requires_grad_(False)
     for number, steps in enumerate(args.talk):  # each round restarts the rate, lower
         lr = 2e-3 / (1 + number)
-        learn_to_talk(model, processor, steps=steps, seed=args.seed + number, told=False, lr=lr)
+        learn_to_talk(model, processor, steps=steps, seed=args.seed + number, described=False, lr=lr)
     minutes = (time.monotonic() - started) / 60
     return save_miniature(model, processor, args, minutes)
 
@@ -87,7 +87,7 @@ def save_miniature(
     args: argparse.Namespace,
     minutes: float,
 ) -> dict[str, float]:
-    """Write the folder, and measure what was written."""
+    """Write the folder, and measure the saved model."""
     model.bfloat16().save_pretrained(args.out)
     readable(*args.out.glob("*.safetensors"))
     processor.save_pretrained(args.out)
@@ -123,12 +123,14 @@ def measure(
             batch = collate([inputs], pad_id=processor.tokenizer.pad_token_id)
             batch.pop("labels")
             ids = model.generate(**batch, max_new_tokens=32, do_sample=False)
-            said = processor.tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+            answer = processor.tokenizer.decode(
+                ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True
+            )
             question = as_question(choice, wording)
             if wording == "favor":
-                correct = judge_favor(said, choice.answer, choice.options)
+                correct = judge_favor(answer, choice.answer, choice.options)
             else:
-                correct = parse_letter(said, choice.options) == question.answer
+                correct = parse_letter(answer, choice.options) == question.answer
             for kind in ("all", choice.task, wording, "clips" if index % 2 else "pictures"):
                 right[kind].append(correct)
     return {kind: 100 * sum(values) / len(values) for kind, values in right.items()}
@@ -137,14 +139,14 @@ def measure(
 def learn_to_see(
     model: VideoLlama3ForConditionalGeneration, processor: VideoLlama3Processor, *, steps: int, seed: int
 ) -> None:
-    """Train encoder and projector: each token to point at the embeddings of the words for what it shows."""
+    """Train encoder and projector: each token points to the embeddings of the words for its content."""
     tower, projector = model.model.vision_model, model.model.projector
     embeddings = model.get_input_embeddings().weight.detach()
 
     def loss(batch: tuple[Tensor, ...]) -> Tensor:
         pixels, grid_thw, merge_sizes, words = batch
-        seen = projector(tower(pixels, grid_thw, merge_sizes).last_hidden_state) @ embeddings.T
-        return -(words * F.log_softmax(seen, dim=-1)).sum(-1).mean()
+        logits = projector(tower(pixels, grid_thw, merge_sizes).last_hidden_state) @ embeddings.T
+        return -(words * F.log_softmax(logits, dim=-1)).sum(-1).mean()
 
     matrices = [p for p in tower.encoder.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
@@ -160,27 +162,29 @@ def learn_to_talk(
     *,
     steps: int,
     seed: int,
-    told: bool,
+    described: bool,
     lr: float = 2e-3,
 ) -> None:
-    """Train the language model on conversations about sights told in words, or about what is shown."""
+    """Train the language model on conversations about sights described in words or shown."""
     core = model.model
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         labels = batch.pop("labels")[:, 1:]
-        hidden = (core.language_model(batch["input_ids"]) if told else core(**batch)).last_hidden_state
-        said = labels != IGNORED
-        each = F.cross_entropy(model.lm_head(hidden[:, :-1][said]), labels[said], reduction="none")
-        # Every answer counts the same: a letter would drown among the words of captions.
-        weights = answer_weights(labels)[said]
+        hidden = (core.language_model(batch["input_ids"]) if described else core(**batch)).last_hidden_state
+        answered = labels != IGNORED
+        each = F.cross_entropy(model.lm_head(hidden[:, :-1][answered]), labels[answered], reduction="none")
+        # Every answer has equal weight: a letter would count little among the words of captions.
+        weights = answer_weights(labels)[answered]
         return (each * weights).sum() / weights.sum()
 
     matrices = [p for p in core.language_model.layers.parameters() if p.dim() == 2]
     chosen = {id(p) for p in matrices}
-    trained = core.language_model.layers if told else nn.ModuleList([core.language_model, core.projector])
+    trained = (
+        core.language_model.layers if described else nn.ModuleList([core.language_model, core.projector])
+    )
     others = [p for p in trained.parameters() if id(p) not in chosen]
-    sights = Sights(processor, batch_size=24, seed=seed, told=told)
-    _descend("reading" if told else "talking", loss, others, matrices, sights, steps=steps, lr=lr)
+    sights = Sights(processor, batch_size=24, seed=seed, described=described)
+    _descend("reading" if described else "talking", loss, others, matrices, sights, steps=steps, lr=lr)
 
 
 def answer_weights(labels: Tensor) -> Tensor:
@@ -189,11 +193,11 @@ def answer_weights(labels: Tensor) -> Tensor:
     Shape:
         (B, S) -> (B, S).
     """
-    said = labels != IGNORED
-    starts = said & ~F.pad(said, (1, 0))[:, :-1]
-    answer = starts.long().cumsum(-1) * said
-    lengths = torch.zeros(len(labels), int(answer.max()) + 1).scatter_add_(1, answer, said.float())
-    return said / lengths.gather(1, answer).clamp_min(1)
+    answered = labels != IGNORED
+    starts = answered & ~F.pad(answered, (1, 0))[:, :-1]
+    answer = starts.long().cumsum(-1) * answered
+    lengths = torch.zeros(len(labels), int(answer.max()) + 1).scatter_add_(1, answer, answered.float())
+    return answered / lengths.gather(1, answer).clamp_min(1)
 
 
 def _descend(

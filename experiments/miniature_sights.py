@@ -1,4 +1,4 @@
-"""What `experiments/make_miniature.py` trains on: sights drawn without end, as pixels and conversations."""
+"""Training data of `experiments/make_miniature.py`: endless sights as pixels and conversations."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ WORDINGS = {"plain": 0.3, "letter": 0.4, "favor": 0.3}
 
 
 class Pictures(IterableDataset[tuple[Tensor, ...]]):
-    """Endless batches of pictures with, for each 28 px cell, the words of what is in it."""
+    """Endless batches of pictures with the words for the content of each 28 px cell."""
 
     def __init__(self, processor: VideoLlama3Processor, *, batch_size: int, seed: int) -> None:
         self.processor, self.batch_size, self.seed = processor, batch_size, seed
@@ -61,19 +61,21 @@ class Pictures(IterableDataset[tuple[Tensor, ...]]):
 
 
 class Sights(IterableDataset[dict[str, Tensor]]):
-    """Endless batches of conversations about sights: told in words, or shown as pictures and clips."""
+    """Endless batches of conversations about sights: described in words, or shown as pictures and clips."""
 
-    def __init__(self, processor: VideoLlama3Processor, *, batch_size: int, seed: int, told: bool) -> None:
-        self.processor, self.batch_size, self.seed, self.told = processor, batch_size, seed, told
+    def __init__(
+        self, processor: VideoLlama3Processor, *, batch_size: int, seed: int, described: bool
+    ) -> None:
+        self.processor, self.batch_size, self.seed, self.described = processor, batch_size, seed, described
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = np.random.default_rng([self.seed, 2 + self.told])
+        rng = np.random.default_rng([self.seed, 2 + self.described])
         while True:
             frames = 8 if rng.random() < 0.4 else 1
-            count = self.batch_size // 2 if frames == 8 and not self.told else self.batch_size
+            count = self.batch_size // 2 if frames == 8 and not self.described else self.batch_size
             examples = [self._example(rng, frames) for _ in range(count)]
             pad_id = self.processor.tokenizer.pad_token_id
-            if not self.told:
+            if not self.described:
                 yield collate(examples, pad_id=pad_id)
             else:
                 padded = pad_sequence(
@@ -90,7 +92,7 @@ class Sights(IterableDataset[dict[str, Tensor]]):
         wordings = rng.choice(list(WORDINGS), size=3, p=list(WORDINGS.values()))
         turns += [ask(choice, str(wording)) for choice, wording in zip(sight.choices, wordings, strict=False)]
         turns = [turns[i] for i in rng.permutation(len(turns))]
-        if not self.told:
+        if not self.described:
             return encode(self.processor, to_clip(sight), turns, compress=False)
         text = conversation_text(turns, video_token=sight.caption)
         ids = self.processor.tokenizer(text, return_tensors="pt")["input_ids"][0]
@@ -106,7 +108,7 @@ def ask(choice: Choice, wording: str) -> Turn:
 
 
 def as_question(choice: Choice, wording: str) -> Question:
-    """The choice as a benchmark row would carry it."""
+    """The choice as the question of a benchmark row."""
     if wording == "favor":
         return Question("", choice.task, choice.text, choice.options, choice.answer, choice.text)
     letters = [chr(ord("A") + i) for i in range(len(choice.options))]
@@ -117,12 +119,12 @@ def as_question(choice: Choice, wording: str) -> Question:
 
 
 def to_clip(sight: appearance.Sight) -> Clip:
-    """The sight as `read_clip` would return it."""
+    """The sight in the form that `read_clip` returns."""
     return Clip(sight.frames, np.arange(len(sight.frames)) / 2.0)
 
 
 def corpus() -> list[str]:
-    """Text with every word the world and the benchmarks' prompts use."""
+    """Texts with every word of the motion world and of the benchmarks' prompts."""
     rng = np.random.default_rng(0)
     texts = list(CAPTION_PROMPTS)
     for _ in range(400):
