@@ -78,7 +78,7 @@ from ablation_results import (
 )
 
 from moss_vllm.recognition.settings import MINI
-from moss_vllm.vlm.checkpoint import versions
+from moss_vllm.runtime.provenance import versions
 
 LOG, LOG_LINES = "log.txt", 15
 

@@ -20,9 +20,8 @@ from paper_tables import FILE, TABLES, Row
 from moss_vllm.recognition.build import build_classifier
 from moss_vllm.recognition.settings import MINI
 from moss_vllm.runtime.files import read_json
-from moss_vllm.training.run_folder import FINISHED_FILE
+from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE
 from moss_vllm.training.settings import parse
-from moss_vllm.vlm.start_report import SETTINGS_FILE
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "action_recog.py"
 NAMES = {f"table{name}": rows for name, rows in TABLES.items() if name[:-1] in ("4", "10")}

@@ -15,7 +15,7 @@ from moss_vllm.recognition.testing import CLASS_MEAN, STORE, Accuracy
 from moss_vllm.report import plots
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.line_store import read_answers
-from moss_vllm.vlm.start_report import SETTINGS_FILE
+from moss_vllm.training.run_folder import SETTINGS_FILE
 
 WHOLE_MOSS, FIRST_ORDER = dict[str, Any](), {"temporal": "stss1"}
 

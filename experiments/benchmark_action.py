@@ -78,7 +78,7 @@ from torch import Tensor, nn
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.encoders.image import ImageEncoder
 from moss_vllm.recognition.build import LadderClassifier, build_classifier, find_preset
-from moss_vllm.vlm.checkpoint import versions
+from moss_vllm.runtime.provenance import versions
 
 WAYS = {
     "ours": "tapped layers, no graph (ours)",

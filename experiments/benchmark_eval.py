@@ -62,6 +62,7 @@ from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.evaluation.asking import evaluate, read_as
 from moss_vllm.evaluation.generation import GREEDY
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.sizes import build_shape
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "model": args.shape or loaded.name,
         "protocol": protocol.settings,
         "stss": ": ".join(stss_path(torch.device(args.device), VIDEO_LLM.window)),
-        "versions": checkpoint.versions(),
+        "versions": versions(),
         "load_average_before": load_before,
         "videos": len(videos),
         "questions": question_count,

@@ -72,6 +72,7 @@ from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, run_shape, shares
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.sources import read_sources
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.batches import TrainingSet
@@ -112,7 +113,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "gpu": torch.cuda.get_device_name() if args.device == "cuda" else "not run on a GPU",
         "stss": ": ".join(stss_path(torch.device(args.device), VIDEO_LLM.window)),
-        "versions": checkpoint.versions(),
+        "versions": versions(),
         "load_average": {"before": load[0], "after": os.getloadavg()[0]},
         **measured,
     }

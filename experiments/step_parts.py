@@ -34,7 +34,7 @@ from moss_vllm.core import MOSS
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.runtime.flags import Flags
-from moss_vllm.training import engines
+from moss_vllm.training import engines, run_state
 from moss_vllm.training.loop import Loop, train
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
 from moss_vllm.vlm import checkpoint
@@ -66,14 +66,14 @@ class StepParts:
 
     def __enter__(self) -> "StepParts":
         # The loop looks these up in their module at each call, so it needs no change.
-        marked = {
-            "prepare": self._mark_modules(engines.prepare),
-            "backward": self._mark("backward", engines.backward),
-            "step": self._end_step(self._mark("optimizer", engines.step)),
-            "undisturbed": self._leave_out(engines.undisturbed),
-        }
-        for name, function in marked.items():
-            self._undo.enter_context(patch.object(engines, name, function))
+        marked = [
+            (engines, "wrap", self._mark_modules(engines.wrap)),
+            (engines, "backward", self._mark("backward", engines.backward)),
+            (engines, "step", self._end_step(self._mark("optimizer", engines.step))),
+            (run_state, "undisturbed", self._leave_out(run_state.undisturbed)),
+        ]
+        for module, name, function in marked:
+            self._undo.enter_context(patch.object(module, name, function))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -104,7 +104,7 @@ class StepParts:
 
         return run
 
-    def _mark_modules(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+    def _mark_modules(self, wrap: Callable[..., Any]) -> Callable[..., Any]:
         def run(accelerator: Any, objective: Any, *args: Any, **kwargs: Any) -> Any:
             if accelerator.device.type == "cuda":
                 self._wait_for_device = torch.cuda.synchronize
@@ -116,7 +116,7 @@ class StepParts:
                     )
                     for hook in hooks:
                         self._undo.callback(hook.remove)
-            return prepare(accelerator, objective, *args, **kwargs)
+            return wrap(accelerator, objective, *args, **kwargs)
 
         return run
 
@@ -266,15 +266,31 @@ class RandomClips:
         return {**batch, **counts, "row_ids": ["noise"] * len(rows), "rejected": []}
 
 
+class KeepNothing:
+    """A `training.loop.CheckpointKeeper` that writes no weights."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def save(self, folder: Path, state: Any, step: int) -> None:
+        """Write nothing."""
+
+    def restore(self, folder: Path) -> None:
+        """Read nothing."""
+
+    def check(self, folder: Path, state: Any) -> None:
+        """Compare nothing."""
+
+
 def run_loop(
     accelerator: Any, model: Any, groups: Any, clips: RandomClips, steps: int
 ) -> list[dict[str, Any]]:
     """`training.loop.train` on one clip per step, in a temporary folder."""
     loop = Loop(steps=steps, batch_size=1, workers=0, save_every=steps)
-    nothing: dict[str, Any] = {"state": dict, "save": lambda *_: None, "restore": lambda *_: None}
     with tempfile.TemporaryDirectory() as out:
         objective = AnswerLoss(model, torch.bfloat16)
-        return train(accelerator, objective, groups, clips, loop, out=Path(out), **nothing)
+        return train(accelerator, objective, groups, clips, loop, out=Path(out), keeper=KeepNothing())
 
 
 def estimate_gib(model: Any, groups: Any, frames: int, shape: str, device: str, *, recomputed: bool) -> float:

@@ -44,8 +44,8 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from moss_vllm.evaluation.generation import GREEDY, not_followed
+from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.video.clip import read_clip
-from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
 from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
 

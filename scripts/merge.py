@@ -39,9 +39,11 @@ if __name__ == "__main__":
 
 from moss_vllm.report.model_card import loading_code, merged_readme
 from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.precision import DTYPES
+from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.quiet import quiet
-from moss_vllm.vlm.base import DTYPES, MERGED_FILE, TO_TRAIN, base_record
-from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
+from moss_vllm.vlm.base import MERGED_FILE, TO_TRAIN, base_record
+from moss_vllm.vlm.checkpoint import load, next_logits
 
 SHARD = "4GB"
 # Largest difference of a logit, as a share of the largest logit: what rounding the weights explains.

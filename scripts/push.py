@@ -48,10 +48,10 @@ from safetensors import safe_open
 from moss_vllm.report.model_card import model_card, read_result
 from moss_vllm.report.private import find_secrets, hide_secrets, without_path, without_places
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.provenance import read_header
+from moss_vllm.runtime.provenance import RUN_FILE, read_header
 from moss_vllm.vlm.adapter import ADAPTER_FILE, PICKLE_FILE, SETTINGS_FILE
 from moss_vllm.vlm.base import INDEX, MERGED_FILE, WEIGHTS
-from moss_vllm.vlm.checkpoint import RUN_FILE, read_run
+from moss_vllm.vlm.checkpoint import read_run
 from moss_vllm.vlm.processor import PROCESSOR_FILES
 from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, MossVideoLlama3Config
 

@@ -28,18 +28,23 @@ from moss_vllm.evaluation.answering import Answers, Prompts, answer, base_model,
 from moss_vllm.evaluation.generation import followed, not_followed
 from moss_vllm.evaluation.protocols import LETTERS, Benchmark, Protocol
 from moss_vllm.evaluation.result import Result, collect, record
-from moss_vllm.report import plots
-from moss_vllm.runtime.environment import describe_environment
 from moss_vllm.runtime.errors import RunStopped, UnusableData
 from moss_vllm.runtime.line_store import AnswerFile, Shard, Stored, read_answers
-from moss_vllm.runtime.provenance import answering_weights, fingerprint, settings_fingerprint
+from moss_vllm.runtime.progress import show_progress
+from moss_vllm.runtime.provenance import (
+    answering_weights,
+    describe_environment,
+    fingerprint,
+    settings_fingerprint,
+    versions,
+)
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import BadVideo, Clip, read_clip
 from moss_vllm.video.container import native_size
 from moss_vllm.video.file_state import describe_file, refuse_others
 from moss_vllm.video.frames import short_side_within
 from moss_vllm.video.probe import probe_all
-from moss_vllm.vlm.checkpoint import Loaded, versions
+from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.video_llama3.chat import has_special_token
 
 READERS = 16  # at most, unless more are asked for: each holds a video, decoded and prepared
@@ -116,7 +121,7 @@ def evaluate(
         workers = choose_workers() if workers is None else workers
         rows = _ask(loaded, readable, left, protocol, batch_size, read, allow_missing, workers)
         total = sum(q.uid in left for video in readable for q in video.questions)
-        with closing(plots.show_progress(rows, total, size=lambda row: len(row["answers"]))) as shown:
+        with closing(show_progress(rows, total, "questions", size=lambda row: len(row["answers"]))) as shown:
             for row in shown:
                 file.add(row)
         stored = read_answers(out / STORE, header)

@@ -24,12 +24,12 @@ from PIL import Image
 from moss_vllm.evaluation.answering import Prompts, answer, prepare, score
 from moss_vllm.evaluation.asking import read_as
 from moss_vllm.evaluation.protocols import MOTIONBENCH, Protocol
-from moss_vllm.report import plots
 from moss_vllm.runtime.errors import UnusableData
+from moss_vllm.runtime.precision import DTYPES
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import Clip, read_clip
 from moss_vllm.video.frames import short_side_within, stack_frames
-from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
 from moss_vllm.vlm.video_llama3.chat import Turn, encode
 
@@ -156,7 +156,7 @@ class Moss(lmms):
             raise UnusableData(f"{len(faults)} questions cannot be asked, the first of them:", *lines)
         if texts := sum(shown.key is None for shown in found.values() if isinstance(shown, _Shown)):
             say(f"moss_vllm: {texts} questions show nothing and are asked as text alone", file=sys.stderr)
-        rows = plots.show_progress(groups.values(), len(requests), size=lambda row: len(row[1]))
+        rows = show_progress(groups.values(), len(requests), "questions", size=lambda row: len(row[1]))
         for shown, numbers in rows if self.rank == 0 else groups.values():
             yield shown.read(), numbers
 

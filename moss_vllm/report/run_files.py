@@ -10,19 +10,18 @@ from typing import Any
 
 from moss_vllm.report.html import counted
 from moss_vllm.runtime.files import tell_existing
-from moss_vllm.training.run_folder import FINISHED_FILE, latest_checkpoint
+from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE, latest_checkpoint
 
-# The first is start_report.SETTINGS_FILE, whose import of transformers and peft takes seconds.
-SETTINGS, TRAIN, EVALS, REJECTED = "settings.json", "train.jsonl", "evals.jsonl", "rejected.jsonl"
+TRAIN, EVALS, REJECTED = "train.jsonl", "evals.jsonl", "rejected.jsonl"
 RESULT = "test/result.json"  # of a classifier's test after training
 MISSING = {  # what a missing file means
-    SETTINGS: "the settings, the number of steps and what trains are not known",
+    SETTINGS_FILE: "the settings, the number of steps and what trains are not known",
     TRAIN: "no step was logged",
     EVALS: "no question was asked in training (--eval-data asks some)",
     REJECTED: "which rows were rejected before the first step is not known",
 }
 MISSING_OF_CLASSIFIER = {
-    **{name: MISSING[name] for name in (SETTINGS, TRAIN)},
+    **{name: MISSING[name] for name in (SETTINGS_FILE, TRAIN)},
     EVALS: "no test was finished in training (--eval-every sets how often)",
 }
 ANSWERS = "answers"  # evaluation.STORE
@@ -110,7 +109,7 @@ def read_run_files(folder: Path) -> RunFiles:
         run.evals.setdefault(None if benchmark is None else str(benchmark), {})[line["step"]] = line
     run.steps = dict(sorted(run.steps.items()))
     run.evals = {name: dict(sorted(lines.items())) for name, lines in run.evals.items()}
-    run.report = _read_object(folder / SETTINGS, run.faults)
+    run.report = _read_object(folder / SETTINGS_FILE, run.faults)
     run.result = _read_object(folder / RESULT, run.faults)
     run.rejected = _read_lines(folder / REJECTED, run.faults)
     for file in sorted(folder.glob("rejected-*.jsonl")):

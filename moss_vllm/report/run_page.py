@@ -23,7 +23,8 @@ from moss_vllm.report.html import (
     tiles,
     trim,
 )
-from moss_vllm.report.run_files import SETTINGS, RunFiles
+from moss_vllm.report.run_files import RunFiles
+from moss_vllm.training.run_folder import SETTINGS_FILE
 
 GIB = 2**30
 MOST_ROWS = 200  # rejected rows on the page
@@ -285,7 +286,7 @@ def _settings(run: RunFiles) -> list[Any]:
     """The start report's tables, then its other entries as they are."""
     report = dict(run.report)
     if not report:
-        return [tag("p", f"{SETTINGS} is not there or cannot be read.")]
+        return [tag("p", f"{SETTINGS_FILE} is not there or cannot be read.")]
     report.pop("settings", None)
     command = report.pop("command", None)
     tables = {

@@ -39,7 +39,7 @@ def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, 
     Each group has `name`, `lr`, `initial_lr` (what the schedule scales) and `weight_decay`.
 
     Raises:
-        ValueError: a parameter no row covers, or a trained row that covers none; all of them are named.
+        ValueError: a parameter that no row covers, or a trained row without parameters; all are named.
     """
     matched: dict[str, list[tuple[str, nn.Parameter]]] = {row.name: [] for row in table}
     uncovered = []
@@ -65,8 +65,8 @@ def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, 
             continue
         parameters = [p for _, p in matched[row.name]]
         for decays in (True, False):
-            alike = row.weight_decay == 0 or row.decay_vectors
-            members = [p for p in parameters if (p.dim() > 1 or alike) == decays]
+            all_decay = row.weight_decay == 0 or row.decay_vectors
+            members = [p for p in parameters if (p.dim() > 1 or all_decay) == decays]
             if members:
                 decay = row.weight_decay if decays else 0.0
                 rates = {"lr": row.lr, "initial_lr": row.lr, "weight_decay": decay}
@@ -75,7 +75,7 @@ def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, 
 
 
 def describe(model: nn.Module, table: Sequence[Rate]) -> list[tuple[str, str, int, int, str]]:
-    """What trains, for the start-up report: name, pattern, tensors, parameters and rate of each row."""
+    """The table for the start-up report: name, pattern, tensors, parameters and rate of each row."""
     counts = {row.name: [0, 0] for row in table}
     for name, parameter in model.named_parameters():
         row = next(row for row in table if re.search(row.pattern, name))
@@ -91,7 +91,7 @@ def with_rates(table: Sequence[Rate], rates: Mapping[str, float]) -> tuple[Rate,
     """The table with other learning rates, by row name.
 
     Raises:
-        ValueError: a name that is no trained row of the table.
+        ValueError: a name that belongs to no trained row of the table.
     """
     trained = [row.name for row in table if row.lr is not None]
     if unknown := set(rates) - set(trained):

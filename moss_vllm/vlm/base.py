@@ -38,7 +38,6 @@ from moss_vllm.vlm.video_llama3.model import (
     moss_settings,
 )
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AUTHORS_MODEL_TYPE = "videollama3_qwen2"
 # What a base says of itself beside its config: the miniature's record, and that of `scripts/merge.py`.
 MERGED_FILE = "merged.json"

@@ -8,11 +8,9 @@
 """
 
 import json
-import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +23,8 @@ from transformers import VideoLlama3Processor
 
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.provenance import faults
+from moss_vllm.runtime.provenance import RUN_FILE, faults, versions
+from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.adapter import ADAPTER_FILE as ADAPTER_FILE
 from moss_vllm.vlm.adapter import (
@@ -52,9 +51,7 @@ from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE
 from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, MossVideoLlama3VisionConfig, moss_settings
 
-RUN_FILE = "run.json"
 FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a checkpoint or a base; none of them is code
-VERSIONED = ("moss_vllm", "torch", "transformers", "peft", "accelerate", "safetensors")
 NEEDED = ("base_model", "base_revision", "base_fingerprint", "moss")
 
 
@@ -177,6 +174,32 @@ def restore(folder: Path, model: PeftModel) -> None:
     load_adapter(folder, model)
 
 
+@dataclass(frozen=True)
+class Keeper:
+    """The checkpoints of a model in training, for `training.loop.train`; `run` as in `save`."""
+
+    model: PeftModel
+    processor: VideoLlama3Processor
+    run: Mapping[str, Any]
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the model that training changes."""
+        return trained_state(self.model)
+
+    def save(self, folder: Path, state: Mapping[str, Tensor], step: int) -> None:
+        """Write a checkpoint of `state`."""
+        save(folder, self.model, self.processor, {**self.run, "step": step}, state=state)
+
+    def restore(self, folder: Path) -> None:
+        """Load a checkpoint into the model."""
+        restore(folder, self.model)
+
+    def check(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """`verify` a checkpoint, and print that it is whole."""
+        verify(folder, self.model, state)
+        say(f"{folder} reloads to the weights in memory, bit for bit")
+
+
 @torch.no_grad()
 def next_logits(model: nn.Module, processor: VideoLlama3Processor) -> Tensor:
     """Logits of the first word about a square that moves right: tells two models apart. On the CPU.
@@ -253,17 +276,6 @@ def _makeup(model: PeftModel) -> dict[str, Any]:
         "alpha": lora.lora_alpha,
         "dropout": lora.lora_dropout,
     }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and the packages a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in VERSIONED:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def read_run(folder: Path) -> dict[str, Any]:

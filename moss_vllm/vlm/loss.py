@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moss_vllm.training.loop import Objective
 from moss_vllm.vlm.video_llama3.chat import IGNORED
+from moss_vllm.vlm.video_llama3.model import VideoMOSS
 
 
 class AnswerLoss(Objective):
@@ -14,6 +15,8 @@ class AnswerLoss(Objective):
 
     With 150,000 words and 5,000 video tokens a clip, logits of every position would be gigabytes.
     """
+
+    gather_whole = (VideoMOSS,)  # runs once for each clip size of a batch
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Loss of one micro-batch from `data.chat.collate`."""

@@ -9,13 +9,13 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from transformers import VideoLlama3Processor
 
-from moss_vllm.data.rows import ClipRow
+from moss_vllm.data.rows import ClipRow, Rejected
 from moss_vllm.data.sources import Sources
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
@@ -30,16 +30,7 @@ REMEDIES = {
     "missing": "download the videos, or pass the folder that holds them",
 }
 TEXTS_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class RejectedRow:
-    """A row that is not used: of the kind "too long", "bad" or "missing"."""
-
-    row_id: str
-    source: str
-    kind: str
-    reason: str
+REJECTED_FIELDS = ("row_id", "source", "kind", "reason")  # of rejected.jsonl
 
 
 @dataclass
@@ -53,7 +44,7 @@ class Plan:
     tokens: list[int]
     names: list[str]
     shares: list[tuple[int, float]]
-    rejected: list[RejectedRow]
+    rejected: list[Rejected]
     file: Path | None = None
 
     def line(self) -> str:
@@ -70,7 +61,12 @@ class Plan:
         """Write `out/rejected.jsonl`, whole, also if nothing is rejected."""
         self.file = out / "rejected.jsonl"
         with whole_file(self.file) as part:
-            part.write_text("".join(json.dumps(asdict(row)) + "\n" for row in self.rejected))
+            part.write_text(
+                "".join(
+                    json.dumps({name: getattr(row, name) for name in REJECTED_FIELDS}) + "\n"
+                    for row in self.rejected
+                )
+            )
         return self.file
 
     def check(self, max_share: float = 0.01) -> None:
@@ -123,14 +119,14 @@ def plan(
     for source in sources.sources:
         for bad in source.bad:
             place = f"row {bad.row}" if isinstance(bad.row, int) else bad.row
-            result.rejected.append(RejectedRow(place, source.name, bad.kind, f"{bad.reason}; {bad.remedy}"))
+            result.rejected.append(Rejected(place, f"{bad.reason}; {bad.remedy}", source.name, bad.kind))
         first = len(result.rows)
         for row, size in zip(source.rows, _sizes(source.rows, probes, processor), strict=True):
             if isinstance(size, ValueError):
-                result.rejected.append(RejectedRow(row.row_id, source.name, "bad", str(size)))
+                result.rejected.append(Rejected(row.row_id, str(size), source.name))
             elif (tokens := size.least_tokens if compress else size.tokens) > max_tokens:
                 reason = too_long(tokens, size.frames, max_tokens, at_least=compress)
-                result.rejected.append(RejectedRow(row.row_id, source.name, "too long", reason))
+                result.rejected.append(Rejected(row.row_id, reason, source.name, "too long"))
             else:
                 result.rows.append(row)
                 result.tokens.append(size.tokens)

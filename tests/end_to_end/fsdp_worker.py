@@ -17,9 +17,9 @@ from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from moss_vllm.training import engines
-from moss_vllm.training.loop import check_every_gradient, watch
+from moss_vllm.training import engines, run_state
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
+from moss_vllm.training.step import check_every_gradient, watch
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.loss import AnswerLoss
@@ -62,7 +62,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         named.setdefault(group["name"], []).extend(group["params"])
     first = json.loads((resume / "losses.json").read_text()) if resume else []
     if resume:
-        engines.load_state(accelerator, objective, optimizer, resume / "state")
+        run_state.load_state(accelerator, objective, optimizer, resume / "state")
     losses, norms = list(first), {}
     unreached, hooks = watch({f"{group} {i}": p for group, its in named.items() for i, p in enumerate(its)})
     for step in range(len(first), steps):
@@ -88,7 +88,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         (out / "norms.json").write_text(json.dumps(norms))
         save_file(state, out / "state.safetensors")
     dist.barrier()
-    engines.save_state(accelerator, objective, optimizer, out / "state")
+    run_state.save_state(accelerator, objective, optimizer, out / "state")
     dist.destroy_process_group()
 
 

@@ -16,7 +16,7 @@ from launching import ENGINES, ROOT, environment, launch, logged
 from safetensors.torch import load_file, save_file
 
 from moss_vllm.data.world.benchmarks import write_clip
-from moss_vllm.training import engines
+from moss_vllm.training import engines, run_state
 from moss_vllm.video.clip import read_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
@@ -239,14 +239,14 @@ def test_a_state_of_another_number_of_processes_is_refused(tmp_path):
     for rank in range(2):
         save_file({"torch": torch.zeros(1)}, tmp_path / f"random-{rank}.safetensors")
     with pytest.raises(ValueError, match=r"was written by 2 processes and this run has 1; resume with 2"):
-        engines.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
+        run_state.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
 
 
 def test_a_state_of_deepspeed_is_refused_without_it(tmp_path):
     save_file({"torch": torch.zeros(1)}, tmp_path / "random-0.safetensors")
-    (tmp_path / engines.ZERO_FOLDER).mkdir()
+    (tmp_path / run_state.ZERO_FOLDER).mkdir()
     with pytest.raises(ValueError, match=r"was written by DeepSpeed and this run is one process; resume"):
-        engines.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
+        run_state.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -266,27 +266,27 @@ def test_a_state_of_deepspeed_is_refused_without_it(tmp_path):
     ],
 )
 def test_a_random_state_out_of_range_is_refused(name, place, value, told):
-    state = engines._random_state()
+    state = run_state._random_state()
     changed = state[name].clone()
     changed[place] = value
     try:
-        with pytest.raises(engines.UNREADABLE, match=told):
-            engines._restore_random_state({**state, name: changed})
+        with pytest.raises(run_state.UNREADABLE, match=told):
+            run_state._restore_random_state({**state, name: changed})
     finally:
-        engines._restore_random_state(state)
+        run_state._restore_random_state(state)
 
 
 @pytest.mark.parametrize("name", ["python", "numpy", "numpy_rest", "torch"])
 def test_a_random_state_of_another_type_or_size_is_refused(name):
-    state = engines._random_state()
+    state = run_state._random_state()
     for changed, told in ((state[name].to(torch.float16), "type"), (state[name][:-1], "of another shape")):
         with pytest.raises(ValueError, match=told):
-            engines._restore_random_state({**state, name: changed.nan_to_num(posinf=1, neginf=1)})
+            run_state._restore_random_state({**state, name: changed.nan_to_num(posinf=1, neginf=1)})
 
 
 def test_the_random_state_of_a_gpu_is_left_out_without_one():
-    state = engines._random_state()
-    engines._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
+    state = run_state._random_state()
+    run_state._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
 
 
 class Evil:
@@ -301,7 +301,7 @@ def test_a_hostile_pickle_in_a_deepspeed_state_does_not_run(matrix, rows, tiny_b
     subprocess.run(["cp", "-r", str(whole), str(out)], check=True)
     for step in ("step-000003", "step-000004"):
         subprocess.run(["rm", "-r", str(out / step)], check=True)
-    for file in (out / "step-000002" / "state" / engines.ZERO_FOLDER).glob("*.pt"):
+    for file in (out / "step-000002" / "state" / run_state.ZERO_FOLDER).glob("*.pt"):
         file.write_bytes(pickle.dumps(Evil()))
     argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4", "--steps", "4"]
     argv += [

@@ -13,12 +13,12 @@ import step_parts
 import torch
 from launching import ROOT
 
-from moss_vllm.training import engines
+from moss_vllm.training import engines, run_state
 
 SAMPLING = {"model": "miniature", "sample_fps": 2.0, "short_side_px": 84, "max_frames": 180}
 READING = Namespace(compress_tokens=False, max_tokens=4096, **SAMPLING)
-PATCHED = ("prepare", "backward", "step", "undisturbed")
-ENGINE = [getattr(engines, name) for name in PATCHED]
+PATCHED = [(engines, name) for name in ("wrap", "backward", "step")] + [(run_state, "undisturbed")]
+ENGINE = [getattr(module, name) for module, name in PATCHED]
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_hooks_and_patches_go_also_when_a_step_fails(tmp_path):
     with pytest.raises(IndexError), step_parts.StepParts() as parts:
         step_parts.run_loop(accelerator, model, groups, clips, 1)
     assert parts.steps == [] and count() == before
-    assert [getattr(engines, name) for name in PATCHED] == ENGINE
+    assert [getattr(module, name) for module, name in PATCHED] == ENGINE
 
 
 def test_random_clips_have_the_tokens_of_the_shape():

@@ -63,9 +63,9 @@ def test_help_imports_nothing_that_takes_seconds_and_spells_every_flag_alike(com
         capture_output=True,
         text=True,
     )
-    told = done.stderr.splitlines()
-    assert done.returncode == 0 and all(line.startswith("import time:") for line in told)
-    imported = {line.split("|")[-1].strip().split(".")[0] for line in told}
+    lines = done.stderr.splitlines()
+    assert done.returncode == 0 and all(line.startswith("import time:") for line in lines)
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in lines}
     assert not imported & {"torch", "transformers", "peft", "accelerate", "timm", "matplotlib"}
     options = done.stdout[done.stdout.index("options:") :]
     assert "default: None" not in options and " STR" not in done.stdout

@@ -19,10 +19,10 @@ from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation import asking
 from moss_vllm.evaluation.asking import choose_workers
 from moss_vllm.runtime import line_store
-from moss_vllm.runtime.environment import describe_environment, git_commit
 from moss_vllm.runtime.errors import RunStopped, errors_in_one_line
 from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
+from moss_vllm.runtime.provenance import describe_environment, git_commit
 from moss_vllm.video.file_state import describe_file, refuse_others, tell_change
 
 HEADER = {

@@ -89,12 +89,9 @@ def run(tiny_base, moss, processor, tmp_path, clips):
             dataset,
             loop,
             out=tmp_path / out,
-            save=lambda folder, state, step: checkpoint.save(folder, model, processor, record, state=state),
-            state=lambda: checkpoint.trained_state(model),
-            restore=lambda folder: checkpoint.restore(folder, model),
+            keeper=checkpoint.Keeper(model, processor, record),
             resume=resume,
             evaluate=evaluate,
-            evaluate_every=1,
         )
         return lines, checkpoint.trained_state(model)
 
@@ -102,7 +99,9 @@ def run(tiny_base, moss, processor, tmp_path, clips):
 
 
 def loop(steps, **settings):
-    return Loop(**{"steps": steps, "batch_size": 4, "workers": 0, "save_every": 1000, **settings})
+    return Loop(
+        **{"steps": steps, "batch_size": 4, "workers": 0, "save_every": 1000, "evaluate_every": 1, **settings}
+    )
 
 
 def losses(lines):
@@ -288,7 +287,7 @@ def test_going_back_moves_later_checkpoints_aside(run, tmp_path, capsys):
     assert latest_checkpoint(out).name == "step-000004" and len(logged(out)) == 4
     aside = sorted(path.name.rsplit("-", 1)[0] for path in (out / "abandoned").iterdir())
     assert aside == ["step-000002", "step-000003", "step-000004"]
-    assert "was written after step 1, where this run goes on" in capsys.readouterr().out
+    assert "was written after step 1, where this run resumes" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_folder_does_not_touch_the_run_there(run, tmp_path):
@@ -401,7 +400,7 @@ def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):
     ):
         run(loop(1))
     spare = Rate("spare", r"\.spare$", 0.1)
-    monkeypatch.setattr("test_training.VIDEO_LLM_RATES", (*VIDEO_LLM_RATES, spare))
+    monkeypatch.setattr("test_loop.VIDEO_LLM_RATES", (*VIDEO_LLM_RATES, spare))
     with pytest.raises(
         RuntimeError, match=r"1 trained parameters get no gradient, e\.g\. base_model\.model\.spare"
     ):

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, Qwen2Config, VideoLlama3ForConditionalGeneration
 
+from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
 from moss_vllm.vlm import base, checkpoint
 from moss_vllm.vlm.adapter import SETTINGS_FILE
-from moss_vllm.vlm.checkpoint import ADAPTER_FILE, RUN_FILE
+from moss_vllm.vlm.checkpoint import ADAPTER_FILE
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE

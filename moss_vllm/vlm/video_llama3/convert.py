@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoProcessor, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
-from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.files import read_json, readable
 from moss_vllm.vlm.video_llama3 import original
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILE_BYTES = 10**9  # of a file of the output, and about what is held in memory at once
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PREFIXES = (  # the first that fits
     ("model.vision_encoder.vision_encoder.", "model.vision_model."),
     ("model.vision_encoder.", "model.vision_model."),
@@ -87,7 +87,7 @@ def convert(
     _check_place(source, out)
     weights = read_headers(weight_files(source))
     tokenizer, added = original.native_tokenizer(source, settings)
-    dtype = DTYPES[Counter(weight.dtype for weight in weights).most_common(1)[0][0]]
+    dtype = TYPE_NAMES[Counter(weight.dtype for weight in weights).most_common(1)[0][0]]
     config = original.native_config(settings, tokenizer, dtype=dtype)
     processor = original.native_processor(source, settings, tokenizer)
     unused = original.not_carried(source, settings)
@@ -126,7 +126,7 @@ def convert(
     return Conversion(
         tensors={title: len(found) for title, found in parts.items()},
         parameters={title: sum(map(math.prod, found)) for title, found in parts.items()},
-        dtypes=dict(Counter(DTYPES[weight.dtype] for weight in places.values())),
+        dtypes=dict(Counter(TYPE_NAMES[weight.dtype] for weight in places.values())),
         tied=HEAD not in shapes,
         added_tokens=added,
         new_rows=rows - stored,
@@ -153,7 +153,7 @@ def weight_files(folder: Path) -> list[Path]:
         )
     listed = {WEIGHTS}
     if (folder / INDEX).is_file():
-        listed = set(original.read_json(folder / INDEX)["weight_map"].values())
+        listed = set(read_json(folder / INDEX, original.RELEASE_REMEDY)["weight_map"].values())
     if missing := sorted(listed - found):
         raise FileNotFoundError(f"{folder}: {', '.join(missing)} not there; download the release again")
     if extra := sorted(found - listed):
@@ -181,10 +181,10 @@ def read_headers(files: Iterable[Path]) -> list[Weight]:
                 f"{file}: cannot be read as safetensors ({error}); the file is cut short or damaged, "
                 "download it again"
             ) from error
-    if strange := [f"{weight.name} ({weight.dtype})" for weight in weights if weight.dtype not in DTYPES]:
+    if strange := [f"{weight.name} ({weight.dtype})" for weight in weights if weight.dtype not in TYPE_NAMES]:
         raise ValueError(
-            f"{weights[0].file.parent}: weights can be {', '.join(DTYPES)}, not {', '.join(strange)}; use a "
-            "release that is not quantised"
+            f"{weights[0].file.parent}: weights can be {', '.join(TYPE_NAMES)}, not {', '.join(strange)}; "
+            "use a release that is not quantised"
         )
     return weights
 
@@ -251,7 +251,7 @@ def write_weights(
 ) -> None:
     """Copy the weights in the type they are stored in; rows that a shape has more repeat row `like`."""
     sizes = {
-        name: math.prod(shapes[name]) * getattr(torch, DTYPES[weight.dtype]).itemsize
+        name: math.prod(shapes[name]) * getattr(torch, TYPE_NAMES[weight.dtype]).itemsize
         for name, weight in places.items()
     }
     groups: list[list[str]] = [[]]

@@ -25,6 +25,7 @@ import torch
 from rich.table import Table
 from transformers import PretrainedConfig
 
+from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3VisionConfig
 
 MERGE = 2  # patches a video token is wide and high: VideoLLaMA3's processor
@@ -32,7 +33,6 @@ TIME_TOKENS = 9  # of ",Time 12.5s:" before each frame
 LORA_LINEARS = 7  # of a decoder layer
 GIB = 2**30
 ATTENTION = ("sdpa", "flash_attention_2")
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def estimate_training_memory(
         ValueError: a size that is not a multiple of 28, or a precision, attention, type or stage not above.
     """
     _check(height_px, width_px, precision, attention, frozen_dtype, zero_stage)
-    half = precision in HALF
+    half = AUTOCAST[precision] is not None
     working, frozen = 2 if half else 4, frozen_dtype.itemsize
     vision, text = config.vision_config, config.text_config
     patches = batch_size * frames * (height_px // vision.patch_size) * (width_px // vision.patch_size)
@@ -249,11 +249,11 @@ def _check(
             f"frames of {height_px} x {width_px} pixels do not divide into video tokens; give multiples of "
             "28, as 224 x 392"
         )
-    if precision != "fp32" and precision not in HALF:
-        raise ValueError(f"unknown precision '{precision}'; choose one of fp32, {', '.join(HALF)}")
+    if precision not in AUTOCAST:
+        raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(AUTOCAST)}")
     if attention not in ATTENTION:
         raise ValueError(f"no estimate for attention '{attention}'; choose one of {', '.join(ATTENTION)}")
-    if frozen_dtype != torch.float32 and frozen_dtype != HALF.get(precision):
+    if frozen_dtype not in (torch.float32, AUTOCAST[precision]):
         raise ValueError(
             f"frozen weights in {frozen_dtype} with precision '{precision}' are not a way to train here; "
             "give float32, or the type of the precision"

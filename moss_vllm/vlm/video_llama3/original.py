@@ -18,11 +18,12 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from moss_vllm.runtime import files
+from moss_vllm.runtime.files import read_json
 from moss_vllm.vlm.video_llama3.miniature import CHAT_TEMPLATE
 
 MODEL_TYPE, VISION_TYPE, PROJECTOR_TYPE = "videollama3_qwen2", "videollama3_vision_encoder", "mlp2x_gelu"
 FEATURE_TOKEN = "<image>"
+RELEASE_REMEDY = "the release is incomplete or damaged, download it again"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 
 # Copied by name; a field that a file leaves out has the same default in both projects' classes.
@@ -56,7 +57,7 @@ def read_settings(source: Path) -> dict[str, Any]:
             f"{source}: no config.json there; give the folder of a downloaded release (hf download "
             "DAMO-NLP-SG/VideoLLaMA3-2B --local-dir FOLDER)"
         )
-    settings = read_json(source / "config.json")
+    settings = read_json(source / "config.json", RELEASE_REMEDY)
     kind = settings.get("model_type")
     if kind == VideoLlama3Config.model_type:
         raise ValueError(f"{source}: is native already (model_type '{kind}'); use it as it is")
@@ -113,7 +114,7 @@ def native_tokenizer(source: Path, settings: Mapping[str, Any]) -> tuple[PreTrai
     Raises:
         ValueError: it cannot be read, or is not of this release.
     """
-    fields = read_json(source / "tokenizer_config.json")
+    fields = read_json(source / "tokenizer_config.json", RELEASE_REMEDY)
     try:
         tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     except Exception as error:  # tokenizers raises no other class
@@ -146,7 +147,7 @@ def native_processor(
     Raises:
         ValueError: patches of another size than the encoder's.
     """
-    images = IMAGE_DEFAULTS | read_json(source / "preprocessor_config.json")
+    images = IMAGE_DEFAULTS | read_json(source / "preprocessor_config.json", RELEASE_REMEDY)
     options = PROCESSOR_DEFAULTS | _read_optional(source / "processor_config.json")
     patch = settings["vision_encoder_config"].get("patch_size", 16)
     if images["patch_size"] != patch:
@@ -187,7 +188,7 @@ def generation_settings(source: Path, settings: Mapping[str, Any]) -> dict[str, 
 
 def not_carried(source: Path, settings: Mapping[str, Any]) -> list[str]:
     """Settings of the release that the native format has no place for, such as its training's rates."""
-    images = read_json(source / "preprocessor_config.json")
+    images = read_json(source / "preprocessor_config.json", RELEASE_REMEDY)
     files: dict[str, tuple[Mapping[str, Any], Iterable[str]]] = {
         "": (settings, TEXT_FIELDS),
         "vision_encoder_config.": (settings["vision_encoder_config"], VISION_FIELDS),
@@ -202,16 +203,5 @@ def not_carried(source: Path, settings: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """One of the release's json files.
-
-    Raises:
-        FileNotFoundError, ValueError: it is not there, or not json.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; the release is incomplete, download it again")
-    return files.read_json(file, "download it again")
-
-
 def _read_optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+    return read_json(file, RELEASE_REMEDY) if file.is_file() else {}
