@@ -23,9 +23,9 @@ setup: $(INSTALLED)  ## create the virtual environment and install the package w
 demo: $(INSTALLED)  ## run experiments/demo.py (DEMO_ARGS="--help" lists its options)
 	$(PY) experiments/demo.py $(DEMO_ARGS)
 
-test: $(INSTALLED)  ## run the unit tests in two processes, then the slower ones, which start their own (PYTEST_ARGS="-x")
+test: $(INSTALLED)  ## run the unit tests, then the slower ones, each file in one of two processes (PYTEST_ARGS="-x")
 	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
-	$(PY) -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+	$(PY) -m pytest -m "slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)  ## check style, formatting and types
 	$(PY) -m ruff check .

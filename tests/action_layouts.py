@@ -12,6 +12,17 @@ from PIL import Image
 
 DATASETS = ("ssv1", "ssv2", "diving48", "gym99", "gym288", "k400", "list")
 COUNTS = {"train": 4, "test": 2}
+# A short run: of what the protocols say only the sizes are changed.
+SMALL = {
+    "variant": "mini",
+    "size_px": 84,
+    "frames": 4,
+    "steps": 2,
+    "clips_a_step": 2,
+    "batch_size": 2,
+}
+SMALL |= {"workers": 0, "tracker": "none", "eval_every": 1}
+TINY = {**SMALL, "data": "list", "size_px": 28}
 # In the unsorted order of the real file, one with a comma.
 SSV_NAMES = (
     "Turning the camera right while filming something",

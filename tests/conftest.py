@@ -7,18 +7,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-import importlib.util
 import ipaddress
 import json
 import socket
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-RECIPE = Path(__file__).parent.parent / "recipes" / "favor_lora.py"
+from launching import SCRIPT, load_script
 
 torch.set_num_threads(1)  # the models are tiny: on busy cores a second thread costs more than it gives
 
@@ -144,12 +140,7 @@ def noise_clip():
 @pytest.fixture(scope="module")
 def recipe():
     """The module recipes/favor_lora.py."""
-    spec = importlib.util.spec_from_file_location("favor_lora", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["favor_lora"] = module  # the dataclass looks its annotations up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["favor_lora"]
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

@@ -87,3 +87,8 @@ def free_port():
 def logged(out):
     """The lines of a run's train.jsonl."""
     return [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+def as_flags(given):
+    """--batch-size 2 for batch_size=2, as separate words."""
+    return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]

@@ -14,7 +14,7 @@ from moss_vllm.report.choices import show_choices
 from moss_vllm.report.html import Html, counted, document, listed, moment, section, table, tag, tiles, trim
 from moss_vllm.report.strips import MOST_BYTES, MOST_FRAMES, MOST_VIDEOS, Strip, choose_videos, read_strips
 
-PARTS = {
+ANSWER_PARTS = {
     "score": "Score",
     "choices": "Choices",
     "time": "Time",
@@ -22,8 +22,8 @@ PARTS = {
     "run": "What was run",
 }
 OUTCOMES = ("right", "wrong", "not read", "failed", "withheld")
-MOST_CHARACTERS = 3000  # of a question's text, an option, an output
-MOST_NAMED = 20  # failed videos at the top of the page; all are among the questions
+QUESTION_CHARACTERS = 3000  # of a question's text, an option, an output
+VIDEOS_NAMED = 20  # failed videos at the top of the page; all are among the questions
 
 
 def answers_page(results: Results, strips: int | None = None) -> str:
@@ -42,15 +42,15 @@ def answers_page(results: Results, strips: int | None = None) -> str:
     parts = [
         tag("h1", name),
         tag("p", f"Protocol {results.protocol}"),
-        tag("nav", *(tag("a", title, href=f"#{part}") for part, title in PARTS.items())),
+        tag("nav", *(tag("a", title, href=f"#{part}") for part, title in ANSWER_PARTS.items())),
         *_status(results),
         tiles(_figures(results)),
         listed(results.notes),
-        section("score", PARTS["score"], *_score(results)),
-        section("choices", PARTS["choices"], *show_choices(results)),
-        section("time", PARTS["time"], *_time(results)),
-        section("questions", PARTS["questions"], *_browser(results, found)),
-        section("run", PARTS["run"], *_run(results)),
+        section("score", ANSWER_PARTS["score"], *_score(results)),
+        section("choices", ANSWER_PARTS["choices"], *show_choices(results)),
+        section("time", ANSWER_PARTS["time"], *_time(results)),
+        section("questions", ANSWER_PARTS["questions"], *_browser(results, found)),
+        section("run", ANSWER_PARTS["run"], *_run(results)),
         tag("p", made, class_="soft"),
     ]
     return document(name, parts, _data(results, found), "answers.js")
@@ -74,9 +74,10 @@ def _status(results: Results) -> list[Html]:
             rest = f", the answers of {unseen - wrong:,} are withheld" if unseen > wrong else ""
             tally = f"of their {counted(unseen, 'question')} {wrong:,} count as wrong{rest}"
         names = (
-            tag("li", f"{video}: {trim(reason, 600)}") for video, reason in list(failed.items())[:MOST_NAMED]
+            tag("li", f"{video}: {trim(reason, 600)}")
+            for video, reason in list(failed.items())[:VIDEOS_NAMED]
         )
-        more = tag("li", f"and {len(failed) - MOST_NAMED:,} more") if len(failed) > MOST_NAMED else ""
+        more = tag("li", f"and {len(failed) - VIDEOS_NAMED:,} more") if len(failed) > VIDEOS_NAMED else ""
         head = f"{counted(len(failed), 'video')} missing or unreadable, {tally}:"
         told.append(tag("div", head, tag("ul", *names, more), class_="status bad"))
     return told
@@ -188,8 +189,8 @@ def _browser(results: Results, strips: Mapping[str, Strip]) -> list[Html]:
     told += "over each; " + ("wrong answers come first, the tasks in turn; " if total > len(strips) else "")
     told += "--strips N takes N videos, 0 none."
     if bad:
-        more = f" and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
-        told += f" {counted(len(bad), 'video')} cannot be read now: {', '.join(bad[:MOST_NAMED])}{more}."
+        more = f" and {len(bad) - VIDEOS_NAMED:,} more" if len(bad) > VIDEOS_NAMED else ""
+        told += f" {counted(len(bad), 'video')} cannot be read now: {', '.join(bad[:VIDEOS_NAMED])}{more}."
     if results.protocol.still and found:
         told += " The model was shown one frame only, the middle one; these are the video's own."
     number = len(results.asked) + len(results.stored.failed)
@@ -249,7 +250,7 @@ def _run(results: Results) -> list[Html]:
     more = [("protocol." + key, value) for key, value in protocol.items()]
     told = [
         tag("h3", "A prompt, as put"),
-        tag("pre", trim(str(first.get("prompt", "-")), MOST_CHARACTERS)),
+        tag("pre", trim(str(first.get("prompt", "-")), QUESTION_CHARACTERS)),
         tag("h3", "Header of the answers"),
         tag("div", table((), rows, class_="pairs"), table((), more, class_="pairs"), class_="columns"),
     ]
@@ -272,7 +273,7 @@ def _data(results: Results, strips: Mapping[str, Strip]) -> dict[str, Any]:
                 place[video],
                 -1,
                 OUTCOMES.index("failed"),
-                trim(reason, MOST_CHARACTERS),
+                trim(reason, QUESTION_CHARACTERS),
                 [],
                 None,
                 [],
@@ -297,10 +298,10 @@ def _row(one: Asked, video: int, task: int) -> list[Any]:
         video,
         task,
         OUTCOMES.index(one.outcome),
-        trim(one.question, MOST_CHARACTERS),
-        [trim(option, MOST_CHARACTERS) for option in one.options],
+        trim(one.question, QUESTION_CHARACTERS),
+        [trim(option, QUESTION_CHARACTERS) for option in one.options],
         one.right,
         one.chosen,
-        trim(one.output, MOST_CHARACTERS),
+        trim(one.output, QUESTION_CHARACTERS),
         scores,
     ]

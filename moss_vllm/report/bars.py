@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from moss_vllm.report.html import Html, join_parts, tag
 
 # Width of a group, left and right margin; height of the drawing, margin above and below the bars.
-GROUP, LEFT, RIGHT, HEIGHT, TOP, BOTTOM = 150, 40, 8, 290, 22, 30
+GROUP, LEFT, RIGHT, HEIGHT, ABOVE, BELOW = 150, 40, 8, 290, 22, 30
 EDGE = 0.09  # share of a group's width that stays empty on each side
 
 
@@ -36,10 +36,10 @@ def draw_bars(
     values += [high for bars in series for _, high in bars.spans.values()] + list(level.values())
     top = min(100, 10 * math.ceil(max(values, default=0) / 10 + 0.1)) or 10
     width = LEFT + RIGHT + group_px * len(groups)
-    end, base = width - RIGHT, HEIGHT - BOTTOM
+    end, base = width - RIGHT, HEIGHT - BELOW
 
     def y(value: float) -> float:
-        return base - (base - TOP) * value / top
+        return base - (base - ABOVE) * value / top
 
     drawn = []
     for tick in range(0, top + 1, 10 if top <= 60 else 20):

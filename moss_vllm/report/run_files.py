@@ -13,7 +13,7 @@ from moss_vllm.runtime.files import tell_existing
 from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE, latest_checkpoint
 
 TRAIN, EVALS, REJECTED = "train.jsonl", "evals.jsonl", "rejected.jsonl"
-RESULT = "test/result.json"  # of a classifier's test after training
+TEST_RESULT = "test/result.json"  # of a classifier's test after training
 MISSING = {  # what a missing file means
     SETTINGS_FILE: "the settings, the number of steps and what trains are not known",
     TRAIN: "no step was logged",
@@ -26,7 +26,7 @@ MISSING_OF_CLASSIFIER = {
 }
 ANSWERS = "answers"  # evaluation.STORE
 MOST_STEP = 2**53  # the page's script counts exactly up to here
-MOST_NAMED = 10  # unreadable lines of a file that are named; all are counted
+LINES_NAMED = 10  # unreadable lines of a file that are named; all are counted
 
 
 @dataclass
@@ -110,7 +110,7 @@ def read_run_files(folder: Path) -> RunFiles:
     run.steps = dict(sorted(run.steps.items()))
     run.evals = {name: dict(sorted(lines.items())) for name, lines in run.evals.items()}
     run.report = _read_object(folder / SETTINGS_FILE, run.faults)
-    run.result = _read_object(folder / RESULT, run.faults)
+    run.result = _read_object(folder / TEST_RESULT, run.faults)
     run.rejected = _read_lines(folder / REJECTED, run.faults)
     for file in sorted(folder.glob("rejected-*.jsonl")):
         run.rejected += [{**row, "kind": "while training"} for row in _read_lines(file, run.faults)]
@@ -178,8 +178,8 @@ def _read_lines(file: Path, faults: list[str], *, needs_step: bool = False) -> l
             continue
         lines.append(line)
     if bad:
-        more = f" and {len(bad) - MOST_NAMED:,} more" if len(bad) > MOST_NAMED else ""
-        named = ", ".join(f"{number:,}" for number in bad[:MOST_NAMED]) + more
+        more = f" and {len(bad) - LINES_NAMED:,} more" if len(bad) > LINES_NAMED else ""
+        named = ", ".join(f"{number:,}" for number in bad[:LINES_NAMED]) + more
         faults.append(f"{file.name}: {counted(len(bad), 'line')} cannot be read: {named}")
     if needs_step:
         places = {(line["step"], str(line.get("benchmark"))) for line in lines}

@@ -26,12 +26,12 @@ from moss_vllm.report.html import (
 from moss_vllm.report.run_files import RunFiles
 from moss_vllm.training.run_folder import SETTINGS_FILE
 
-GIB = 2**30
+BYTES_PER_GIB = 2**30
 MOST_ROWS = 200  # rejected rows on the page
-MOST_CHARACTERS = 600  # of a row's name or reason
-PARTS = {"curves": "Curves", "samples": "Samples", "settings": "Settings", "rejected": "Rejected rows"}
+ROW_CHARACTERS = 600  # of a row's name or reason
+RUN_PARTS = {"curves": "Curves", "samples": "Samples", "settings": "Settings", "rejected": "Rejected rows"}
 LOSS_UNITS = {"tokens": "of an answer token", "frames": "of a clip"}
-TABLES = {  # of the start report: title and heads of a table
+START_TABLES = {  # of the start report: title and heads of a table
     "parameters": ("What trains", ("group", "pattern", "tensors", "parameters", "learning rate")),
     "sources": ("Sources", ("source", "rows", "weight")),
     "data_lines": ("Data", ()),
@@ -48,7 +48,7 @@ def run_page(run: RunFiles) -> str:
     """The page's HTML."""
     name = "/".join(run.folder.resolve().parts[-2:])  # the last part alone may be "moss"
     figures, small, data = draw_all([*_curves(run), *_accuracy(run)])
-    titles = PARTS if run.unit == "tokens" else {**PARTS, "samples": "Tests"}
+    titles = RUN_PARTS if run.unit == "tokens" else {**RUN_PARTS, "samples": "Tests"}
     small_title = "Accuracy of each task; chance dashed" if run.unit == "tokens" else "Tests in training"
     parts = [
         tag("h1", name),
@@ -112,7 +112,7 @@ def _some(names: Any, most: int = 20) -> str:
     if not isinstance(names, list) or not names:
         return "not named"
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return trim(", ".join(map(str, names[:most])), MOST_CHARACTERS) + more
+    return trim(", ".join(map(str, names[:most])), ROW_CHARACTERS) + more
 
 
 def figures_of(run: RunFiles) -> list[tuple[str, str]]:
@@ -291,7 +291,7 @@ def _settings(run: RunFiles) -> list[Any]:
     command = report.pop("command", None)
     tables = {
         name: _table(title, head, _gib(report.pop(name)) if name == "memory" else _pairs(report.pop(name)))
-        for name, (title, head) in TABLES.items()
+        for name, (title, head) in START_TABLES.items()
         if name in report
     }
     trained = tables.pop("parameters", "")
@@ -319,7 +319,9 @@ def _pairs(values: Any) -> Any:
 def _gib(memory: Any) -> Any:
     if not isinstance(memory, dict):
         return memory
-    return [(name.replace("_", " "), f"{as_number(value) / GIB:.3f}") for name, value in memory.items()]
+    return [
+        (name.replace("_", " "), f"{as_number(value) / BYTES_PER_GIB:.3f}") for name, value in memory.items()
+    ]
 
 
 def _rejected(run: RunFiles) -> list[Html]:
@@ -333,6 +335,6 @@ def _rejected(run: RunFiles) -> list[Html]:
     summary += f" The first {MOST_ROWS} are shown." if total > MOST_ROWS else ""
     names = ("row_id", "source", "kind", "reason")
     rows = [
-        [trim(str(row.get(key, "-")), MOST_CHARACTERS) for key in names] for row in run.rejected[:MOST_ROWS]
+        [trim(str(row.get(key, "-")), ROW_CHARACTERS) for key in names] for row in run.rejected[:MOST_ROWS]
     ]
     return [tag("p", summary), table(("row", "source", "kind", "reason"), rows)]

@@ -7,7 +7,7 @@ from typing import Any
 from moss_vllm.report.html import Html, counted, escape, join_parts, table, tag, trim
 
 MOST_EVALUATIONS = 16  # side by side, the first and the last among them
-MOST_CHARACTERS = 600  # of an answer
+ANSWER_CHARACTERS = 600  # of an answer
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _question(sample: Mapping[str, Any]) -> Html:
     listed = [tag("li", text, class_="key" if it else None) for text, it in zip(options, right, strict=True)]
     return join_parts(
         [
-            trim(str(sample.get("question")), MOST_CHARACTERS),
+            trim(str(sample.get("question")), ANSWER_CHARACTERS),
             tag("ol", *listed) if listed else "",
             "" if any(right) else tag("p", f"right: {answer}"),
             tag("p", f"video {sample.get('video')}", class_="soft"),
@@ -112,5 +112,5 @@ def _answer(one: Sample, step: int) -> Html:
     mark, kind = {True: ("✓ right", "right"), False: ("✗ wrong", "wrong"), None: ("not judged", "soft")}[
         correct
     ]
-    text = trim(str(output), MOST_CHARACTERS)
+    text = trim(str(output), ANSWER_CHARACTERS)
     return tag("td", tag("span", mark, class_=f"mark {kind}"), text)

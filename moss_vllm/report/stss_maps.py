@@ -25,7 +25,7 @@ from moss_vllm.core.stss import Window, check_window, stss
 from moss_vllm.data.world.drawing import shape_distance
 from moss_vllm.video.clip import Clip
 
-Array = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating[Any]]
 
 TOY_GRID, TOY_FRAMES, TOY_CELL_PX = (20, 24), 7, 16
 TOY_WINDOW: Window = (5, 39, 47)  # reaches from any position of the grid to any other
@@ -97,7 +97,7 @@ def toy_clip() -> ToyClip:
     return ToyClip(clip, cells, dict(zip(("brown", "yellow"), cubes, strict=True)))
 
 
-def _toy_object(name: str, u: Array, v: Array) -> tuple[NDArray[np.bool_], Array]:
+def _toy_object(name: str, u: FloatArray, v: FloatArray) -> tuple[NDArray[np.bool_], FloatArray]:
     """The object's mask and brightness; the cube shows three faces."""
     if name != "cube":
         inside = shape_distance(name, u, v) < 0
@@ -190,7 +190,7 @@ def learned_orders(maps: Sequence[OrderMaps], orders: Iterable[int] | None) -> l
 class QueryMap(NamedTuple):
     """The part of a U x V map that lies in the frame, and the grid cell of its first entry."""
 
-    values: Array
+    values: FloatArray
     top: int = 0
     left: int = 0
 

@@ -9,17 +9,25 @@ stands beside the tolerance.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import signal
-import sys
 import time
+from functools import partial
 
 import pytest
-import torch
-from launching import ROOT, environment, free_port, launch, logged, start
+from killing import (
+    begin,
+    begin_rank,
+    check_equal,
+    check_whole,
+    finish,
+    kill_once,
+    outputs,
+    saved_steps,
+    trained_steps,
+)
+from launching import ROOT, free_port, launch, logged, start
 from safetensors.torch import load_file
 
 from moss_vllm.data.actions.datasets import read_action
@@ -35,22 +43,11 @@ pytestmark = pytest.mark.slow
 SCRIPT = ROOT / "recipes" / "action_recog.py"
 WEIGHTS = checkpoint.WEIGHTS_FILE
 STEPS = 105  # of 8 clips; an epoch has 3, and after each the model is tested and saved
-# Processes with the imports done before they start, since lives are many. What runs is the script itself.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["moss_vllm.vlm.start_report", "moss_vllm.recognition.build"])
 
 
-def run_script(argv, variables, output, rows):
-    """What a process does: the script as its own main program, its output in a file."""
-    os.environ.update(variables)
-    torch.set_num_threads(1)
-    if rows:
-        ActionTrainingSet.collate = recorded(ActionTrainingSet.collate, rows)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.argv = [str(SCRIPT), *argv]
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+def record_rows(file):
+    """Have a process write down what it trains on."""
+    ActionTrainingSet.collate = recorded(ActionTrainingSet.collate, file)
 
 
 def recorded(collate, file):
@@ -67,20 +64,6 @@ def recorded(collate, file):
         return batch
 
     return collate_and_write
-
-
-def begin(argv, folder, rows=None, **variables):
-    output = str(folder / f"output-{variables.get('RANK', 0)}.txt")
-    given = (argv, {**environment(), **variables}, output, rows)
-    process = PROCESSES.Process(target=run_script, args=given)
-    process.start()
-    return process
-
-
-def finish(process, folder):
-    process.join(timeout=200)
-    outputs = [file.read_text()[-3000:] for file in sorted(folder.glob("output-*.txt"))]
-    assert process.exitcode == 0, "\n----\n".join(outputs)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +90,7 @@ def argv(actions):
 def straight(argv, tmp_path_factory):
     """The folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("straight")
-    finish(begin(argv(folder / "run"), folder), folder)
+    finish(begin(SCRIPT, argv(folder / "run"), folder), folder=folder)
     assert [line["step"] for line in evals(folder / "run")] == list(range(3, STEPS + 1, 3))
     return folder / "run"
 
@@ -118,35 +101,6 @@ def evals(out):
 
 def lines(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def weights(out):
-    """Everything of the last checkpoint that must not depend on what happened before it."""
-    last = latest_checkpoint(out)
-    return {
-        **load_file(last / WEIGHTS),
-        **{f"optimizer {k}": v for k, v in load_file(last / "state" / "optimizer.safetensors").items()},
-        **{f"random {k}": v for k, v in load_file(last / "state" / "random-0.safetensors").items()},
-    }
-
-
-def check_same_weights(one, other):
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    told = ("step", "loss", "grad_norm", "lr", "clips", "frames")  # and not what depends on the clock
-    found = [[[line[key] for key in told] for line in logged(out)] for out in (one, other)]
-    assert found[0] == found[1] and len(found[0]) == STEPS
-
-
-def check_whole(out):
-    """No file of the run is half-written."""
-    assert not list(out.rglob("*unfinished*")) and not list(out.rglob("*.part*"))
-    for path in [*out.rglob("*.json"), *out.rglob("*.jsonl")]:
-        for text in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
-            json.loads(text)
-    for path in out.rglob("*.safetensors"):
-        load_file(path)
 
 
 # ---- kills
@@ -169,16 +123,12 @@ def is_testing(out, first, steps):
 
 
 def is_training(out, first, steps):
-    return (out / "train.jsonl").exists() and len(logged_so_far(out)) > steps + 1
-
-
-def logged_so_far(out):
-    return [line for line in (out / "train.jsonl").read_bytes().split(b"\n")[:-1]]
+    return trained_steps(out) > steps + 1
 
 
 def is_far(out, steps):
     """So much is done in this life that others would find nothing left."""
-    return (out / "train.jsonl").exists() and len(logged_so_far(out)) > steps + 9
+    return trained_steps(out) > steps + 9
 
 
 MOMENTS = (is_saving, is_keeping_the_best, is_testing, is_training)
@@ -187,35 +137,28 @@ MOMENTS = (is_saving, is_keeping_the_best, is_testing, is_training)
 def test_eleven_kills_end_as_a_run_without_any(argv, straight, tmp_path):
     out, rng, left = tmp_path / "run", random.Random(0), 0
     for number in range(10):
-        first = latest_checkpoint(out)
-        steps = int(first.name[5:]) if first else 0
-        process = begin(argv(out), tmp_path)
+        first, steps = latest_checkpoint(out), saved_steps(out)
+        process = begin(SCRIPT, argv(out), tmp_path)
         latest = time.monotonic() + rng.uniform(0, 3)  # every fifth time any moment
-        while process.is_alive() and not is_far(out, steps):
-            if time.monotonic() > latest if number % 5 == 4 else MOMENTS[number % 5](out, first, steps):
-                break
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.01))
-        assert process.is_alive(), (tmp_path / "output-0.txt").read_text()[-3000:]
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+
+        def reached(number=number, first=first, steps=steps, latest=latest):
+            at = time.monotonic() > latest if number % 5 == 4 else MOMENTS[number % 5](out, first, steps)
+            return at or is_far(out, steps)
+
+        kill_once(reached, process, tmp_path, rng.uniform(0, 0.01))
         left += bool(list(out.glob(".*.unfinished")))
     assert left >= 2  # kills that left a folder half-written
     assert 0 < int(latest_checkpoint(out).name[5:]) < STEPS and not (out / "finished").exists()
-    process = begin(argv(out), tmp_path)  # and one in the last test, of which some clips are done
+    process = begin(SCRIPT, argv(out), tmp_path)  # and one in the last test, of which some clips are done
     file = out / "test" / "answers" / "00-of-01.jsonl"
-    while not file.exists() or file.read_bytes().count(b"\n") < 4:
-        assert process.is_alive(), (tmp_path / "output-0.txt").read_text()[-3000:]
-        time.sleep(0.001)
-    process.kill()
-    process.join()
+    kill_once(lambda: file.exists() and file.read_bytes().count(b"\n") >= 4, process, tmp_path)
     before = file.read_bytes()
     before = before[: before.rfind(b"\n") + 1]
     assert before.count(b"\n") < 13 and not (out / "test" / "result.json").exists()
-    finish(begin(argv(out), tmp_path), tmp_path)
+    finish(begin(SCRIPT, argv(out), tmp_path), folder=tmp_path)
     assert file.read_bytes().startswith(before)  # nothing twice
-    check_same_weights(straight, out)
+    check_equal(straight, out)
+    assert len(logged(out)) == STEPS
     check_whole(out)
     for name in ("evals.jsonl", "finished", "test/result.json", "test/per_class.csv", f"best/{WEIGHTS}"):
         assert (out / name).read_bytes() == (straight / name).read_bytes(), name
@@ -230,19 +173,20 @@ def test_eleven_kills_end_as_a_run_without_any(argv, straight, tmp_path):
 def test_a_stop_signal_saves_and_ends_with_status_0(argv, straight, tmp_path):
     out = tmp_path / "run"
     process = start(argv(out, workers=1), tmp_path, script=SCRIPT, start_new_session=True)
-    while not (out / "train.jsonl").is_file() or len(logged_so_far(out)) < 4:
-        assert process.poll() is None, (tmp_path / "output-0.txt").read_text()[-3000:]
+    while trained_steps(out) < 4:
+        assert process.poll() is None, outputs(tmp_path)
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGTERM)  # as schedulers do, the workers get it too
-    assert process.wait(timeout=100) == 0, (tmp_path / "output-0.txt").read_text()[-3000:]
+    assert process.wait(timeout=100) == 0, outputs(tmp_path)
     last = latest_checkpoint(out)
     told = (tmp_path / "output-0.txt").read_text()
     assert f"stopped by a signal after step {int(last.name[5:])} of {STEPS}; {last} is whole" in told
     assert 4 <= int(last.name[5:]) < STEPS and not (out / "finished").exists() and not (out / "test").exists()
     assert checkpoint.load(last).run["step"] == int(last.name[5:])
     check_whole(out)
-    finish(begin(argv(out), tmp_path), tmp_path)
-    check_same_weights(straight, out)
+    finish(begin(SCRIPT, argv(out), tmp_path), folder=tmp_path)
+    check_equal(straight, out)
+    assert len(logged(out)) == STEPS
 
 
 # ---- two processes
@@ -261,15 +205,17 @@ def differences(one, other):
 
 def test_two_processes_without_batch_norm_equal_one_at_twice_the_batch(argv, tmp_path):
     how = {"host": "full", "temporal": "none", "steps": 6, "lr": 1e-3}
-    finish(begin(argv(tmp_path / "one", **how), tmp_path, tmp_path / "rows"), tmp_path)
-    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    flags = argv(tmp_path / "two", batch_size=4, **how)
-    ranks = [
-        begin(flags, tmp_path, tmp_path / f"rows-{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **pair)
-        for rank in range(2)
-    ]
-    for process in ranks:
-        finish(process, tmp_path)
+
+    def run(place, *, rank=None, **more):
+        rows = partial(record_rows, tmp_path / ("rows" if rank is None else f"rows-{rank}"))
+        flags = argv(tmp_path / place, **how, **more)
+        if rank is None:
+            return begin(SCRIPT, flags, tmp_path, rows)
+        return begin_rank(SCRIPT, flags, tmp_path, rank, port, rows)
+
+    port = free_port()
+    finish(run("one"), folder=tmp_path)
+    finish(*(run("two", rank=rank, batch_size=4) for rank in range(2)), folder=tmp_path)
     assert checkpoint.load(tmp_path / "two" / "best").run["processes"] == 2
     one, first, second = (lines(tmp_path / name) for name in ("rows", "rows-0", "rows-1"))
     assert len(one) == 6 and len({name for step in one[:3] for name, _ in step}) == 24  # an epoch has all
@@ -280,7 +226,7 @@ def test_two_processes_without_batch_norm_equal_one_at_twice_the_batch(argv, tmp
 
 
 def test_two_processes_train_the_ladder_and_share_its_tests(argv, actions, tmp_path):
-    finish(begin(argv(tmp_path / "one", steps=6), tmp_path), tmp_path)
+    finish(begin(SCRIPT, argv(tmp_path / "one", steps=6), tmp_path), folder=tmp_path)
     printed = launch("DDP", argv(tmp_path / "two", steps=6, batch_size=4), tmp_path, SCRIPT)
     # Without --multi_gpu, accelerate starts one process in silence: this is what really ran.
     assert "DDP x2, precision fp32: 6 steps of 8 clips x 2 views" in printed

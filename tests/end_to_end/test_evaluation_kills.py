@@ -6,7 +6,8 @@ import signal
 import time
 
 import pytest
-from launching import ROOT, launch, start
+from killing import begin, begin_rank, finish, outputs
+from launching import ROOT, launch
 
 from moss_vllm.data.world.benchmarks import WorldSize, ensure_world
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    size = WorldSize(train_clips=1, motionbench_questions=400, withheld_questions=5, favor_questions=5)
+    size = WorldSize(train_clips=1, motionbench_questions=160, withheld_questions=5, favor_questions=5)
     return ensure_world(tmp_path_factory.mktemp("many") / "world", size)
 
 
@@ -42,22 +43,24 @@ def test_kills_end_in_the_table_of_a_run_without_any(argv, request, tmp_path):
     wanted = KILLS[request.node.callspec.params["argv"]]
     rng = random.Random(0)
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    launch("DDP", [*argv, "--out", str(whole)], tmp_path, SCRIPT)
+    pair = [begin_rank(SCRIPT, [*argv, "--out", str(whole)], tmp_path, rank) for rank in range(2)]
+    finish(*pair, folder=tmp_path)
     assert len(stored(whole)) - 2 >= 3 * wanted  # videos: every life gets to some
     kills = 0
     while kills < wanted:
         ranks = {
-            rank: start([*argv, "--out", str(out)], tmp_path, rank=rank, processes=2, script=SCRIPT)
+            rank: begin_rank(SCRIPT, [*argv, "--out", str(out)], tmp_path, rank)
             for rank in rng.sample(range(2), 2)  # whoever starts later is the slower one
         }
         aim = len(answered(out)) + rng.randint(1, 4)
-        while len(answered(out)) < aim and all(process.poll() is None for process in ranks.values()):
+        while len(answered(out)) < aim and all(process.is_alive() for process in ranks.values()):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         for rank in rng.sample(range(2), 2):  # one dies first, the other goes on for a moment
             ranks[rank].kill()
-            status = ranks[rank].wait()  # 0: its share was done before
-            assert status in (0, -signal.SIGKILL), (tmp_path / f"output-{rank}.txt").read_text()[-3000:]
+            ranks[rank].join()
+            status = ranks[rank].exitcode  # 0: its share was done before
+            assert status in (0, -signal.SIGKILL), outputs(tmp_path)
             kills += status == -signal.SIGKILL
             time.sleep(rng.choice([0, 0.1]))
         assert 0 < len(answered(out)) < len(answered(whole)), f"answered all between {kills} kills"
@@ -73,12 +76,11 @@ def test_kills_end_in_the_table_of_a_run_without_any(argv, request, tmp_path):
 
 def test_the_death_of_one_process_costs_nothing_and_merging_says_what_is_left(argv, tmp_path):
     out = tmp_path / "out"
-    one = start([*argv, "--out", str(out)], tmp_path, rank=1, processes=2, script=SCRIPT)
-    assert one.wait(timeout=300) == 0, (tmp_path / "output-1.txt").read_text()[-3000:]
+    argv = [*argv, "--out", str(out)]
+    finish(begin_rank(SCRIPT, argv, tmp_path, 1), folder=tmp_path)
     told = (tmp_path / "output-1.txt").read_text()
     assert "questions are not answered yet" in told and not (out / "table.md").exists()
-    other = start([*argv, "--out", str(out)], tmp_path, rank=0, processes=2, script=SCRIPT)
-    assert other.wait(timeout=300) == 0
+    finish(begin_rank(SCRIPT, argv, tmp_path, 0), folder=tmp_path)
     table = (out / "table.md").read_bytes()
-    merging = start(["--merge", *argv, "--out", str(out)], tmp_path, rank=2, script=SCRIPT)
-    assert merging.wait(timeout=300) == 0 and (out / "table.md").read_bytes() == table
+    finish(begin(SCRIPT, ["--merge", *argv], tmp_path), folder=tmp_path)
+    assert (out / "table.md").read_bytes() == table

@@ -17,15 +17,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import (
+    begin,
+    check_equal,
+    check_whole,
+    finish,
+    kill_once,
+    outputs,
+    saved_steps,
+    trained_steps,
+    weights,
+)
 from launching import ROOT, SCRIPT, environment, free_port, launch, logged, start
-from safetensors.torch import load_file
 
 from moss_vllm.training import engines
 from moss_vllm.training.run_folder import hold, latest_checkpoint, step_of, tidy
 from moss_vllm.vlm import checkpoint
 
-KILLS = 20
-STEPS = 60
+KILLS = 14
+STEPS = 48
+
+
+def wait(process, folder):
+    """For a process of `start` that should end well."""
+    assert process.wait(timeout=300) == 0, outputs(folder)
 
 
 @pytest.fixture
@@ -41,66 +56,28 @@ def argv(tiny_base, world, tmp_path):
     return make
 
 
-def finish(process, folder):
-    """Wait for a process that should end well."""
-    assert process.wait(timeout=300) == 0, (folder / "output-0.txt").read_text()[-4000:]
-
-
-def weights(out):
-    """Everything of the last checkpoint that must not depend on what happened before it."""
-    last = latest_checkpoint(out)
-    return {
-        **load_file(last / checkpoint.ADAPTER_FILE),
-        **{f"optimizer {k}": v for k, v in load_file(last / "state" / "optimizer.safetensors").items()},
-        **{f"random {k}": v for k, v in load_file(last / "state" / "random-0.safetensors").items()},
-    }
-
-
-def check_equal(one, other):
-    first, second = weights(one), weights(other)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    told = ("step", "loss", "grad_norm", "lr", "clips", "tokens")  # and not what depends on the clock
-    lines = [[[line[key] for key in told] for line in logged(out)] for out in (one, other)]
-    assert lines[0] == lines[1]
-
-
-def check_whole(out):
-    """No file of the run is half-written."""
-    assert not list(out.rglob("*unfinished*")) and not list(out.rglob("*.part*"))
-    for path in [*out.rglob("*.json"), *out.rglob("*.jsonl")]:
-        for text in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
-            json.loads(text)
-    for path in out.rglob("*.safetensors"):
-        load_file(path)
-
-
 @pytest.mark.slow
-def test_twenty_kills_end_in_the_weights_of_a_run_without_any(argv, tmp_path):
+def test_kills_end_in_the_weights_of_a_run_without_any(argv, tmp_path):
     rng, saving = random.Random(0), 0
-    finish(start(argv("straight"), tmp_path), tmp_path)
-    out = tmp_path / "killed"
+    straight, out = tmp_path / "straight", tmp_path / "killed"
+    finish(begin(SCRIPT, argv("straight"), tmp_path), folder=tmp_path)
     for number in range(KILLS):
-        process = start(argv("killed"), tmp_path, rank=1)
-        began, before = time.monotonic(), latest_checkpoint(out)
-        if number % 2:  # any moment: reading, opening the model, between steps
-            while time.monotonic() < began + rng.uniform(0, 9) and process.poll() is None:
-                time.sleep(0.01)
-        else:  # while it saves, after it has come further than the life before
-            while process.poll() is None:
-                part = next(out.glob(".step-*.unfinished"), None)
-                if part and latest_checkpoint(out) != before:
-                    time.sleep(rng.uniform(0, 0.03))
-                    break
-                time.sleep(0.001)
-        assert process.poll() is None, (tmp_path / "output-1.txt").read_text()[-3000:]
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+        saved, latest = saved_steps(out), time.monotonic() + rng.uniform(0, 4)
+        process = begin(SCRIPT, argv("killed"), tmp_path)
+
+        def any_moment(latest=latest, saved=saved):  # reading, opening the model, between steps
+            return time.monotonic() > latest or trained_steps(out) > saved + 2
+
+        def is_saving(saved=saved):  # after it has come further than the life before
+            return saved_steps(out) > saved and any(out.glob(".step-*.unfinished"))
+
+        reached, wait_s = (any_moment, 0) if number % 2 else (is_saving, rng.uniform(0, 0.03))
+        kill_once(reached, process, tmp_path, wait_s)
         saving += bool(list(out.glob(".step-*.unfinished")))
     assert saving >= KILLS // 4  # kills that left a checkpoint half-written
-    assert latest_checkpoint(out).name < f"step-{STEPS:06d}"
-    finish(start(argv("killed"), tmp_path), tmp_path)
-    check_equal(tmp_path / "straight", out)
+    assert saved_steps(out) < STEPS
+    finish(begin(SCRIPT, argv("killed"), tmp_path), folder=tmp_path)
+    check_equal(straight, out)
     check_whole(out)
     assert (out / "finished").read_text() == f"step-{STEPS:06d}\n"
 
@@ -113,7 +90,7 @@ def test_a_stop_signal_saves_and_ends_with_status_0(argv, tmp_path, number):
         assert process.poll() is None, (tmp_path / "output-0.txt").read_text()[-3000:]
         time.sleep(0.05)
     os.killpg(process.pid, number)  # as schedulers do, the workers get it too
-    finish(process, tmp_path)
+    wait(process, tmp_path)
     last = latest_checkpoint(tmp_path / "run")
     told = (tmp_path / "output-0.txt").read_text()
     assert f"stopped by a signal after step {int(last.name[5:])} of {STEPS}; {last} is whole" in told
@@ -133,7 +110,7 @@ def test_one_process_told_to_stop_stops_all_and_the_run_goes_on_exactly(argv, tm
         time.sleep(0.02)
     pair[1].send_signal(signal.SIGTERM)
     for process in pair:
-        finish(process, tmp_path)
+        wait(process, tmp_path)
     assert int(latest_checkpoint(tmp_path / "run").name[5:]) < 30
     launch("DDP", argv("run", **flags), tmp_path)
     check_equal(tmp_path / "straight", tmp_path / "run")
@@ -141,7 +118,7 @@ def test_one_process_told_to_stop_stops_all_and_the_run_goes_on_exactly(argv, tm
 
 @pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_last_whole_checkpoint(argv, tmp_path):
-    finish(start(argv("run", steps=2), tmp_path), tmp_path)
+    finish(begin(SCRIPT, argv("run", steps=2), tmp_path), folder=tmp_path)
     before = weights(tmp_path / "run")
 
     def no_room():  # files may grow to 64 KiB: what a full disk does to a larger one
@@ -155,7 +132,7 @@ def test_a_full_disk_is_named_and_leaves_the_last_whole_checkpoint(argv, tmp_pat
     assert sorted(p.name for p in (tmp_path / "run").glob("*step-*")) == ["step-000002"]
     after = weights(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    finish(start(argv("run", steps=4), tmp_path), tmp_path)
+    finish(begin(SCRIPT, argv("run", steps=4), tmp_path), folder=tmp_path)
 
 
 @pytest.mark.slow

@@ -127,33 +127,6 @@ def test_flags_win_over_yaml_and_yaml_over_defaults(recipe, tmp_path):
     assert parse(recipe.FavorLora, config, "")[0].use_moss is False
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("stesp: 3", r"unknown settings \['stesp'\]; known are .*'steps'"),
-        ("steps: many", r"steps is 'many', expected int"),
-        ("steps: 1.5", r"steps is 1.5, expected int"),
-        ("steps: true", r"steps is True, expected int"),
-        ("use_moss: 1", r"use_moss is 1, expected bool"),
-        ("lr_moss: 1e-3", r"lr_moss is '1e-3', expected float"),
-        ("model: null", r"model is None, expected str"),
-        ("- steps", r"expected 'name: value' lines, got list"),
-        ("", r"expected 'name: value' lines, got NoneType"),
-        ("steps: [", r"cannot be read as YAML"),
-        ("steps: " + "[" * 5000 + "]" * 5000, r"cannot be read as YAML"),
-    ],
-)
-def test_wrong_yaml_is_named(recipe, tmp_path, text, message):
-    (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ValueError, match=rf"run\.yaml: {message}"):
-        parse(recipe.FavorLora, ["--config", str(tmp_path / "run.yaml")], "")
-
-
-def test_a_missing_yaml_is_named(recipe, tmp_path):
-    with pytest.raises(ValueError, match=r"gone\.yaml: cannot be read"):
-        parse(recipe.FavorLora, ["--config", str(tmp_path / "gone.yaml")], "")
-
-
 @pytest.mark.parametrize("argv", [["--stesp", "3"], ["--steps", "many"]])
 def test_wrong_flags_are_named(recipe, argv, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -211,24 +184,6 @@ def test_which_models_are_miniatures(recipe, stranger, tiny_base):
         merged = shutil.copytree(stranger, stranger.parent / "merged", dirs_exist_ok=True)
         (stranger / "merged.json").unlink()
         assert recipe.preset({"model": str(merged)}) == file
-
-
-@pytest.mark.parametrize(
-    "given, told",
-    [
-        ("--cache-gib 3", "cache_gib is 3.0 and says nothing without cache; give both, or leave it out"),
-        ("--eval-every 3", "eval_every is 3 and says nothing without eval_data"),
-        ("--eval-questions 3", "eval_questions is 3 and says nothing without eval_data"),
-        ("--videos .", "videos is . and says nothing without data"),
-        ("--no-use-moss --lr-moss 1e-3", "lr_moss is 0.001 and says nothing without use_moss"),
-        ("--revision main", "revision is main and miniature is no hub id; leave revision out"),
-        ("--eval-data x --steps 50", "eval_every is 100 of 50 steps: nothing would be asked"),
-        ("--clips-a-step 8 --accumulate 2", "accumulate and clips_a_step are both given, .* give one"),
-    ],
-)
-def test_a_setting_that_would_be_ignored_is_refused(recipe, given, told):
-    with pytest.raises(ValueError, match=f"^{told}"):
-        recipe.main(given.split())
 
 
 def test_a_later_layer_switches_off_what_an_earlier_one_gave(recipe, tmp_path):

@@ -5,7 +5,6 @@ no answer given before, and the scripts in eval/ write what they promise.
 """
 
 import argparse
-import importlib.util
 import json
 import resource
 import shlex
@@ -18,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from launching import ROOT, load_script
 
 from moss_vllm.data.favor import FAVOR_TASKS
 from moss_vllm.data.motionbench import read_motionbench
@@ -709,10 +709,7 @@ def test_clip_settings_of_the_checkpoint_give_way_to_flags():
 
 
 def script(name, loaded, monkeypatch):
-    path = Path(__file__).parents[2] / "eval" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"eval_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "eval" / f"{name}.py")
     monkeypatch.setattr(command, "load", lambda ckpt, device, dtype: loaded)
     return module
 

@@ -3,7 +3,6 @@
 Also: what cannot be compared is counted and named or refused, and eval/compare.py shows and writes all of it.
 """
 
-import importlib.util
 import json
 from dataclasses import replace
 from math import comb, erfc, sqrt
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import ROOT, load_script
 
 from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.evaluation.asking import evaluate
@@ -85,11 +85,7 @@ def two(tmp_path):
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[2] / "eval" / "compare.py"
-    spec = importlib.util.spec_from_file_location("eval_compare", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "eval" / "compare.py")
 
 
 @pytest.mark.parametrize(

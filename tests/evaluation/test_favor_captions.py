@@ -1,15 +1,14 @@
 """Owns: captions come out in the layout FAVOR-Bench's LLM-free step 1 reads, also after a stop."""
 
-import importlib.util
 import json
 import random
 import shlex
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from launching import ROOT, load_script
 
 from moss_vllm.evaluation import asking
 from moss_vllm.evaluation import command as eval_script
@@ -52,10 +51,7 @@ def data(world, tmp_path):
 @pytest.fixture
 def captions(loaded, monkeypatch):
     """The script; its model is `loaded`."""
-    path = Path(__file__).parents[2] / "eval" / "favor_captions.py"
-    spec = importlib.util.spec_from_file_location("eval_favor_captions", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "eval" / "favor_captions.py")
     monkeypatch.setattr(eval_script, "load", lambda ckpt, device, dtype: loaded)
     return module
 

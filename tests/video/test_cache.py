@@ -4,7 +4,6 @@ Also: it stays within its size, goes on without a disk to write to, and says eac
 """
 
 import errno
-import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -15,6 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from launching import ROOT, load_script
 from PIL import Image
 
 from moss_vllm.video import cache as cache_module
@@ -227,10 +227,7 @@ def test_data_loader_workers(tmp_path, cache, method):
 
 @pytest.mark.parametrize("script", ["favor_bench", "motionbench"])
 def test_evaluation_reads_through_it(tmp_path, world, tiny_base, no_decoder, script):
-    path = Path(__file__).parents[2] / "eval" / f"{script}.py"
-    spec = importlib.util.spec_from_file_location(script, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "eval" / f"{script}.py")
     data = world / ("FAVOR" if script == "favor_bench" else "MotionBench")
     flags = ["--data", data, "--ckpt", tiny_base, "--limit", 3, "--protocol", "letter", "--short-side-px", 56]
 

@@ -1,0 +1,153 @@
+"""What faults and recipes start from: runs of one or two steps, and folders to damage."""
+
+import importlib
+import json
+import os
+import shutil
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+from action_layouts import DATASETS, TINY, write_layout
+from launching import ROOT, as_flags, load_script
+
+from moss_vllm.vlm import checkpoint
+
+CLIPS = "FAVOR/videos/FAVOR-Train"
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory):
+    """The folder of each action dataset; not to be changed."""
+    root = tmp_path_factory.mktemp("layouts")
+    for data in DATASETS:
+        write_layout(data, root / data)
+    return root
+
+
+@pytest.fixture(scope="session")
+def action_recipe():
+    return load_script(ROOT / "recipes" / "action_recog.py")
+
+
+@pytest.fixture(scope="session")
+def action_tester():
+    return load_script(ROOT / "eval" / "action_recog.py")
+
+
+@pytest.fixture(scope="session")
+def trained_actions(action_recipe, layouts, tmp_path_factory):
+    """The folder of a run on `list`, and of one on Kinetics; not to be changed."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    root = tmp_path_factory.mktemp("trained")
+    for data in ("list", "k400"):
+        given = {**TINY, "data": data, "root": layouts / data, "out": root / data}
+        action_recipe.main(as_flags(given))
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tiny_base, world, tmp_path_factory):
+    """The folder of a Video-LLM's run of one step."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    out = tmp_path_factory.mktemp("trained") / "run"
+    given = {"model": tiny_base, "data": world / "FAVOR", "out": out, "steps": 1, "batch_size": 2}
+    recipe.main(as_flags({**given, "workers": 0, "lora_rank": 4, "tracker": "none"}))
+    return out
+
+
+@pytest.fixture
+def ground(recipe, trained, tiny_base, world, tmp_path, one_process, monkeypatch):
+    """A folder with the world's FAVOR-Train, and functions that add to it or run something."""
+    favor, run, base = tmp_path / "FAVOR", tmp_path / "run", tmp_path / "base"
+    shutil.copytree(world / CLIPS, tmp_path / CLIPS)
+    rows = json.loads((world / "FAVOR" / "train.json").read_text())
+
+    def write():
+        (favor / "train.json").write_text(json.dumps(rows))
+
+    def words(*more, **settings):
+        given = {"model": tiny_base, "data": favor, "out": run, "steps": 2, "batch_size": 2, "workers": 0}
+        return [*as_flags({**given, "lora_rank": 4, "tracker": "none", **settings}), *more]
+
+    def train(*more, **settings):
+        return partial(recipe.main, words(*more, **settings))
+
+    def script(name, *given):
+        return partial(importlib.import_module(name).main, list(map(str, given)))
+
+    def checkpoint_folder():
+        shutil.copytree(trained, run)
+        return run / "step-000001"
+
+    def base_folder():
+        shutil.copytree(tiny_base, base)
+        return base
+
+    def delete_before(function, *indices):
+        """Delete videos when the recipe comes to one of its functions."""
+        call = getattr(recipe, function)
+
+        def delete(*args, **settings):
+            for index in indices:
+                clip(index).unlink()
+            return call(*args, **settings)
+
+        monkeypatch.setattr(recipe, function, delete)
+
+    def clip(index):
+        return tmp_path / CLIPS / rows[index]["video_name"]
+
+    write()
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path, "base": tiny_base},
+        favor=favor,
+        world=world,
+        tiny_base=tiny_base,
+        rows=rows,
+        write=write,
+        clip=clip,
+        delete_before=delete_before,
+        words=words,
+        train=train,
+        dry=partial(train, "--dry-run"),
+        bare=lambda *argv: partial(recipe.main, argv),
+        script=script,
+        load=lambda folder: partial(checkpoint.load, folder),
+        checkpoint=checkpoint_folder,
+        base=base_folder,
+        patch=monkeypatch.setattr,
+    )
+
+
+@pytest.fixture
+def action_ground(request, action_recipe, action_tester, layouts, tmp_path, one_process):
+    """A folder to write to, and functions that fill it or run something in it."""
+    run = tmp_path / "run"
+
+    def copy(data):
+        return shutil.copytree(layouts / data, tmp_path / data)
+
+    def train(*more, **given):
+        known = {**TINY, "root": layouts / "list", "out": run, **given}
+        flags = {name: value for name, value in known.items() if value is not None}
+        return partial(action_recipe.main, [*as_flags(flags), *more])
+
+    def finished_run():
+        """The run on `list`, copied."""
+        return shutil.copytree(request.getfixturevalue("trained_actions") / "list", run)
+
+    def test(**given):
+        return partial(action_tester.main, as_flags({"ckpt": run / "best", "workers": 0, **given}))
+
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path, "list": layouts / "list", "gym99": layouts / "gym99"},
+        run=run,
+        layouts=layouts,
+        copy=copy,
+        train=train,
+        test=test,
+        finished_run=finished_run,
+    )

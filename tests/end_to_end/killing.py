@@ -1,0 +1,114 @@
+"""Runs that are killed at some moment, and what must be true of them afterwards.
+
+Lives are many, so a process starts with the imports done (multiprocessing's forkserver). What runs in it is
+the script itself, as its own main program.
+"""
+
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import time
+
+import torch
+from launching import environment, logged
+from safetensors.torch import load_file
+
+from moss_vllm.training.run_folder import latest_checkpoint
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["moss_vllm.vlm.start_report", "moss_vllm.recognition.build", "moss_vllm.evaluation.asking"]
+)
+CLOCK = {"memory_gib", "seconds", "waited_s", "elapsed_s"}  # what a log's line has of the machine
+
+
+def run_script(script, argv, variables, output, prepare):
+    """What a process does."""
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    prepare and prepare()
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = [str(script), *argv]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def begin(script, argv, folder, prepare=None, **variables):
+    """Start a process of a script; what it says is added to output-RANK.txt in the folder."""
+    output = str(folder / f"output-{variables.get('RANK', 0)}.txt")
+    given = (script, argv, {**environment(), **variables}, output, prepare)
+    process = PROCESSES.Process(target=run_script, args=given)
+    process.start()
+    return process
+
+
+def begin_rank(script, argv, folder, rank, port=0, prepare=None):
+    """Start one of two processes of a run, without a launcher."""
+    pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return begin(script, argv, folder, prepare, RANK=str(rank), LOCAL_RANK=str(rank), **pair)
+
+
+def finish(*processes, folder):
+    """Wait for processes that should end well."""
+    for process in processes:
+        process.join(timeout=300)
+    assert [process.exitcode for process in processes] == [0] * len(processes), outputs(folder)
+
+
+def outputs(folder):
+    return "\n----\n".join(file.read_text()[-3000:] for file in sorted(folder.glob("output-*.txt")))
+
+
+def kill_once(reached, process, folder, wait_s=0.0):
+    """Kill a process some time after `reached()` is true."""
+    while process.is_alive() and not reached():
+        time.sleep(0.001)
+    time.sleep(wait_s)
+    assert process.is_alive(), outputs(folder)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def saved_steps(out):
+    last = latest_checkpoint(out)
+    return int(last.name[5:]) if last else 0
+
+
+def trained_steps(out):
+    """Whole lines of train.jsonl."""
+    return (out / "train.jsonl").read_bytes().count(b"\n") if (out / "train.jsonl").exists() else 0
+
+
+def weights(out):
+    """Everything of the last checkpoint that must not depend on what happened before it."""
+    last = latest_checkpoint(out)
+    (trained,) = last.glob("*.safetensors")
+    files = {"": trained}
+    files |= {name: last / "state" / f"{name}.safetensors" for name in ("optimizer", "random-0")}
+    return {f"{part} {k}": v for part, file in files.items() for k, v in load_file(file).items()}
+
+
+def check_equal(one, other):
+    """Two runs have the same last checkpoint, bit for bit, and the same log but for the clock."""
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    lines = [
+        [{k: v for k, v in line.items() if k not in CLOCK} for line in logged(out)] for out in (one, other)
+    ]
+    assert lines[0] == lines[1]
+
+
+def check_whole(out):
+    """No file of the run is half-written."""
+    assert not list(out.rglob("*unfinished*")) and not list(out.rglob("*.part*"))
+    for path in [*out.rglob("*.json"), *out.rglob("*.jsonl")]:
+        for text in [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines():
+            json.loads(text)
+    for path in out.rglob("*.safetensors"):
+        load_file(path)

@@ -1,0 +1,386 @@
+"""Owns: the shape of the code - what may import what, what an import costs, names, sizes and flags.
+
+Each rule is a function of a root folder that returns what breaks it, in words. `BROKEN` has a small tree for
+each of them that does.
+"""
+
+import argparse
+import ast
+import functools
+import graphlib
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from launching import ROOT, environment, load_script
+
+from moss_vllm.runtime.flags import Flags
+
+PACKAGE = "moss_vllm"
+# The rooms, bottom up: an import goes down, or stays within its room.
+FLOORS = (
+    ("core", "runtime"),
+    ("video", "encoders"),
+    ("data",),
+    ("training",),
+    ("vlm", "recognition"),
+    ("evaluation",),
+    ("report",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+MODELS = ("vlm", "recognition")
+SCRIPTS = (("recipes", "eval"), ("scripts",), ("experiments",))  # above the package, bottom up
+CORE_NEEDS = {"torch", "einops", "triton", *sys.stdlib_module_names}
+MOST_LINES = 350
+
+# What may break a rule, each with its reason.
+LONG: dict[str, str] = {}
+NAMES_OF_TWO: dict[str, str] = {}
+FLAGS_OF_TWO: dict[str, str] = {}
+
+
+# ---- reading the code
+
+
+@functools.cache
+def trees(root):
+    """Each file below the package with its syntax tree."""
+    return {path: ast.parse(path.read_text()) for path in sorted((root / PACKAGE).rglob("*.py"))}
+
+
+def module(root, path):
+    """vlm.base of moss_vllm/vlm/base.py."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree, here, is_package):
+    """Every module that an import names, lazy ones too, with its line; `from a import b` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = here.split(".")[: len(here.split(".")) - node.level + is_package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def arrows(root):
+    """(importing module, imported module of the package, line) of all."""
+    modules = {module(root, path) for path in trees(root)}
+    for path, tree in trees(root).items():
+        here = module(root, path)
+        for name, line in imports(tree, here, path.name == "__init__.py"):
+            found = name if name in modules else name.rpartition(".")[0]
+            if found in modules and found != here:
+                yield here, found, line
+
+
+def room(name):
+    return (*name.split("."), "")[1]
+
+
+# ---- the rules
+
+
+def core_needs_torch_einops_and_triton_alone(root):
+    found = []
+    for path, tree in trees(root).items():
+        here = module(root, path)
+        if room(here) != "core":
+            continue
+        for name, line in imports(tree, here, path.name == "__init__.py"):
+            if name.split(".")[0] not in CORE_NEEDS and not name.startswith(f"{PACKAGE}.core"):
+                found.append(f"{here}:{line} imports {name}")
+    return found
+
+
+def imports_go_down(root):
+    """Also not to a room beside: so no task imports another, and training no model."""
+    return [
+        f"{one}:{line} imports {other}"
+        for one, other, line in arrows(root)
+        if room(one) != room(other) and room(other) and FLOOR[room(one)] <= FLOOR[room(other)]
+    ]
+
+
+def tasks_are_apart_and_training_knows_no_model(root):
+    return [
+        f"{one}:{line} imports {other}"
+        for one, other, line in arrows(root)
+        if room(one) in ("training", *MODELS) and room(other) in MODELS and room(one) != room(other)
+    ]
+
+
+def imports_make_no_circle(root):
+    graph = defaultdict(set)
+    for one, other, _ in arrows(root):
+        graph[one].add(other)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return [" imports ".join(reversed(error.args[1]))]
+    return []
+
+
+def every_room_has_a_floor(root):
+    found = [f"{path.name} lies in {PACKAGE}/" for path in (root / PACKAGE).glob("*.py")]
+    rooms = {path.relative_to(root / PACKAGE).parts[0] for path in trees(root)}
+    return [one for one in found if not one.startswith("__init__.py")] + [
+        f"{name}/ has no floor" for name in sorted(rooms - FLOOR.keys()) if not name.endswith(".py")
+    ]
+
+
+def scripts_import_no_script_above_them(root):
+    """The package imports none of them; recipes and eval none of scripts, and those none of experiments."""
+    found, levels = [], [[PACKAGE], *SCRIPTS]
+    for number, folders in enumerate(levels):
+        above = {
+            path.stem
+            for names in levels[number + 1 :]
+            for name in names
+            for path in root.glob(f"{name}/*.py")
+        }
+        above |= {name for names in levels[number + 1 :] for name in names}
+        for path in sorted(path for name in folders for path in (root / name).rglob("*.py")):
+            for name, line in imports(ast.parse(path.read_text()), path.stem, False):
+                if name.split(".")[0] in above:
+                    found.append(f"{path.relative_to(root)}:{line} imports {name}")
+    return found
+
+
+def files_are_short(root):
+    sizes = {path.relative_to(root).as_posix(): len(path.read_text().splitlines()) for path in trees(root)}
+    return [
+        f"{name} has {size} lines" for name, size in sizes.items() if size > MOST_LINES and name not in LONG
+    ]
+
+
+def public_names(tree):
+    """Functions, classes and constants defined at the top, without what is imported or begins with _."""
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = [
+            one.id for target in targets if target for one in ast.walk(target) if isinstance(one, ast.Name)
+        ]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif not isinstance(node, ast.Assign | ast.AnnAssign) or "TypeVar" in ast.dump(node):
+            continue
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def a_name_means_one_thing(root):
+    """But for the tasks' own modules of one name: `load` of vlm/checkpoint and of recognition/checkpoint."""
+    where = defaultdict(list)
+    for path, tree in trees(root).items():
+        for name in dict.fromkeys(public_names(tree)):
+            where[name].append(module(root, path))
+    return [
+        f"{name} is defined in {', '.join(modules)}"
+        for name, modules in where.items()
+        if len({one.split(".", 2)[2] if room(one) in MODELS else one for one in modules}) > 1
+        if name not in NAMES_OF_TWO
+    ]
+
+
+RULES = (
+    core_needs_torch_einops_and_triton_alone,
+    imports_go_down,
+    tasks_are_apart_and_training_knows_no_model,
+    imports_make_no_circle,
+    every_room_has_a_floor,
+    scripts_import_no_script_above_them,
+    files_are_short,
+    a_name_means_one_thing,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_code_keeps(rule):
+    assert rule(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "rule, exceptions", [(files_are_short, LONG), (a_name_means_one_thing, NAMES_OF_TWO)]
+)
+def test_an_exception_is_still_one(rule, exceptions, monkeypatch):
+    names = list(exceptions)
+    for name in names:
+        monkeypatch.delitem(exceptions, name)
+    told = rule(ROOT)
+    assert [name for name in names if not any(one.startswith(f"{name} ") for one in told)] == []
+
+
+BROKEN = [  # a rule, files of the package's tree, and what is told
+    (RULES[0], {"core/moss.py": "import torch\nimport numpy"}, "core.moss:2 imports numpy"),
+    (RULES[0], {"core/moss.py": "def f():\n    import timm"}, "core.moss:2 imports timm"),
+    (RULES[0], {"core/moss.py": "from ..runtime import errors"}, "imports moss_vllm.runtime.errors"),
+    (RULES[1], {"data/rows.py": "from moss_vllm.report import page"}, "imports moss_vllm.report.page"),
+    (RULES[1], {"data/rows.py": "def f():\n    import moss_vllm.report.page"}, "rows:2 imports moss_vllm"),
+    (RULES[1], {"video/clip.py": "from moss_vllm.encoders.image import x"}, "moss_vllm.encoders.image"),
+    (RULES[1], {"core/moss.py": "from ..runtime import errors"}, "core.moss:1 imports moss_vllm.runtime"),
+    (RULES[2], {"training/loop.py": "from moss_vllm.vlm import base"}, "loop:1 imports moss_vllm.vlm.base"),
+    (RULES[2], {"vlm/base.py": "from moss_vllm.recognition.build import f"}, "moss_vllm.recognition.build"),
+    (RULES[3], {"vlm/base.py": "from .chat import x", "vlm/chat.py": "def f():\n    from .base import y"},
+     "moss_vllm.vlm.base imports"),
+    (RULES[4], {"stray.py": ""}, "stray.py lies in moss_vllm/"),
+    (RULES[4], {"utils/a.py": ""}, "utils/ has no floor"),
+    (RULES[5], {"../scripts/ask.py": "", "../eval/b.py": "import ask"}, "eval/b.py:1 imports ask"),
+    (RULES[5], {"../experiments/demo.py": "", "../scripts/b.py": "import demo"}, "b.py:1 imports demo"),
+    (RULES[5], {"data/rows.py": "import recipes.favor"}, "data/rows.py:1 imports recipes.favor"),
+    (RULES[6], {"data/rows.py": "\n" * 351}, "moss_vllm/data/rows.py has 351 lines"),
+    (RULES[7], {"data/a.py": "def read(): ...", "vlm/b.py": "class read: ..."}, "read is defined in "),
+    (RULES[7], {"recognition/base.py": "x = 1", "vlm/base.py": "x = 1", "vlm/b.py": "x = 1"}, "x is defined"),
+    (RULES[7], {"data/a.py": "A, B = 1, 2", "vlm/b.py": "B: int = 2"}, "B is defined in moss_vllm.data.a, "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rule, files, told", BROKEN)
+def test_a_tree_that_breaks_a_rule_is_told(tmp_path, rule, files, told):
+    whole = {name: "" for rooms in FLOORS for name in (f"{room}/__init__.py" for room in rooms)}
+    whole |= {"__init__.py": "", "report/page.py": "", "encoders/image.py": "", "recognition/build.py": ""}
+    whole |= {"runtime/errors.py": "", "vlm/base.py": "load = 1", "recognition/base.py": "load = 2"}
+    for name, text in {**whole, "data/fine.py": "from moss_vllm.core import moss"}.items():
+        write(tmp_path / PACKAGE / name, text)
+    assert [one for every in RULES for one in every(tmp_path)] == []
+    trees.cache_clear()
+    for name, text in files.items():
+        write(tmp_path / PACKAGE / name, text)
+    assert [told in one for one in rule(tmp_path)] == [True]
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+# ---- what an import costs
+
+
+def run_python(code, cwd=ROOT):
+    """What a new process that runs the code prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), cwd=cwd, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.split()
+
+
+WITHOUT = """
+import sys
+for name in {names}:
+    sys.modules[name] = None  # an import of it fails
+"""
+LOADED = "print(*(name for name in sys.modules if name.startswith({names})))"
+
+
+def test_core_imports_where_nothing_but_torch_is_installed():
+    others = ("transformers", "peft", "accelerate", "timm", "numpy", "av", "PIL", "rich")
+    code = WITHOUT.format(names=others[:4]) + "import moss_vllm.core\n"
+    assert run_python(code + LOADED.format(names=("moss_vllm.vlm", "moss_vllm.runtime"))) == []
+    with pytest.raises(AssertionError, match="import of transformers halted"):
+        run_python(WITHOUT.format(names=others[:1]) + "import moss_vllm.vlm.base")
+
+
+def test_an_evaluation_loads_no_matplotlib():
+    modules = [module(ROOT, path) for path in trees(ROOT) if room(module(ROOT, path)) == "evaluation"]
+    modules.remove("moss_vllm.evaluation.lmms_eval")  # loads lmms_eval itself, which is not installed here
+    assert len(modules) > 9
+    assert run_python(f"import sys, {', '.join(modules)}\n" + LOADED.format(names=("matplotlib",))) == []
+
+
+def test_testing_a_classifier_loads_no_video_llm(tmp_path):
+    """In all of a real test of one, lazy imports too."""
+    folder, script = ROOT / "tests" / "data_of_earlier", ROOT / "eval" / "action_recog.py"
+    argv = [
+        "--ckpt",
+        "classes/step-000002",
+        "--out",
+        str(tmp_path / "out"),
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+    ]
+    code = (
+        f"import sys, runpy\nmain = runpy.run_path({str(script)!r})['main']\nmain({argv})\nprint('loaded')\n"
+    )
+    printed = run_python(code + LOADED.format(names=("peft", "transformers.models.video_llama_3")), folder)
+    assert printed[printed.index("loaded") + 1 :] == []
+
+
+# ---- flags
+
+
+class Asked(BaseException):
+    """Carries a script's parser out of its `main`."""
+
+
+def parser_of(script, monkeypatch):
+    """The parser of a script that has one."""
+
+    def ask(self, *given):
+        raise Asked(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Flags, "parse_known_args", ask)
+        try:
+            load_script(script).main([])
+        except Asked as asked:
+            return asked.args[0]
+    raise AssertionError(f"{script} parses nothing with Flags")
+
+
+def meaning(action):
+    """Where a flag's value goes and what it is: paths are texts, and store_true is half of a yes or no."""
+    kind = "yes or no" if action.nargs == 0 else "text" if action.type in (None, str, Path) else action.type
+    many = action.nargs not in (0, None) or isinstance(action, argparse._AppendAction)
+    return action.dest, getattr(kind, "__name__", kind), many
+
+
+def flags_that_mean_two_things(parsers):
+    """Of parsers by name."""
+    meanings = defaultdict(lambda: defaultdict(list))
+    for name, parser in parsers.items():
+        for action in parser._actions:
+            for flag in action.option_strings:
+                meanings[flag][meaning(action)].append(name)
+    return [
+        f"{flag} is " + " and ".join(f"{what} in {', '.join(names)}" for what, names in found.items())
+        for flag, found in meanings.items()
+        if len(found) > 1 and flag not in FLAGS_OF_TWO
+    ]
+
+
+def test_a_flag_means_the_same_in_every_command(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, *(str(ROOT / name) for name in ("scripts", "experiments"))])
+    scripts = [path for names in SCRIPTS for name in names for path in sorted((ROOT / name).glob("*.py"))]
+    texts = {path: path.read_text() for path in scripts}
+    scripts = [
+        p for p, text in texts.items() if "def main(" in text and ("Flags(" in text or "parse(" in text)
+    ]
+    assert len(scripts) > 20
+    parsers = {path.relative_to(ROOT).as_posix(): parser_of(path, monkeypatch) for path in scripts}
+    assert flags_that_mean_two_things(parsers) == []
+
+
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"type": int}, "--a is ('a', 'text', False) in one and ('a', 'int', False) in other"),
+        ({"dest": "b"}, "('b', 'text', False) in other"),
+        ({"action": "store_true"}, "('a', 'yes or no', False) in other"),
+        ({"nargs": "+"}, "('a', 'text', True) in other"),
+    ],
+)
+def test_a_flag_of_two_meanings_is_told(given, told):
+    one, same, other = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    one.add_argument("--a")
+    same.add_argument("--a", type=Path)
+    other.add_argument("--a", **given)
+    assert flags_that_mean_two_things({"one": one, "same": same}) == []
+    (found,) = flags_that_mean_two_things({"one": one, "other": other})
+    assert told in found
