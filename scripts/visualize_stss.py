@@ -73,8 +73,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from moss_vllm.report.plots import DOTS_PER_INCH
 from moss_vllm.report.stss_features import load_vit, vit_features
-from moss_vllm.report.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
+from moss_vllm.report.stss_figure import Marked, Sheet, draw_column, draw_sheet, lay_out
 from moss_vllm.report.stss_maps import (
     TOY_CELL_PX,
     TOY_WINDOW,

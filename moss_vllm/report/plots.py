@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Cell = float | tuple[float, float] | int
 
 # Okabe and Ito's palette, which readers with any colour vision tell apart; the most distinct first.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 # A bracket or star at the start of a row would be an argument of the end of the row before.
 LATEX = {sign: rf"\{sign}" for sign in "&%$#_{}"} | {sign: f"{{{sign}}}" for sign in "[]*"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -35,7 +35,7 @@ LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 LIGATURE = re.compile(r"(?<=[-`'])(?=[-`'])")  # two hyphens would be a dash
 # Also addresses, entities, headings; an underscore within a word marks nothing.
 MARKDOWN = re.compile(r"([\\`*\[\]<>|~$]|(?<![^\W_])_|_(?![^\W_])|^#|&(?=#?\w+;)|:(?=//))")
-PLOT_DPI = 150
+DOTS_PER_INCH = 150
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def plot_losses(
         raise ValueError(f"a plot needs curves with one (step, loss) or more each, got {lengths}")
     figure = _figure(8)
     axes = figure.subplots()
-    for (name, points), colour in zip(curves.items(), cycle(PALETTE), strict=False):
+    for (name, points), colour in zip(curves.items(), cycle(COLOURS), strict=False):
         steps, losses = zip(*points, strict=True)
         if not all(map(math.isfinite, losses)):
             raise ValueError(f"curve {name!r} has a loss that is not finite; look at the run first")
@@ -252,7 +252,7 @@ def plot_accuracy(
     figure = _figure(10)
     axes = figure.subplots()
     width = 0.8 / len(results)
-    for number, ((name, values), colour) in enumerate(zip(results.items(), cycle(PALETTE), strict=False)):
+    for number, ((name, values), colour) in enumerate(zip(results.items(), cycle(COLOURS), strict=False)):
         there = [i for i, task in enumerate(tasks) if task in values]
         cells = [values[tasks[i]] for i in there]
         means = [cell[0] if isinstance(cell, tuple) else cell for cell in cells]
@@ -291,4 +291,4 @@ def _save(figure: "Figure", path: str | Path) -> None:
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
     with whole_file(Path(path)) as part:
-        figure.savefig(part, dpi=PLOT_DPI, format="png")
+        figure.savefig(part, dpi=DOTS_PER_INCH, format="png")

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from moss_vllm.report.plots import DOTS_PER_INCH
 from moss_vllm.report.stss_maps import OrderView, Query, QueryMap, query_map
 from moss_vllm.video.clip import Clip
 
 REGION_COLOUR = "#2ecc40"
-DOTS_PER_INCH = 150
 WIDTH_IN = 1600 / DOTS_PER_INCH
 LEFT_IN, RIGHT_IN, TOP_IN, GAP_IN, GROUP_IN = 1.1, 0.6, 0.68, 0.05, 0.14
 
