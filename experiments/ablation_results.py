@@ -1,15 +1,14 @@
-"""What finished runs of experiments/ablate.py found, as tables in the paper's columns and as json."""
+"""The results of experiments/ablate.py's finished runs, as tables in the paper's columns and as json."""
 
 import csv
-import dataclasses
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paper_tables import UNITS, Row
+from ablation_plan import FREE, PlannedRow, Run, TablePlan
+from paper_tables import UNITS
 
 from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, ensure_mini_actions
 from moss_vllm.recognition.schema import CLIP_SCHEMA
@@ -17,49 +16,16 @@ from moss_vllm.recognition.scores import CLASS_MEAN, Accuracy
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.line_store import ANSWERS, read_answers
 from moss_vllm.runtime.tables import Cell, Table, mean_and_spread
-from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE
+from moss_vllm.training.run_folder import SETTINGS_FILE
 
-# What a run may differ in and still be the same experiment.
-FREE = {"out", "resume", "tracker", "workers", "cache", "cache_gib", "log_every", "eval_batch_size"}
-MOSS, FIRST_ORDER = dict[str, Any](), {"temporal": "stss1"}
+WHOLE_MOSS, FIRST_ORDER = dict[str, Any](), {"temporal": "stss1"}
 
 
-@dataclass(frozen=True)
-class Run:
-    """One process of the recipe; `settings` are all of them, as the recipe fills them in."""
-
-    folder: Path
-    seed: int
-    flags: tuple[str, ...]
-    settings: Mapping[str, Any] = dataclasses.field(hash=False, compare=False)
-
-    @property
-    def name(self) -> str:
-        """As it is called in messages."""
-        return f"{self.folder.parent.name}/{self.folder.name}"
-
-    @property
-    def is_finished(self) -> bool:
-        """Trained and tested."""
-        return (self.folder / FINISHED_FILE).is_file() and (self.folder / "test" / "result.json").is_file()
-
-
-@dataclass(frozen=True)
-class PlannedRow:
-    """A row with its run of each seed; none, and why, where `refused`."""
-
-    row: Row
-    asked: Mapping[str, Any]
-    runs: Sequence[Run]
-    refused: str = ""
-
-
-Plan = dict[str, list[PlannedRow]]
 Numbers = dict[Run, dict[str, Any]]
 
 
 def class_groups(root: str | None) -> dict[str, str]:
-    """The group of each class of the mini actions, which are drawn now if they are not there."""
+    """The group of each class of the mini actions, which are drawn first if needed."""
     with (ensure_mini_actions(root or MINI_ACTIONS_ROOT) / "groups.csv").open(newline="") as file:
         return {row["name"]: row["group"] for row in csv.DictReader(file)}
 
@@ -68,10 +34,10 @@ def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
     """The numbers of a finished run.
 
     Raises:
-        ValueError: its last test is not of the last step.
+        ValueError: the last test is not of the last step.
     """
     record = read_json(run.folder / SETTINGS_FILE, f"remove {run.folder}")
-    last = read_lines(run.folder / "evals.jsonl")[-1]
+    last = read_log(run.folder / "evals.jsonl")[-1]
     if last["step"] != record["steps"]:
         raise ValueError(
             f"{run.folder}: the last test is of step {last['step']} of {record['steps']}; remove the folder"
@@ -80,10 +46,10 @@ def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
     if groups:
         test = run.folder / "evals" / f"step-{last['step']:06d}" / ANSWERS
         stored = read_answers(test, CLIP_SCHEMA).answers.values()
-        found = Accuracy([{**answer, "group": groups[answer["answer"]]} for answer in stored]).by("group")
-        accuracy |= {group: found[group][0] for group in dict.fromkeys(groups.values()) if group in found}
+        results = Accuracy([{**answer, "group": groups[answer["answer"]]} for answer in stored]).by("group")
+        accuracy |= {group: results[group][0] for group in dict.fromkeys(groups.values()) if group in results}
     best = read_json(run.folder / "test" / "result.json", f"remove {run.folder}")
-    seconds = {line["step"]: line["seconds"] for line in read_lines(run.folder / "train.jsonl")}
+    seconds = {line["step"]: line["seconds"] for line in read_log(run.folder / "train.jsonl")}
     return {
         "seed": run.seed,
         "folder": str(run.folder),
@@ -99,28 +65,28 @@ def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def all_runs(plan: Plan) -> list[Run]:
-    """The runs of all rows, those that rows share once."""
+def all_runs(plan: TablePlan) -> list[Run]:
+    """The runs of all rows; runs that rows share appear once."""
     return list(dict.fromkeys(run for rows in plan.values() for planned in rows for run in planned.runs))
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """A log of the recipe."""
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The lines of one of the recipe's logs."""
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def refuse_other_data(numbers: Numbers) -> None:
-    """ValueError where two runs saw other data."""
-    for run, found in numbers.items():
+    """ValueError if two runs saw different data."""
+    for run, results in numbers.items():
         first = next(iter(numbers))
-        if found["data_lines"] != numbers[first]["data_lines"]:
-            told = f"{first.folder} saw {numbers[first]['data_lines']}, {run.folder} {found['data_lines']}"
-            raise ValueError(f"{told}: their numbers cannot stand in one table; remove one")
+        if results["data_lines"] != numbers[first]["data_lines"]:
+            both = f"{first.folder} saw {numbers[first]['data_lines']}, {run.folder} {results['data_lines']}"
+            raise ValueError(f"{both}: their numbers cannot stand in one table; remove one")
 
 
-def make_tables(plan: Plan, numbers: Numbers, data: str) -> list[Table]:
-    """What is known so far, in the columns of the paper's tables."""
-    groups = list(dict.fromkeys(name for found in numbers.values() for name in found["accuracy"]))
+def make_tables(plan: TablePlan, numbers: Numbers, data: str) -> list[Table]:
+    """The results so far, in the columns of the paper's tables."""
+    groups = list(dict.fromkeys(name for results in numbers.values() for name in results["accuracy"]))
     columns = {
         "paper": [*UNITS, "SSV1", "D48"],
         f"{data}, last step": groups or ["all"],
@@ -135,14 +101,14 @@ def make_tables(plan: Plan, numbers: Numbers, data: str) -> list[Table]:
     return shown
 
 
-def markdown(plan: Plan, numbers: Numbers, data: str) -> str:
+def tables_in_markdown(plan: TablePlan, numbers: Numbers, data: str) -> str:
     """The tables, and what order 2 adds."""
     tables = [table.markdown() for table in make_tables(plan, numbers, data)]
     return "\n".join([*tables, does_order_2_add(plan, numbers)]).rstrip() + "\n"
 
 
-def does_order_2_add(plan: Plan, numbers: Numbers) -> str:
-    """`paired` in words; empty where there is nothing to compare."""
+def does_order_2_add(plan: TablePlan, numbers: Numbers) -> str:
+    """`paired` in words; empty if there is nothing to compare."""
     difference = paired(plan, numbers)
     if not difference:
         return ""
@@ -156,41 +122,41 @@ def does_order_2_add(plan: Plan, numbers: Numbers) -> str:
 
 def row_cells(planned: PlannedRow, numbers: Numbers, columns: Sequence[str]) -> dict[str, dict[str, Cell]]:
     """A row of `make_tables`."""
-    row, found = planned.row, [numbers[run] for run in planned.runs if run in numbers]
+    row, results = planned.row, [numbers[run] for run in planned.runs if run in numbers]
     paper = {unit: float(text) for unit, text in row.paper.items() if text != "-"}
     paper |= {name: value for name, value in (("SSV1", row.ssv1), ("D48", row.d48)) if value is not None}
     cells: dict[str, dict[str, Cell]] = {columns[0]: dict(paper)}
-    if found:
-        cells[columns[1]] = mean_and_spread([seed["accuracy"] for seed in found])
-        cells[columns[2]] = mean_and_spread([{"all": seed["best"]} for seed in found])
-        milliseconds = 1000 * statistics.mean(seed["seconds_a_step"] for seed in found)
+    if results:
+        cells[columns[1]] = mean_and_spread([seed["accuracy"] for seed in results])
+        cells[columns[2]] = mean_and_spread([{"all": seed["best"]} for seed in results])
+        milliseconds = 1000 * statistics.mean(seed["seconds_a_step"] for seed in results)
         cells[columns[3]] = {
-            "trained (k)": round(found[0]["trainable"] / 1000),
+            "trained (k)": round(results[0]["trainable"] / 1000),
             "ms a step": round(milliseconds),
         }
     return cells
 
 
 def table_notes(rows: Sequence[PlannedRow], numbers: Numbers) -> list[str]:
-    """What a table's reader has to know: of how many seeds the numbers are, and which rows are other ones."""
-    found = [numbers[run] for planned in rows for run in planned.runs if run in numbers]
+    """A table's notes: the number of seeds behind each row, and rows with other settings than the paper's."""
+    results = [numbers[run] for planned in rows for run in planned.runs if run in numbers]
     notes = [
         "paper: MOSS-S, costs in G, M and GB, top-1 on Something-Something V1 and Diving48",
         "last step: one view a clip; best: the checkpoint that was best on these same clips",
     ]
-    if found:
-        steps, clips = (sorted({seed[name] for seed in found}) for name in ("steps", "clips"))
+    if results:
+        steps, clips = (sorted({seed[name] for seed in results}) for name in ("steps", "clips"))
         notes.append(
-            f"tested on {join(clips)} clips after {join(steps)} steps; ± is the sample sd over seeds"
+            f"tested on {either(clips)} clips after {either(steps)} steps; ± is the sample sd over seeds"
         )
-    if failed := sum(seed["failed_clips"] for seed in found):
+    if failed := sum(seed["failed_clips"] for seed in results):
         notes.append(f"clips that could not be read, over all runs: {failed}; they are not counted")
     for planned in rows:
         name, done = planned.row.name, [run for run in planned.runs if run in numbers]
         if planned.refused:
             notes.append(f"{name}: not run, {planned.refused}")
-        elif planned.asked != planned.row.set:
-            notes.append(f"{name}: here {told_settings(planned.asked)}")
+        elif planned.changes != planned.row.set:
+            notes.append(f"{name}: here {settings_in_words(planned.changes)}")
         if len(done) < len(planned.runs):
             notes.append(f"{name}: {len(done)} of {len(planned.runs)} seeds")
         if planned.row.added:
@@ -198,22 +164,22 @@ def table_notes(rows: Sequence[PlannedRow], numbers: Numbers) -> list[str]:
     return notes
 
 
-def join(numbers: Iterable[int]) -> str:
+def either(numbers: Iterable[int]) -> str:
     """`600`, or `500 or 600`."""
     return " or ".join(f"{number:,}" for number in numbers)
 
 
-def told_settings(asked: Mapping[str, Any]) -> str:
+def settings_in_words(changes: Mapping[str, Any]) -> str:
     """`temporal_layers 2,4`."""
-    return ", ".join(f"{name} {value}" for name, value in asked.items()) or "the miniature as it is"
+    return ", ".join(f"{name} {value}" for name, value in changes.items()) or "the miniature as it is"
 
 
-def paired(plan: Plan, numbers: Numbers) -> dict[str, Any]:
-    """MOSS minus its first order alone, seed by seed; empty where the two are not both there."""
+def paired(plan: TablePlan, numbers: Numbers) -> dict[str, Any]:
+    """MOSS minus its first order alone, seed by seed; empty unless both were run."""
     by_seed: dict[str, dict[int, dict[str, float]]] = {}
     for planned in (planned for rows in plan.values() for planned in rows if not planned.refused):
-        for name, asked in (("moss", MOSS), ("first", FIRST_ORDER)):
-            if planned.asked == asked:
+        for name, changes in (("moss", WHOLE_MOSS), ("first", FIRST_ORDER)):
+            if planned.changes == changes:
                 by_seed[name] = {run.seed: numbers[run]["accuracy"] for run in planned.runs if run in numbers}
     moss, first = by_seed.get("moss", {}), by_seed.get("first", {})
     seeds = [seed for seed in moss if seed in first]
@@ -225,19 +191,25 @@ def paired(plan: Plan, numbers: Numbers) -> dict[str, Any]:
     return {
         "seeds": seeds,
         "per_seed": values,
-        "mean": {column: statistics.mean(seen) for column, seen in values.items()},
-        "sd": {column: statistics.stdev(seen) for column, seen in values.items()} if len(seeds) > 1 else {},
+        "mean": {column: statistics.mean(points) for column, points in values.items()},
+        "sd": {column: statistics.stdev(points) for column, points in values.items()}
+        if len(seeds) > 1
+        else {},
     }
 
 
 def as_json(planned: PlannedRow, numbers: Numbers) -> dict[str, Any]:
     """A row with every seed's numbers."""
-    row, found = planned.row, [numbers[run] for run in planned.runs if run in numbers]
+    row, results = planned.row, [numbers[run] for run in planned.runs if run in numbers]
     paper = {**row.paper, "ssv1": row.ssv1, "d48": row.d48}
-    written: dict[str, Any] = {"name": row.name, "paper": paper, "set": dict(planned.asked)}
+    written: dict[str, Any] = {"name": row.name, "paper": paper, "set": dict(planned.changes)}
     if planned.refused:
         return {**written, "refused": planned.refused}
     settings = {name: v for name, v in planned.runs[0].settings.items() if name not in FREE | {"seed"}}
-    seeds = [{name: value for name, value in seed.items() if name != "data_lines"} for seed in found]
-    means = mean_and_spread([seed["accuracy"] for seed in found]) if found else {}
+    seeds = [{name: value for name, value in seed.items() if name != "data_lines"} for seed in results]
+    means = mean_and_spread([seed["accuracy"] for seed in results]) if results else {}
     return {**written, "settings": settings, "accuracy": means, "seeds": seeds}
+
+
+if __name__ == "__main__":
+    raise SystemExit("experiments/ablation_results.py is a part of ablate.py, not a command")

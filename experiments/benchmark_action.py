@@ -1,4 +1,4 @@
-"""What a training step of the ladder costs beside a frozen encoder, and what reading its clips costs.
+"""The cost of the ladder's training step beside a frozen encoder, and of reading its clips.
 
     python experiments/benchmark_action.py                    # MOSS-S on the CPU, all three parts, 15 minutes
     python experiments/benchmark_action.py --parts step --variant b --batch 16 --device cuda --precision bf16
@@ -13,31 +13,25 @@ reading: clips as Something-Something V2 has them (240 pixels high, 12 frames a 
 generated, read and made into training views as the recipe does it, in one process with one thread: from the
 files and from a filled frame cache, without and with RandAugment. Times are CPU time.
 
-waiting: the recipe trains the miniature for a few steps with 0, 1 and 2 workers; the share of a step that
-waits for clips, from OUT/train.jsonl.
+waiting: the recipe trains the miniature for a few steps with 0, 1 and 2 workers; shown is the share of a step
+spent waiting for clips, from OUT/train.jsonl.
 """
 
-import dataclasses
 import json
 import os
 import shlex
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from moss_vllm.data.rows import Rejected
 from moss_vllm.data.world.actions import FRAME_PX, MINI_ACTIONS_ROOT, ensure_mini_actions
-from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.screen import Screen, plain
+from moss_vllm.runtime.screen import Screen
 
 PARTS = ("step", "reading", "waiting")
 
@@ -67,26 +61,30 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-import av
 import torch
 import torch.nn.functional as F
-from benchmark_stss import MIB, Meter, clear, cpu_name
-from benchmark_training import run_all, show, spread
+from clip_reading import CODECS, measure_reading, print_reading
 from kept_for_backward import KeptForBackward
-from PIL import Image
-from step_parts import WARM_UP, load_recipe
+from measuring import (
+    MIB,
+    Meter,
+    clear,
+    cpu_name,
+    load_recipe,
+    prepare_json,
+    run_jobs,
+    show_spread,
+    spread,
+    write_json,
+)
+from step_parts import WARM_UP
 from torch import Tensor, nn
 
 from moss_vllm.core.encoder import stss_path
-from moss_vllm.data.actions.datasets import ActionClip, ActionSplit
 from moss_vllm.encoders.image import ImageEncoder
-from moss_vllm.recognition.batches import ActionTrainingSet
 from moss_vllm.recognition.build import build_classifier, find_preset
-from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.recognition.hosts.ladder import LadderClassifier
 from moss_vllm.runtime.provenance import versions
-from moss_vllm.video.cache import FrameCache
-from moss_vllm.video.clip import read_frames
 
 WAYS = {
     "ours": "tapped layers, no graph (ours)",
@@ -95,28 +93,19 @@ WAYS = {
 }
 FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# Something-Something V2 has 220,847 webm files in 19.4 GB; the qualities here give files of about that size.
-HEIGHT, WIDTH, FPS, CLIP_FRAMES = 240, 426, 12, 45
-CODECS = {
-    ".webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "crf": "28", "b": "0"}),
-    ".mp4": ("libx264", {"preset": "veryfast", "crf": "22"}),
-}
 WORKERS = (0, 1, 2)
 RECIPE = Path(__file__).parent.parent / "recipes" / "action_recog.py"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if asked, write json; returns what is written."""
+    """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
     if min(args.batch, args.repeats, args.clips) < 1 or args.steps <= WARM_UP:
         parser.error(f"--batch, --repeats and --clips take 1 or more, --steps more than {WARM_UP}")
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device is to be seen; leave out --device cuda to measure the CPU")
-    if args.json and args.json.is_dir():
-        parser.error(f"--json {args.json} is a folder; name a file")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
+        parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")
+    prepare_json(parser, args.json)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
@@ -133,21 +122,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     for part in (part for part in PARTS if part in args.parts):
         if part == "step":
-            how = (args.variant, args.batch, args.device, args.precision, args.repeats)
-            [record[part]] = run_all([(f"steps of {args.variant}", partial(measure_step, *how))])
+            arguments = (args.variant, args.batch, args.device, args.precision, args.repeats)
+            [record[part]] = run_jobs([(f"steps of {args.variant}", partial(measure_step, *arguments))])
             print_step(console, record[part])
         elif part == "reading":
             jobs = [(end, partial(measure_reading, end, args.clips, args.repeats)) for end in CODECS]
-            record[part] = run_all(jobs)
+            record[part] = run_jobs(jobs)
             print_reading(console, record[part])
         else:
             record[part] = measure_waiting(args.root, args.steps, args.repeats)
             print_waiting(console, record[part])
         record["load_average"]["after"] = os.getloadavg()[0]
-        if args.json:  # after every part, so that a run that is stopped leaves what it found
-            with whole_file(args.json) as file:
-                file.write_text(json.dumps(record, indent=1) + "\n")
-            console.print(f"written: {args.json}")
+        write_json(args.json, record, console)  # after every part: a stopped run leaves its results
     console.print(f"{record['machine']}; {record['gpu']}; load average {load[0]:.1f} before")
     return record
 
@@ -167,7 +153,7 @@ class Step(nn.Module):
         self.model, self.way, self.labels, self.dtype = model, way, labels, dtype
 
     def forward(self, video: Tensor) -> Tensor:
-        """Mean cross entropy; see the class."""
+        """Mean cross entropy of the batch."""
         encoder, frames, graph = self.model.encoder, video.flatten(0, 1), self.way == "graph"
         encoder.requires_grad_(graph)
         with torch.autocast(video.device.type, self.dtype, enabled=self.dtype != torch.float32):
@@ -177,7 +163,7 @@ class Step(nn.Module):
 
 
 def stack_layers(encoder: ImageEncoder, frames: Tensor, *, graph: bool) -> list[Tensor]:
-    """What `encoder` hands over, out of all its layers in one tensor."""
+    """The tapped layers of `encoder`, cut out of one tensor of all its layers."""
     with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
         found = encoder.vit.forward_intermediates(
             frames, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
@@ -186,16 +172,16 @@ def stack_layers(encoder: ImageEncoder, frames: Tensor, *, graph: bool) -> list[
     return [layers[layer - 1] for layer in encoder.layers]
 
 
-def kept_mib(step: Step, video: Tensor) -> float:
-    """What autograd keeps between forward and backward, taps included, without parameters and pixels."""
+def kept_by_step_mib(step: Step, video: Tensor) -> float:
+    """MiB that autograd keeps from forward for backward, taps included, without parameters and pixels."""
     with KeptForBackward(step, [video]) as kept:
         loss = step(video)
-    loss.backward()  # only this frees an output that its own operator saved through a hook
+    loss.backward()  # frees the outputs that their own operators saved through a hook
     return kept.total_bytes() / MIB
 
 
 def measure_step(variant: str, batch: int, device: str, precision: str, repeats: int) -> dict[str, Any]:
-    """All `WAYS` of a step in turns, after their losses were compared; ratios are to ours."""
+    """All `WAYS` of a step in turns, after comparing their losses; ratios are to ours."""
     size = FRAME_PX if variant == "mini" else IMAGE_SIZE
     sizes: dict[str, Any] = {"classes": CLASSES, "frames": FRAMES, "image_size": size}
     torch.manual_seed(0)
@@ -208,12 +194,15 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
     losses: list[float] = []
     times: list[list[tuple[float, float]]] = []
     for way, step in ways.items():  # which also warms up
-        found[way] = {"kept_mib": kept_mib(step, video), "peak_mib": meter.peak_mib(step, video, grad)}
+        found[way] = {
+            "kept_mib": kept_by_step_mib(step, video),
+            "peak_mib": meter.peak_mib(step, video, grad),
+        }
         with torch.no_grad():
             losses.append(step(video).item())
         clear(step, video)
     if not max(losses) - min(losses) < (1e-4 if precision == "fp32" else 0.05):
-        raise SystemExit(f"the ways {', '.join(WAYS)} have other losses: {losses}")
+        raise SystemExit(f"the ways {', '.join(WAYS)} have different losses: {losses}")
     for _ in range(repeats):
         times.append([])
         for step in ways.values():
@@ -229,15 +218,23 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
         one["ratio"] |= {key: one[key] / ours[key] for key in ("kept_mib", "peak_mib") if ours[key]}
     layers = {"encoder": model.encoder.depth, "tapped": len(model.encoder.layers)}
     clock = "CUDA events" if device == "cuda" else "CPU time of one thread"
-    asked = {"variant": variant, "batch": batch, "precision": precision, "image_size": size, "layers": layers}
+    settings = {
+        "variant": variant,
+        "batch": batch,
+        "precision": precision,
+        "image_size": size,
+        "layers": layers,
+    }
     stss = ": ".join(stss_path(torch.device(device), find_preset(variant).window))
-    return {**asked, "frames": FRAMES, "stss": stss, "clock": clock, "ways": found}
+    return {**settings, "frames": FRAMES, "stss": stss, "clock": clock, "ways": found}
 
 
 def print_step(console: Screen, found: dict[str, Any]) -> None:
     """A row for each way."""
-    told = f"{found['batch']} clips of {FRAMES} x {found['image_size']} px, precision {found['precision']}"
-    title = f"a training step of {found['variant']}, {told}; median, and how many times ours"
+    size_of_batch = (
+        f"{found['batch']} clips of {FRAMES} x {found['image_size']} px, precision {found['precision']}"
+    )
+    title = f"a training step of {found['variant']}, {size_of_batch}; median, and how many times ours"
     table = Table("encoder", "clips/s", "forward, ms", "step, ms", "kept, MiB", "peak, MiB", title=title)
     for way, one in found["ways"].items():
         cells = [f"{one['clips_per_s']:.3g}", f"{one['forward_ms']['median']:,.0f}"]
@@ -253,97 +250,6 @@ def print_step(console: Screen, found: dict[str, Any]) -> None:
     console.print(table)
 
 
-# ---- reading
-
-
-def measure_reading(suffix: str, clips: int, repeats: int) -> dict[str, Any]:
-    """Milliseconds of CPU time that a clip takes to read, and to be made into views, in each way."""
-    ways, settings = [], DATASET_VIEWS["ssv2"]["paper"]
-    with tempfile.TemporaryDirectory() as folder:
-        split, kilobytes = write_clips(Path(folder) / "videos", suffix, clips)
-        for augmented in (False, True):
-            views = settings if augmented else dataclasses.replace(settings, randaugment=None)
-            for cache in (None, FrameCache(Path(folder) / f"cache {augmented}")):
-                reader = TimedReader(read_frames if cache is None else cache.read_frames)
-                dataset = ActionTrainingSet(split, views, seed=0, read=reader)
-                measured = [time_rows(dataset) for _ in range(repeats + 1)][1:]  # the first fills the cache
-                read_ms, views_ms = (spread(column) for column in zip(*measured, strict=True))
-                way: dict[str, Any] = {"cached": cache is not None, "randaugment": augmented}
-                way |= {"read_ms": read_ms, "views_ms": views_ms}
-                way["clips_per_s"] = spread([1000 / sum(one) for one in measured])
-                way["cache_mib_a_clip"] = cache.measure() / clips / 2**20 if cache else None
-                ways.append(way)
-    size = {"frames": CLIP_FRAMES, "height": HEIGHT, "width": WIDTH, "kb_a_clip": kilobytes}
-    return {"container": suffix, "clips": clips, "views_a_clip": settings.repeats, **size, "ways": ways}
-
-
-class TimedReader:
-    """Reads, and adds up the CPU time that takes in `seconds`."""
-
-    def __init__(self, read: Any) -> None:
-        self.read, self.seconds = read, 0.0
-
-    def __call__(self, *args: Any, **how: Any) -> np.ndarray:
-        """The frames."""
-        started = time.process_time()
-        frames = self.read(*args, **how)
-        self.seconds += time.process_time() - started
-        return frames
-
-
-def time_rows(dataset: ActionTrainingSet) -> tuple[float, float]:
-    """Milliseconds of CPU time a clip: its `TimedReader`'s, and the rest."""
-    reader: Any = dataset.read
-    reader.seconds, started = 0.0, time.process_time()
-    for index in range(len(dataset)):
-        if isinstance(row := dataset[index], Rejected):
-            raise SystemExit(plain(f"clip {row.row_id} cannot be read: {row.reason}"))
-    whole = time.process_time() - started
-    return 1000 * reader.seconds / len(dataset), 1000 * (whole - reader.seconds) / len(dataset)
-
-
-def write_clips(folder: Path, suffix: str, clips: int) -> tuple[ActionSplit, float]:
-    """Video files of a box that crosses a panning, slightly noisy wall; their mean size in kB."""
-    folder.mkdir(parents=True)
-    paths = [folder / f"{number}{suffix}" for number in range(clips)]
-    codec, options = CODECS[suffix]
-    for number, path in enumerate(paths):
-        rng = np.random.default_rng(number)
-        small = Image.fromarray(rng.integers(40, 216, (12, 24, 3), np.uint8))
-        wall = np.asarray(small.resize((WIDTH + 2 * CLIP_FRAMES, HEIGHT), Image.Resampling.BICUBIC))
-        with av.open(str(path), "w") as file:
-            stream: Any = file.add_stream(codec, rate=FPS, options={**options, "threads": "1"})
-            stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-            for t in range(CLIP_FRAMES):
-                frame = wall[:, 2 * t : 2 * t + WIDTH].astype(float)
-                frame[80:160, 5 * t : 5 * t + 80] = 230
-                frame = (frame + rng.normal(0, 3, (HEIGHT, WIDTH, 1))).clip(0, 255).astype(np.uint8)
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            file.mux(stream.encode())
-    rows = tuple(ActionClip(path.stem, str(path), 0) for path in paths)
-    split = ActionSplit("ssv2", "train", ("Moving something",), rows, (), None, str(folder))
-    return split, statistics.mean(path.stat().st_size for path in paths) / 1000
-
-
-def print_reading(console: Screen, found: Sequence[dict[str, Any]]) -> None:
-    """A row for each container and way."""
-    views = f"{found[0]['views_a_clip']} x {FRAMES} of {IMAGE_SIZE} px"
-    told = f"{CLIP_FRAMES} frames of {HEIGHT} x {WIDTH} to {views}"
-    heads = ("RandAugment", "clips/s", "read, ms a clip", "views, ms a clip", "cache, MiB a clip")
-    title = f"training clips in one process, {told}; median (least-most)"
-    table = Table("file", "from", *heads, title=title)
-    for one in found:
-        for way in one["ways"]:
-            name = [
-                f"{one['container'][1:]}, {one['kb_a_clip']:.0f} kB",
-                "cache" if way["cached"] else "file",
-            ]
-            cells = [show(way[key]) for key in ("clips_per_s", "read_ms", "views_ms")]
-            size = f"{way['cache_mib_a_clip']:.1f}" if way["cached"] else "-"
-            table.add_row(*name, "yes" if way["randaugment"] else "no", *cells, size)
-    console.print(table)
-
-
 # ---- waiting
 
 
@@ -356,7 +262,7 @@ def measure_waiting(root: Path, steps: int, repeats: int) -> dict[str, Any]:
             for workers in WORKERS:
                 out = Path(folder) / f"{turn}-{workers}"
                 jobs.append((f"{workers} workers", partial(run_recipe, recipe, root, out, steps, workers)))
-        runs = run_all(jobs)
+        runs = run_jobs(jobs)
     own = {workers: runs[place :: len(WORKERS)] for place, workers in enumerate(WORKERS)}
     found = [
         {"workers": workers, **{key: spread([run[key] for run in some]) for key in some[0]}}
@@ -366,13 +272,13 @@ def measure_waiting(root: Path, steps: int, repeats: int) -> dict[str, Any]:
 
 
 def run_recipe(recipe: Any, root: Path, out: Path, steps: int, workers: int) -> dict[str, float]:
-    """Train the miniature; what its log says."""
+    """Train the miniature; returns the numbers of its log."""
     flags = {"data": "mini", "root": root, "out": out, "steps": steps, "workers": workers, "tracker": "none"}
     recipe.main([word for name, value in flags.items() for word in (f"--{name}", str(value))])
-    return summarise([json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()])
+    return summarise_steps([json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()])
 
 
-def summarise(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+def summarise_steps(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Speed and waiting of the steps after the first `WARM_UP`, and the wait for the first clips."""
     timed = lines[WARM_UP:]
     seconds, waited, clips = (sum(line[key] for line in timed) for key in ("seconds", "waited_s", "clips"))
@@ -385,8 +291,12 @@ def print_waiting(console: Screen, found: dict[str, Any]) -> None:
     heads = ("clips/s", "s a step", "waiting, % of a step", "load average")
     table = Table("workers", *heads, title="training the miniature; median (least-most)")
     for run in found["runs"]:
-        cells = [show(run["clips_per_s"]), show(run["step_s"]), show(run["waiting_share"], 100)]
-        table.add_row(str(run["workers"]), *cells, show(run["load_average"]))
+        cells = [
+            show_spread(run["clips_per_s"]),
+            show_spread(run["step_s"]),
+            show_spread(run["waiting_share"], 100),
+        ]
+        table.add_row(str(run["workers"]), *cells, show_spread(run["load_average"]))
     console.print(table)
 
 

@@ -1,14 +1,14 @@
-"""Processor time of `read_clip` over that of the cheapest plain reader that returns the same frames.
+"""CPU time of `read_clip`, divided by that of the cheapest plain reader of the same frames.
 
     python experiments/benchmark_decoding.py CLIP.mp4 ...             # clips of your own
     python experiments/benchmark_decoding.py --synthetic              # 240p to 4K, 1 s to 5 minutes, 5 codecs
 
 Each reader returns the frames of a clip, 2 per second with a short side of 224 pixels, on one thread: `ours`
 is `read_clip`; `decord` resizes in its own scaler; `pyav` decodes in order from the start (of a late
-part from the key frame before it) and scales with FFmpeg's bicubic filter. Both are told which frames. All
-run in turns in this process; shown is the smallest processor time of each. A reader gives the `same` frames
-if none differs from ours by more than LEVELS of 255 on average, as those of two scalers do. With `--before`,
-an earlier state of the repository is measured beside them.
+part from the key frame before it) and scales with FFmpeg's bicubic filter. Both get the list of frames. All
+run in turns in this process; shown is the smallest CPU time of each. A reader gives the `same` frames if none
+differs from ours by more than LEVELS of 255 on average, which two scalers may. With `--before`, an earlier
+state of the repository is measured beside them.
 """
 
 import importlib
@@ -34,7 +34,7 @@ def options() -> Flags:
     parser = Flags(__doc__)
     add = parser.add_argument
     add("clips", nargs="*", type=Path, help="video files")
-    add("--synthetic", action="store_true", help="encode clips and read these too")
+    add("--synthetic", action="store_true", help="also encode clips and read them")
     add("--folder", type=Path, help="where encoded clips are kept for the next time (default: nowhere)")
     add(
         "--only",
@@ -53,7 +53,7 @@ if __name__ == "__main__":
 
 import av
 import numpy as np
-from benchmark_stss import cpu_name
+from measuring import cpu_name
 from PIL import Image
 from rich.table import Table
 
@@ -107,7 +107,7 @@ SYNTHETIC = (
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if asked, write json; returns what is written."""
+    """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
     if args.turns < 1:
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def measure(part: Part, readers: dict[str, Callable[[Part], np.ndarray]], turns: int) -> dict[str, Any]:
-    """Processor seconds of each reader, whether it gives our frames, and ours over the cheapest that does."""
+    """CPU seconds of each reader, whether it gives our frames, and our time over the cheapest that does."""
     seconds: dict[str, float] = {}
     same = {}
     ours = read_ours(part)
@@ -156,7 +156,7 @@ def measure(part: Part, readers: dict[str, Callable[[Part], np.ndarray]], turns:
             begun = time.process_time()
             try:
                 frames = read(part)
-            except Exception as error:  # a reader that cannot read the clip is no rival
+            except Exception as error:  # a reader that fails on the clip does not compete
                 say(f"{part.path.name}: {name} failed ({str(error).splitlines()[0][:80]})", file=sys.stderr)
                 continue
             spent = time.process_time() - begun
@@ -215,29 +215,29 @@ def earlier_reader(root: Path) -> Callable[[Part], np.ndarray]:
     return lambda part: module.read_clip(part.path, start_s=part.start_s, **settings).frames
 
 
-_known: dict[Part, tuple[np.ndarray, np.ndarray, tuple[int, int]]] = {}
+_frames_to_read: dict[Part, tuple[np.ndarray, np.ndarray, tuple[int, int]]] = {}
 
 
-def told(part: Part) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """What plain readers need not find out: the frames' indices and times, their height and width."""
-    if part not in _known:
+def frames_to_read(part: Part) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """What plain readers get for free: the frames' indices and times, their height and width."""
+    if part not in _frames_to_read:
         index, chosen, _ = choose_frames(str(part.path), SAMPLING, start_s=part.start_s)
-        _known[part] = chosen, index.frame_times_s[chosen], read_ours(part).shape[1:3]
-    return _known[part]
+        _frames_to_read[part] = chosen, index.frame_times_s[chosen], read_ours(part).shape[1:3]
+    return _frames_to_read[part]
 
 
 def read_decord(part: Part) -> np.ndarray:
-    """decord, told the indices, with its own resizing."""
+    """decord at the indices, with its own resizing."""
     import decord
 
-    chosen, _, (height, width) = told(part)
+    chosen, _, (height, width) = frames_to_read(part)
     reader = decord.VideoReader(str(part.path), num_threads=1, width=width, height=height)
     return reader.get_batch(chosen.tolist()).asnumpy()
 
 
 def read_pyav(part: Part) -> np.ndarray:
-    """PyAV in order, told the times, with the scaler in each frame's `to_ndarray`."""
-    _, times_s, (height, width) = told(part)
+    """PyAV in order at the times, with FFmpeg's scaler."""
+    _, times_s, (height, width) = frames_to_read(part)
     frames: list[np.ndarray] = []
     with av.open(str(part.path)) as container:
         stream = container.streams.video[0]
@@ -255,7 +255,7 @@ def read_pyav(part: Part) -> np.ndarray:
 
 
 def decord_version() -> str:
-    """Its version, or that it is not there."""
+    """decord's version, or "not installed"."""
     try:
         import decord
 
@@ -265,7 +265,7 @@ def decord_version() -> str:
 
 
 def make(folder: Path, made: Made) -> Part:
-    """Encode a clip of moving texture, unless it is there."""
+    """Encode a clip of moving texture, unless the file exists."""
     width, path = made.height * 16 // 9 // 2 * 2, folder / made.name
     if not path.exists():
         unfinished = path.with_name(f"unfinished-{path.name}")

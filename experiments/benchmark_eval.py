@@ -1,12 +1,12 @@
-"""Questions a second: all questions of a video from one cache, against one question at a time.
+"""Questions per second: all questions of a video from one cache, against one question at a time.
 
     python experiments/benchmark_eval.py                            # the miniature on the CPU, 3 minutes
     python experiments/benchmark_eval.py --shape 2b --device cuda   # the paper's size, random weights, a GPU
 
 Both ways run in this process, in turns, on the same model and the same files of the motion world, with
-FAVOR-Bench's 4.6 questions a video, from decoding to text, and their answers are compared. One at a time is
-what a loop over questions does: read the video, put it through the processor, `generate`. Shown are medians
-over the repeats with their extremes, the time of each stage, and memory.
+FAVOR-Bench's 4.6 questions per video, from decoding to text, and their answers are compared. One at a time
+means a loop over questions: read the video, run the processor, `generate`. Shown are medians over the repeats
+with their extremes, the time of each stage, and memory.
 """
 
 import argparse
@@ -42,8 +42,8 @@ def options() -> Flags:
     add("--shape", choices=("2b", "7b"), help="random weights of this shape; without, --ckpt")
     add("--ckpt", default="miniature", help="checkpoint or base (default: the miniature)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: %(default)s)")
-    add("--videos", type=int, default=50, help="videos asked about (default: %(default)s)")
-    add("--repeats", type=int, default=3, help="of each way (default: %(default)s)")
+    add("--videos", type=int, default=50, help="videos question_count about (default: %(default)s)")
+    add("--repeats", type=int, default=3, help="repeats of each way (default: %(default)s)")
     add("--protocol", choices=FAVOR_BENCH.protocols, default="letter", help="default: %(default)s")
     add("--sample-fps", type=float, help="frames per second (default: the checkpoint's, else 2)")
     add("--short-side-px", type=int, help="pixels (default: the checkpoint's, else 224)")
@@ -56,7 +56,7 @@ if __name__ == "__main__":
     answer_help(options)
 
 import torch
-from benchmark_stss import cpu_name
+from measuring import cpu_name
 
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
@@ -79,7 +79,7 @@ CLAIM = 4.0
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if asked, write json; returns what is written."""
+    """Measure, print and, if question_count, write json; returns what is written."""
     parser = options()
     args = parser.parse_args(argv)
     if min(args.videos, args.repeats, args.threads) < 1:
@@ -94,13 +94,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )
     videos = make_questions(args.videos)
     ways: dict[str, list[dict[str, Any]]] = {"one at a time": [], "engine": []}
-    measure(loaded, videos[:2], protocol)  # what is made once: threads, kernels, caches
+    measure(loaded, videos[:2], protocol)  # warms up threads, kernels and caches
     for turn in range(args.repeats):
         for way, runs in measure(loaded, videos, protocol).items():
             ways[way].append(runs)
             say(f"{turn + 1} of {args.repeats}, {way}: {runs['seconds']:.1f} s", file=sys.stderr)
     pairs = list(zip(ways["one at a time"], ways["engine"], strict=True))
-    asked = sum(len(video.questions) for video in videos)
+    question_count = sum(len(video.questions) for video in videos)
     same = min(sum(map(str.__eq__, one.pop("texts"), all_.pop("texts"))) for one, all_ in pairs)
     ratios = [one["seconds"] / together["seconds"] for one, together in pairs]
     record = {
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "versions": versions(),
         "load_average_before": load_before,
         "videos": len(videos),
-        "questions": asked,
+        "questions": question_count,
         "identical_answers": same,
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
         "claim": {"text": f"at least {CLAIM:g}x questions/s", "holds": min(ratios) >= CLAIM},
@@ -129,11 +129,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def open_model(args: argparse.Namespace) -> Loaded:
-    """The checkpoint; or random weights of a shape, with the miniature's processor. All have MOSS."""
+    """The checkpoint, or random weights of a shape with the miniature's processor; always with MOSS."""
     if args.shape is None:
         dtype = torch.bfloat16 if args.device == "cuda" else None
         loaded = checkpoint.load(args.ckpt, device=args.device, dtype=dtype)
-        if args.ckpt == "miniature":  # which has no MOSS: with a new one, as it is trained with
+        if args.ckpt == "miniature":  # has no MOSS: add an untrained one
             base = load_base("miniature", moss=loaded.run["moss"], dtype=dtype)
             loaded = replace(loaded, model=base.to(args.device).eval(), name="miniature with MOSS")
         return loaded
@@ -166,7 +166,7 @@ def measure(
     loaded: Loaded, videos: Sequence[BenchmarkVideo], protocol: Protocol
 ) -> dict[str, dict[str, Any]]:
     """Both ways, one after the other."""
-    found = {}
+    measured = {}
     for name, way in (("one at a time", ask_one_by_one), ("engine", ask_together)):
         gc.collect()
         if torch.cuda.is_available():
@@ -174,7 +174,7 @@ def measure(
         started = time.perf_counter()
         texts, stages = way(loaded, videos, protocol)
         seconds = time.perf_counter() - started
-        found[name] = {
+        measured[name] = {
             "seconds": seconds,
             "questions_per_s": len(texts) / seconds,
             "videos_per_s": len(videos) / seconds,
@@ -182,7 +182,7 @@ def measure(
             "peak_gib": peak_gib(),
             "texts": texts,
         }
-    return found
+    return measured
 
 
 def ask_together(
@@ -223,7 +223,7 @@ def ask_one_by_one(
 
 
 def peak_gib() -> float:
-    """Of the GPU; on a CPU of the whole process so far, which never falls."""
+    """Peak memory of the GPU, or without one of the whole process so far."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,33 +1,28 @@
 """Time and memory of STSS, of STSS with its linear layer, and of MOSS, against the textbook way.
 
 The textbook way repeats the features L times, unfolds the neighbouring frames, normalises both, multiplies
-whole frames with whole frames, and cuts each query's window out of the product; then plain layers. Both ways
-run in this process, in turns, on the same weights and data, after their results were compared.
+whole frames with whole frames, cuts each query's window out of the product, and uses plain layers. Both ways
+run in this process, in turns, on the same weights and data, after a comparison of their results.
 
     python experiments/benchmark_stss.py                                # four shapes on the CPU, ten minutes
     python experiments/benchmark_stss.py --shapes a --json stss.json
     python experiments/benchmark_stss.py --shapes efg --parts stss --repeats 1  # long and fine clips: memory
     python experiments/benchmark_stss.py --device cuda --precision bf16
 
-On a CPU, times are CPU time with one thread, which other work on the machine changes little, or wall time
-with --threads above 1. On a GPU they come from CUDA events, and the last columns say which share of the
-device's own bound is reached: the larger of multiply-adds over its peak and bytes over its bandwidth.
+On a CPU, times are CPU time with one thread, which other work on the machine hardly changes, or wall time
+with --threads above 1. On a GPU they come from CUDA events, and the last columns are the share of the
+device's bound that is reached: the larger of multiply-adds over its peak and bytes over its bandwidth.
 """
 
-import ctypes
-import gc
-import json
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
-from moss_vllm.report import plots
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help
 from moss_vllm.runtime.screen import Screen
 
@@ -56,6 +51,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from kept_for_backward import KeptForBackward
+from measuring import MIB, Meter, clear, cpu_name, prepare_json, write_json
 from torch import Tensor, nn
 
 from moss_vllm.core import MOSS, stss
@@ -69,7 +65,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], Window, int, int, int, int]] = {
     "b": ((1, 16, 16, 16, 256), (5, 9, 9), 96, 1024, 192, 448),  # MOSS-L
     "c": ((1, 16, 16, 28, 256), (7, 11, 11), 256, 1152, 256, 256),  # VideoLLaMA3
     "d": ((1, 32, 32, 32, 256), (5, 9, 9), 96, 1024, 192, 448),  # MOSS-L on a longer, finer clip
-    # For memory: action detection, boundary detection, and the largest window on a fine grid.
+    # For memory: the sizes of action and boundary detection, and the largest window on a fine grid.
     "e": ((1, 384, 14, 14, 128), (7, 11, 11), 64, 768, 128, 768),
     "f": ((1, 100, 28, 28, 128), (7, 11, 11), 64, 512, 128, 512),
     "g": ((1, 32, 32, 32, 256), (7, 11, 11), 96, 1024, 192, 448),
@@ -80,7 +76,6 @@ GPUS = {
     "H100": ({"float32": 67, "bfloat16": 989, "float16": 989}, 3.35),
     "A100": ({"float32": 19.5, "bfloat16": 312, "float16": 312}, 2.0),
 }
-MIB = 2**20
 
 
 def textbook_stss(x: Tensor, window: Window) -> Tensor:
@@ -100,7 +95,7 @@ def textbook_stss(x: Tensor, window: Window) -> Tensor:
 
 
 class TextbookUVProjection(UVProjection):
-    """The same weights, from the textbook's similarity."""
+    """`UVProjection` with the same weights on the textbook's similarity."""
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, T, H, W, C) -> (B, T, L, H, W, D)."""
@@ -148,70 +143,20 @@ def ways(part: str, shape: str, device: str, dtype: torch.dtype) -> tuple[Tensor
     return x, [textbook, ours]
 
 
-class Meter:
-    """Measures one way of one part on one device."""
-
-    def __init__(self, device: str, threads: int) -> None:
-        self.cuda = device == "cuda"
-        # CPU time counts every thread, so that it tells a duration with one thread only.
-        self.clock = time.process_time if threads == 1 else time.perf_counter
-
-    def step_ms(self, way: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> tuple[float, float]:
-        """Milliseconds of forward, and of forward and backward, of one step."""
-        if self.cuda:
-            marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
-            marks[0].record()
-            output = way(x)
-            marks[1].record()
-            output.backward(grad)
-            marks[2].record()
-            torch.cuda.synchronize()
-            return marks[0].elapsed_time(marks[1]), marks[0].elapsed_time(marks[2])
-        start = self.clock()
-        output = way(x)
-        middle = self.clock()
-        output.backward(grad)
-        return 1e3 * (middle - start), 1e3 * (self.clock() - start)
-
-    def peak_mib(self, way: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> float | None:
-        """By how much memory grows at most during one step; None where the system does not tell."""
-        clear(way, x)
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            way(x).backward(grad)
-            return (torch.cuda.max_memory_allocated() - before) / MIB
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-            before = _resident_mib("VmRSS")
-            way(x).backward(grad)
-            return _resident_mib("VmHWM") - before
-        except OSError:
-            return None
-
-
 def kept_mib(way: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """What autograd keeps between forward and backward, without parameters and input."""
+    """MiB that autograd keeps from forward for backward, without parameters and input."""
     with KeptForBackward(way if isinstance(way, nn.Module) else nn.Module(), [x]) as kept:
         way(x)
     return kept.total_bytes() / MIB
 
 
-def clear(way: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Free the gradients of the last step, and what waits to be collected."""
-    x.grad = None
-    if isinstance(way, nn.Module):
-        way.zero_grad(set_to_none=True)
-    gc.collect()
-
-
 def bound_ms(part: str, shape: str, dtype: torch.dtype, name: str) -> tuple[float, float] | None:
     """The least time of forward, and of forward and backward, on the GPU `name`; None if it is not listed.
 
-    Multiply-adds: each entry of S once forward and twice backward, and once more where it is not kept, with
-    the linear layer and, in a module, all others likewise. Bytes: features read and output written once, and
-    as much again backward. Windows alone count, so tiles that compute more cannot reach it.
+    Multiply-adds: each entry of S once forward and twice backward, and once more if it is recomputed; the
+    linear layer and, in a module, the other layers count in the same way. Bytes: features read and output
+    written once, and the same again backward. Only windows count, so tiles that compute more cannot reach the
+    bound.
     """
     peaks = next((values for gpu, values in GPUS.items() if gpu in name), None)
     if peaks is None:
@@ -236,7 +181,7 @@ def bound_ms(part: str, shape: str, dtype: torch.dtype, name: str) -> tuple[floa
     return forward, max(arithmetic / compute, 2 * bytes_moved / bandwidth)
 
 
-def compare(part: str, shape: str, device: str, dtype: torch.dtype, repeats: int, threads: int) -> dict:
+def compare_ways(part: str, shape: str, device: str, dtype: torch.dtype, repeats: int, threads: int) -> dict:
     """Both ways of one part at one shape: equal results, then times in turns, bytes kept, peak memory."""
     x, both = ways(part, shape, device, dtype)
     x.requires_grad_()
@@ -255,7 +200,7 @@ def compare(part: str, shape: str, device: str, dtype: torch.dtype, repeats: int
         for index, way in enumerate(both):
             clear(way, x)
             measured = meter.step_ms(way, x, grad)
-            if repeat_number:  # the first is for warming up
+            if repeat_number:  # the first warms up
                 times[index].append(measured)
     rows = []
     for way, measured in zip(both, times, strict=True):
@@ -298,21 +243,18 @@ def print_table(console: Screen, results: list[dict]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print and, if asked, write json."""
+    """Measure, print and write the json file of --json."""
     parser = options()
     settings = parser.parse_args(argv)
     if unknown := set(settings.shapes) - set(SHAPES):
-        parser.error(f"unknown shapes {''.join(sorted(unknown))}; known are {''.join(SHAPES)}")
+        parser.error(f"unknown shapes {''.join(sorted(unknown))}; the shapes are {''.join(SHAPES)}")
     if not settings.shapes or len(set(settings.shapes)) < len(settings.shapes):
         parser.error(f"--shapes takes different letters, one or more, got '{settings.shapes}'")
     if settings.repeats < 1 or settings.threads < 1:
         parser.error("--repeats and --threads take 1 or more")
     if settings.device == "cuda" and not torch.cuda.is_available():
-        parser.error("no CUDA device is to be seen; leave out --device cuda to measure the CPU")
-    if settings.json and settings.json.is_dir():
-        parser.error(f"--json {settings.json} is a folder; name a file")
-    if settings.json:
-        settings.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
+        parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")
+    prepare_json(parser, settings.json)
     torch.set_num_threads(settings.threads)
     console = Screen()
     path, reason = stss_path(torch.device(settings.device), (5, 9, 9))
@@ -326,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
         for part, shape in todo:
             bar.update(task, description=f"{part}, shape {shape}")
             arguments = (settings.device, DTYPES[settings.precision], settings.repeats, settings.threads)
-            results.append(compare(part, shape, *arguments))
+            results.append(compare_ways(part, shape, *arguments))
             bar.advance(task)
     print_table(console, results)
     if settings.json:
@@ -343,23 +285,7 @@ def main(argv: list[str] | None = None) -> None:
             "shapes": {shape: SHAPES[shape] for shape in settings.shapes},
             "results": results,
         }
-        with plots.whole_file(settings.json) as part:
-            part.write_text(json.dumps(record, indent=1) + "\n")
-        console.print(f"written: {settings.json}")
-
-
-def cpu_name() -> str:
-    """What the system calls its processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
-
-
-def _resident_mib(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
+        write_json(settings.json, record, console)
 
 
 if __name__ == "__main__":

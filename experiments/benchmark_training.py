@@ -7,15 +7,15 @@
 Without --shape, `recipes/favor_lora.py` trains as in `experiments/demo.py`: without and with MOSS side by
 side, the demo's flags, threads, clips and order, only fewer steps. Clips come from the videos or from a
 frame cache filled before (the demo fills its own as it trains: it lies between the two), through the
-recipe's 1 worker or through none, where nothing hides the reading. Shown are the share of a step that each
-part takes, waiting for data among them, and how many clips a second are read.
+recipe's 1 worker or without a worker, where nothing hides the reading. Shown are the share of each part in a
+step, waiting for data among them, and the clips read per second.
 
 With --shape, the same training loop runs on random weights (base in bf16; LoRA, projector, MOSS in float32)
 and random clips of the paper's frames (Sec. 4.5: 2 a second, short side 224), one clip a step, without and
 with MOSS and recomputation of the LLM's activations: seconds a step, clips and tokens a second, peak memory
 beside the estimate of `moss_vllm.vlm.video_llama3.memory`, the parts of a step, and hours for the paper's
-1,000 iterations at 15 clips each. The hours err upwards: each clip pays for an optimizer step, and no token
-is compressed away."""
+1,000 iterations of 15 clips. The hours are an upper estimate: each clip pays for an optimizer step, and no
+token is compressed away."""
 
 import argparse
 import json
@@ -25,19 +25,16 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, ensure_world
-from moss_vllm.report import plots
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.screen import Screen
 
 
 def options() -> Flags:
@@ -47,8 +44,8 @@ def options() -> Flags:
     shape = "random weights of this shape; without it, the runs of the demo"
     add("--shape", choices=("2b", "7b", "miniature"), help=shape)
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
-    add("--steps", type=int, default=20, help="steps timed in a run, after some to warm up")
-    add("--repeats", type=int, default=3, help="of the demo's runs, for their spread (default: %(default)s)")
+    add("--steps", type=int, default=20, help="steps timed in a run, after the warm-up")
+    add("--repeats", type=int, default=3, help="repeats of the demo's runs (default: %(default)s)")
     add("--clip-s", type=float, nargs="+", default=[10, 30], help="seconds of --shape's clips (10 and 30)")
     add("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world, for the demo's runs")
     add("--json", type=Path, help="write the results here")
@@ -61,8 +58,16 @@ if __name__ == "__main__":
 import cache_frames
 import demo
 import torch
-from benchmark_stss import cpu_name
-from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, load_recipe, run_shape, shares
+from measuring import (
+    cpu_name,
+    load_recipe,
+    prepare_json,
+    run_jobs,
+    show_spread,
+    spread,
+    write_json,
+)
+from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, run_shape, shares
 
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
@@ -80,7 +85,7 @@ ITERATIONS, CLIPS_A_STEP, PAPER_GPU_HOURS = 1000, 15, 8
 
 
 class Way(NamedTuple):
-    """How the demo's two runs get their clips."""
+    """The source of clips and the number of workers of the demo's two runs."""
 
     cached: bool
     workers: int
@@ -93,15 +98,14 @@ WAYS = [Way(cached, workers) for workers in (1, 0) for cached in (False, True)]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if asked, write json; returns what is written."""
+    """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
     if wrong := refusal(args):
         parser.error(wrong)
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring
+    prepare_json(parser, args.json)
     console, load = Screen(width=150), os.getloadavg()
     measured = measure_shape(args, console) if args.shape else measure_demo(args, console)
     words = sys.argv[1:] if argv is None else argv
@@ -115,21 +119,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         **measured,
     }
     console.print(f"{record['machine']}; {record['gpu']}; load average {load[0]:.1f} before")
-    if args.json:
-        with plots.whole_file(args.json) as part:
-            part.write_text(json.dumps(record, indent=1) + "\n")
-        console.print(f"written: {args.json}")
+    write_json(args.json, record, console)
     return record
 
 
 def refusal(args: argparse.Namespace) -> str | None:
-    """What is wrong with the flags, if anything is."""
+    """An error message about the flags; None if they are valid."""
     if args.steps < 1 or args.repeats < 1:
         return "--steps and --repeats take 1 or more"
     if min(args.clip_s) < 1:
         return f"--clip-s {min(args.clip_s):g} is one frame or none; give 1 or more"
-    if args.json and args.json.is_dir():
-        return f"--json {args.json} is a folder; name a file"
     elsewhere = "--shape miniature without --device runs the same code on the CPU"
     if args.device == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda is not None
@@ -138,38 +137,6 @@ def refusal(args: argparse.Namespace) -> str | None:
     if args.shape in ("2b", "7b") and args.device == "cpu":
         return f"--shape {args.shape} needs a GPU: add --device cuda; {elsewhere}"
     return None
-
-
-def run_all(jobs: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> list[dict[str, Any]]:
-    """Run one job after the other; tell after each how long it took and how long the rest takes."""
-    found: list[dict[str, Any]] = []
-    started, shown = time.monotonic(), Screen(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=shown, disable=not shown.is_terminal, transient=True) as bar:
-        task = bar.add_task("", total=len(jobs))
-        for number, (name, job) in enumerate(jobs, start=1):
-            bar.update(task, description=name)
-            load = os.getloadavg()[0]
-            with quietly():
-                found.append({**job(), "load_average": load})
-            bar.advance(task)
-            left = (time.monotonic() - started) / number * (len(jobs) - number) / 60
-            told = found[-1].get("failed", "done")
-            shown.print(f"{number} of {len(jobs)}, {name}: {told}; about {left:.1f} min left", soft_wrap=True)
-    return found
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Print nothing, unless something fails: then the end of what was said."""
-    with tempfile.TemporaryFile("w+") as said:
-        try:
-            with redirect_stdout(said), redirect_stderr(said):
-                yield
-        except BaseException:
-            said.seek(0)
-            say(*said.read()[-3000:].split("\n"), sep="\n", file=sys.stderr)
-            raise
 
 
 # ---- the demo's runs
@@ -185,8 +152,8 @@ def measure_demo(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
             for way in WAYS:
                 out = Path(folder) / f"{turn}, {way}"
                 jobs.append((str(way), partial(run_pair, way, world, cache, out, args.steps, settings.steps)))
-        pairs = run_all(jobs)
-        reading = measure_reading(settings, world / "FAVOR", cache, args.repeats)
+        pairs = run_jobs(jobs)
+        reading = measure_row_reading(settings, world / "FAVOR", cache, args.repeats)
     arms = [
         {"moss": run == "moss", **way._asdict(), **summary([pair[run] for pair in pairs[n :: len(WAYS)]])}
         for n, way in enumerate(WAYS)
@@ -209,7 +176,7 @@ def measure_demo(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
 
 
 def fill_cache(settings: Any, data: Path, cache: Path) -> None:
-    """What the command `scripts/cache_frames.py` does, with the recipe's sampling."""
+    """Fill the cache with `scripts/cache_frames.py`, at the recipe's sampling."""
     flags = ["--data", str(data), "--cache", str(cache)]
     for name in ("sample_fps", "short_side_px", "max_frames"):
         flags += [f"--{name.replace('_', '-')}", f"{getattr(settings, name):g}"]
@@ -218,22 +185,24 @@ def fill_cache(settings: Any, data: Path, cache: Path) -> None:
 
 
 def run_pair(way: Way, world: Path, cache: Path, out: Path, steps: int, whole_run: int) -> dict[str, Any]:
-    """The demo's runs side by side, with fewer steps than the `whole_run` has."""
+    """The demo's two runs side by side; `whole_run` is the demo's own number of steps."""
     flags = demo.training_flags(out, world, 0, steps + WARM_UP, cache=cache if way.cached else None)
     out.mkdir()
     files = {name: out / f"{name}.json" for name in flags}
     step_parts = str(Path(__file__).with_name("step_parts.py"))
     workers = ["--workers", str(way.workers)]
-    demo.run({name: [step_parts, str(files[name]), demo.RECIPE, *flags[name], *workers] for name in flags})
+    demo.run_commands(
+        {name: [step_parts, str(files[name]), demo.RECIPE, *flags[name], *workers] for name in flags}
+    )
     runs = {name: json.loads(file.read_text()) for name, file in files.items()}
-    told = {name: summarise(run["lines"], run["steps"], whole_run) for name, run in runs.items()}
-    return {**told, "threads": runs["moss"]["threads"]}
+    numbers = {name: summarise_run(run["lines"], run["steps"], whole_run) for name, run in runs.items()}
+    return {**numbers, "threads": runs["moss"]["threads"]}
 
 
-def summarise(
+def summarise_run(
     lines: Sequence[dict[str, Any]], steps: Sequence[dict[str, float]], whole_run: int
 ) -> dict[str, Any]:
-    """Numbers of one run's timed steps; `waited_of_run` counts the wait for the first batch as well."""
+    """Numbers of one run's timed steps; `waited_of_run` includes the wait for the first batch."""
     first, timed = lines[0]["waited_s"], lines[WARM_UP:]
     step_s, waited_s = (statistics.mean(line[key] for line in timed) for key in ("seconds", "waited_s"))
     waited = first + (whole_run - 1) * waited_s
@@ -246,39 +215,35 @@ def summarise(
     }
 
 
-def measure_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dict[str, Any]:
-    """Clips, and rows ready for the model, a second in one process: from the videos and from the cache."""
+def measure_row_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dict[str, Any]:
+    """Clips and rows ready for the model per second of one process, from the videos and from the cache."""
     rows = [row for row in read_sources(data).rows if row.path is not None][:READ_CLIPS]
     processor = load_processor(settings.model)
     sampling = Sampling(settings.sample_fps, settings.short_side_px, settings.max_frames)
-    how = {"compress": settings.compress_tokens, "max_tokens": settings.max_tokens, "sampling": sampling}
+    compress, most = settings.compress_tokens, settings.max_tokens
+    reading_settings = {"compress": compress, "max_tokens": most, "sampling": sampling}
     speeds: dict[tuple[str, str], list[float]] = {}
-    torch.set_num_threads(1)  # as a loader's worker has
+    torch.set_num_threads(1)  # as in a worker of the DataLoader
     for _ in range(repeats):
         for name, folder in (("videos", None), ("frame cache", cache)):
-            found = TrainingSet(rows, processor, read=choose_reader(folder), **how)
+            dataset = TrainingSet(rows, processor, read=choose_reader(folder), **reading_settings)
             started = time.perf_counter()
             for row in rows:
-                found.read(row.path, sampling=sampling, start_s=row.start_s or 0.0, end_s=row.end_s)
+                dataset.read(row.path, sampling=sampling, start_s=row.start_s or 0.0, end_s=row.end_s)
             middle = time.perf_counter()
             for index in range(len(rows)):
-                found[index]
+                dataset[index]
             ended = time.perf_counter()
             speeds.setdefault((name, "clips_per_s"), []).append(len(rows) / (middle - started))
             speeds.setdefault((name, "rows_per_s"), []).append(len(rows) / (ended - middle))
-    told: dict[str, Any] = {"clips": len(rows)}
+    result: dict[str, Any] = {"clips": len(rows)}
     for (name, key), values in speeds.items():
-        told.setdefault(name, {})[key] = spread(values)
-    return told
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and extremes."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+        result.setdefault(name, {})[key] = spread(values)
+    return result
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Spreads over one arm's runs."""
+    """Spreads over the runs of one arm."""
     parts = {part: spread([run["shares"][part] for run in runs]) for part in PARTS}
     return {
         **{key: spread([run[key] for run in runs]) for key in runs[0] if key != "shares"},
@@ -294,19 +259,13 @@ def print_arms(console: Screen, arms: Sequence[dict[str, Any]], reading: dict[st
     parts = Table("clips from", "MOSS", *PARTS, title="share of a step, median")
     for arm in arms:
         name = [str(Way(arm["cached"], arm["workers"])), "yes" if arm["moss"] else "no"]
-        waiting = [show(arm["shares"][PARTS[0]], 100), show(arm["waited_of_run"], 100)]
-        speed.add_row(*name, show(arm["step_s"]), show(arm["clips_per_s"]), *waiting)
+        waiting = [show_spread(arm["shares"][PARTS[0]], 100), show_spread(arm["waited_of_run"], 100)]
+        speed.add_row(*name, show_spread(arm["step_s"]), show_spread(arm["clips_per_s"]), *waiting)
         parts.add_row(*name, *(f"{arm['shares'][part]['median']:.1%}" for part in PARTS))
     console.print(speed, parts)
     for name in ("videos", "frame cache"):
         clips, rows = (reading[name][key]["median"] for key in ("clips_per_s", "rows_per_s"))
         console.print(f"{name}, one process: {clips:.0f} clips/s read, {rows:.0f} rows/s ready for the model")
-
-
-def show(found: dict[str, float], unit: int = 1) -> str:
-    """A spread in a cell."""
-    median, least, most = (f"{found[key] * unit:.2f}" for key in ("median", "min", "max"))
-    return f"{median} ({least}-{most})"
 
 
 # ---- a shape with random weights
@@ -325,7 +284,7 @@ def measure_shape(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
         name = f"{case['clip_s']:g} s, {'with' if case['moss'] else 'without'} MOSS"
         name += ", recomputed" if case["recomputed"] else ""
         jobs.append((name, partial(run_shape, args.shape, args.device, args.steps, **case)))
-    results = [case | result for case, result in zip(cases, run_all(jobs), strict=True)]
+    results = [case | result for case, result in zip(cases, run_jobs(jobs), strict=True)]
     for result in results:
         if "step_s" in result:
             result["hours"] = ITERATIONS * CLIPS_A_STEP * result["step_s"] / 3600

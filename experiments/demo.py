@@ -3,10 +3,10 @@
     python experiments/demo.py            # or: make demo
 
 Draws the motion world (once), evaluates the miniature on it, fine-tunes it on captions without MOSS and with
-MOSS on the same clips in the same order, and evaluates both in both benchmarks' formats. Ends with the
-scores, what MOSS adds with its 95 % interval, and what to do next; writes table.md in the shape of the
-paper's Table 5, losses.png and a chart per benchmark. Every stage is a command of this repository, printed
-before it runs; what an interrupted demo finished is not done again.
+MOSS on the same clips in the same order, and evaluates both in both benchmarks' formats. It ends with the
+scores, the points that MOSS adds with their 95 % interval, and commands to try next; it writes table.md in
+the shape of the paper's Table 5, losses.png and a chart per benchmark. Every stage is a command of this
+repository, printed before it runs; a demo that was interrupted repeats no finished stage.
 """
 
 import json
@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, WorldSize, ensure_world
-from moss_vllm.evaluation.tables import table_5
 from moss_vllm.report import plots
 from moss_vllm.runtime.files import write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.runtime.tables import Table
 
 
 def options() -> Flags:
@@ -40,7 +38,9 @@ def options() -> Flags:
     parser.add_argument("--seed", type=int, default=0, help="seed of first weights and the clips' order")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: those of the recipe)")
     parser.add_argument(
-        "--quick", action="store_true", help="a few clips and steps: shows that it runs, not that it learns"
+        "--quick",
+        action="store_true",
+        help="a few clips and steps, to see it run; too few to learn",
     )
     return parser
 
@@ -48,6 +48,8 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
+from moss_vllm.evaluation.tables import table_5
+from moss_vllm.runtime.tables import Table
 from moss_vllm.training.run_folder import latest_checkpoint
 
 BENCHMARKS = {
@@ -72,11 +74,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         world, steps = ensure_world(args.world), args.steps
 
-    arms = train(args.out, world, args.seed, steps)
-    results = evaluate({BASE: "miniature", **arms}, world, args.out)
+    arms = train_arms(args.out, world, args.seed, steps)
+    results = evaluate_arms({BASE: "miniature", **arms}, world, args.out)
     rows: dict[str, Any] = {
-        name: {benchmark: result["accuracy_percent"] for benchmark, result in found.items()}
-        for name, found in results.items()
+        name: {benchmark: result["accuracy_percent"] for benchmark, result in by_benchmark.items()}
+        for name, by_benchmark in results.items()
     }
     chance = {benchmark: result["chance_percent"] for benchmark, result in results[BASE].items()}
     notes = ["questions of the motion world in the benchmarks' formats: no number compares with the paper's"]
@@ -86,7 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     curves = {name: losses(Path(ckpt).parent) for name, ckpt in arms.items() if name != BASE}
     plots.plot_losses(curves, args.out / "losses.png", title="Loss on the motion world's captions")
     for benchmark in BENCHMARKS:
-        shown = {name: found[benchmark] for name, found in rows.items()}
+        shown = {name: scores[benchmark] for name, scores in rows.items()}
         picture, title = args.out / f"{benchmark.lower()}.png", f"Motion world in {benchmark}'s format"
         plots.plot_accuracy(shown, picture, chance=chance[benchmark], title=title)
     conclude(args.out, results, rows, chance, Path(arms[WITH_MOSS]), world / CLIP)
@@ -102,13 +104,13 @@ def conclude(
     ckpt: Path,
     clip: Path,
 ) -> None:
-    """Say what was found, how sure it is, why rows lie below chance, and what to do next."""
+    """Print the scores, what MOSS adds with its interval, why rows lie below chance, and what to do next."""
     from moss_vllm.evaluation.comparison import compare
     from moss_vllm.evaluation.result import read_evaluation
 
     whole = {
-        name: {benchmark: {"all": values["all"]} for benchmark, values in found.items()}
-        for name, found in {"chance": chance, **rows}.items()
+        name: {benchmark: {"all": values["all"]} for benchmark, values in scores.items()}
+        for name, scores in {"chance": chance, **rows}.items()
     }
     title = "Right answers on the motion world (%)"
     columns = {benchmark: ["all"] for benchmark in rows[BASE]}
@@ -116,12 +118,12 @@ def conclude(
     Screen().print(Table(title, columns, whole))
     for benchmark, (_, folder) in BENCHMARKS.items():
         sides = [read_evaluation(out / "eval" / folder / arm, arm) for arm in ("plain", "moss")]
-        found = compare(*sides).tasks["all"]
-        low, high = found.interval or (found.points, found.points)
+        change = compare(*sides).tasks["all"]
+        low, high = change.interval or (change.points, change.points)
         counts = [results[name][benchmark]["counts"] for name in (TRAINED, WITH_MOSS)]
         without, with_ = (1 - count["answered"]["all"] / count["total"]["all"] for count in counts)
         say(
-            f"{benchmark}: {found.points:+.1f} points by MOSS, against the same training without it "
+            f"{benchmark}: {change.points:+.1f} points by MOSS, against the same training without it "
             f"(95 % interval {low:+.1f} to {high:+.1f}).",
             f"  Without MOSS {without:.0%} of the answers name no option, with it {with_:.0%}.",
             sep="\n",
@@ -141,10 +143,10 @@ def conclude(
     )
 
 
-def train(out: Path, world: Path, seed: int, steps: int | None) -> dict[str, str]:
-    """Fine-tune without and with MOSS, or go on where that was stopped; returns the last checkpoints."""
-    arms = training_flags(out, world, seed, steps, cache=out / "frames")  # half of each run reads clips again
-    run({folder: [RECIPE, *flags] for folder, flags in arms.items()}, out / LOGS)
+def train_arms(out: Path, world: Path, seed: int, steps: int | None) -> dict[str, str]:
+    """Fine-tune without and with MOSS, or resume both; returns the last checkpoints."""
+    arms = training_flags(out, world, seed, steps, cache=out / "frames")  # each run reads its clips again
+    run_commands({folder: [RECIPE, *flags] for folder, flags in arms.items()}, out / LOGS)
     return {TRAINED: last_checkpoint(out / "plain"), WITH_MOSS: last_checkpoint(out / "moss")}
 
 
@@ -161,15 +163,15 @@ def training_flags(
 
 def last_checkpoint(out: Path) -> str:
     """The newest checkpoint folder of a run."""
-    found = latest_checkpoint(out)
-    if found is None:
+    checkpoint = latest_checkpoint(out)
+    if checkpoint is None:
         raise SystemExit(f"{out} has no step-* folder; remove {out} and run again")
-    return str(found)
+    return str(checkpoint)
 
 
-def evaluate(arms: dict[str, str], world: Path, out: Path, *extra: str) -> dict[str, dict[str, Any]]:
+def evaluate_arms(arms: dict[str, str], world: Path, out: Path, *extra: str) -> dict[str, dict[str, Any]]:
     """Evaluate checkpoints through the benchmarks' scripts; returns result.json by arm and benchmark."""
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for name, ckpt in arms.items():
         arm = "base" if ckpt == "miniature" else Path(ckpt).parent.name
         folders = {
@@ -181,22 +183,21 @@ def evaluate(arms: dict[str, str], world: Path, out: Path, *extra: str) -> dict[
             command = [script, "--ckpt", ckpt, "--data", str(world / folder)]
             command += ["--out", str(folders[benchmark]), "--batch-size", "32", *extra]
             commands[f"{arm} {benchmark}"] = command
-        run(commands, out / LOGS)
-        found[name] = {b: json.loads((path / "result.json").read_text()) for b, path in folders.items()}
-    return found
+        run_commands(commands, out / LOGS)
+        results[name] = {b: json.loads((path / "result.json").read_text()) for b, path in folders.items()}
+    return results
 
 
 def losses(out: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run; a step trained again after an interruption counts once."""
+    """(step, loss) of a run; a step that was repeated after an interruption counts once."""
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     return sorted({line["step"]: line["loss"] for line in lines}.items())
 
 
-def run(commands: dict[str, list[str]], logs: Path | None = None) -> None:
-    """Run `python COMMAND`s side by side, sharing the cores; stop the demo where one fails.
+def run_commands(commands: dict[str, list[str]], logs: Path | None = None) -> None:
+    """Run `python COMMAND`s side by side, sharing the cores; end the demo if one fails.
 
-    With a folder for `logs`, everything that a command prints goes to NAME.txt there, and lines of progress
-    alone are shown.
+    With a folder for `logs`, all output of a command goes to NAME.txt in it, and only progress is shown.
     """
     threads = max(1, (os.cpu_count() or 1) // len(commands))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}

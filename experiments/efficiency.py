@@ -1,4 +1,4 @@
-"""What the paper's models cost: parameters, FLOPs and memory beside its Tables 3, 4, 6 and 10.
+"""The cost of the paper's models: parameters, FLOPs and memory beside its Tables 3, 4, 6 and 10.
 
     python experiments/efficiency.py                         # all tables in half a minute: no weights, no GPU
     python experiments/efficiency.py --table 4 --json cost.json
@@ -7,13 +7,14 @@
 FLOPs are multiply-adds in 1e9 on 8 frames of 224 x 224 (16 for DiST, whose image encoder sees 8 of them),
 image encoder included, counted as the paper counts them: matrix products, convolutions, attention, 5 per
 element of a LayerNorm or BatchNorm, nothing else. The correlation counts as whole frames against whole frames
-at every temporal offset, also past the clip's ends; the table "STSS of one order" shows what is multiplied
-here instead. TP is trainable parameters in millions.
+at every temporal offset, also past the clip's ends; the table "STSS of one order" shows the multiply-adds
+that are needed here instead. TP is trainable parameters in millions.
 
-"kept" is what autograd keeps of the trained part from forward for backward, in float32, without parameters
-and inputs: MB a clip, and GB at the paper's batch (32 clips for ViT-B, 16 for ViT-L). The paper's Mem (GB)
-holds more, the encoder's layers and the optimizer's state for two, in a precision that it does not name.
-"peak" (GB) is the same, measured here in float32 and under bfloat16 autocast.
+"kept" is the memory that autograd keeps of the trained part from forward for backward, in float32, without
+parameters and inputs: MB per clip, and GB at the paper's batch (32 clips for ViT-B, 16 for ViT-L). The
+paper's Mem (GB) includes more, such as the encoder's layers and the optimizer's state, in a precision that
+the paper does not name. "peak" (GB) is the measured peak of a training step, frozen encoder included, in
+float32 and under bfloat16 autocast.
 """
 
 import json
@@ -68,11 +69,11 @@ FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
 PRECISIONS = {"peak f32": torch.float32, "bf16": torch.bfloat16}
 COMPUTED = ("FLOPs", "TP", "kept MB/clip", "kept")
 PARTS = {"norm": "norm + in_proj", "in_proj": "norm + in_proj"}
-TOLERANCE = {"FLOPs": 0.5, "TP": 0.1}  # beyond it, and beyond the paper's rounding, a row explains itself
+TOLERANCE = {"FLOPs": 0.5, "TP": 0.1}  # a larger difference, beyond rounding, needs a note in the row
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Compute and print; returns what `--json` writes."""
+    """Compute and print; returns the content of the --json file."""
     parser = options()
     args = parser.parse_args(argv)
     device = torch.device(args.device)
@@ -87,39 +88,39 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             parser.error(f"--json {args.json}: its folder cannot be made ({error.strerror})")
 
     console = Screen(width=130)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name, rows in TABLES.items():
         if args.table in ("all", name.rstrip("abcde")):
-            found[name] = [measure(row, device) for row in rows if not row.added]
-            console.print(cost_table(name, found[name]))
-            for row in found[name]:
+            results[name] = [measure(row, device) for row in rows if not row.added]
+            console.print(cost_table(name, results[name]))
+            for row in results[name]:
                 for line in [f"* {row['note']}"] if row["note"] else unexplained(row):
                     console.print(f"  {row['name']}: {line}")
     if args.table in ("6", "all"):
-        found["stss"] = correlation_costs()
-        console.print(correlation_table(found["stss"]))
+        results["stss"] = correlation_costs()
+        console.print(correlation_table(results["stss"]))
     if args.table in ("video-llm", "all"):
-        found["video-llm"] = video_llm_parameters()
-        console.print(video_llm_table(found["video-llm"]), *VIDEO_LLM_READINGS, sep="\n")
+        results["video-llm"] = video_llm_parameters()
+        console.print(video_llm_table(results["video-llm"]), *VIDEO_LLM_READINGS, sep="\n")
     if args.json is not None:
         with plots.whole_file(args.json) as part:
-            part.write_text(json.dumps(found, indent=1))
-    return found
+            part.write_text(json.dumps(results, indent=1))
+    return results
 
 
 def measure(row: Row, device: torch.device) -> dict[str, Any]:
     """A row's numbers beside the paper's, in the units of the tables."""
-    found: dict[str, Any] = {"name": row.name, "note": row.note, "paper": row.paper}
+    results: dict[str, Any] = {"name": row.name, "note": row.note, "paper": row.paper}
     macs, parameters, kept = cost(row.host, row.preset, row.batch, tuple(row.options.items()))
-    found["FLOPs"] = row.views * macs / row.batch / 1e9
-    found |= {"TP": parameters / 1e6, "kept MB/clip": kept / row.batch / 1e6, "kept": kept / 1e9}
+    results["FLOPs"] = row.views * macs / row.batch / 1e9
+    results |= {"TP": parameters / 1e6, "kept MB/clip": kept / row.batch / 1e6, "kept": kept / 1e9}
     if device.type == "cuda":
-        found |= {name: peak_memory(row, device, dtype) for name, dtype in PRECISIONS.items()}
-    return found
+        results |= {name: peak_memory(row, device, dtype) for name, dtype in PRECISIONS.items()}
+    return results
 
 
 def unexplained(row: dict[str, Any]) -> list[str]:
-    """What differs from the paper by more than `TOLERANCE` and its rounding, for a row without a note."""
+    """A row's differences from the paper beyond `TOLERANCE` and the paper's rounding."""
     missed = []
     for unit, tolerance in TOLERANCE.items():
         printed = row["paper"][unit]
@@ -134,22 +135,22 @@ def cost(
     host: str, preset: LadderPreset, batch: int, options: tuple[tuple[str, Any], ...]
 ) -> tuple[int, int, int]:
     """Multiply-adds of a batch, trained parameters, and bytes that the batch keeps for backward."""
-    with torch.device("meta"):  # timm builds its models there, but not of fake tensors
-        model = build(host, preset, dict(options))
-    # As "meta", but tensors say "cpu", where the code may ask for autocast.
+    with torch.device("meta"):  # timm builds models on it, but not with fake tensors
+        model = build_model(host, preset, dict(options))
+    # Fake tensors have no data either, but name the device "cpu", for which autocast works.
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
         video = torch.empty(batch, FRAMES * model.frames_per_encoded, 3, IMAGE_SIZE, IMAGE_SIZE)
         with MacCounter() as counter, KeptForBackward(model, [video]) as kept:
             for encoder in model.modules():
-                if isinstance(encoder, ImageEncoder):  # what it hands over is input of the trained part
+                if isinstance(encoder, ImageEncoder):  # its output is the trained part's input
                     encoder.register_forward_hook(lambda encoder, frames, taps: kept.exclude(taps))
             model(video)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return counter.macs, trained, kept.total_bytes()
 
 
-def build(host: str, preset: LadderPreset, options: dict[str, Any]) -> VideoClassifier:
+def build_model(host: str, preset: LadderPreset, options: dict[str, Any]) -> VideoClassifier:
     """The model of a row, with random weights."""
     named = {name: options.pop(name) for name in ("temporal", "temporal_layers") if name in options}
     sizes = {"classes": CLASSES, "frames": FRAMES, "image_size": IMAGE_SIZE}
@@ -159,16 +160,16 @@ def build(host: str, preset: LadderPreset, options: dict[str, Any]) -> VideoClas
 
 
 def peak_memory(row: Row, device: torch.device, dtype: torch.dtype) -> float | None:
-    """Peak GB of a training step, frozen encoder included; None where the GPU is too small."""
+    """Peak GB of a training step, frozen encoder included; None if the GPU is too small."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with device:
-            model = build(row.host, row.preset, dict(row.options))
+            model = build_model(row.host, row.preset, dict(row.options))
             video = torch.randn(row.batch, FRAMES * model.frames_per_encoded, 3, IMAGE_SIZE, IMAGE_SIZE)
             labels = torch.randint(CLASSES, (row.batch,))
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-        for _ in range(2):  # in the first, the optimizer has no state yet
+        for _ in range(2):  # in the first step the optimizer has no state yet
             train_step(model, optimizer, video, labels, dtype)
     except torch.cuda.OutOfMemoryError:
         return None
@@ -188,7 +189,7 @@ def train_step(
 
 
 class MacCounter(TorchDispatchMode):
-    """Counts the multiply-adds of all that runs inside, by the rules of `MACS`."""
+    """Counts the multiply-adds of all operators inside `with`, by the rules of `MACS`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,10 +232,10 @@ MACS: dict[Any, Callable[..., int]] = {
 
 def correlation_costs() -> list[dict[str, Any]]:
     """One order's STSS of a clip, multiply-adds in 1e9: the paper's count, ours, the least possible."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports a missing GPU to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler from reporting a missing GPU
     cases: list[Any] = [(name, p, (IMAGE_SIZE // p.patch_size,) * 2) for name, p in LADDERS.items()]
     cases.append(("Video-LLM, 16 x 28 patches", VIDEO_LLM, (16, 28)))
-    found = []
+    results = []
     for name, preset, grid in cases:
         size = (FRAMES, *grid)
         x = torch.randn(1, *size, preset.d_hidden)
@@ -247,14 +248,14 @@ def correlation_costs() -> list[dict[str, Any]]:
         ]
         here, least = flops / 2e9, math.prod(pairs) * preset.d_hidden / 1e9
         paper = _correlation_macs(None, x, preset.window) / 1e9
-        found.append(
+        results.append(
             {"name": name, "as the paper counts": paper, "here, on a CPU": here, "inside windows": least}
         )
-    return found
+    return results
 
 
 def video_llm_parameters() -> dict[str, float]:
-    """The MOSS that VideoLLaMA3's encoder gets, in millions of parameters, part by part and in all."""
+    """Millions of parameters of VideoLLaMA3's MOSS, part by part and in all."""
     with torch.device("meta"):
         config = MossVideoLlama3VisionConfig(hidden_size=VIDEO_LLM.d_in)
         moss = MossVideoLlama3VisionModel(config).moss
@@ -282,7 +283,7 @@ def cost_table(name: str, rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def correlation_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """What `correlation_costs` found."""
+    """The result of `correlation_costs` as a table."""
     _, *columns = rows[0]
     table = Table("", title=f"STSS of one order, {FRAMES} frames: multiply-adds (G)", title_justify="left")
     for column in columns:
@@ -301,7 +302,7 @@ VIDEO_LLM_READINGS = (
 
 
 def video_llm_table(parts: dict[str, float]) -> Table:
-    """What `video_llm_parameters` found."""
+    """The result of `video_llm_parameters` as a table."""
     table = Table("", title="MOSS in VideoLLaMA3-2B", title_justify="left")
     table.add_column("parameters (M)", justify="right")
     for part, millions in parts.items():

@@ -1,4 +1,4 @@
-"""How much autograd keeps between forward and backward."""
+"""Measures the memory that autograd keeps from forward for backward."""
 
 from collections.abc import Iterable
 
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up what autograd saves inside, each storage once, without parameters, buffers and inputs."""
+    """Adds up the tensors saved inside `with`, each storage once, without parameters, buffers and inputs."""
 
     def __init__(self, module: nn.Module, inputs: Iterable[Tensor]) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
-        given = (*module.parameters(), *module.buffers(), *inputs)
-        self._given = {tensor.untyped_storage()._cdata for tensor in given}
-        self._kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address comes twice
-        self._excluded: dict[int, torch.UntypedStorage] = {}  # likewise
+        tensors = (*module.parameters(), *module.buffers(), *inputs)
+        self._given = {tensor.untyped_storage()._cdata for tensor in tensors}
+        self._kept: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used twice
+        self._excluded: dict[int, torch.UntypedStorage] = {}  # kept alive too
 
     def exclude(self, tensors: Iterable[Tensor]) -> None:
-        """Take what appears inside for an input, such as what a frozen part hands over."""
+        """Treat these tensors as inputs, such as the outputs of a frozen part."""
         storages = {storage._cdata: storage for storage in map(Tensor.untyped_storage, tensors)}
         self._given |= set(storages)
         self._excluded |= storages
@@ -33,5 +33,9 @@ class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
         return tensor
 
     def total_bytes(self) -> int:
-        """All that was kept so far."""
+        """Bytes kept so far."""
         return sum(storage.nbytes() for storage in self._kept.values())
+
+
+if __name__ == "__main__":
+    raise SystemExit("experiments/kept_for_backward.py is a part of other commands here")

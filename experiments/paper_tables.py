@@ -1,4 +1,4 @@
-"""The paper's Tables 3, 4, 6 and 10, as recipes/configs/paper_tables.yaml has them."""
+"""The paper's Tables 3, 4, 6 and 10, read from recipes/configs/paper_tables.yaml."""
 
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ ACCURACIES = ("ssv1", "d48", "ssv2")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: what the paper prints and how it is built; the file says what each field is."""
+    """One row: the paper's numbers and the model's settings; the file's head explains the fields."""
 
     name: str
     cost: str
@@ -32,32 +32,32 @@ class Row:
 
     @property
     def paper(self) -> dict[str, str]:
-        """FLOPs, TP and Mem as printed."""
+        """FLOPs, TP and Mem as the paper prints them."""
         return dict(zip(UNITS, self.cost.split(), strict=True))
 
     @property
     def host(self) -> str:
-        """What MOSS sits in."""
+        """The model that MOSS sits in."""
         return str(self.set.get("host", "ladder"))
 
     @property
     def preset(self) -> LadderPreset:
-        """The variant's preset, with another image encoder if the row names one."""
+        """The variant's preset, with the row's own image encoder if it names one."""
         preset = replace(find_preset(self.set.get("variant", "s")), **self.ladder)
         return replace(preset, backbone=self.set.get("backbone", preset.backbone))
 
     @property
     def options(self) -> dict[str, Any]:
-        """The temporal module, its layers and arguments, where they are not the preset's; all hashable."""
-        found = {"temporal": self.set["temporal"]} if "temporal" in self.set else {}
+        """The temporal module, its layers and arguments where they differ from the preset; all hashable."""
+        options = {"temporal": self.set["temporal"]} if "temporal" in self.set else {}
         if "temporal_layers" in self.set:
-            found["temporal_layers"] = tuple(int(layer) for layer in self.set["temporal_layers"].split(","))
+            options["temporal_layers"] = tuple(int(layer) for layer in self.set["temporal_layers"].split(","))
         named = yaml.safe_load(self.set.get("temporal_options", "{}"))
-        return found | {name: _hashable(value) for name, value in named.items()}
+        return options | {name: _hashable(value) for name, value in named.items()}
 
     @property
     def batch(self) -> int:
-        """Clips at which the paper measures memory."""
+        """The number of clips with which the paper measures memory."""
         return 32 if self.preset.patch_size == 16 else 16
 
 
@@ -65,7 +65,7 @@ def read_tables(file: Path = FILE) -> dict[str, list[Row]]:
     """Rows by table, "3" to "10e".
 
     Raises:
-        ValueError: what is no row, by file, table and row.
+        ValueError: an invalid row, named by file, table and row.
     """
     try:
         tables = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -73,26 +73,26 @@ def read_tables(file: Path = FILE) -> dict[str, list[Row]]:
         raise ValueError(f"{file}: cannot be read as YAML ({error})") from error
     if not isinstance(tables, dict) or not all(isinstance(rows, list) for rows in tables.values()):
         raise ValueError(f"{file}: it must hold a list of rows under each table's name")
-    found = {
+    read = {
         str(table): [
             _read_row(row, f"{file}: table {table}, row {number}") for number, row in enumerate(rows, 1)
         ]
         for table, rows in tables.items()
     }
-    for table, rows in found.items():
+    for table, rows in read.items():
         names = [row.name for row in rows]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"{file}: table {table} has {', '.join(sorted(twice))} twice; rename one")
-    return found
+    return read
 
 
 def _read_row(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {row!r}, not names with values")
     where = f"{where} ({row.get('name')})"
-    known = {item.name for item in fields(Row)}
-    if unknown := sorted(set(map(str, row)) - known):
-        raise ValueError(f"{where} has {', '.join(unknown)}; it may have {', '.join(sorted(known))}")
+    allowed = {item.name for item in fields(Row)}
+    if unknown := sorted(set(map(str, row)) - allowed):
+        raise ValueError(f"{where} has {', '.join(unknown)}; it may have {', '.join(sorted(allowed))}")
     kinds: dict[str, Any] = {
         "name": str,
         "cost": str,
@@ -118,3 +118,7 @@ def _hashable(value: Any) -> Any:
 
 
 TABLES = read_tables()
+
+
+if __name__ == "__main__":
+    raise SystemExit("experiments/paper_tables.py is a part of ablate.py and efficiency.py, not a command")

@@ -4,7 +4,7 @@
 
 Runs `experiments/demo.py` once per seed (the seed decides MOSS's and LoRA's first weights and the order of
 clips; the motion world stays the same), then each seed's model with MOSS on clips whose every frame is the
-middle one: what it still answers there, it did not see as motion. Writes means, sample standard deviations
+middle one: the questions that it still answers did not need motion. Writes means, sample standard deviations
 and every seed's numbers to `benchmarks/results/miniature.json`."""
 
 import json
@@ -46,7 +46,7 @@ CONTROL = "+ train + MOSS, one frame"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run the seeds; returns what is written."""
+    """Run the seeds; returns the content of the --json file."""
     args = options().parse_args(argv)
 
     by_seed: list[dict[str, Any]] = []
@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         flags = ["--out", str(out), "--world", str(args.world), "--seed", str(seed)]
         rows = demo.main([*flags, *([] if args.steps is None else ["--steps", str(args.steps)])])
         with_moss = {CONTROL: demo.last_checkpoint(out / "moss")}
-        still = demo.evaluate(with_moss, args.world, out, "--still")[CONTROL]
-        control = {name: found["accuracy_percent"] for name, found in still.items()}
+        still = demo.evaluate_arms(with_moss, args.world, out, "--still")[CONTROL]
+        control = {name: result["accuracy_percent"] for name, result in still.items()}
         by_seed.append({**rows, CONTROL: control})
     chance = json.loads((args.out / "seed-0" / "results.json").read_text())["chance"]
     means = {

@@ -1,22 +1,22 @@
-"""Training steps taken apart, and steps of a real shape; `experiments/benchmark_training.py` prints them.
+"""The parts of training steps, and steps of a real shape; `experiments/benchmark_training.py` prints them.
 
     with StepParts() as parts:
         lines = recipe.main([...])       # or training.train(...)
     steps = parts.join(lines)            # seconds of each of PARTS, a dict a step
-    shares(steps)                        # of all time
+    shares(steps)                        # of the whole time
 
     python experiments/step_parts.py steps.json recipes/favor_lora.py --steps 20   # the same, as a process
 
 The training loop itself runs, unchanged. Waiting and the whole step are the loop's own numbers; "other" is
-what no mark saw: the batch's way to the device, embeddings, the attention mask, the loss. On a GPU every mark
-waits until the device is done, which costs time: `run_shape` measures speed without marks, parts afterwards.
+the time outside all marks: moving the batch to the device, embeddings, the attention mask, the loss. On a GPU
+every mark waits for the device, which costs time, so `run_shape` measures speed without marks, then the
+parts.
 """
 
+import argparse
 import gc
-import importlib.util
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -27,11 +27,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from measuring import load_recipe
 from torch import Tensor, nn
 
 from moss_vllm.core import MOSS
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
+from moss_vllm.runtime.flags import Flags
 from moss_vllm.training import engines, run_state
 from moss_vllm.training.loop import Loop, train
 from moss_vllm.training.optim import parameter_groups
@@ -48,7 +50,7 @@ from moss_vllm.vlm.video_llama3.memory import MERGE, TIME_TOKENS, estimate_train
 
 MARKED = ("vision encoder", "MOSS", "projector", "language model", "backward", "optimizer")
 PARTS = ("waiting for data", *MARKED, "other")
-WARM_UP = 2  # steps not counted: workers start, buffers are made
+WARM_UP = 2  # steps not counted, while workers start and buffers are made
 MARKED_STEPS = 5
 # Height and width of a shape's frames; the paper's short side is 224 (Sec. 4.5), the videos are 16:9.
 FRAMES_PX = {"2b": (224, 392), "7b": (224, 392), "miniature": (84, 84)}
@@ -58,7 +60,7 @@ PROTOCOL = {"sample_fps": SAMPLE_FPS, "text_tokens": TEXT_TOKENS, "lora_rank": L
 
 
 class StepParts:
-    """Within `with`, the seconds of every part of each step, in `steps`."""
+    """Collects the seconds of every part of each step inside `with`, in `steps`."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
@@ -68,7 +70,7 @@ class StepParts:
         self._wait_for_device: Callable[[], None] = lambda: None
 
     def __enter__(self) -> "StepParts":
-        # The loop calls these by their module, so marks around them need nothing of the loop.
+        # The loop looks these up in their module at each call, so it needs no change.
         marked = [
             (engines, "wrap", self._mark_modules(engines.wrap)),
             (engines, "backward", self._mark("backward", engines.backward)),
@@ -86,8 +88,8 @@ class StepParts:
         """Seconds of all of `PARTS`, by step; `lines` is what the training loop returned."""
         joined = []
         for line, marked in zip(lines, self.steps, strict=True):
-            known = {"waiting for data": line["waited_s"], **marked}
-            joined.append({**known, "other": line["seconds"] - sum(known.values())})
+            parts = {"waiting for data": line["waited_s"], **marked}
+            joined.append({**parts, "other": line["seconds"] - sum(parts.values())})
         return joined
 
     def _start(self, part: str) -> None:
@@ -126,7 +128,7 @@ class StepParts:
     def _end_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
-            self._seconds["vision encoder"] -= self._seconds["MOSS"]  # which runs inside it
+            self._seconds["vision encoder"] -= self._seconds["MOSS"]  # MOSS runs inside the encoder
             self.steps.append({part: self._seconds[part] for part in MARKED})
             self._seconds.clear()
             return result
@@ -134,7 +136,7 @@ class StepParts:
         return run
 
     def _leave_out(self, undisturbed: Callable[..., Any]) -> Callable[..., Any]:
-        """What the loop does between steps, such as evaluation, runs the same modules and is no step's."""
+        """Evaluation and saving between steps run the same modules; their time belongs to no step."""
 
         @contextmanager
         def run() -> Iterator[None]:
@@ -157,26 +159,27 @@ def modules_of(base: Any) -> dict[str, list[nn.Module]]:
 
 
 def shares(steps: Sequence[dict[str, float]]) -> dict[str, float]:
-    """What part of the time of all steps each of `PARTS` takes; they add up to 1."""
+    """The share of each of `PARTS` in the time of all steps; the shares add up to 1."""
     total = sum(sum(step.values()) for step in steps)
     return {part: sum(step[part] for step in steps) / total for part in PARTS}
 
 
-def main(argv: Sequence[str]) -> None:
+def options() -> Flags:
+    """The command line."""
+    parser = Flags(__doc__)
+    parser.add_argument("json", type=Path, help="file to write")
+    parser.add_argument("recipe", type=Path, help="the recipe's file")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the recipe")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Run a recipe within `StepParts`; write threads, the loop's lines and the parts of each step as json."""
-    file, recipe, *flags = argv
+    args = options().parse_args(argv)
     with StepParts() as parts:
-        lines = load_recipe(Path(recipe)).main(flags)
-    found = {"threads": torch.get_num_threads(), "lines": lines, "steps": parts.join(lines)}
-    Path(file).write_text(json.dumps(found))
-
-
-def load_recipe(file: Path) -> Any:
-    """A recipe's file as a module."""
-    spec: Any = importlib.util.spec_from_file_location(file.stem, file)
-    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # its dataclass looks there
-    spec.loader.exec_module(module)
-    return module
+        lines = load_recipe(args.recipe).main(args.flags)
+    record = {"threads": torch.get_num_threads(), "lines": lines, "steps": parts.join(lines)}
+    args.json.write_text(json.dumps(record))
 
 
 # ---- steps of a shape with random weights
@@ -185,26 +188,26 @@ def load_recipe(file: Path) -> Any:
 def run_shape(
     shape: str, device: str, steps: int, *, clip_s: float, moss: bool, recomputed: bool
 ) -> dict[str, Any]:
-    """Speed and peak memory of steps of one clip, then the parts of some more; "failed" if memory is full."""
+    """Speed and peak memory of one-clip steps, then the parts of further ones; "failed" if memory is full."""
     gc.collect()
     frames = round(clip_s * SAMPLE_FPS)
-    found: dict[str, Any] = {"frames": frames}
+    result: dict[str, Any] = {"frames": frames}
     try:
-        accelerator, model, groups = build(shape, device, moss=moss, recomputed=recomputed)
+        accelerator, model, groups = build_training(shape, device, moss=moss, recomputed=recomputed)
         clips = RandomClips(model.get_base_model().config, frames, *FRAMES_PX[shape])
-        found["estimated_gib"] = estimate_gib(model, groups, frames, shape, device, recomputed=recomputed)
+        result["estimated_gib"] = estimate_gib(model, groups, frames, shape, device, recomputed=recomputed)
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         timed = run_loop(accelerator, model, groups, clips, steps + WARM_UP)[WARM_UP:]
-        found["peak_gib"] = torch.cuda.max_memory_allocated() / GIB if device == "cuda" else None
+        result["peak_gib"] = torch.cuda.max_memory_allocated() / GIB if device == "cuda" else None
         with StepParts() as parts:
             marked = parts.join(run_loop(accelerator, model, groups, clips, WARM_UP + MARKED_STEPS))
     except torch.OutOfMemoryError:
-        return {**found, "failed": "out of memory"}
+        return {**result, "failed": "out of memory"}
     step_s = statistics.median(line["seconds"] for line in timed)
     return {
-        **found,
+        **result,
         "tokens": timed[0]["tokens"],
         "step_s": step_s,
         "clips_per_s": 1 / step_s,
@@ -213,8 +216,10 @@ def run_shape(
     }
 
 
-def build(shape: str, device: str, *, moss: bool, recomputed: bool) -> tuple[Any, Any, list[dict[str, Any]]]:
-    """Accelerator, a model in bf16 with what trains in float32, and its optimizer groups."""
+def build_training(
+    shape: str, device: str, *, moss: bool, recomputed: bool
+) -> tuple[Any, Any, list[dict[str, Any]]]:
+    """Accelerator, a model in bf16 whose trained weights are float32, and its optimizer groups."""
     if shape == "miniature":
         sizes = base_record(shape)["moss"] if moss else None
         base = load_base(shape, moss=sizes, dtype=torch.bfloat16)
@@ -240,8 +245,8 @@ class RandomClips:
         vision, noise = config.vision_config, torch.Generator().manual_seed(0)
         rows, columns = height_px // vision.patch_size, width_px // vision.patch_size
         patches, words = frames * rows * columns, frames * TIME_TOKENS + TEXT_TOKENS
-        said = torch.randint(10, config.text_config.vocab_size // 2, (words,), generator=noise)
-        ids = torch.cat([torch.full((patches // MERGE**2,), config.video_token_id), said])
+        text = torch.randint(10, config.text_config.vocab_size // 2, (words,), generator=noise)
+        ids = torch.cat([torch.full((patches // MERGE**2,), config.video_token_id), text])
         pixels = torch.randn(patches, vision.num_channels * vision.patch_size**2, generator=noise)
         self.example = {
             "input_ids": ids,
@@ -253,14 +258,14 @@ class RandomClips:
         }
 
     def name(self, index: int) -> str:
-        """No file."""
+        """The row's name in messages."""
         return f"clip {index}"
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return self.example
 
     def collate(self, rows: list[Any]) -> dict[str, Any]:
-        """A batch, with the names that the loop asks for."""
+        """A batch with the entries that the loop needs."""
         batch = collate(rows, pad_id=0)
         counts = {"count": TEXT_TOKENS * len(rows), "read": batch["input_ids"].numel()}
         return {**batch, **counts, "row_ids": ["noise"] * len(rows), "rejected": []}
@@ -286,7 +291,7 @@ class KeepNothing:
 def run_loop(
     accelerator: Any, model: Any, groups: Any, clips: RandomClips, steps: int
 ) -> list[dict[str, Any]]:
-    """`training.train` on one clip a step; its checkpoint is thrown away."""
+    """`training.loop.train` on one clip per step, in a temporary folder."""
     loop = Loop(steps=steps, batch_size=1, workers=0, save_every=steps)
     with tempfile.TemporaryDirectory() as out:
         objective = AnswerLoss(model, torch.bfloat16)
@@ -294,7 +299,7 @@ def run_loop(
 
 
 def estimate_gib(model: Any, groups: Any, frames: int, shape: str, device: str, *, recomputed: bool) -> float:
-    """What `moss_vllm.vlm.video_llama3.memory` says of it."""
+    """The estimate of `moss_vllm.vlm.video_llama3.memory` in GiB."""
     config = model.get_base_model().config
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     estimate = estimate_training_memory(
@@ -317,4 +322,4 @@ def estimate_gib(model: Any, groups: Any, frames: int, shape: str, device: str, 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -3,12 +3,12 @@
     python scripts/push.py runs/favor_lora/step-000360 OWNER/NAME --results RUN/result.json
     python scripts/push.py CKPT OWNER/NAME --dry-run           # writes the folder to --out, uploads nothing
 
-What goes up, in one commit: the files that the recipe and scripts/merge.py write, by their names, and
-README.md made from the record. All else stays and is named: optimizer state, logs, links, hidden files. An
-access key in anything that goes up stops it. Paths, hosts and accounts are replaced by names in the copy.
+One commit uploads the files that the recipe and scripts/merge.py write, by their names, and a README.md
+made from the record. Everything else stays and is listed: optimizer state, logs, links, hidden files. An
+access key in a file to upload stops the command. In the copy, names replace paths, hosts and accounts.
 
-Log in with `hf auth login` first. Without a network, or where the upload fails, the folder is written to
---out and can be uploaded later.
+Log in with `hf auth login` first. Without a network, or if the upload fails, the folder is written to --out
+and can be uploaded later.
 """
 
 import json
@@ -27,7 +27,7 @@ def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="step-NNNNNN or merged folder")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub; made if it is not there")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="OWNER/NAME on the hub; created if needed")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     add = parser.add_argument
     add("--results", type=Path, nargs="+", default=[], help="result.json files of eval/*.py for the card")
@@ -60,13 +60,13 @@ NEEDED = {False: (RUN_FILE, ADAPTER_CONFIG, ADAPTER_FILE), True: (MERGED_FILE, "
 OPTIONAL = ("generation_config.json", WEIGHTS, INDEX)  # of a merged model
 TEMPLATE = "chat_template.jinja"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-VOCABULARY = "tokenizer.json"  # as it is: it may have words like paths
+VOCABULARY = "tokenizer.json"  # uploaded unchanged: its words may look like paths
 Contents = dict[str, Path | bytes]
 
 
 @errors_in_one_line()
 def main(argv: list[str] | None = None) -> str:
-    """Check, make the card, upload or write; returns the address or the folder."""
+    """Check the files, make the card, upload or write; returns the address or the folder."""
     args = options().parse_args(argv)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repo_id):
         raise ValueError(f"REPO_ID is {args.repo_id!r}; it must be OWNER/NAME")
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> str:
     files = choose_files(folder, merged)
     run = read_record(folder, merged)
     results = [read_result(file.expanduser(), run) for file in args.results]
-    if merged:  # a record of before may name sizes for a MOSS to be attached
+    if merged:  # an older record may name sizes of a MOSS that is still to be attached
         run = {**run, "moss": moss_of(folder)}
     contents, hidden = without_this_machine(files)
     card = model_card(
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> str:
         return str(out)
     try:
         address = upload(args.repo_id, contents, private=args.private)
-    except Exception as error:  # the hub's client and what it is built on raise several kinds
+    except Exception as error:  # the hub's client raises errors of several libraries
         write_folder(contents, out)
         reason = hide_secrets(" ".join(str(error).split()))
         then = how_to_upload(args.repo_id, out, args.private)
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> str:
 
 
 def is_merged(folder: Path) -> bool:
-    """Whether it is a merged model; FileNotFoundError where it is no checkpoint either."""
+    """Whether the folder is a merged model; FileNotFoundError if it is no checkpoint either."""
     for name, merged in ((RUN_FILE, False), (MERGED_FILE, True)):
         if (folder / name).is_file():
             return merged
@@ -131,7 +131,7 @@ def read_record(folder: Path, merged: bool) -> dict[str, Any]:
 
 
 def moss_of(folder: Path) -> dict[str, Any] | None:
-    """What the MOSS of a merged model is, as its config has it."""
+    """The sizes of a merged model's MOSS, from its config."""
     config = read_json(folder / "config.json", "merge the checkpoint again")
     if config.get("model_type") not in {family.moss_config.model_type for family in VIDEO_LLM_FAMILIES}:
         return None
@@ -142,7 +142,7 @@ def moss_of(folder: Path) -> dict[str, Any] | None:
 
 
 def choose_files(folder: Path, merged: bool) -> list[Path]:
-    """The files to publish, by the names under which they are written; those that stay are told."""
+    """The files to publish, by their names; prints the names of the others."""
     if (folder / PICKLE_FILE).exists():
         raise ValueError(f"{folder / PICKLE_FILE} is a pickle, which can run code when opened; remove it")
     names = {*NEEDED[merged], *PROCESSOR_FILES, TEMPLATE, *(OPTIONAL if merged else ())}
@@ -156,23 +156,23 @@ def choose_files(folder: Path, merged: bool) -> list[Path]:
     ]
     missing = {*NEEDED[merged]} - {path.name for path in chosen}
     if missing or not any(path.suffix == ".safetensors" for path in chosen):
-        told = ", ".join(sorted(missing)) or "safetensors file"
+        lacking = ", ".join(sorted(missing)) or "safetensors file"
         raise FileNotFoundError(
-            f"{folder} has no {told}; the checkpoint is incomplete (links are not followed: copy the folder "
-            "with cp -rL)"
+            f"{folder} has no {lacking}; the checkpoint is incomplete (links are not followed: copy the "
+            "folder with cp -rL)"
         )
-    if left := [_told(path) for path in inside if path not in chosen and path.name != CARD]:
-        say(f"not published, {len(left)}: {', '.join(left)}")
+    if others := [_shown(path) for path in inside if path not in chosen and path.name != CARD]:
+        say(f"not published, {len(others)}: {', '.join(others)}")
     return chosen
 
 
-def _told(path: Path) -> str:
+def _shown(path: Path) -> str:
     kind = " (a link)" if path.is_symlink() else "/" * path.is_dir()
     return path.name.encode("unicode_escape").decode() + kind
 
 
 def without_this_machine(files: list[Path]) -> tuple[Contents, list[str]]:
-    """What goes up under each name, and the names of those that were changed for it."""
+    """The content to upload under each name, and the names of the files that had to be changed."""
     contents: Contents = {}
     changed = []
     for file in files:
@@ -190,12 +190,12 @@ def without_this_machine(files: list[Path]) -> tuple[Contents, list[str]]:
 
 
 def _base_of(folder: Path) -> str:
-    """The base as run.json names it: peft writes where it was opened."""
+    """The base's name from run.json; peft writes the path from which it was opened."""
     return str(without_places(read_run_file(folder)["base_model"]))
 
 
 def refuse_secrets(folder: Path, contents: Contents) -> None:
-    """ValueError that names every place of what looks like an access key; notes in a header of weights."""
+    """ValueError that names every place of a possible access key, or notes in a header of weights."""
     found = []
     for name, content in contents.items():
         file = folder / name
@@ -205,8 +205,8 @@ def refuse_secrets(folder: Path, contents: Contents) -> None:
                 notes = {k: v for k, v in (opened.metadata() or {}).items() if k != "format"}
             if notes:
                 raise ValueError(
-                    f"{file}: its header has notes ({', '.join(sorted(notes))}), which this package writes "
-                    "none of; write the file anew without them"
+                    f"{file}: its header has notes ({', '.join(sorted(notes))}), and this package writes "
+                    "none; save the file without them"
                 )
         elif name == CARD:
             text = bytes(content).decode() if isinstance(content, bytes) else ""
@@ -225,7 +225,7 @@ def refuse_secrets(folder: Path, contents: Contents) -> None:
 
 
 def write_folder(contents: Contents, out: Path) -> None:
-    """Write what would be uploaded; `out` appears when all of it is there."""
+    """Write what would be uploaded; `out` appears when it is complete."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is there and not empty; name another --out")
     part = out.with_name(f".{out.name}.part")
@@ -245,9 +245,9 @@ def write_folder(contents: Contents, out: Path) -> None:
 
 
 def upload(repo_id: str, contents: Contents, *, private: bool) -> str:
-    """One commit: a repository is never seen with half of a checkpoint."""
+    """Upload in one commit, so that nobody downloads half a checkpoint."""
     api = HfApi()
-    # None leaves a repository that is there as it is.
+    # With None, an existing repository stays private or public.
     address = api.create_repo(repo_id, private=private or None, exist_ok=True)
     operations = [
         CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))

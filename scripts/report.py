@@ -1,11 +1,11 @@
-"""One HTML page of a training run, or of the answers of an evaluation; which, the folder's files tell.
+"""One HTML page of a training run or of an evaluation's answers, whichever the folder holds.
 
     python scripts/report.py runs/favor_lora                      # curves, answers over time, settings
     python scripts/report.py runs/eval/motionbench/favor_lora     # scores, choices, every question
-    python scripts/report.py FOLDER --out report.html             # not to FOLDER/page.html
+    python scripts/report.py FOLDER --out report.html             # instead of FOLDER/page.html
 
-The page needs no other file and no network: open it in a browser, send it by mail. A run that goes on or was
-killed is shown as far as it got; what its files do not hold is said on the page.
+The page needs no other file and no network: open it in a browser, or send it by mail. A run that is under
+way or was killed is shown up to its last step; the page names files that are missing or cannot be read.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ from moss_vllm.runtime.screen import say
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
-    folder_help = "what was --out of recipes/favor_lora.py or of a script in eval/"
+    folder_help = "the --out of a script in recipes/ or eval/"
     parser.add_argument("folder", type=Path, metavar="FOLDER", help=folder_help)
     parser.add_argument("--out", type=Path, help="the .html file to write (default: FOLDER/page.html)")
-    strips = "show frames of N videos, wrong answers first; 0 shows none (default: 200, but at most 10 MB)"
+    strips = "show frames of N videos, wrong answers first; 0 shows none (default: 200, at most 10 MB)"
     parser.add_argument("--strips", type=int, metavar="N", help=strips)
     return parser
 
@@ -30,13 +30,13 @@ if __name__ == "__main__":
     answer_help(options)
 
 from moss_vllm.report.html import choose_file, write_page
-from moss_vllm.report.run_files import read_run
+from moss_vllm.report.run_files import read_run_files
 from moss_vllm.runtime.line_store import holds_answers
 
 
 @errors_in_one_line("nothing is written")
 def main(argv: list[str] | None = None) -> Path:
-    """Write the page; returns where."""
+    """Write the page; returns its file."""
     args = options().parse_args(argv)
     folder = args.folder.expanduser()
     make = _page_of_answers if holds_answers(folder) else _page_of_a_run
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> Path:
 def _page_of_a_run(folder: Path, out: Path | None, strips: int | None) -> Path:
     from moss_vllm.report.run_page import run_page
 
-    run = read_run(folder)
+    run = read_run_files(folder)
     if strips is not None:
         raise ValueError(f"--strips is for the answers of an evaluation; {folder} holds a training run")
     out = choose_file(folder, out)
@@ -57,7 +57,7 @@ def _page_of_a_run(folder: Path, out: Path | None, strips: int | None) -> Path:
 
 
 def _page_of_answers(folder: Path, out: Path | None, strips: int | None) -> Path:
-    # Importing these takes seconds, of torch and transformers.
+    # These import torch and transformers, which takes seconds.
     from moss_vllm.report.answer_files import read_results
     from moss_vllm.report.answers_page import answers_page
 

@@ -1,4 +1,4 @@
-"""An evaluation's answers as one HTML page: scores beside the paper's, choices, time, every question."""
+"""An evaluation's answers as one HTML page: scores beside the paper's, choices, time and every question."""
 
 import statistics
 from collections import Counter
@@ -11,10 +11,10 @@ from moss_vllm.evaluation.scoring import PAPER_TABLE_5
 from moss_vllm.report.answer_files import Asked, Results
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.choices import show_choices
-from moss_vllm.report.html import Html, count, cut, document, listed, moment, section, table, tag, tiles
+from moss_vllm.report.html import Html, counted, document, listed, moment, section, table, tag, tiles, trim
 from moss_vllm.report.strips import MOST_BYTES, MOST_FRAMES, MOST_VIDEOS, Strip, choose_videos, read_strips
 
-PARTS = {
+ANSWER_PARTS = {
     "score": "Score",
     "choices": "Choices",
     "time": "Time",
@@ -22,15 +22,15 @@ PARTS = {
     "run": "What was run",
 }
 OUTCOMES = ("right", "wrong", "not read", "failed", "withheld")
-MOST_CHARACTERS = 3000  # of a question's text, an option, an output
-NAMED = 20  # failed videos at the top; all are among the questions
+QUESTION_CHARACTERS = 3000  # of a question's text, an option, an output
+VIDEOS_NAMED = 20  # failed videos at the top of the page; all are among the questions
 
 
 def answers_page(results: Results, strips: int | None = None) -> str:
     """The page's HTML.
 
     Args:
-        strips: how many videos have frames; None: 200, but no more than 10 MB of them.
+        strips: the number of videos with frames; None means 200, and at most 10 MB of frames.
     """
     if strips is not None and strips < 0:
         raise ValueError(f"--strips {strips} is negative; 0 makes a page without frames")
@@ -42,40 +42,43 @@ def answers_page(results: Results, strips: int | None = None) -> str:
     parts = [
         tag("h1", name),
         tag("p", f"Protocol {results.protocol}"),
-        tag("nav", *(tag("a", title, href=f"#{part}") for part, title in PARTS.items())),
+        tag("nav", *(tag("a", title, href=f"#{part}") for part, title in ANSWER_PARTS.items())),
         *_status(results),
         tiles(_figures(results)),
         listed(results.notes),
-        section("score", PARTS["score"], *_score(results)),
-        section("choices", PARTS["choices"], *show_choices(results)),
-        section("time", PARTS["time"], *_time(results)),
-        section("questions", PARTS["questions"], *_browser(results, found)),
-        section("run", PARTS["run"], *_run(results)),
+        section("score", ANSWER_PARTS["score"], *_score(results)),
+        section("choices", ANSWER_PARTS["choices"], *show_choices(results)),
+        section("time", ANSWER_PARTS["time"], *_time(results)),
+        section("questions", ANSWER_PARTS["questions"], *_browser(results, found)),
+        section("run", ANSWER_PARTS["run"], *_run(results)),
         tag("p", made, class_="soft"),
     ]
     return document(name, parts, _data(results, found), "answers.js")
 
 
 def _status(results: Results) -> list[Html]:
-    """Complete or partial; failed videos with their reasons."""
+    """Whether the evaluation is complete, and the failed videos with their reasons."""
     done, total, failed = results.done, results.total, results.stored.failed
     written = f"the answers were last written {moment(results.written)}"
     if done >= total:
         told = [tag("p", f"Complete: all {total:,} questions; {written}.", class_="status good")]
     else:
-        why = "--limit, an evaluation that was stopped, or one that goes on"
+        why = "--limit, an evaluation that was stopped, or one under way"
         told = [
             tag("p", f"Partial: {done:,} of {total:,} questions ({why}); {written}.", class_="status open")
         ]
     if failed:
         unseen, wrong = results.done - len(results.asked), results.unseen.get("all", 0)
-        counted = "not counted in any number"
+        tally = "not counted in any number"
         if unseen:
             rest = f", the answers of {unseen - wrong:,} are withheld" if unseen > wrong else ""
-            counted = f"of their {count(unseen, 'question')} {wrong:,} count as wrong{rest}"
-        names = (tag("li", f"{video}: {cut(reason, 600)}") for video, reason in list(failed.items())[:NAMED])
-        more = tag("li", f"and {len(failed) - NAMED:,} more") if len(failed) > NAMED else ""
-        head = f"{count(len(failed), 'video')} missing or unreadable, {counted}:"
+            tally = f"of their {counted(unseen, 'question')} {wrong:,} count as wrong{rest}"
+        names = (
+            tag("li", f"{video}: {trim(reason, 600)}")
+            for video, reason in list(failed.items())[:VIDEOS_NAMED]
+        )
+        more = tag("li", f"and {len(failed) - VIDEOS_NAMED:,} more") if len(failed) > VIDEOS_NAMED else ""
+        head = f"{counted(len(failed), 'video')} missing or unreadable, {tally}:"
         told.append(tag("div", head, tag("ul", *names, more), class_="status bad"))
     return told
 
@@ -98,7 +101,7 @@ def _figures(results: Results) -> list[tuple[str, str]]:
 
 
 def _score(results: Results) -> list[Html]:
-    """Bars, and the table they are drawn from."""
+    """Bars, and the table of their numbers."""
     found, name = results.score, str(results.header.get("checkpoint"))
     if found is None:
         return [tag("p", "No question asked has a public answer, so there is no score.")]
@@ -108,7 +111,7 @@ def _score(results: Results) -> list[Html]:
     tasks = [task for task in next(iter(paper.values()), {}) if task in tasks] or tasks
     tasks += [task for task in found.total if found.total[task] and task not in tasks]
     series = [Bars(row, values, f"paper{place}") for place, (row, values) in enumerate(paper.items())]
-    series.append(Bars(name, found.accuracy, "c0", found.intervals, told=True))
+    series.append(Bars(name, found.accuracy, "c0", found.intervals, labelled=True))
 
     def line(head: str, values: Mapping[str, Any], form: str) -> list[Html]:
         cells = (format(values[task], form) if task in values else "-" for task in tasks)
@@ -138,7 +141,7 @@ def _score(results: Results) -> list[Html]:
 
 
 def _time(results: Results) -> list[Html]:
-    """Seconds of each stage over all videos, and what a video is to the model."""
+    """Seconds of each stage over all videos, and the numbers of frames and tokens of a video."""
     videos = list(results.stored.videos.values())
     seconds: dict[str, list[float]] = {}
     for video in videos:
@@ -159,7 +162,8 @@ def _time(results: Results) -> list[Html]:
     for key, name in (("frames", "frames of a video"), ("shared_tokens", "tokens its questions share")):
         if counts := [video[key] for video in videos if isinstance(video.get(key), int)]:
             sizes.append([name, min(counts), int(statistics.median(counts)), max(counts), sum(counts)])
-    note = "Videos are decoded by threads while others are answered, so that stages overlap in time."
+    note = "Videos are decoded by threads while others are answered, so stages overlap in time."
+    videos_counted = counted(len(videos), "video")
     return [
         tag("div", *bar, class_="stages"),
         tag(
@@ -167,9 +171,7 @@ def _time(results: Results) -> list[Html]:
             tag(
                 "div", table(["stage", "seconds", "%", "median of a video, s", "longest, s"], lines, "scores")
             ),
-            tag(
-                "div", table([count(len(videos), "video"), "least", "median", "most", "sum"], sizes, "scores")
-            ),
+            tag("div", table([videos_counted, "least", "median", "most", "sum"], sizes, "scores")),
             class_="columns",
         ),
         tag("p", note, class_="soft"),
@@ -177,18 +179,18 @@ def _time(results: Results) -> list[Html]:
 
 
 def _browser(results: Results, strips: Mapping[str, Strip]) -> list[Html]:
-    """The controls; answers.js makes the questions that are looked at from the data."""
+    """The controls; answers.js builds the questions on view from the page's data."""
     found = [video for video, strip in strips.items() if "frames" in strip]
     bad = [video for video, strip in strips.items() if "failed" in strip]
     total = len(results.stored.videos)
     told = (
-        f"Frames are shown of {len(found):,} of {count(total, 'video')}, up to {MOST_FRAMES} spread evenly "
+        f"Frames are shown of {len(found):,} of {counted(total, 'video')}, up to {MOST_FRAMES} spread evenly "
     )
     told += "over each; " + ("wrong answers come first, the tasks in turn; " if total > len(strips) else "")
     told += "--strips N takes N videos, 0 none."
     if bad:
-        more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-        told += f" {count(len(bad), 'video')} cannot be read now: {', '.join(bad[:NAMED])}{more}."
+        more = f" and {len(bad) - VIDEOS_NAMED:,} more" if len(bad) > VIDEOS_NAMED else ""
+        told += f" {counted(len(bad), 'video')} cannot be read now: {', '.join(bad[:VIDEOS_NAMED])}{more}."
     if results.protocol.still and found:
         told += " The model was shown one frame only, the middle one; these are the video's own."
     number = len(results.asked) + len(results.stored.failed)
@@ -217,7 +219,7 @@ def _tasks_asked(results: Results) -> list[str]:
 
 
 def _filter(key: str, all_: str, choices: Mapping[str, str]) -> Html:
-    """Buttons of which one is pressed; answers.js writes how many questions each leaves."""
+    """Buttons, one of them pressed; answers.js writes the number of questions of each."""
     buttons = [("", all_), *choices.items()]
     made = (
         tag(
@@ -240,7 +242,7 @@ def _pager() -> Html:
 
 
 def _run(results: Results) -> list[Html]:
-    """The header of the answers, and a prompt as it was put."""
+    """The header of the answers, and one of the prompts."""
     header = dict(results.header)
     protocol, versions, run = (header.pop(key, None) or {} for key in ("protocol", "versions", "run"))
     first = next(iter(results.stored.answers.values()), {})
@@ -248,7 +250,7 @@ def _run(results: Results) -> list[Html]:
     more = [("protocol." + key, value) for key, value in protocol.items()]
     told = [
         tag("h3", "A prompt, as put"),
-        tag("pre", cut(str(first.get("prompt", "-")), MOST_CHARACTERS)),
+        tag("pre", trim(str(first.get("prompt", "-")), QUESTION_CHARACTERS)),
         tag("h3", "Header of the answers"),
         tag("div", table((), rows, class_="pairs"), table((), more, class_="pairs"), class_="columns"),
     ]
@@ -258,7 +260,7 @@ def _run(results: Results) -> list[Html]:
 
 
 def _data(results: Results, strips: Mapping[str, Strip]) -> dict[str, Any]:
-    """What answers.js shows; videos and tasks by their places, to keep it small."""
+    """The data of answers.js, with numbers for videos and tasks to keep it small."""
     failed = results.stored.failed
     videos = list(dict.fromkeys([*(one.video_id for one in results.asked), *failed]))
     place = {video: number for number, video in enumerate(videos)}
@@ -271,7 +273,7 @@ def _data(results: Results, strips: Mapping[str, Strip]) -> dict[str, Any]:
                 place[video],
                 -1,
                 OUTCOMES.index("failed"),
-                cut(reason, MOST_CHARACTERS),
+                trim(reason, QUESTION_CHARACTERS),
                 [],
                 None,
                 [],
@@ -296,10 +298,10 @@ def _row(one: Asked, video: int, task: int) -> list[Any]:
         video,
         task,
         OUTCOMES.index(one.outcome),
-        cut(one.question, MOST_CHARACTERS),
-        [cut(option, MOST_CHARACTERS) for option in one.options],
+        trim(one.question, QUESTION_CHARACTERS),
+        [trim(option, QUESTION_CHARACTERS) for option in one.options],
         one.right,
         one.chosen,
-        cut(one.output, MOST_CHARACTERS),
+        trim(one.output, QUESTION_CHARACTERS),
         scores,
     ]

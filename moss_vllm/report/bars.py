@@ -1,25 +1,25 @@
-"""Groups of bars as inline SVG: percent, with intervals, and a dashed line across each group."""
+"""Groups of bars as inline SVG, in percent, with intervals and a dashed line across each group."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from moss_vllm.report.html import Html, join, tag
+from moss_vllm.report.html import Html, join_parts, tag
 
-# Width of a group and of what is around all; height of the drawing, what is above and below its bars.
-GROUP, LEFT, RIGHT, HEIGHT, TOP, BOTTOM = 150, 40, 8, 290, 22, 30
-EDGE = 0.09  # of a group, left free on both sides
+# Width of a group, left and right margin; height of the drawing, margin above and below the bars.
+GROUP, LEFT, RIGHT, HEIGHT, ABOVE, BELOW = 150, 40, 8, 290, 22, 30
+EDGE = 0.09  # share of a group's width that stays empty on each side
 
 
 @dataclass(frozen=True)
 class Bars:
-    """One bar in each group that it has a value for; `class_` colours it, as page.css says."""
+    """One bar in each group that `values` has; the colour is that of `class_` in page.css."""
 
     name: str
     values: Mapping[str, float]
     class_: str
     spans: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    told: bool = False  # the value stands above the bar
+    labelled: bool = False  # the value is written above the bar
 
 
 def draw_bars(
@@ -30,16 +30,16 @@ def draw_bars(
     level_name: str = "",
     group_px: int = GROUP,
 ) -> Html:
-    """The figure; `level` is the height of the dashed line in each group."""
+    """The figure; `level` has the height of the dashed line in each group."""
     level = level or {}
     values = [value for bars in series for value in bars.values.values()]
     values += [high for bars in series for _, high in bars.spans.values()] + list(level.values())
     top = min(100, 10 * math.ceil(max(values, default=0) / 10 + 0.1)) or 10
     width = LEFT + RIGHT + group_px * len(groups)
-    end, base = width - RIGHT, HEIGHT - BOTTOM
+    end, base = width - RIGHT, HEIGHT - BELOW
 
     def y(value: float) -> float:
-        return base - (base - TOP) * value / top
+        return base - (base - ABOVE) * value / top
 
     drawn = []
     for tick in range(0, top + 1, 10 if top <= 60 else 20):
@@ -54,7 +54,9 @@ def draw_bars(
             drawn.append(
                 tag("path", tag("title", f"{level_name} {level[group]:.1f}"), class_="level", d=line)
             )
-        drawn += [_value(one, group, x + bar / 2, y) for one, x in there if one.told]  # over the dashes
+        drawn += [
+            _value(one, group, x + bar / 2, y) for one, x in there if one.labelled
+        ]  # on top of the dashed lines
         drawn.append(tag("text", group, class_="x", x=left + group_px * (0.5 - EDGE), y=base + 19))
     drawn.append(Html(f'<path class="axis" d="M{LEFT} {base}H{end}"/>'))
     svg = tag("svg", *drawn, viewBox=f"0 0 {width} {HEIGHT}", role="img", aria_label=title)
@@ -66,7 +68,7 @@ def draw_bars(
 
 
 def _bar(bars: Bars, group: str, left: float, width: float, y: Callable[[float], float]) -> Html:
-    """The bar with its interval and value; all of it in words under the pointer."""
+    """The bar and its interval, with both numbers in its tooltip."""
     value, span = bars.values[group], bars.spans.get(group)
     words = f"{bars.name}, {group}: {value:.1f}" + (f" ({span[0]:.1f} to {span[1]:.1f})" if span else "")
     high, middle = y(value), left + width / 2
@@ -76,7 +78,7 @@ def _bar(bars: Bars, group: str, left: float, width: float, y: Callable[[float],
         low, top = y(span[0]), y(span[1])
         ends = f"M{middle - 5:.1f} {low:.1f}h10M{middle - 5:.1f} {top:.1f}h10"
         parts.append(Html(f'<path class="span" d="M{middle:.1f} {low:.1f}V{top:.1f}{ends}"/>'))
-    return tag("g", join(parts))
+    return tag("g", join_parts(parts))
 
 
 def _value(bars: Bars, group: str, middle: float, y: Callable[[float], float]) -> Html:

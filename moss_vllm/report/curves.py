@@ -1,4 +1,4 @@
-"""Curves over the steps of a run as inline SVG, thinned so that no spike is lost."""
+"""Curves over a run's steps as inline SVG, thinned without losing a spike."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moss_vllm.report.html import Html, count, tag
+from moss_vllm.report.html import Html, counted, tag
 
-MOST_POINTS = 1000  # of a curve
-FEW_POINTS = 40  # are marked by dots
-COLOURS = 7  # of page.css; further curves take them again, dotted
-# Width and height of a drawing; what is left of, right of, above and below its axes.
+MOST_POINTS = 1000  # drawn of a curve
+FEW_POINTS = 40  # a curve of no more points has a dot at each
+COLOUR_COUNT = 7  # colours in page.css; further curves use them again, dotted
+# Width and height of a drawing, then its margins: left, right, top, bottom.
 LARGE_BOX, SMALL_BOX = (560, 250, 58, 14, 10, 40), (290, 150, 34, 12, 8, 38)
-LARGEST, SMALLEST = 1e100, 1e-90  # beyond the first a number is a gap, like infinity; below the second, zero
+LARGEST, SMALLEST = 1e100, 1e-90  # larger numbers are gaps, as infinity is; smaller ones count as zero
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Axes:
-    """Where a step and a value lie in a drawing; `ticks` are on the y axis."""
+    """Maps steps and values to pixels of a drawing; `ticks` are those of the y axis."""
 
     box: tuple[int, int, int, int, int, int]
     first: float
@@ -68,20 +68,20 @@ class Axes:
 
 
 def curve(name: str, points: Mapping[int, Any], colour: int = 0, style: str = "") -> Curve:
-    """A curve of whatever a file holds: what is no finite number becomes a gap."""
+    """A curve of values from a file; a value that is no finite number becomes a gap."""
     values = np.array([as_number(value) for value in points.values()], dtype=np.float64)
     return Curve(name, np.array(list(points), dtype=np.int64), values, colour, style)
 
 
 def as_number(value: Any) -> float:
-    """A float; NaN for what is none, or not finite, or beyond LARGEST."""
+    """The value as a float; NaN if it is no number, not finite, or beyond LARGEST."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     return float(value) if abs(value) <= LARGEST else math.nan
 
 
 def with_mean(raw: Curve) -> list[Curve]:
-    """The curve drawn faintly and its running mean, over a twentieth of it and five points at least."""
+    """The curve drawn faintly, and its running mean over a twentieth of its points, five at least."""
     half = min(max(2, len(raw.values) // 40), (len(raw.values) - 1) // 2)
     if half < 1:
         return [raw]
@@ -91,7 +91,7 @@ def with_mean(raw: Curve) -> list[Curve]:
 
 
 def running_mean(values: NDArray[np.float64], half: int) -> NDArray[np.float64]:
-    """The mean of the finite values up to `half` places away on both sides; gaps stay gaps."""
+    """The mean of the finite values within `half` places on both sides; gaps stay gaps."""
     places = np.arange(len(values))
     first, last = np.maximum(0, places - half), np.minimum(len(values), places + half + 1)
     finite = np.isfinite(values)
@@ -102,7 +102,7 @@ def running_mean(values: NDArray[np.float64], half: int) -> NDArray[np.float64]:
 
 
 def thin(values: NDArray[np.float64], most: int = MOST_POINTS) -> NDArray[np.int64]:
-    """Places to keep: the first, the last, the smallest and largest of each stretch, and a gap of each."""
+    """Indices to keep: the first, the last, and each stretch's smallest, largest and first gap."""
     if len(values) <= most:
         return np.arange(len(values))
     kept = {0, len(values) - 1}
@@ -116,13 +116,13 @@ def thin(values: NDArray[np.float64], most: int = MOST_POINTS) -> NDArray[np.int
     return np.array(sorted(kept))
 
 
-def draw(chart: Chart, number: int, span: tuple[int, int]) -> tuple[Html, dict[str, Any]]:
-    """The figure, and what run.js needs for its readout.
+def draw_chart(chart: Chart, number: int, span: tuple[int, int]) -> tuple[Html, dict[str, Any]]:
+    """The figure, and the data for the readout of run.js.
 
     Args:
-        chart: at least one of its curves has a point.
-        number: of the chart on its page.
-        span: first and last step of the axis.
+        chart: one with a point in at least one curve.
+        number: the chart's place on its page, from 0.
+        span: first and last step of the x axis.
     """
     curves = [_above_zero(one) for one in chart.curves] if chart.log else list(chart.curves)
     kept = [thin(one.values) for one in curves]
@@ -139,9 +139,9 @@ def draw(chart: Chart, number: int, span: tuple[int, int]) -> tuple[Html, dict[s
         aria_label=f"{chart.title} over steps",
         tabindex=0,
     )
-    told = [tag("b", chart.title), tag("span", chart.unit), *([] if chart.small else [_legend(curves)])]
+    caption = [tag("b", chart.title), tag("span", chart.unit), *([] if chart.small else [_legend(curves)])]
     notes = (tag("p", note) for note in _notes(chart, curves, kept))
-    figure = tag("figure", tag("figcaption", *told), svg, *notes, data_chart=number)
+    figure = tag("figure", tag("figcaption", *caption), svg, *notes, data_chart=number)
     data = {
         "box": box,
         "span": [first, last],
@@ -158,7 +158,7 @@ def _above_zero(one: Curve) -> Curve:
 
 
 def _range(values: NDArray[np.float64], chart: Chart) -> tuple[float, float, list[float]]:
-    """Ends of the y axis with some air, and its ticks."""
+    """The ends of the y axis, a little beyond the values, and its ticks."""
     about = 2 if chart.small else 5
     if not len(values):
         return (1.0, 10.0, [1.0, 10.0]) if chart.log else (0.0, 1.0, [0.0, 1.0])
@@ -180,7 +180,7 @@ def _nice(low: float, high: float, about: int) -> list[float]:
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     unit = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    # Round off what the product of a float leaves: 3 * 0.1 is 0.30000000000000004.
+    # The rounding removes binary noise: 3 * 0.1 is 0.30000000000000004.
     return [float(f"{n * unit:.12g}") for n in range(math.ceil(low / unit), math.floor(high / unit) + 1)]
 
 
@@ -213,12 +213,12 @@ def _drawn_axes(axes: Axes) -> Iterator[Html]:
 
 
 def _path(one: Curve, places: NDArray[np.int64], axes: Axes) -> Html:
-    """One path, begun anew after each gap; a lone point is a dot."""
+    """One path, interrupted at each gap; a lone point is a dot."""
     points = [(axes.x(int(one.steps[i])), axes.y(float(one.values[i]))) for i in places]
     written, pen_down = [], False
     for x, y in points:
         if not math.isnan(y):
-            # The line of no length makes a dot of a point with gaps on both sides.
+            # h0, a line of length 0, makes a dot of a point between two gaps.
             written.append(f"L{x:.1f} {y:.1f}" if pen_down else f"M{x:.1f} {y:.1f}h0")
         pen_down = not math.isnan(y)
     path = f'<path class="{_class(one)}" d="{"".join(written)}"/>'
@@ -229,8 +229,8 @@ def _path(one: Curve, places: NDArray[np.int64], axes: Axes) -> Html:
 
 
 def _class(one: Curve) -> str:
-    dotted = ["dotted"] if one.colour >= COLOURS else []
-    return " ".join(["curve", f"c{one.colour % COLOURS}", *([one.style] if one.style else []), *dotted])
+    dotted = ["dotted"] if one.colour >= COLOUR_COUNT else []
+    return " ".join(["curve", f"c{one.colour % COLOUR_COUNT}", *([one.style] if one.style else []), *dotted])
 
 
 def _legend(curves: Sequence[Curve]) -> Html:
@@ -241,7 +241,7 @@ def _legend(curves: Sequence[Curve]) -> Html:
 
 
 def _notes(chart: Chart, curves: Sequence[Curve], kept: Sequence[NDArray[np.int64]]) -> list[str]:
-    """What the drawing leaves out."""
+    """Sentences about the values that the drawing does not show."""
     notes = []
     for before, after in zip(chart.curves, curves, strict=True):
         if before.name.startswith("mean of"):
@@ -255,7 +255,7 @@ def _notes(chart: Chart, curves: Sequence[Curve], kept: Sequence[NDArray[np.int6
         below = int((before.values <= SMALLEST).sum()) if chart.log else 0
         if below:
             notes.append(
-                f"{after.name}: {count(below, 'value')} of zero or below cannot be shown on this axis"
+                f"{after.name}: {counted(below, 'value')} of zero or below cannot be shown on this axis"
             )
     thinned = [len(one.steps) for one, ids in zip(curves, kept, strict=True) if len(ids) < len(one.steps)]
     if thinned:
@@ -272,15 +272,15 @@ def _some(steps: Sequence[int], most: int = 10) -> str:
 
 
 def _for_script(one: Curve, ids: NDArray[np.int64]) -> dict[str, Any]:
-    """Six digits of each value; null is a gap."""
+    """The curve's points for run.js: six digits of each value, null for a gap."""
     values = [float(f"{v:.6g}") if math.isfinite(v) else None for v in one.values[ids].tolist()]
-    return {"name": one.name, "colour": one.colour % COLOURS, "x": one.steps[ids].tolist(), "y": values}
+    return {"name": one.name, "colour": one.colour % COLOUR_COUNT, "x": one.steps[ids].tolist(), "y": values}
 
 
 def draw_all(charts: Sequence[Chart]) -> tuple[list[Html], list[Html], list[dict[str, Any]]]:
-    """Large figures, small ones, the data of their readouts: all over the same steps, none without points."""
+    """Large figures, small ones and the data of their readouts, over the same steps, without empty charts."""
     filled = [chart for chart in charts if any(len(one.steps) for one in chart.curves)]
     last = max((int(one.steps[-1]) for chart in filled for one in chart.curves if len(one.steps)), default=0)
-    drawn = [(chart, *draw(chart, number, (0, last))) for number, chart in enumerate(filled)]
+    drawn = [(chart, *draw_chart(chart, number, (0, last))) for number, chart in enumerate(filled)]
     large = [figure for chart, figure, _ in drawn if not chart.small]
     return large, [figure for chart, figure, _ in drawn if chart.small], [data for *_, data in drawn]

@@ -1,6 +1,6 @@
-"""The frame of an HTML page that needs nothing else: escaping, tables, inline data, style and script.
+"""The frame of an HTML page that needs no other file: escaping, tables, inline data, style and script.
 
-Whatever comes from a file goes through `escape`; only `Html`, which these functions return, stays as it is.
+Text from a file goes through `escape`; only `Html`, which these functions return, is inserted unchanged.
 """
 
 import html
@@ -16,22 +16,24 @@ from moss_vllm.runtime.screen import plain
 
 ASSETS = Path(__file__).parent
 PAGE_FILE = "page.html"
-# The browser itself refuses whatever would be loaded from elsewhere.
+# With this policy the browser itself refuses to load anything from elsewhere.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-# An escape of JSON for a character that `plain` escapes, behind whole pairs of backslashes.
-ACTING = re.compile(r"(?<!\\)((?:\\\\)*)\\(?=u(?:00(?:[0189].|7f|ad)|061c|200[bef]|202[89a-e]|206.|feff))")
+# A JSON escape of a character that `plain` escapes, after any number of escaped backslashes.
+ACTING_ESCAPE = re.compile(
+    r"(?<!\\)((?:\\\\)*)\\(?=u(?:00(?:[0189].|7f|ad)|061c|200[bef]|202[89a-e]|206.|feff))"
+)
 
 
 class Html(str):
-    """Text that is markup already; everything else is escaped."""
+    """Text that is already markup; all other text is escaped."""
 
 
 def escape(value: Any) -> Html:
-    """The value as text that is never markup: numbers as they are, None as a dash, lists as JSON.
+    """The value as text without markup: a string, a dash for None, JSON for other values.
 
-    Lines stay lines; what would turn the text around or hide a part of it is shown as on a terminal.
+    Line ends stay; characters that reverse or hide text are shown escaped, as on a terminal.
     """
     if isinstance(value, Html):
         return value
@@ -41,20 +43,20 @@ def escape(value: Any) -> Html:
     return Html(html.escape("\n".join(map(plain, text.split("\n")))))
 
 
-def join(parts: Iterable[Any], between: str = "") -> Html:
-    """Parts after each other, each escaped unless it is markup."""
+def join_parts(parts: Iterable[Any], between: str = "") -> Html:
+    """The parts in a row, each escaped unless it is markup."""
     return Html(between.join(map(escape, parts)))
 
 
 def tag(name: str, *inside: Any, **attributes: Any) -> Html:
-    """An element; an attribute that is None is left out, `class_` and `data_x` stand for class and data-x."""
-    given = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
-    told = "".join(f' {key}="{escape(value)}"' for key, value in given.items() if value is not None)
-    return Html(f"<{name}{told}>{join(inside)}</{name}>")
+    """An element. Attributes that are None are omitted; `class_` and `data_x` stand for class and data-x."""
+    named = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items()}
+    written = "".join(f' {key}="{escape(value)}"' for key, value in named.items() if value is not None)
+    return Html(f"<{name}{written}>{join_parts(inside)}</{name}>")
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], class_: str | None = None) -> Html:
-    """Rows (of cells, or `tr` elements) below a head, if any; numbers stand at the right."""
+    """Rows, each of cells or a `tr` element, below an optional head; numbers are aligned to the right."""
     top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head))) if head else ""
     body = (row if isinstance(row, Html) else tag("tr", *map(_cell, row)) for row in rows)
     return tag("div", tag("table", top, tag("tbody", *body), class_=class_), class_="wide")
@@ -68,47 +70,47 @@ def _cell(value: Any) -> Html:
 
 
 def section(name: str, title: str, *inside: Any) -> Html:
-    """A part of the page, with a heading that can be linked to."""
+    """A section of the page, with a heading that links can point to."""
     return tag("section", tag("h2", title), *inside, id=name)
 
 
-def cut(text: str, most: int) -> str:
-    """The text, or its first `most` characters and how many more there are."""
+def trim(text: str, most: int) -> str:
+    """The text, or its first `most` characters and the number of the others."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text) - most:,} more characters)"
 
 
-def count(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """The number with its noun: 1 row, 1,200 rows."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def inline_json(name: str, data: Any) -> Html:
-    """Data for the page's script; nothing in it can end the element."""
+    """Data for the page's script, escaped so that no string in it can end the element."""
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))  # ASCII only
-    text = ACTING.sub(r"\1\\\\", text)
+    text = ACTING_ESCAPE.sub(r"\1\\\\", text)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Html(f'<script type="application/json" id="{name}">{text}</script>')
 
 
 def moment(time: datetime | None) -> str:
-    """To the minute."""
+    """The time to the minute."""
     return f"{time:%Y-%m-%d %H:%M} UTC" if time else "at an unknown time"
 
 
 def tiles(figures: Iterable[tuple[str, str]]) -> Html:
-    """What stands at the top: each figure and its name."""
-    told = (tag("div", tag("b", value), tag("span", name), class_="tile") for value, name in figures)
-    return tag("div", *told, class_="tiles")
+    """The figures at the top of the page, each with its name."""
+    boxes = (tag("div", tag("b", value), tag("span", name), class_="tile") for value, name in figures)
+    return tag("div", *boxes, class_="tiles")
 
 
 def listed(notes: Sequence[str]) -> Html:
-    """Remarks below each other; nothing for none."""
+    """The notes as a list; empty markup if there are none."""
     return tag("ul", *(tag("li", note) for note in notes), class_="notes") if notes else Html("")
 
 
 def document(title: str, parts: Sequence[Html], data: Any, script_file: str) -> str:
-    """The whole page; `data` is what the script, a file beside this one, works with."""
+    """The whole page; `data` is for the script, a file beside this module."""
     style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", script_file))
     return "\n".join(
         [
@@ -124,9 +126,9 @@ def document(title: str, parts: Sequence[Html], data: Any, script_file: str) -> 
 
 
 def choose_file(folder: Path, out: Path | None) -> Path:
-    """Where the page of `folder` goes: `out`, or page.html in it.
+    """The file of the page of `folder`: `out`, or page.html in the folder.
 
-    Raises: ValueError where `out` is a folder, no .html file, or where nothing can be written.
+    Raises: ValueError if `out` is a folder, is no .html file, or cannot be written.
     """
     out = folder / PAGE_FILE if out is None else out
     if out.is_dir():
@@ -138,6 +140,6 @@ def choose_file(folder: Path, out: Path | None) -> Path:
 
 
 def write_page(page: str, out: Path) -> None:
-    """Write UTF-8, whole or not at all; half a surrogate pair, of a broken file, becomes a question mark."""
+    """Write the page as UTF-8, whole or not at all; a lone surrogate of a broken file becomes "?"."""
     with whole_file(out) as part:
         part.write_bytes(page.encode("utf-8", "replace"))

@@ -1,4 +1,4 @@
-"""The model card of a checkpoint or a merged model, filled from its own record and result.json files."""
+"""The model card of a checkpoint or a merged model, from its record and from result.json files."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -43,9 +43,9 @@ def model_card(
 
     Args:
         repo_id: owner/name.
-        run: run.json of a checkpoint, or merged.json of a merged model; `moss` says what the model has.
-        merged: a full model, not an adapter on its base.
-        licence: the hub's id of a licence.
+        run: run.json of a checkpoint or merged.json of a merged model; `moss` has MOSS's sizes, None without.
+        merged: whether this is a full model and not an adapter.
+        licence: the hub's id of the licence.
         results: result.json files of `eval/`.
     """
     base, moss = run["base_model"], run.get("moss")
@@ -84,7 +84,7 @@ def model_card(
 
 
 def merged_readme(name: str, run: Mapping[str, Any]) -> str:
-    """README.md of a merged folder called `name`: transformers' own error would send its reader elsewhere."""
+    """README.md of a merged folder called `name`, because transformers' own error would mislead."""
     has_moss = run.get("moss") is not None
     needs = "moss_vllm, which has the class of the model" if has_moss else "transformers alone"
     return (
@@ -113,8 +113,8 @@ def read_result(file: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """A result.json of the model whose record is `run`.
 
     Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it cannot be read, or is of another model.
+        FileNotFoundError: there is no such file.
+        ValueError: the file cannot be read, or is of another model.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file}: is not a file; give the result.json of an evaluation")
@@ -123,14 +123,14 @@ def read_result(file: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     if missing := [name for name in needed if name not in result]:
         raise ValueError(f"{file}: has no {', '.join(missing)}; give a result.json of eval/*.py")
     _check_result(file, result)
-    known, this = ({**one, "base_model": None} for one in (result["run"], run))  # it may have moved
-    if known != this:
+    theirs, ours = ({**one, "base_model": None} for one in (result["run"], run))  # the base may have moved
+    if theirs != ours:
         raise ValueError(f"{file}: is of another model than this one; evaluate this one, or leave it out")
     return result
 
 
 def _check_result(file: Path, result: Mapping[str, Any]) -> None:
-    """ValueError unless the parts of which the card makes tables are what `Result.save` writes."""
+    """ValueError unless the entries that the card needs have the types that `Result.save` writes."""
     kinds: dict[str, Any] = {"benchmark": str, "protocol": dict, "run": dict, "asked": int, "questions": int}
     kinds |= {"accuracy_percent": dict, "chance_percent": dict, "notes": list, "counts": dict}
     kinds |= {"interval_95_percent": dict, "failed": dict}
@@ -153,8 +153,8 @@ def _check_result(file: Path, result: Mapping[str, Any]) -> None:
         ]
         wrong += [name for name in ("asked", "questions") if result[name] < 0]
     if wrong:
-        told = ", ".join(shorten(name, quoted=False) for name in dict.fromkeys(wrong))
-        raise ValueError(f"{file}: its {told} is not what an evaluation writes; evaluate again")
+        names = ", ".join(shorten(name, quoted=False) for name in dict.fromkeys(wrong))
+        raise ValueError(f"{file}: its {names} is not what an evaluation writes; evaluate again")
 
 
 def _front_matter(
@@ -168,7 +168,7 @@ def _front_matter(
     has_moss, on_hub = run.get("moss") is not None, is_hub_id(run["base_model"])
     return ModelCardData(
         license=licence,
-        # Of an adapter the hub would show peft's own way to open it, which a MOSS refuses.
+        # Under "peft" the hub would show peft's code to open an adapter, which does not work with MOSS.
         library_name="transformers" if merged and not has_moss else "moss_vllm",
         base_model=run["base_model"] if on_hub else None,
         base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
@@ -180,14 +180,14 @@ def _front_matter(
 
 
 def _entries(result: Mapping[str, Any]) -> list[EvalResult]:
-    """A score as the hub lists it: under the benchmark's name only if its own questions were all asked."""
-    benchmark, told = result["benchmark"], _unlike(result)
+    """The scores as the hub lists them, under the benchmark's name only if all its questions were asked."""
+    benchmark, difference = result["benchmark"], _difference(result)
     protocol = str(result["protocol"].get("name", ""))
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type="other" if told else HUB_DATA.get(benchmark, "other"),
-            dataset_name=f"{benchmark}'s format ({told})" if told else benchmark,
+            dataset_type="other" if difference else HUB_DATA.get(benchmark, "other"),
+            dataset_name=f"{benchmark}'s format ({difference})" if difference else benchmark,
             metric_type="accuracy",
             metric_value=round(value, 2),
             metric_name=f"accuracy (%), {task}, protocol {protocol}",
@@ -196,8 +196,8 @@ def _entries(result: Mapping[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _unlike(result: Mapping[str, Any]) -> str:
-    """Why the questions are not the benchmark's; nothing where they are."""
+def _difference(result: Mapping[str, Any]) -> str:
+    """How the questions differ from the benchmark's; empty if they do not."""
     official, asked = OFFICIAL_COUNTS.get(result["benchmark"]), f"{result['asked']:,} questions"
     counts = result.get("counts", {}).get("total", {})
     if any("not comparable" in note for note in result.get("notes", ())):
@@ -229,18 +229,18 @@ def _how_to_load(repo_id: str, run: Mapping[str, Any], *, merged: bool) -> str:
 
 def _training(run: Mapping[str, Any]) -> str:
     settings = run.get("settings", {})
-    known = {name: run[name] for name in ("step", "processes", "seed") if name in run}
+    counts = {name: run[name] for name in ("step", "processes", "seed") if name in run}
     parts = []
     if "command" in run:
         parts.append(_code(str(run["command"]), "bash"))
     if "data" in settings:
-        told = (
+        source = (
             _code(str(settings["data"]))
             if settings["data"]
             else "the motion world, generated clips of moss_vllm"
         )
-        parts.append(f"Data: {told}.")
-    if table := {**known, **settings}:
+        parts.append(f"Data: {source}.")
+    if table := {**counts, **settings}:
         parts.append(_table(table))
     return "\n\n".join(parts) or "Not recorded."
 
@@ -258,8 +258,8 @@ def _score(result: Mapping[str, Any]) -> str:
     notes = list(result.get("notes", ()))
     if failed := result.get("failed"):
         notes.append(f"{len(failed)} videos missing or unreadable: their questions count as wrong")
-    if (told := _unlike(result)) and not any("not comparable" in note for note in notes):
-        notes.append(told)
+    if (difference := _difference(result)) and not any("not comparable" in note for note in notes):
+        notes.append(difference)
     protocol = ", ".join(f"{name}={value}" for name, value in result["protocol"].items())
     partial = "" if result["asked"] == result["questions"] else f" **Partial: of {result['questions']:,}.**"
     asked = f"{_cell(result['benchmark'])}, {result['asked']:,} questions.{partial}"
@@ -276,17 +276,16 @@ def _table(values: Mapping[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     text = " ".join(str(value).split())
-    return (
-        text if re.fullmatch(r"[\d\s,.\[\]-]+", text) else in_markdown(text)
-    )  # a list of numbers marks nothing
+    numbers_alone = re.fullmatch(r"[\d\s,.\[\]-]+", text)  # needs no escaping, and reads better without
+    return text if numbers_alone else in_markdown(text)
 
 
 def _code(text: str, kind: str = "") -> str:
-    """The text between as many backticks as it needs; with `kind` a block of its own."""
+    """The text as code, between enough backticks; with `kind` as a block in that language."""
     text = plain(text)
     ticks = max(map(len, re.findall("`+", text)), default=0) + 1
     if kind:
         fence = "`" * max(3, ticks)
         return f"{fence}{kind}\n{text}\n{fence}"
-    room = " " * ("`" in text)
-    return f"{'`' * ticks}{room}{text}{room}{'`' * ticks}"
+    space = " " * ("`" in text)
+    return f"{'`' * ticks}{space}{text}{space}{'`' * ticks}"

@@ -27,7 +27,7 @@ def in_picture(text: str) -> str:
 def plot_losses(
     curves: Mapping[str, Sequence[tuple[int, float]]], path: str | Path, *, title: str = ""
 ) -> None:
-    """Draw each curve of (step, loss) faintly and its running mean on top, as a PNG of 1200 x 675 pixels.
+    """Draw curves of (step, loss) faintly with their running means on top, as a PNG of 1200 x 675 pixels.
 
     Raises: ValueError for no curve, an empty one, or a loss that is not finite.
     """
@@ -41,14 +41,14 @@ def plot_losses(
         if not all(map(math.isfinite, losses)):
             raise ValueError(f"curve {name!r} has a loss that is not finite; look at the run first")
         axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, running_mean(losses), color=colour, linewidth=2, label=in_picture(name))
+        axes.plot(steps, centred_mean(losses), color=colour, linewidth=2, label=in_picture(name))
     axes.set(xlabel="step", ylabel="training loss", title=in_picture(title))
     axes.legend(frameon=False)
     _save(figure, path)
 
 
-def running_mean(values: Sequence[float]) -> list[float]:
-    """The mean over a window of a twentieth of the values around each, narrower at the ends."""
+def centred_mean(values: Sequence[float]) -> list[float]:
+    """The mean over a twentieth of the values, centred on each; the window is narrower at the ends."""
     half = len(values) // 40
     reach = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
     return [statistics.fmean(values[i - r : i + r + 1]) for i, r in enumerate(reach)]
@@ -106,7 +106,7 @@ def _figure(width: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    """A Figure made without pyplot renders with Agg, whatever backend the caller has chosen."""
+    """Save with Agg, as a Figure made without pyplot does, whatever backend the caller has chosen."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)

@@ -1,4 +1,4 @@
-"""What a training run's folder holds, while it runs or after it was killed: nothing is skipped unsaid."""
+"""Reads a training run's folder, also of a run under way or killed, and names what cannot be read."""
 
 import json
 import re
@@ -8,33 +8,42 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.report.html import count
+from moss_vllm.report.html import counted
 from moss_vllm.runtime.files import tell_existing
 from moss_vllm.runtime.line_store import ANSWERS
 from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE, latest_checkpoint
 
 TRAIN, EVALS, REJECTED = "train.jsonl", "evals.jsonl", "rejected.jsonl"
-MADE_BY = {  # what it means that a file is not there
+TEST_RESULT = "test/result.json"  # of a classifier's test after training
+MISSING = {  # what a missing file means
     SETTINGS_FILE: "the settings, the number of steps and what trains are not known",
     TRAIN: "no step was logged",
     EVALS: "no question was asked in training (--eval-data asks some)",
     REJECTED: "which rows were rejected before the first step is not known",
 }
-MOST_STEP = 2**53  # what the page's script counts exactly
-NAMED = 10  # unreadable lines of a file that are named; all are counted
+MISSING_OF_CLASSIFIER = {
+    **{name: MISSING[name] for name in (SETTINGS_FILE, TRAIN)},
+    EVALS: "no test was finished in training (--eval-every sets how often)",
+}
+MOST_STEP = 2**53  # the page's script counts exactly up to here
+LINES_NAMED = 10  # unreadable lines of a file that are named; all are counted
 
 
 @dataclass
-class Run:
-    """A run's files; `faults` says what could not be read, `absent` what is not there."""
+class RunFiles:
+    """A run's files. `faults` names what could not be read, `absent` the files that are missing.
+
+    `evals` maps a benchmark (None for a classifier's tests) to the line of each step.
+    """
 
     folder: Path
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
-    evals: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)  # by benchmark and step
+    evals: dict[str | None, dict[int, dict[str, Any]]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     not_finite: list[dict[str, Any]] = field(default_factory=list)
     finished: str | None = None
+    result: dict[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     written: datetime | None = None
     faults: list[str] = field(default_factory=list)
@@ -42,61 +51,77 @@ class Run:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The recipe's settings; empty where they are not known."""
-        found = self.report.get("settings")
-        return found if isinstance(found, dict) else {}
+        """The recipe's settings; empty if settings.json has none."""
+        settings = self.report.get("settings")
+        return settings if isinstance(settings, dict) else {}
+
+    @property
+    def unit(self) -> str:
+        """What a step counts beside clips: "frames" for a classifier, "tokens" for a video LLM."""
+        line = next(iter(self.steps.values()), {})
+        return "frames" if "frames" in line or "views" in self.report else "tokens"
 
     @property
     def last_step(self) -> int:
-        """The last step that was logged, 0 before the first."""
+        """The last logged step, 0 before the first."""
         return max(self.steps, default=0)
 
     @property
     def planned(self) -> int | None:
-        """How many steps the run is to do."""
+        """The number of steps that the run was started for.
+
+        A classifier's settings may leave it open; then the start report has it.
+        """
         steps = self.settings.get("steps")
+        steps = self.report.get("steps") if steps is None else steps
         return steps if isinstance(steps, int) else None
 
     def stopped_at(self) -> dict[str, Any] | None:
-        """The loss or gradient that is not finite and ended the run; None if it went on from a checkpoint."""
+        """The record of the non-finite loss or gradient that ended the run; None if it was resumed since."""
         if self.finished:
             return None
-        return next((one for one in self.not_finite if one["step"] == self.last_step + 1), None)
+        return next((record for record in self.not_finite if record["step"] == self.last_step + 1), None)
 
 
-def read_run(folder: Path) -> Run:
-    """Everything in the folder of a run of `recipes/favor_lora.py` but its weights.
+def read_run_files(folder: Path) -> RunFiles:
+    """Everything but the weights in the folder of a run of a script in recipes/.
 
-    Raises: FileNotFoundError for a folder that holds none of a run's files, nor answers.
+    Raises: FileNotFoundError for a folder that holds neither a run's files nor answers.
     """
-    if not any((folder / name).is_file() for name in MADE_BY):
+    if not any((folder / name).is_file() for name in MISSING):
         raise FileNotFoundError(_no_run(folder))
-    run = Run(folder, checkpoint=latest_checkpoint(folder))
-    run.absent = [
-        f"{name} is not there: {why}" for name, why in MADE_BY.items() if not (folder / name).is_file()
-    ]
+    run = RunFiles(folder, checkpoint=latest_checkpoint(folder))
     for line in _read_lines(folder / TRAIN, run.faults, needs_step=True):
         run.steps[line["step"]] = line
     for line in _read_lines(folder / EVALS, run.faults, needs_step=True):
-        run.evals.setdefault(str(line.get("benchmark")), {})[line["step"]] = line
+        benchmark = line.get("benchmark")
+        run.evals.setdefault(None if benchmark is None else str(benchmark), {})[line["step"]] = line
     run.steps = dict(sorted(run.steps.items()))
     run.evals = {name: dict(sorted(lines.items())) for name, lines in run.evals.items()}
-    if (folder / SETTINGS_FILE).is_file():
-        run.report = _read_object(folder / SETTINGS_FILE, run.faults) or {}
+    run.report = _read_object(folder / SETTINGS_FILE, run.faults)
+    run.result = _read_object(folder / TEST_RESULT, run.faults)
     run.rejected = _read_lines(folder / REJECTED, run.faults)
     for file in sorted(folder.glob("rejected-*.jsonl")):
         run.rejected += [{**row, "kind": "while training"} for row in _read_lines(file, run.faults)]
     for file in sorted(folder.glob("not-finite-step-*.json")):
-        found = _read_object(file, run.faults)
+        record = _read_object(file, run.faults)
         step = re.match(r"not-finite-step-(\d{1,15})", file.name)
-        if found is not None and step:
-            run.not_finite.append({**found, "step": int(step[1]), "file": file.name})
+        if record and step:
+            run.not_finite.append({**record, "step": int(step[1]), "file": file.name})
     if (folder / FINISHED_FILE).is_file():
         run.finished = (folder / FINISHED_FILE).read_text(errors="replace").strip() or "no checkpoint"
     if (folder / TRAIN).is_file():
         run.written = datetime.fromtimestamp((folder / TRAIN).stat().st_mtime, timezone.utc)
-    if missing := run.last_step - sum(step > 0 for step in run.steps):
-        run.faults.append(f"{TRAIN}: {count(missing, 'step')} before step {run.last_step:,} without a line")
+    if unlogged := run.last_step - sum(step > 0 for step in run.steps):
+        run.faults.append(
+            f"{TRAIN}: {counted(unlogged, 'step')} before step {run.last_step:,} without a line"
+        )
+    missing = MISSING if run.unit == "tokens" else MISSING_OF_CLASSIFIER
+    run.absent = [
+        f"{name} is not there: {meaning}"
+        for name, meaning in missing.items()
+        if not (folder / name).is_file()
+    ]
     return run
 
 
@@ -105,19 +130,18 @@ def _no_run(folder: Path) -> str:
         what = "a file" if folder.exists() else "not there"
         return f"{folder} is {what}; give the folder of a run or of an evaluation" + tell_existing(TRAIN)
     holder = folder.absolute().parent
-    if latest_checkpoint(holder) and any((holder / name).is_file() for name in MADE_BY):
+    if latest_checkpoint(holder) and any((holder / name).is_file() for name in MISSING):
         return f"{folder} is a checkpoint of a run; give the run's folder, {folder.parent}"
     if folder.name == ANSWERS and any(folder.glob("*.jsonl")):
         return f"{folder} is a part of an evaluation; give its folder, {folder.parent}"
     return (
-        f"{folder} is no folder of a run, for it holds none of {', '.join(MADE_BY)}, nor of an "
-        f"evaluation, for it holds no {ANSWERS}/*.jsonl; give what was --out of recipes/favor_lora.py or of "
-        "a script in eval/"
+        f"{folder} is neither the folder of a run (it has no {', '.join(MISSING)}) nor of an evaluation (it "
+        f"has no {ANSWERS}/*.jsonl); give the --out of a script in recipes/ or eval/"
     )
 
 
 def _read_lines(file: Path, faults: list[str], *, needs_step: bool = False) -> list[dict[str, Any]]:
-    """The objects of a jsonl file; a line that holds none is counted and named in `faults`."""
+    """The objects of a jsonl file; lines that hold no object are counted and named in `faults`."""
     if not file.is_file():
         return []
     texts = file.read_bytes().split(b"\n")
@@ -143,23 +167,26 @@ def _read_lines(file: Path, faults: list[str], *, needs_step: bool = False) -> l
             continue
         lines.append(line)
     if bad:
-        more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-        named = ", ".join(f"{number:,}" for number in bad[:NAMED]) + more
-        faults.append(f"{file.name}: {count(len(bad), 'line')} cannot be read: {named}")
+        more = f" and {len(bad) - LINES_NAMED:,} more" if len(bad) > LINES_NAMED else ""
+        named = ", ".join(f"{number:,}" for number in bad[:LINES_NAMED]) + more
+        faults.append(f"{file.name}: {counted(len(bad), 'line')} cannot be read: {named}")
     if needs_step:
-        seen = {(line["step"], str(line.get("benchmark"))) for line in lines}
-        if again := len(lines) - len(seen):
-            faults.append(f"{file.name}: {count(again, 'step')} logged twice; the later line is shown")
+        places = {(line["step"], str(line.get("benchmark"))) for line in lines}
+        if repeated := len(lines) - len(places):
+            faults.append(f"{file.name}: {counted(repeated, 'step')} logged twice; the later line is shown")
     return lines
 
 
-def _read_object(file: Path, faults: list[str]) -> dict[str, Any] | None:
+def _read_object(file: Path, faults: list[str]) -> dict[str, Any]:
+    """The object in a json file; empty for a missing file, or one that `faults` names from now on."""
+    if not file.is_file():
+        return {}
     try:
-        found = json.loads(file.read_bytes())
+        value = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
         faults.append(f"{file.name} cannot be read as JSON: {error}")
-        return None
-    if not isinstance(found, dict):
-        faults.append(f"{file.name} holds a {type(found).__name__}, not names with values")
-        return None
-    return found
+        return {}
+    if not isinstance(value, dict):
+        faults.append(f"{file.name} holds a {type(value).__name__}, not names with values")
+        return {}
+    return value

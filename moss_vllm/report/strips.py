@@ -1,4 +1,4 @@
-"""Frames of videos for a page, small, as JPEG in text: the videos of wrong answers first, over all tasks."""
+"""Small frames of videos for a page, as JPEG in base64: videos of wrong answers first, the tasks in turn."""
 
 import base64
 import io
@@ -17,13 +17,13 @@ from moss_vllm.video.clip import Clip, Sampling, read_clip
 MOST_FRAMES = 8
 SHORT_SIDE_PX = 112
 QUALITY = 60
-MOST_VIDEOS, MOST_BYTES = 200, 10_000_000  # where no number of videos is asked for
+MOST_VIDEOS, MOST_BYTES = 200, 10_000_000  # without --strips
 # {"times": seconds, "frames": JPEGs as base64, "size": [width, height]}, or {"failed": reason}
 Strip = dict[str, Any]
 
 
 def choose_videos(asked: Sequence[Asked]) -> list[str]:
-    """Videos of answers that are not right before the others; of each, the tasks take turns."""
+    """Videos with an answer that is not right before the others; within both, the tasks take turns."""
     chosen: dict[str, None] = {}
     for right in (False, True):
         of_tasks: dict[str, dict[str, None]] = {}
@@ -41,7 +41,7 @@ def read_strips(
     most_bytes: int | None = None,
     read: Callable[..., Clip] = read_clip,
 ) -> dict[str, Strip]:
-    """A strip of each video, in order, as long as all fit in `most_bytes`."""
+    """A strip of each video, in order, until `most_bytes` are full."""
     strips: dict[str, Strip] = {}
     used = 0
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "strip")
@@ -59,10 +59,10 @@ def read_strips(
 
 def _read_strip(path: str, sample_fps: float, read: Callable[..., Clip]) -> Strip:
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        return {"failed": f"{path} is a pipe or a device, no video"}  # to open one may wait for ever
+        return {"failed": f"{path} is a pipe or a device, no video"}  # opening one may block for ever
     try:
         clip = read(path, sampling=Sampling(sample_fps, SHORT_SIDE_PX, MOST_FRAMES))
-    except Exception as error:  # a page of thousands of answers is worth more than one video; it is named
+    except Exception as error:  # one bad video must not cost the page; the page names it
         return {"failed": str(error) or type(error).__name__}
     height, width = clip.frames.shape[1:3]
     times = [round(float(time), 2) for time in clip.frame_times_s]

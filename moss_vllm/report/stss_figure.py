@@ -1,4 +1,4 @@
-"""The figure of self-similarity: which rows and columns it has, and how each is drawn."""
+"""The figure of self-similarity: its rows and columns, and how each is drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from moss_vllm.report.plots import DOTS_PER_INCH
 from moss_vllm.report.stss_maps import OrderView, Query, QueryMap, query_map
 from moss_vllm.video.clip import Clip
 
 REGION_COLOUR = "#2ecc40"
-DOTS_PER_INCH = 150
 WIDTH_IN = 1600 / DOTS_PER_INCH
 LEFT_IN, RIGHT_IN, TOP_IN, GAP_IN, GROUP_IN = 1.1, 0.6, 0.68, 0.05, 0.14
 
@@ -31,8 +31,8 @@ class Marked(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
-    """A line of the figure: a map per column on one scale; None where the column is outside the clip."""
+class MapRow:
+    """A row of the figure: a map per column on one scale; None for a column outside the clip."""
 
     label: str
     note: str
@@ -44,9 +44,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Sheet:
-    """All that is drawn: a column per frame of the window, and under the frames groups of rows.
+    """The content of the figure: a column per frame of the window, and groups of rows below the frames.
 
-    Outside the clip a column has no picture. groups: a row per order for each query and for the strength.
+    A column outside the clip has no picture. groups: for each query and for the strength, a row per order.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Sheet:
     grid: tuple[int, int]
     marked: list[Marked]
     regions: list[QueryMap]
-    groups: list[list[Row]]
+    groups: list[list[MapRow]]
 
 
 def lay_out(
@@ -70,9 +70,9 @@ def lay_out(
     """Choose rows, columns and scales.
 
     Args:
-        clip: what the views, one or more orders of one window, were computed from.
-        strength: what the views' strength is, in a few words; None leaves its rows and the times out.
-        scale: of the similarities; None: for each order, from what is shown beside the queries' own frame.
+        clip: the clip from which the views were computed, one or more orders of one window.
+        strength: a few words for the views' strength; None leaves its rows and the times out.
+        scale: of the similarities; None computes one per order, without the queries' own frame.
 
     Raises: ValueError for a query outside the grid, or queries of several frames.
     """
@@ -88,7 +88,7 @@ def lay_out(
         raise ValueError(f"the queries of a figure share their frame, got t = {[t, *others]}; draw one each")
     offsets = range(-(length // 2), length // 2 + 1)
     shown = [t + offset if 0 <= t + offset < frames else None for offset in offsets]
-    groups: list[list[Row]] = [[] for _ in range(len(marked) + bool(strength))]
+    groups: list[list[MapRow]] = [[] for _ in range(len(marked) + bool(strength))]
     for view in views:
         label = f"order {view.order}"
         places = list(zip(shown, offsets, strict=True))
@@ -98,10 +98,10 @@ def lay_out(
         ]
         beside = [m for line in maps for m, offset in zip(line, offsets, strict=True) if offset]
         for one, line, group in zip(marked, maps, groups, strict=False):
-            group.append(Row(label, one.name, one.colour, line, scale or _limits(beside, 0.01), "magma"))
+            group.append(MapRow(label, one.name, one.colour, line, scale or _limits(beside, 0.01), "magma"))
         if strength:
             whole = [None if at is None else QueryMap(view.strength[at].float().numpy()) for at in shown]
-            groups[-1].append(Row(label, strength, "black", whole, _limits(whole, 0.0), "viridis"))
+            groups[-1].append(MapRow(label, strength, "black", whole, _limits(whole, 0.0), "viridis"))
     titles = [f"$l$ = {offset:+d}" if offset else "$l$ = 0" for offset in offsets]
     if strength:
         times = ["" if at is None else f"   {clip.frame_times_s[at]:.2f} s" for at in shown]
@@ -112,7 +112,7 @@ def lay_out(
 
 
 def _limits(maps: Sequence[QueryMap | None], lowest: float) -> tuple[float, float]:
-    """From the quantile `lowest` to the highest but 0.5 %."""
+    """From the quantile `lowest` to the quantile 0.995."""
     values = [m.values.ravel() for m in maps if m is not None]
     low, high = np.quantile(np.concatenate(values), (lowest, 0.995)) if values else (0.0, 1.0)
     return float(low), float(max(high, low + 1e-6))
@@ -145,7 +145,7 @@ def draw_sheet(sheet: Sheet) -> Figure:
 
 
 def draw_column(sheet: Sheet, column: int) -> NDArray[np.uint8]:
-    """One column as a picture of its own: a line per query, and one for the strength."""
+    """One column as a picture: a line per query, and one for the strength."""
     across, wide = 1 + len(sheet.groups[0]), 2.0
     high = wide * sheet.grid[0] / sheet.grid[1]
     step = high + 0.42
@@ -169,13 +169,13 @@ def draw_column(sheet: Sheet, column: int) -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def _draw_bar(axes: Axes, row: Row, orientation: str) -> None:
+def _draw_bar(axes: Axes, row: MapRow, orientation: str) -> None:
     """The scale of a row."""
     colours = ScalarMappable(Normalize(*row.scale), row.colour_map)
     how: dict[str, Any] = {"ticks": row.scale, "format": "%.2f", "extend": "max"}
     bar = axes.figure.colorbar(colours, cax=axes, orientation=orientation, **how)
     bar.ax.tick_params(labelsize=7, length=2, pad=2)
-    if orientation == "horizontal":  # neighbours' numbers would meet
+    if orientation == "horizontal":  # centred numbers of neighbouring bars would overlap
         for label, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
             label.set(ha=side)
     bar.outline.set_linewidth(0.4)
@@ -208,7 +208,7 @@ def _draw_frame(axes: Axes, sheet: Sheet, column: int) -> None:
                 axes.add_patch(Rectangle((one.query.x, one.query.y), 1, 1, color=colour, lw=width, **how))
 
 
-def _draw_map(axes: Axes, sheet: Sheet, row: Row, column: int) -> None:
+def _draw_map(axes: Axes, sheet: Sheet, row: MapRow, column: int) -> None:
     """A map at its place over the darkened frame."""
     found = row.maps[column]
     if not _on_grid(axes, sheet, column, brightness=0.5) or found is None:
@@ -220,7 +220,7 @@ def _draw_map(axes: Axes, sheet: Sheet, row: Row, column: int) -> None:
 
 
 def _on_grid(axes: Axes, sheet: Sheet, column: int, *, brightness: float) -> bool:
-    """A panel with the column's frame, grey if darkened; False, and said there, where that is no frame."""
+    """Draw the column's frame, grey if darkened; for a column outside the clip write so, and return False."""
     picture, (height, width) = sheet.pictures[column], sheet.grid
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), facecolor="#eeeeee")
     axes.spines[:].set_visible(False)

@@ -1,12 +1,13 @@
 """Self-similarity as seen from one position, order by order, and the toy clip of Figs. 3 and 7.
 
-Without weights, g is flattening over (L, U, V), as in those figures; a trained MOSS has its own.
+Without weights, g is flattening over (L, U, V), as in those figures; a trained MOSS has a learned g.
 
-What the toy clip's numbers say (`toy_similarity`; the tests hold them): order 1 lights up both cubes alike;
-order 2 the query's own set, three times as much as the twin cube and its set; order 3 both sets, the other
-at 0.7 to 0.9 of the query's own. It holds wherever the objects are. Over a static textured wall, features
-less their mean, order 2 holds and order 3 lights up the wall too; over a white wall, with plain pixels, both
-fail: to the cosine all is alike. Objects slower than half their size per frame are told apart less well.
+The toy clip's numbers (`toy_similarity`, and the tests): order 1 lights up both cubes alike; order 2 the
+query's own set, three times as much as the twin cube and its set; order 3 both sets, the other one at 0.7 to
+0.9 of the query's own. The objects' places do not matter. Over a static textured wall, with features less
+their mean, order 2 shows the same, while order 3 lights up the wall too. Over a white wall, with plain
+pixels, both fail, because all looks alike to the cosine. Objects that move less than half their size per
+frame are told apart less well.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,10 +25,10 @@ from moss_vllm.core.stss import Window, check_window, stss
 from moss_vllm.data.world.drawing import shape_distance
 from moss_vllm.video.clip import Clip
 
-Array = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating[Any]]
 
 TOY_GRID, TOY_FRAMES, TOY_CELL_PX = (20, 24), 7, 16
-TOY_WINDOW: Window = (5, 39, 47)  # from any position of the grid to any other
+TOY_WINDOW: Window = (5, 39, 47)  # reaches from any position of the grid to any other
 TOY_RADIUS_CELLS = 1.5
 # Shape, y and x in the middle frame, cells down and right per frame; half numbers are centres of cells.
 TOY_OBJECTS = (
@@ -38,12 +39,12 @@ TOY_OBJECTS = (
     ("heart", 9.5, 22.5, 2, 0),
     ("cube", 12.5, 18.5, 2, 0),
 )
-STILL_LEVELS = 1.0  # of 255, root mean square over a cell: less is the video's compression
+STILL_LEVELS = 1.0  # of 255, root mean square over a cell; smaller changes come from compression
 TOY_COLOURS = {"circle": (20, 30, 255), "heart": (255, 25, 25), "cube": (0, 200, 0)}
 
 
 class Query(NamedTuple):
-    """A position that is compared with its neighbours, in frames and grid cells."""
+    """The position whose similarity to its neighbours is shown, in frames and grid cells."""
 
     t: int
     y: int
@@ -54,8 +55,8 @@ class Query(NamedTuple):
 class OrderView:
     """One order of one clip.
 
-    Shape: similarity (T, H, W, L, U, V), 0 outside the clip and the frame; strength (T, H, W), how much there
-    is to see at a position: the L2 norm of a learned M^(n); without weights, how much its map changes.
+    Shape: similarity (T, H, W, L, U, V), 0 outside the clip and the frame; strength (T, H, W), the L2 norm of
+    a learned M^(n) at each position or, without weights, how much the position's map changes.
     """
 
     order: int
@@ -67,8 +68,8 @@ class OrderView:
 class ToyClip:
     """Two sets of three objects on black, one moving sideways, the other down.
 
-    Shape: cells int (T, H, W): 0 where no object is, 1 to 3 for circle, heart and cube of the first set, 4 to
-    6 of the second, -1 at their rims. queries: the two cubes in the middle frame.
+    Shape: cells int (T, H, W): 0 for background, 1 to 3 for circle, heart and cube of the first set, 4 to 6
+    for those of the second, -1 at their rims. queries: the two cubes in the middle frame.
     """
 
     clip: Clip
@@ -96,8 +97,8 @@ def toy_clip() -> ToyClip:
     return ToyClip(clip, cells, dict(zip(("brown", "yellow"), cubes, strict=True)))
 
 
-def _toy_object(name: str, u: Array, v: Array) -> tuple[NDArray[np.bool_], Array]:
-    """Where the object is, and how bright; the cube shows three faces."""
+def _toy_object(name: str, u: FloatArray, v: FloatArray) -> tuple[NDArray[np.bool_], FloatArray]:
+    """The object's mask and brightness; the cube shows three faces."""
     if name != "cube":
         inside = shape_distance(name, u, v) < 0
         return inside, np.ones(inside.shape, np.float32)
@@ -136,13 +137,13 @@ def patch_pixels(frames: NDArray[np.uint8], patch_px: int) -> Tensor:
 def flattened_orders(features: Tensor, window: Window, orders: Iterable[int]) -> list[OrderView]:
     """Eq. 3 with g = flattening over (L, U, V): order n + 1 compares the whole maps of order n.
 
-    The strength is the standard deviation of a map's entries over the time offset l, root mean square over
-    the map: 0 where nothing moves in the window. The map's norm is largest where all is alike.
+    The strength is the standard deviation of a map's entries over the time offset l, as a root mean square
+    over the map: 0 where nothing moves in the window. The map's norm is largest where all looks alike.
 
     Shape:
         features: (1, T, H, W, C).
 
-    Raises: ValueError for a window that is more than `largest_window`.
+    Raises: ValueError for a window larger than `largest_window`.
     """
     window = check_window(window)
     useful = largest_window(features)
@@ -166,7 +167,7 @@ def flattened_orders(features: Tensor, window: Window, orders: Iterable[int]) ->
 
 
 def largest_window(features: Tensor) -> Window:
-    """From any position of the clip to any other.
+    """The window that reaches from any position of the clip to any other.
 
     Shape:
         features: (1, T, H, W, C).
@@ -176,9 +177,9 @@ def largest_window(features: Tensor) -> Window:
 
 
 def learned_orders(maps: Sequence[OrderMaps], orders: Iterable[int] | None) -> list[OrderView]:
-    """What a trained MOSS compares and says; the strength is the L2 norm of M^(n). None: all its orders.
+    """A trained MOSS's orders, all of them for None; the strength is the L2 norm of M^(n).
 
-    Raises: ValueError for an order it does not have.
+    Raises: ValueError for an order that this MOSS does not have.
     """
     views = {m.order: OrderView(m.order, m.similarity[0], m.motion[0].norm(dim=-1)) for m in maps}
     if missing := set(orders or ()) - set(views):
@@ -189,13 +190,13 @@ def learned_orders(maps: Sequence[OrderMaps], orders: Iterable[int] | None) -> l
 class QueryMap(NamedTuple):
     """The part of a U x V map that lies in the frame, and the grid cell of its first entry."""
 
-    values: Array
+    values: FloatArray
     top: int = 0
     left: int = 0
 
 
 def query_map(similarity: Tensor, query: Query, offset: int) -> QueryMap:
-    """Similarity of the query to its window `offset` frames later.
+    """Similarity of the query to the part of its window `offset` frames later.
 
     Shape:
         similarity: (T, H, W, L, U, V).
@@ -212,8 +213,9 @@ def query_map(similarity: Tensor, query: Query, offset: int) -> QueryMap:
 def pick_query(clip: Clip, grid: tuple[int, int], length: int) -> Query:
     """The cell whose pixels differ most from both the previous and the next frame.
 
-    The smaller of the two distances counts: background that something has just left, or is about to cover,
-    has one only. Frames whose window of `length` frames leaves the clip are taken only where all do.
+    The smaller of the two distances counts, because background that an object has just left or is about to
+    cover differs from one of them only. Frames whose window of `length` frames reaches outside the clip are
+    taken only if those of all frames do.
 
     Raises: ValueError for a clip of one frame, or one in which nothing moves.
     """

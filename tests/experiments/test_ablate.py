@@ -1,4 +1,4 @@
-"""Owns: the paper's tables as data, and experiments/ablate.py: what it runs, repeats, refuses and adds up."""
+"""Owns: what experiments/ablate.py runs, repeats, refuses and adds up."""
 
 import csv
 import json
@@ -7,113 +7,22 @@ import subprocess
 import sys
 
 import ablate
+import ablation_plan
 import ablation_results
-import paper_tables
 import pytest
-import torch
-import yaml
 
 from moss_vllm.data.world.actions import CLASSES, GROUPS, MiniSize, ensure_mini_actions
-from moss_vllm.recognition.build import build_classifier
 from moss_vllm.runtime.tables import Table
 
 LATER = ["--resume", "auto", "--out"]
-
-
-# ---- the tables as data
-
-
-PRINTED = {  # FLOPs, TP, Mem, SSV1, D48, as in the paper
-    ("4a", "none"): ("148.4 4.5 8.0", 56.9, 85.0),
-    ("4a", "n=4"): ("154.4 6.6 11.5", 57.9, 85.4),
-    ("4b", "n=1,2,3"): ("152.9 6.1 10.7", 59.3, 87.6),
-    ("4c", "conv"): ("- - -", 59.2, 86.6),
-    ("4d", "+ Fact Attn."): ("151.2 5.8 11.0", 59.2, 86.4),
-    ("10a", "L=7, 5"): ("152.0 5.7 10.5", 59.9, 87.8),
-    ("10b", "k=4,6"): ("154.5 6.7 11.9", 60.1, 88.1),
-    ("10c", "SELFY"): ("151.1 5.1 11.2", 59.2, 87.0),
-    ("10d", "AIM + MOSS"): ("211.3 15.6 40.9", 57.4, 89.4),
-    ("10e", "DINO + 1st STSS"): ("150.0 5.1 9.0", 55.3, 85.0),
-}
-
-
-def row(table, name):
-    return next(row for row in paper_tables.TABLES[table] if row.name == name)
-
-
-@pytest.mark.parametrize("table, name", PRINTED)
-def test_rows_are_the_papers(table, name):
-    found = row(table, name)
-    assert (found.cost, found.ssv1, found.d48) == PRINTED[table, name]
-
-
-def test_tables_are_whole_and_a_configuration_has_one_accuracy():
-    counts = {name: len(rows) - sum(row.added for row in rows) for name, rows in paper_tables.TABLES.items()}
-    assert counts == {
-        **{"3": 6, "4a": 5, "4b": 5, "4c": 5, "4d": 5, "6": 4},
-        **{"10a": 5, "10b": 5, "10c": 7, "10d": 8, "10e": 9},
-    }
-    accuracies = {}
-    for rows in ablate.NAMES.values():
-        for found in rows:
-            accuracies.setdefault(json.dumps(found.set, sort_keys=True), set()).add((found.ssv1, found.d48))
-    assert all(len(seen) == 1 for seen in accuracies.values())
-    assert row("3", "L/14 MOSS-L").ssv2 == 72.9 and row("3", "L/14 Side4Video").preset.d_out == 512
-
-
-@pytest.mark.parametrize("data", ["mini", pytest.param("ssv1", marks=pytest.mark.slow)])
-def test_every_row_is_a_model_of_the_recipe(tmp_path, data):
-    """`plan_runs` builds each on the meta device; Tables 3 and 6 are built in test_efficiency.py."""
-    root = None if data == "mini" else str(tmp_path)
-    found = ablate.plan_runs(ablate.NAMES, data, root, 1, tmp_path / "out", [])
-    refused = {planned.row.name for rows in found.values() for planned in rows if planned.refused}
-    encoders = {row.name for row in paper_tables.TABLES["10e"]}
-    assert refused == ({"k=6", "k=8", *encoders} if data == "mini" else set())
-
-
-def test_on_the_miniature_modules_are_as_large_beside_moss_as_in_the_paper():
-    def millions(variant, settings):
-        options = yaml.safe_load(settings.get("temporal_options", "{}"))
-        with torch.device("meta"):
-            how = {"temporal": settings.get("temporal", "moss"), "temporal_options": options}
-            model = build_classifier(variant=variant, classes=12, weights="random", image_size=84, **how)
-        return sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
-
-    base = millions("mini", {"temporal": "none"})
-    of_moss = millions("mini", {}) - base
-    for found in paper_tables.TABLES["10c"]:
-        if found.mini is not None:
-            here = (millions("mini", found.mini) - base) / of_moss
-            paper = (float(found.paper["TP"]) - 4.5) / (5.6 - 4.5)
-            assert 0.6 < here / paper < 1.2, found.name
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("[1, 2]", "it must hold a list of rows under each table's name"),
-        ("'4a': [", "cannot be read as YAML"),
-        ("'4a': [{name: x, cost: 1 2 3}]", r"table 4a, row 1 \(x\) has no set"),
-        ("'4a': [{name: x, cost: 1 2, set: {}}]", r"row 1 \(x\): cost is '1 2'; write FLOPs TP Mem"),
-        ("'4a': [{name: x, cost: 1 2 3, set: {}, ssv1: 59}]", r"row 1 \(x\): ssv1 is 59"),
-        ("'4a': [{name: x, cost: 1 2 3, set: {}, top1: 59.0}]", r"row 1 \(x\) has top1; it may have added"),
-        ("'4a': [{name: x, cost: 1 2 3, set: {}}, {name: x, cost: 1 2 3, set: {}}]", "has x twice"),
-        ("'4a': [7]", "table 4a, row 1 is 7, not names"),
-    ],
-)
-def test_a_wrong_file_is_named_with_its_row(tmp_path, text, message):
-    (tmp_path / "t.yaml").write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
-        paper_tables.read_tables(tmp_path / "t.yaml")
-    assert str(tmp_path / "t.yaml") in str(caught.value)
 
 
 # ---- what is run
 
 
 def plan(tmp_path, tables, *, rows=None, seeds=1, extra=()):
-    return ablate.plan_runs(
-        ablate.choose_rows(tables, rows), "mini", None, seeds, tmp_path / "out", list(extra)
+    return ablation_plan.plan_runs(
+        ablation_plan.choose_rows(tables, rows), "mini", None, seeds, tmp_path / "out", list(extra)
     )
 
 
@@ -158,7 +67,7 @@ def test_what_changes_the_numbers_changes_the_folder(tmp_path):
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(tmp_path, monkeypatch, call, message):
-    monkeypatch.setattr(ablate, "run_all", lambda *_: pytest.fail("something was run"))
+    monkeypatch.setattr(ablate, "run_remaining", lambda *_: pytest.fail("something was run"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         ablate.main(call)
@@ -223,13 +132,13 @@ def call(world, tmp_path, *more):
 
 
 def planned_runs(world, tmp_path):
-    tables = ablate.choose_rows(["table10c"], ["MOSS", "1st STSS"])
-    found = ablate.plan_runs(tables, "mini", str(world), 2, tmp_path / "out", [])
+    tables = ablation_plan.choose_rows(["table10c"], ["MOSS", "1st STSS"])
+    found = ablation_plan.plan_runs(tables, "mini", str(world), 2, tmp_path / "out", [])
     return {planned.row.name: planned.runs for planned in found["table10c"]}
 
 
 def test_finished_runs_are_found_and_added_up(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(ablate, "start", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(ablate, "start_run", lambda *_: pytest.fail("a finished run was repeated"))
     runs = planned_runs(world, tmp_path)
     counts = {
         "1st STSS": [right(2), right(1, order=0)],
@@ -310,7 +219,7 @@ def fake_recipe(monkeypatch, script):
         with (run.folder / "log.txt").open("a") as log:
             return subprocess.Popen([sys.executable, "-c", script, str(run.folder)], stdout=log, stderr=log)
 
-    monkeypatch.setattr(ablate, "start", start)
+    monkeypatch.setattr(ablate, "start_run", start)
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeypatch, capsys):
@@ -333,11 +242,11 @@ def test_a_failing_run_is_reported_and_the_others_go_on(world, tmp_path, monkeyp
 def test_running_processes_end_with_the_script(world, tmp_path, monkeypatch):
     runs = planned_runs(world, tmp_path)["MOSS"]
     fake_recipe(monkeypatch, "import time; time.sleep(100)")
-    started, plain = [], ablate.start
-    monkeypatch.setattr(ablate, "start", lambda *how: started.append(plain(*how)) or started[-1])
+    started, plain = [], ablate.start_run
+    monkeypatch.setattr(ablate, "start_run", lambda *how: started.append(plain(*how)) or started[-1])
     monkeypatch.setattr(ablate.time, "sleep", lambda _: ablate.signal.raise_signal(ablate.signal.SIGTERM))
     with pytest.raises(SystemExit, match="stopped; the same command goes on"):
-        ablate.run_all(runs, 2, 1, lambda run: "")
+        ablate.run_remaining(runs, 2, 1, lambda run: "")
     assert len(started) == 2 and all(process.returncode == -15 for process in started)
 
 
@@ -383,6 +292,6 @@ def test_two_rows_for_real(tmp_path, monkeypatch):
         by_group = [seed["accuracy"][group] for group in GROUPS]
         mean = sum(w * value for w, value in zip(weights, by_group, strict=True)) / 12
         assert seed["accuracy"]["all"] == pytest.approx(mean)
-    monkeypatch.setattr(ablate, "start", lambda *_: pytest.fail("a finished run was repeated"))
+    monkeypatch.setattr(ablate, "start_run", lambda *_: pytest.fail("a finished run was repeated"))
     again = ablate.main(call(world, tmp_path, *more))
     assert again["tables"] == found["tables"]

@@ -1,11 +1,13 @@
 """Owns: the ways of a step are one function, what is kept is what they say, and numbers are the log's own."""
 
-import dataclasses
 import io
 import json
+from pathlib import Path
 
 import av
 import benchmark_action as benchmark
+import clip_reading
+import measuring
 import pytest
 import torch
 from rich.console import Console
@@ -13,7 +15,7 @@ from rich.console import Console
 from moss_vllm.recognition.batches import ActionTrainingSet
 from moss_vllm.recognition.build import build_classifier
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS
-from moss_vllm.video.cache import FrameCache
+from moss_vllm.video.clip import read_frames
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_stacked_layers_are_what_the_encoder_hands_over(steps):
 
 def test_what_is_kept_is_the_taps_or_every_layer_or_the_graph(steps):
     ways, video, model = steps
-    kept = {way: benchmark.kept_mib(step, video) * 2**20 for way, step in ways.items()}
+    kept = {way: benchmark.kept_by_step_mib(step, video) * 2**20 for way, step in ways.items()}
     layer = model.encoder(video.flatten(0, 1))[0].nbytes
     assert kept["stacked"] - kept["ours"] == pytest.approx((4 - 2) * layer)
     assert kept["graph"] - kept["stacked"] > 4 * 4 * layer  # queries, keys, values and more, in four layers
@@ -77,20 +79,6 @@ def test_a_step_through_the_command(tmp_path, monkeypatch, capsys):
     assert "every layer stacked, in the graph" in capsys.readouterr().out
 
 
-def test_a_run_that_is_stopped_leaves_what_it_found(tmp_path, monkeypatch):
-    def stop(*how):
-        raise KeyboardInterrupt
-
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr(benchmark, "CLIP_FRAMES", 9)
-    monkeypatch.setattr(benchmark, "measure_waiting", stop)
-    flags = ["--parts", "reading", "waiting", "--clips", "1", "--repeats", "1"]
-    with pytest.raises(KeyboardInterrupt):
-        benchmark.main([*flags, "--json", str(tmp_path / "action.json")])
-    found = json.loads((tmp_path / "action.json").read_text())
-    assert [one["container"] for one in found["reading"]] == [".webm", ".mp4"] and "waiting" not in found
-
-
 def test_a_peak_that_is_not_known_is_not_a_number():
     row = {"clips_per_s": 2.0, "forward_ms": {"median": 5.0}, "step_ms": {"median": 9.0}}
     row |= {"kept_mib": 3.0, "peak_mib": None, "ratio": {"step_ms": 1.0, "kept_mib": 2.5}}
@@ -100,9 +88,9 @@ def test_a_peak_that_is_not_known_is_not_a_number():
     assert "3 (2.50x)" in console.file.getvalue() and "not known here" in console.file.getvalue()
 
 
-@pytest.mark.parametrize("suffix", benchmark.CODECS)
+@pytest.mark.parametrize("suffix", clip_reading.CODECS)
 def test_generated_clips_are_of_the_size_they_should_have(tmp_path, suffix):
-    split, kilobytes = benchmark.write_clips(tmp_path / "videos", suffix, 1)
+    split, kilobytes = clip_reading.write_clips(tmp_path / "videos", suffix, 1)
     assert 50 < kilobytes < 150
     with av.open(split.clips[0].path) as file:
         stream = file.streams.video[0]
@@ -110,72 +98,39 @@ def test_generated_clips_are_of_the_size_they_should_have(tmp_path, suffix):
         assert sum(1 for _ in file.decode(stream)) == 45
 
 
-def test_reading_is_what_the_reader_takes_and_a_cache_spares_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "CLIP_FRAMES", 9)
-    split, _ = benchmark.write_clips(tmp_path / "videos", ".mp4", 2)
-    clock = iter(range(100))
-    monkeypatch.setattr(benchmark.time, "process_time", lambda: next(clock))
-    cache = FrameCache(tmp_path / "cache")
-    views = dataclasses.replace(DATASET_VIEWS["ssv2"]["paper"], randaugment=None)
-    dataset = ActionTrainingSet(split, views, seed=0, read=benchmark.TimedReader(cache.read_frames))
-    # Of five ticks, two are within the two readings; milliseconds of a clip.
-    assert benchmark.time_rows(dataset) == (1000, 1500)
-    for clip in split.clips:
-        with open(clip.path, "r+b") as file:
-            file.write(b"x")  # the file's time is now another, so that its entry is too
-    with pytest.raises(SystemExit, match="clip 0 cannot be read"):
-        benchmark.time_rows(dataset)
-
-
-def test_each_way_of_reading_is_measured(monkeypatch):
-    monkeypatch.setattr(benchmark, "CLIP_FRAMES", 9)
-    found = benchmark.measure_reading(".mp4", 1, 1)
-    ways = [(way["cached"], way["randaugment"]) for way in found["ways"]]
+def test_each_way_of_reading_is_measured():
+    measured = clip_reading.measure_reading(".mp4", 1, 1)
+    ways = [(way["cached"], way["randaugment"]) for way in measured["ways"]]
     assert ways == [(False, False), (True, False), (False, True), (True, True)]
-    assert found["views_a_clip"] == 2 and found["clips"] == 1
-    sizes = [way["cache_mib_a_clip"] for way in found["ways"]]
+    assert measured["views_a_clip"] == 2 and measured["clips"] == 1
+    sizes = [way["cache_mib_a_clip"] for way in measured["ways"]]
     assert sizes[0] is sizes[2] is None
     # Every frame, scaled before, or as it is where RandAugment comes first.
-    assert sizes[1] * 2**20 == pytest.approx(9 * 256 * 320 * 3, rel=0.01)
-    assert sizes[3] * 2**20 == pytest.approx(9 * 240 * 426 * 3, rel=0.01)
-    for way in found["ways"]:
+    assert sizes[1] * 2**20 == pytest.approx(45 * 256 * 320 * 3, rel=0.01)
+    assert sizes[3] * 2**20 == pytest.approx(45 * 240 * 426 * 3, rel=0.01)
+    for way in measured["ways"]:
         speed = 1000 / (way["read_ms"]["median"] + way["views_ms"]["median"])
         assert way["clips_per_s"]["median"] == pytest.approx(speed)
     console = Console(file=io.StringIO(), width=150)
-    benchmark.print_reading(console, [found])
+    clip_reading.print_reading(console, [measured])
     assert console.file.getvalue().count("mp4, ") == 4
+    assert "45 frames of 240 x 426 to 2 x 8 of 224 px" in console.file.getvalue()
+
+
+def test_a_clip_that_cannot_be_read_ends_the_measurement(tmp_path):
+    split, _ = clip_reading.write_clips(tmp_path / "videos", ".mp4", 1)
+    Path(split.clips[0].path).write_bytes(b"x")
+    views = DATASET_VIEWS["ssv2"]["paper"]
+    dataset = ActionTrainingSet(split, views, seed=0, read=clip_reading.TimedReader(read_frames))
+    with pytest.raises(SystemExit, match="clip 0 cannot be read"):
+        clip_reading.time_rows(dataset)
 
 
 def test_waiting_is_that_of_the_steps_after_the_first():
     lines = [{"seconds": 9.0, "waited_s": 6.0, "clips": 4}, {"seconds": 5.0, "waited_s": 5.0, "clips": 4}]
     lines += [{"seconds": s, "waited_s": 0.5, "clips": 4} for s in (1.5, 2.5)]
     found = {"clips_per_s": 2, "step_s": 2, "waiting_share": 0.25, "first_waited_s": 6}
-    assert benchmark.summarise(lines) == found
-
-
-def test_each_number_of_workers_runs_in_turns(tmp_path, monkeypatch):
-    ran = []
-
-    class Recipe:
-        @staticmethod
-        def main(flags):
-            given = dict(zip(flags[::2], flags[1::2], strict=True))
-            ran.append(given)
-            out = tmp_path / given["--out"]
-            out.mkdir()
-            line = {"seconds": 2.0, "waited_s": float(given["--workers"]) / 2, "clips": 32}
-            (out / "train.jsonl").write_text((json.dumps(line) + "\n") * int(given["--steps"]))
-
-    monkeypatch.setattr(benchmark, "load_recipe", lambda file: Recipe)
-    monkeypatch.setattr(benchmark, "ensure_mini_actions", lambda root: root)
-    found = benchmark.measure_waiting(tmp_path / "mini", 4, 2)
-    assert [flags["--workers"] for flags in ran] == ["0", "1", "2"] * 2
-    assert all(flags["--data"] == "mini" and flags["--steps"] == "4" for flags in ran)
-    assert [run["waiting_share"]["median"] for run in found["runs"]] == [0, 0.25, 0.5]
-    assert [run["clips_per_s"]["max"] for run in found["runs"]] == [16, 16, 16]
-    console = Console(file=io.StringIO(), width=150)
-    benchmark.print_waiting(console, found)
-    assert "25.00 (25.00-25.00)" in console.file.getvalue()
+    assert benchmark.summarise_steps(lines) == found
 
 
 @pytest.mark.slow
@@ -186,10 +141,10 @@ def test_the_recipe_itself_is_what_runs(tmp_path, monkeypatch):
     small = actions.MiniSize(train_per_class=2, test_per_class=1)
     root = actions.ensure_mini_actions(tmp_path / "mini", small)
     monkeypatch.setattr(actions, "MiniSize", lambda: small)
-    recipe = benchmark.load_recipe(benchmark.RECIPE)
+    recipe = measuring.load_recipe(benchmark.RECIPE)
     found = benchmark.run_recipe(recipe, root, tmp_path / "run", 3, 0)
     lines = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
-    assert len(lines) == 3 and found == benchmark.summarise(lines)
+    assert len(lines) == 3 and found == benchmark.summarise_steps(lines)
     assert 0 < found["waiting_share"] < 1  # without workers, reading is waiting
 
 

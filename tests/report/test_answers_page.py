@@ -1,153 +1,25 @@
-"""Owns: an evaluation's page has the numbers of its result.json, every answer, and its frames."""
+"""Owns: an evaluation's page has the numbers of its result.json and every answer, escaped."""
 
-import base64
-import html
-import importlib.util
-import io
 import json
-import os
 import re
 import shutil
-import subprocess
-from fnmatch import fnmatch
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-import report
-from PIL import Image
+from answer_folders import LETTER, OFFICIAL, ask, in_turn
+from launching import load_script
+from pages import browse, write
 
-import moss_vllm
-from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark, Protocol, Questions
-from moss_vllm.evaluation.result import QUESTION_SCHEMA, collect
+from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark, Protocol
+from moss_vllm.evaluation.result import QUESTION_SCHEMA
 from moss_vllm.report import strips
-from moss_vllm.report.answer_files import read_results
-from moss_vllm.report.choices import confusion
-from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
+from moss_vllm.runtime.line_store import read_answers
 from moss_vllm.runtime.screen import plain
-from moss_vllm.video.clip import Sampling, read_clip
 
 HOSTILE = """</script><script>window.hacked = 1</script><img src=x onerror='hacked = 1'>&amp;\0<!--\u2028"""
-LETTER = MOTIONBENCH.protocols["letter"]
-OFFICIAL = FAVOR_BENCH.protocols["favor_official"]
-
-
-def ask(out, videos, benchmark, protocol, said, *, failed=None, total=None, limit=None, save=True):
-    """What eval/*.py leaves in `out` where `said` gives the output (or log-likelihoods) to each question."""
-    failed = failed or {}
-    questions = [question for video in videos for question in video.questions]
-    header = {"benchmark": benchmark.name, "checkpoint": "base", "weights": "0" * 16}
-    header |= {"protocol": protocol.settings, "questions": total or len(questions), "data": "1" * 16}
-    header |= {"versions": {"torch": "2"}, "run": {}}
-    with AnswerFile(out / "answers", header, Shard()) as file:
-        for video in videos:
-            if video.video_id in failed:
-                file.add({"video_id": video.video_id, "failed": failed[video.video_id], "answers": []})
-                continue
-            answers = [answer(question, protocol, said(question)) for question in video.questions]
-            seconds = {"decode": 0.5, "encode": 1.0, "prefill": 0.25, "answer": 0.25}
-            about = {"frames": 8, "shared_tokens": 200, "seconds": seconds}
-            file.add({"video_id": video.video_id, "path": str(video.path), **about, "answers": answers})
-    asked = Questions(benchmark, videos, limit, allow_missing=bool(failed))
-    result = collect(read_answers(out / "answers", QUESTION_SCHEMA), asked, protocol)
-    if save:
-        result.save(out)
-    return result
-
-
-def answer(question, protocol, said):
-    scores = {"log_likelihood": said} if isinstance(said, dict) else {}
-    output = max(said, key=said.get) if scores else said
-    correct, parsed = protocol.judge(output, question)
-    return {
-        "uid": question.uid,
-        "task": question.task,
-        "question": question.text,
-        "options": list(question.options),
-        "prompt": protocol.prompt(question),
-        "output": output,
-        "parsed": parsed,
-        "answer": question.answer,
-        "correct": None if question.answer is None else correct,
-        **scores,
-    }
-
-
-def in_turn(*outputs):
-    """A model that gives these outputs, over and over."""
-    left = []
-
-    def say(question):
-        left[:] = left or outputs
-        return left.pop(0)
-
-    return say
-
-
-class Page(HTMLParser):
-    """Tags, attributes, visible text, rows of tables by their first cell, and the script's data."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.attributes, self.words, self.cells = [], [], [], []
-        self.hidden = self.in_cell = False
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-        self.data = json.loads(re.search(r'id="data">(.*?)</script>', self.source, re.S)[1])
-        self.questions = {row[0] or self.data["videos"][row[1]]: row for row in self.data["questions"]}
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-        self.hidden = tag in ("script", "style")
-        if tag == "tr":
-            self.cells.append([])
-        elif tag in ("td", "th"):
-            self.cells[-1].append("")
-            self.in_cell = True
-
-    def handle_endtag(self, tag):
-        self.hidden, self.in_cell = False, self.in_cell and tag not in ("td", "th")
-
-    def handle_data(self, data):
-        if not self.hidden:
-            self.words.append(data)
-            if self.in_cell:
-                self.cells[-1][-1] += data
-
-    def row(self, name):
-        return next(cells for cells in self.cells if cells[0] == name)[1:]
-
-    def outcomes(self):
-        return {uid: self.data["outcomes"][row[3]] for uid, row in self.questions.items()}
-
-
-def write(folder, *more):
-    return Page(report.main([str(folder), *more]))
-
-
-@pytest.fixture(scope="module")
-def motion(world):
-    return read_motionbench(world / "MotionBench", world / "MotionBench", split="all", allow_missing=True)
-
-
-@pytest.fixture(scope="module")
-def favor(world):
-    return read_favor_bench(world / "FAVOR", world / "FAVOR")
-
-
-@pytest.fixture
-def small(motion, tmp_path):
-    """The answers of twelve videos, one of them failed."""
-    out = tmp_path / "small"
-    failed = {motion[2].video_id: "its header is lost"}
-    ask(out, motion[:12], MOTIONBENCH, LETTER, in_turn("A", "B", "(C) it moves", "hm"), failed=failed)
-    return out
 
 
 @pytest.mark.parametrize("benchmark", [MOTIONBENCH, FAVOR_BENCH], ids=lambda one: one.name)
@@ -211,80 +83,6 @@ def test_the_papers_rows_stand_beside_with_a_note_where_the_data_differ(small):
     assert float(tall) / float(short) == pytest.approx(59.7 / 36.1, rel=2e-3)
 
 
-def question(uid, task, answer, options=("left", "right", "up")):
-    return Question(uid, task, f"Where to, {uid}?", options, answer, f"Where to, {uid}?")
-
-
-def test_the_matrix_has_right_and_chosen_letters(tmp_path):
-    said = {"a": "A", "b": "A", "c": "B", "d": "nothing", "e": "C", "f": "b", "g": "A"}
-    right = {"a": "A", "b": "B", "c": "B", "d": "B", "e": "A", "f": "C", "g": None}
-    tasks = {"a": "MR", "b": "MR", "c": "CM", "d": "CM", "e": "MR", "f": "MR", "g": "MR"}
-    asked = tuple(question(uid, tasks[uid], right[uid]) for uid in said)
-    ask(tmp_path, [BenchmarkVideo("v", Path("v"), asked)], MOTIONBENCH, LETTER, lambda q: said[q.uid])
-    results = read_results(tmp_path)
-    assert confusion(results.asked) == {
-        0: {0: 1, 2: 1},
-        1: {0: 1, 1: 1, "no option": 1},
-        2: {"no option": 1},
-        "withheld": {0: 1},
-    }
-    page = write(tmp_path, "--strips", "0")
-    matrix = [cells for cells in page.cells if len(cells) == 7]
-    assert matrix[:6] == [
-        ["right", "A", "B", "C", "no option", "answers", "right, %"],
-        ["A", "1", "·", "1", "·", "2", "50.0"],
-        ["B", "1", "1", "·", "1", "3", "33.3"],
-        ["C", "·", "·", "·", "1", "1", "0.0"],
-        ["withheld", "1", "·", "·", "·", "1", "-"],
-        ["chosen", "3", "1", "1", "2", "7", ""],
-    ]
-    assert ["B", "·", "1", "·", "1", "2", "50.0"] in matrix[6:]  # CM alone
-    bars = re.findall(r"<title>(is .*?)</title>", page.source)
-    assert (
-        "is right, B: 50.0" in bars and "is chosen, A: 33.3" in bars and "is chosen, no option: 33.3" in bars
-    )
-    assert page.outcomes() == dict(
-        zip("abcdefg", ["right", "wrong", "right", "not read", "wrong", "not read", "withheld"], strict=True)
-    )
-
-
-def test_the_matrix_of_favors_own_protocol_has_positions(tmp_path):
-    options = ("moves left", "moves left; then up", "stays still")
-    said = {
-        "a": "It Moves Left",
-        "b": "moves left; then up",
-        "c": "stays still, or moves left",
-        "d": "C",
-        "e": "stays still",
-    }
-    right = {
-        "a": "moves left",
-        "b": "moves left",
-        "c": "stays still",
-        "d": "moves left",
-        "e": "stays still",
-    }
-    asked = tuple(question(uid, "CM", right[uid], options) for uid in said)
-    ask(tmp_path, [BenchmarkVideo("v", Path("v"), asked)], FAVOR_BENCH, OFFICIAL, lambda q: said[q.uid])
-    page = write(tmp_path, "--strips", "0")
-    start = next(
-        number for number, cells in enumerate(page.cells) if cells[0] == "right" and "several" in cells
-    )
-    assert page.cells[start : start + 4] == [
-        ["right", "1", "2", "3", "several", "no option", "answers", "right, %"],
-        ["1", "1", "1", "·", "·", "1", "3", "33.3"],
-        ["3", "·", "·", "1", "1", "·", "2", "100.0"],
-        ["chosen", "1", "1", "1", "1", "1", "5", ""],
-    ]
-    chosen = {uid: (row[6], row[7]) for uid, row in page.questions.items()}
-    assert chosen == {"a": (0, [0]), "b": (0, [1]), "c": (2, [0, 2]), "d": (0, []), "e": (2, [2])}
-    assert page.data["letters"] is False
-    assert confusion(read_results(tmp_path).asked) == {
-        0: {0: 1, 1: 1, "no option": 1},
-        2: {"several": 1, 2: 1},
-    }
-
-
 def test_every_answer_is_there_as_it_was_said(motion, tmp_path):
     scores = {"A": -1.25, "B": -0.5, "C": float("nan")}
     ask(tmp_path, motion[:6], MOTIONBENCH, MOTIONBENCH.protocols["likelihood"], lambda q: scores)
@@ -307,53 +105,6 @@ def test_time_and_sizes_are_those_of_the_videos(small):
     assert page.row("encode") == ["11.0", "50.0", "1.000", "1.000"]
     assert page.row("frames of a video") == ["8", "8", "8", "88"]
     assert page.row("tokens its questions share") == ["200", "200", "200", "2,200"]
-
-
-def test_a_killed_evaluation_is_shown_as_far_as_it_got(motion, tmp_path):
-    ask(tmp_path, motion[:5], MOTIONBENCH, LETTER, in_turn("A", "B"), total=300, save=False)
-    file = tmp_path / "answers" / "00-of-01.jsonl"
-    file.write_bytes(file.read_bytes()[:-40])  # the last line is torn
-    page = write(tmp_path, "--strips", "0")
-    asked = [q.uid for video in motion[:4] for q in video.questions]
-    assert set(page.questions) == set(asked)
-    assert f"Partial: {len(asked)} of 300 questions" in page.text
-    assert "result.json is not there, for the evaluation did not come to its end" in page.text
-
-
-def test_a_result_of_another_time_is_left_out_and_said(motion, tmp_path):
-    ask(tmp_path, motion[:8], MOTIONBENCH, LETTER, in_turn("A"), limit=3)
-    page = write(tmp_path, "--strips", "0")
-    kept = len(page.questions)
-    assert (
-        f"result.json tells of 3 questions, at another time or of another run; this page counts the {kept}"
-        in page.text
-    )
-    questions = next(cells for cells in page.cells if cells[0] == "questions")
-    public = sum(q.answer is not None for video in motion[:8] for q in video.questions)
-    assert questions[1] == str(public)
-    for broken in ("{", "[]", '{"asked": 3}'):
-        (tmp_path / "result.json").write_text(broken)
-        assert (
-            "result.json is left out, it is no result of this version"
-            in write(tmp_path, "--strips", "0").text
-        )
-
-
-def test_failed_videos_are_named_and_count_as_wrong(small, motion):
-    page, gone = write(small, "--strips", "0"), motion[2]
-    wrong, unseen = sum(q.answer is not None for q in gone.questions), len(gone.questions)
-    noun = "question" if unseen == 1 else "questions"
-    told = f"1 video missing or unreadable, of their {unseen} {noun} {wrong} count as wrong"
-    assert f"{told}: {gone.video_id}: its header is lost" in page.text
-    row = page.questions[gone.video_id]
-    assert row[4] == "its header is lost" and page.outcomes()[gone.video_id] == "failed"
-    secret = next(video for video in motion if all(q.answer is None for q in video.questions))
-    out = small.parent / "secret"
-    ask(out, [motion[0], secret], MOTIONBENCH, LETTER, in_turn("A"), failed={secret.video_id: "gone"})
-    told = "of their 2 questions 0 count as wrong, the answers of 2 are withheld"
-    assert len(secret.questions) == 2 and told in write(out, "--strips", "0").text
-    (small / "result.json").unlink()
-    assert "1 video missing or unreadable, not counted in any number" in write(small, "--strips", "0").text
 
 
 def test_withheld_answers_alone_have_no_score(motion, tmp_path):
@@ -408,17 +159,6 @@ def test_names_that_turn_the_line_around_are_shown_escaped(tmp_path):
     assert not re.search("[\u202e\u2066\x1b]", page.source)
 
 
-def test_a_pipe_in_place_of_a_video_or_of_answers_is_named(tmp_path):
-    os.mkfifo(tmp_path / "v.mp4")
-    asked = (Question("q", "MR", "What?", ("a", "b"), "A", "What?"),)
-    videos = [BenchmarkVideo("v", tmp_path / "v.mp4", asked)]
-    ask(tmp_path, videos, MOTIONBENCH, LETTER, lambda q: "A", save=False)
-    assert "1 video cannot be read now: v." in write(tmp_path).text
-    os.mkfifo(tmp_path / "answers" / "1.jsonl")
-    with pytest.raises(SystemExit, match=r"error: .*answers/1\.jsonl is no file; remove it"):
-        report.main([str(tmp_path)])
-
-
 def test_the_page_needs_nothing_else(small):
     page = write(small)
     links = [value for name, value in page.attributes if name in ("src", "href", "action")]
@@ -429,90 +169,6 @@ def test_the_page_needs_nothing_else(small):
     assert policies == [
         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
     ], policy
-
-
-def test_the_script_is_in_the_wheel():
-    root = Path(moss_vllm.__file__).parent
-    patterns = re.search(r"^moss_vllm = \[(.*)\]$", (root.parent / "pyproject.toml").read_text(), re.M)[1]
-    for name in ("report/page.css", "report/run.js", "report/answers.js"):
-        assert (root / name).is_file()
-        assert any(fnmatch(name, pattern) for pattern in re.findall(r'"(.*?)"', patterns)), name
-
-
-def test_strips_are_frames_of_the_videos_at_their_times(small, motion):
-    page = write(small)
-    paths = {video.video_id: video.path for video in motion[:12]}
-    assert len(page.data["strips"]) == 11 and "Frames are shown of 11 of 11 videos" in page.text
-    for place, strip in page.data["strips"].items():
-        clip = read_clip(
-            paths[page.data["videos"][int(place)]], Sampling(sample_fps=2.0, short_side_px=112, max_frames=8)
-        )
-        assert strip["times"] == clip.frame_times_s.round(2).tolist() and 1 < len(strip["times"]) <= 8
-        assert strip["size"] == [clip.frames.shape[2], clip.frames.shape[1]]
-        for frame, pixels in zip(strip["frames"], clip.frames, strict=True):
-            image = Image.open(io.BytesIO(base64.b64decode(frame)))
-            assert image.format == "JPEG"
-            assert np.abs(np.asarray(image).astype(int) - pixels).mean() < 8
-
-
-def test_videos_of_wrong_answers_come_first_and_tasks_take_turns(tmp_path):
-    rows = [  # video, task, right?
-        ("a", "MR", True),
-        ("b", "MR", False),
-        ("c", "MR", False),
-        ("d", "CM", False),
-        ("e", "CM", True),
-        ("f", "CM", False),
-        ("c", "CM", True),
-    ]
-    asked = {}
-    for number, (video, task, right) in enumerate(rows):
-        asked.setdefault(video, []).append(question(f"{number}", task, "A" if right else "B"))
-    videos = [BenchmarkVideo(video, Path(video), tuple(some)) for video, some in asked.items()]
-    ask(tmp_path, videos, MOTIONBENCH, LETTER, in_turn("A"))
-    assert strips.choose_videos(read_results(tmp_path).asked) == ["b", "d", "c", "f", "a", "e"]
-
-
-@pytest.mark.parametrize("number", [0, 4, 500])
-def test_the_budget_is_kept_and_said(small, number):
-    page = write(small, "--strips", str(number))
-    shown = min(number, 11)
-    assert len(page.data["strips"]) == shown and f"Frames are shown of {shown} of 11 videos" in page.text
-    if number == 4:
-        outcomes = page.outcomes()
-        wrong = {row[1] for uid, row in page.questions.items() if outcomes[uid] in ("wrong", "not read")}
-        assert {int(place) for place in page.data["strips"]} <= wrong
-
-
-def test_strips_stop_before_their_most_bytes(noise_clip):
-    paths = {f"v{n}": f"{n}" for n in range(20)}
-
-    def read(path, **_):
-        return noise_clip(int(path), frames=2)
-
-    every = strips.read_strips(paths, 2.0, read=read)
-    sizes = [sum(map(len, strip["frames"])) for strip in every.values()]
-    some = strips.read_strips(paths, 2.0, sum(sizes[:7]), read=read)
-    assert list(some) == list(paths)[:7] and some == {video: every[video] for video in some}
-
-
-def test_videos_that_cannot_be_read_have_a_reason(small, motion, tmp_path):
-    answers = small / "answers" / "00-of-01.jsonl"
-    torn = tmp_path / "torn.mp4"
-    torn.write_bytes(motion[1].path.read_bytes()[:500])
-    text = answers.read_text().replace(str(motion[0].path), str(tmp_path / "gone.mp4"))
-    answers.write_text(text.replace(str(motion[1].path), str(torn)))
-    page = write(small)
-    strip = {page.data["videos"][int(place)]: strip for place, strip in page.data["strips"].items()}
-    assert str(tmp_path / "gone.mp4") in strip[motion[0].video_id]["failed"]
-    assert str(torn) in strip[motion[1].video_id]["failed"]
-    assert "Frames are shown of 9 of 11 videos" in page.text
-    assert re.search(r"2 videos cannot be read now: \w+, \w+\.", page.text)
-
-    def fail(path, **_):
-        raise MemoryError
-
-    assert strips.read_strips({"v": "v"}, 2.0, read=fail) == {"v": {"failed": "MemoryError"}}
 
 
 def test_the_one_frame_control_says_so(motion, tmp_path):
@@ -545,45 +201,9 @@ def test_a_whole_favor_bench_stays_small(tmp_path):
     assert strips.MOST_BYTES + (tmp_path / "page.html").stat().st_size < 20_000_000
 
 
-def refusal(*arguments):
-    with pytest.raises(SystemExit) as error:
-        report.main(list(map(str, arguments)))
-    return str(error.value)
-
-
-def test_what_cannot_be_shown_is_refused(small, tmp_path, motion):
-    assert refusal(small / "answers") == (
-        f"error: {small}/answers is a part of an evaluation; give its folder, {small}"
-    )
-    assert refusal(small, "--strips", -1) == "error: --strips -1 is negative; 0 makes a page without frames"
-    assert refusal(small, "--out", small).startswith(f"error: --out {small} is a folder; name a file in it")
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "train.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
-    assert refusal(run, "--strips", 3) == (
-        f"error: --strips is for the answers of an evaluation; {run} holds a training run"
-    )
-    empty = tmp_path / "empty" / "answers"
-    empty.mkdir(parents=True)
-    (empty / "00-of-01.jsonl").write_text('{"header"')
-    assert refusal(empty.parent) == (
-        f"error: {empty} holds no whole line yet; wait for the evaluation to write one"
-    )
-    other = small / "answers" / "01-of-02.jsonl"
-    other.write_text("{}\n")
-    assert f"{other}: line 1 is no line of an answer store" in refusal(small)
-    file = small / "answers" / "00-of-01.jsonl"
-    other.unlink()
-    file.write_text(file.read_text().replace('"options"', '"choices"'))
-    assert "answers lacks options; evaluate again" in refusal(small)
-
-
 @pytest.mark.slow
 def test_a_real_evaluation_has_a_whole_page(tiny_base, world, tmp_path):
-    file = Path(__file__).parents[2] / "eval" / "motionbench.py"
-    spec = importlib.util.spec_from_file_location("eval_motionbench", file)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("eval/motionbench.py")
     data, out = shutil.copytree(world, tmp_path / "world") / "MotionBench", tmp_path / "out"
     video = read_motionbench(data, data)[3]
     video.path.write_bytes(b"broken")
@@ -596,25 +216,6 @@ def test_a_real_evaluation_has_a_whole_page(tiny_base, world, tmp_path):
     kept = read_answers(out / "answers", QUESTION_SCHEMA)
     assert len(page.data["strips"]) == len(kept.videos) and set(kept.answers) < set(page.questions)
     assert all("frames" in strip for strip in page.data["strips"].values())
-
-
-def browse(page, tmp_path, script, *flags):
-    """What a browser's page holds after `script`, which gives it as `seen`; no line in the console."""
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the PATH")
-    probe = f"""<script>(async () => {{ {script}
-      const probe = Object.assign(document.createElement("pre"), {{ id: "probe" }});
-      probe.textContent = JSON.stringify(seen);
-      document.body.append(probe); }})();</script>"""
-    file = tmp_path / "probed.html"
-    file.write_text(page.read_text(encoding="utf-8").replace("</body>", probe + "</body>"), encoding="utf-8")
-    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command += ["--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,900", *flags]
-    command += ["--virtual-time-budget=4000", "--enable-logging=stderr", "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr, done.stderr
-    return json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)[1]))
 
 
 BROWSING = """

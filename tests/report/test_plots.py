@@ -19,8 +19,8 @@ def test_loss_plot(tmp_path):
     with Image.open(tmp_path / "new" / "loss.png") as image:
         assert image.size == (1200, 675)
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50  # lines of two colours, faint and full
-    assert plots.running_mean([1.0, 5.0]) == [1.0, 5.0]
-    assert plots.running_mean([float(i) for i in range(100)]) == pytest.approx(range(100))
+    assert plots.centred_mean([1.0, 5.0]) == [1.0, 5.0]
+    assert plots.centred_mean([float(i) for i in range(100)]) == pytest.approx(range(100))
     for wrong, message in (({}, "curves"), ({"a": []}, "'a': 0"), ({"a": [(0, float("nan"))]}, "not finite")):
         with pytest.raises(ValueError, match=message):
             plot_losses(wrong, tmp_path / "no.png")

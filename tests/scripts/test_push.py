@@ -11,11 +11,8 @@ import merge
 import push
 import pytest
 import yaml
-from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
-from moss_vllm.report.model_card import model_card
-from moss_vllm.report.private import find_secrets, without_path, without_places
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base, moss_to_train
@@ -113,85 +110,6 @@ def test_a_dry_run_writes_a_folder_that_loads(trained, result, tiny_base, tmp_pa
     assert checkpoint.load(out).run == {**checkpoint.read_run_file(trained), "base_model": "tiny"}
 
 
-def test_the_card_says_what_it_is(trained, result, tmp_path, tiny_base):
-    out = tmp_path / "ready"
-    push.main([str(trained), "me/moss", "--dry-run", "--out", str(out), "--results", str(result)])
-    card = (out / "README.md").read_text()
-    assert front_matter(card) == {
-        "license": "other",
-        "library_name": "moss_vllm",  # peft would open it without MOSS
-        "pipeline_tag": "video-text-to-text",
-        "tags": ["video", "motion", "moss"],
-        "model-index": [
-            {
-                "name": "moss",
-                "results": [
-                    {
-                        "task": {"type": "video-text-to-text"},
-                        "dataset": {
-                            "type": "other",
-                            "name": "MotionBench-Dev's format (partial: 1,200 questions of 4,018)",
-                        },
-                        "metrics": [
-                            {
-                                "type": "accuracy",
-                                "value": value,
-                                "name": f"accuracy (%), {task}, protocol letter",
-                            }
-                            for task, value in (("all", 51.26), ("MR", 40.0))
-                        ],
-                    }
-                ],
-            }
-        ],
-    }
-    assert ModelCard(card).data.eval_results[0].metric_value == 51.26  # as the hub reads it
-    run = checkpoint.read_run_file(trained)
-    for text in (
-        "# me/moss\n",
-        "LoRA on the language model, MOSS and the projector. The base model is not in it.",
-        f"`{tiny_base.name}`; fingerprint `{run['base_fingerprint']}`",
-        'loaded = load("me/moss")',
-        "as `base_model` into DIR/run.json",
-        "| moss_d_fuse | 12 |",
-        "```bash\nrecipes/favor_lora.py --data FAVOR\n```",
-        "Data: `FAVOR`.",
-        "| step | 360 |",
-        "| lr_moss | 0.001 |",
-        "| note | a\\|b |",
-        "| short_side_px | 84 |",
-        "MotionBench-Dev, 1,200 questions. **Partial: of 4,018.** Protocol: name=letter, sample_fps=2.0.",
-        "| all | 51.3 | 25.0 |",
-        "| MR | 40.0 | - |",
-        f"| torch | {run['versions']['torch']} |",
-        "title = {Exploring High-Order Self-Similarity for Video Understanding}",
-    ):
-        assert text in card, text
-
-
-def test_a_base_of_the_hub_and_a_licence_are_in_the_front_matter(trained):
-    run = {**checkpoint.read_run_file(trained), "base_model": "someone/base", "base_revision": "abc"}
-    card = model_card("me/moss", run, merged=False, licence="apache-2.0")
-    found = front_matter(card)
-    assert (found["license"], found["base_model"], found["base_model_relation"]) == (
-        "apache-2.0",
-        "someone/base",
-        "adapter",
-    )
-    assert "`someone/base`, revision abc;" in card and "DIR/run.json" not in card
-    assert "None were given." in card
-
-
-def test_a_merged_model_is_told_from_an_adapter(trained):
-    run = {**checkpoint.read_run_file(trained), "base_model": "someone/base"}
-    card = model_card("me/moss", run, merged=True)
-    assert "import moss_vllm.vlm" in card and 'AutoProcessor.from_pretrained("me/moss")' in card
-    assert front_matter(card)["base_model_relation"] == "finetune"
-    plain = model_card("me/moss", {**run, "moss": None}, merged=True)
-    assert "moss_vllm.vlm" not in plain and front_matter(plain)["library_name"] == "transformers"
-    assert "None: the same training without MOSS." in plain
-
-
 def test_an_upload_is_one_commit(trained, hub, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert push.main([str(trained), "me/moss", "--private"]) == "https://hub.example/me/moss"
@@ -251,26 +169,6 @@ def test_results_of_another_model_are_refused(trained, result, tmp_path):
     result.write_text("{")
     refused(arguments, r"result\.json: cannot be read as JSON")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        {"accuracy_percent": {"all": "high"}},
-        {"accuracy_percent": {"all": float("nan")}},
-        {"chance_percent": []},
-        {"asked": "many"},
-        {"protocol": "letter"},
-        {"notes": {"a": 1}},
-        {"counts": {"total": 3}},
-        {"interval_95_percent": {"all": [1]}},
-    ],
-)
-def test_results_that_no_evaluation_writes_are_refused(trained, result, tmp_path, part):
-    result.write_text(json.dumps({**json.loads(result.read_text()), **part}))
-    refused(
-        [trained, "me/moss", "--dry-run", "--out", tmp_path / "out", "--results", result], r"its .* is not"
-    )
 
 
 def test_nothing_in_a_record_acts_as_markup_in_the_card(copy, result, tmp_path):
@@ -354,13 +252,6 @@ def test_the_records_and_the_card_say_what_moss_was(published, tmp_path, other_b
             assert str(other_base.parent.parent).encode() not in file.read_bytes(), file
 
 
-def test_a_card_without_moss_is_told_from_one_of_no_settings():
-    run = {"base_model": "O/B", "base_revision": None, "base_fingerprint": "x"}
-    for merged in (False, True):
-        card = model_card("me/x", {**run, "moss": {}}, merged=merged)
-        assert "VideoLLaMA3 with MOSS" in card and "moss" in front_matter(card)["tags"]
-
-
 def python_of(text):
     """The Python that a card or a README.md prints."""
     return text.split("```python\n")[1].split("```")[0]
@@ -437,67 +328,21 @@ def test_only_what_this_package_writes_goes_out(copy, tmp_path, capsys):
 
 
 HEX = "0123456789abcdef0123456789abcdef01234567"
-KEYS = [
-    "hf_abcdefghijklmnopqrstuv",
-    f"--wandb-key {HEX}",
-    HEX,
-    "AKIAABCDEFGHIJKLMNOP",
-    f"ghp_{'a' * 36}",
-    f"github_pat_{'a' * 40}",
-    f"sk-proj-{'b' * 40}",
-    "xoxb-1234567890-abcdefgh",
-    f"AIza{'x' * 35}",
-    "-----BEGIN OPENSSH PRIVATE KEY-----",
-    "https://jane:pw@host/x.git",
-    "--token abcdefgh",
-    "--hub-token=abcdefgh",
-    "WANDB_API_KEY=abcdefgh",
-    "-----BEGIN SSH2 ENCRYPTED PRIVATE KEY-----",
-    f"https://host/x?X-Amz-Signature={HEX}{HEX[:24]}",
-    f"dapi{HEX[:32]}",
-    "login jane password hunter2secret",
-    "MYSQL_PWD=hunter2secret",
-    "Authorization: Bearer abcdefgh123",
-    f"xai-{'c' * 40}",
-    f"hvs.{'d' * 30}",
-    f"123456789:AA{'e' * 33}",
-    "Cookie: session=abcdefgh123",
-    "curl -u jane:hunter2secret x",
-    "PASS=hunter2secret",
-    "--pass hunter2secret",
-    "secret_access_key: abcdefgh123",
-    "https://jane%3Apw123@host/x",
-]
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_keys_stop_it_wherever_they_stand(copy, key, hub):
+def test_a_key_stops_it_wherever_it_stands(copy, hub):
     before = (copy / "run.json").read_text()
-    for name, field in (
-        ("run.json", "command"),
-        ("tokenizer_config.json", "note"),
-        ("adapter_config.json", "x"),
-    ):
+    places = (("run.json", "command"), ("tokenizer_config.json", "note"), ("adapter_config.json", "x"))
+    for name, field in places:
         kept = (copy / name).read_text()
-        (copy / name).write_text(json.dumps({**json.loads(kept), field: f"a.py {key} --steps 3"}))
+        (copy / name).write_text(json.dumps({**json.loads(kept), field: f"a.py --wandb-key {HEX} --steps 3"}))
         with pytest.raises(SystemExit, match=rf"would be published: .*{name}: line 1: ") as ended:
             push.main([str(copy), "me/moss"])
-        assert key not in str(ended.value)
+        assert HEX not in str(ended.value)
         (copy / name).write_text(kept)
-    (copy / "chat_template.jinja").write_text(f"{{# {key} #}}")
+    (copy / "chat_template.jinja").write_text(f"{{# --wandb-key {HEX} #}}")
     refused([copy, "me/moss"], r"chat_template\.jinja: line 1")
     assert hub.calls == [] and (copy / "run.json").read_text() == before
-
-
-def test_what_is_no_key_is_none(trained):
-    for text in (
-        f'"base_revision": "{HEX}"',
-        f"--revision {HEX}",
-        "--max-tokens 4096 --compress-tokens",
-        '"eos_token": "abcdefgh", "image_token": "<|image_pad|>", "image_token_id": 151655',
-        *(file.read_text() for file in trained.iterdir() if file.suffix in (".json", ".jinja")),
-    ):
-        assert list(find_secrets(text)) == []
 
 
 def test_notes_in_a_header_of_weights_are_refused(copy):
@@ -531,64 +376,3 @@ def test_paths_of_the_machine_stay(copy, tmp_path, result):
     adapter = json.loads((tmp_path / "ready" / "adapter_config.json").read_text())
     assert went["base_model"] == adapter["base_model_name_or_path"] == "VideoLLaMA3-native"
     assert before == {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
-
-
-@pytest.mark.parametrize(
-    "text, left",
-    [
-        ("/home/jane", "HOME"),
-        ("C:\\Users\\jane\\FAVOR", "FAVOR"),
-        ("see /mnt/jane/FAVOR and 2/3 or and/or", "see FAVOR and 2/3 or and/or"),
-        ("https://files.intern/x/FAVOR", "FAVOR"),
-        ("https://huggingface.co/zl2048/FAVOR", "https://huggingface.co/zl2048/FAVOR"),
-        ("mail jane@node7.intern", "mail ACCOUNT"),
-        ("runs/favor_lora", "runs/favor_lora"),
-    ],
-)
-def test_names_stand_in_place_of_places(text, left):
-    assert without_places({"a": [text]}) == {"a": [left]}
-
-
-def test_tokens_are_no_paths():
-    assert without_path({"eos": "</s>", "think": "/think", "path": "/a/b"})["think"] == "/think"
-
-
-def test_notes_counts_and_intervals_stay_with_the_scores(trained, result, tmp_path):
-    told = json.loads(result.read_text())
-    told |= {
-        "asked": 300,
-        "questions": 300,
-        "accuracy_percent": {"all": 30.8},
-        "interval_95_percent": {"all": [25.9, 36.3]},
-        "counts": {"correct": {"all": 92}, "answered": {"all": 171}, "total": {"all": 300}},
-        "notes": ["the paper's rows are of MotionBench-Dev; these data are the motion world, not comparable"],
-        "failed": {"a": "gone"},
-    }
-    result.write_text(json.dumps(told))
-    push.main([str(trained), "me/m", "--dry-run", "--out", str(tmp_path / "r"), "--results", str(result)])
-    card = (tmp_path / "r" / "README.md").read_text()
-    assert (
-        "- **the paper's rows are of MotionBench-Dev; these data are the motion world, not comparable**"
-        in card
-    )
-    assert "- **1 videos missing or unreadable: their questions count as wrong**" in card
-    assert "| all | 30.8 | 25.0 | 25.9 to 36.3 | 171 | 300 |" in card
-    listed = front_matter(card)["model-index"][0]["results"][0]
-    assert listed["dataset"]["name"] == (
-        "MotionBench-Dev's format (300 questions of the motion world, not comparable)"
-    )
-    assert listed["metrics"][0]["value"] == 30.8
-
-
-def test_a_whole_benchmark_is_listed_under_its_name(trained, result):
-    counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
-    told = {**json.loads(result.read_text()), "asked": 4018, "counts": {"total": counts}}
-    card = model_card(
-        "me/m", {**checkpoint.read_run_file(trained)}, merged=False, licence="a: b", results=[told]
-    )
-    found = front_matter(card)
-    assert found["license"] == "a: b"
-    assert found["model-index"][0]["results"][0]["dataset"] == {
-        "name": "MotionBench-Dev",
-        "type": "zai-org/MotionBench",
-    }

@@ -11,6 +11,7 @@ import visualize_stss
 from PIL import Image
 
 from moss_vllm.data.rows import Turn
+from moss_vllm.report.stss_features import load_vit, vit_features
 from moss_vllm.report.stss_maps import TOY_GRID, pick_query
 from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.video.write import write_clip
@@ -67,6 +68,22 @@ def test_toy_png_and_gif(tmp_path, capsys):
         assert (image.n_frames, image.info["loop"], image.info["duration"]) == (5, 0, 500)
 
 
+def test_each_source_has_a_default_name_of_its_own_and_a_replaced_picture_is_named(
+    mp4, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    commands = {
+        "runs/stss.png": ["--toy"],
+        "runs/stss_square.png": ["--video", str(mp4)],
+        "runs/stss_square_moss-step-000360.png": ["--video", str(mp4), "--ckpt", "runs/moss/step-000360"],
+    }
+    for out, command in commands.items():
+        assert visualize_stss.parse(command).out == Path(out)
+    for replaced in ("", ", in place of an earlier one"):
+        visualize_stss.main(["--toy", "--orders", "1"])
+        assert f"wrote runs/stss.png{replaced}\n" in capsys.readouterr().out
+
+
 def test_video_png_and_mp4_from_pixels_and_the_query_it_picks(mp4, tmp_path, capsys):
     out, movie = tmp_path / "a.png", tmp_path / "a.mp4"
     command = ["--video", str(mp4), "--encoder", "raw", "--window", "3,5,5", "--orders", "1", "2"]
@@ -96,18 +113,16 @@ def test_video_through_a_timm_vit_with_weights_of_a_file(mp4, tmp_path):
     model = timm.create_model("vit_tiny_patch16_224")
     weights = tmp_path / "vit.safetensors"
     save_file(model.state_dict(), weights)
-    loaded = visualize_stss.load_vit("vit_tiny_patch16_224", str(weights))
+    loaded = load_vit("vit_tiny_patch16_224", str(weights))
     assert torch.equal(loaded.blocks[1].attn.qkv.weight, model.blocks[1].attn.qkv.weight)
-    clip, features = visualize_stss.vit_features(
-        loaded, Clip(sliding_square(2)[:, :112], np.arange(2) / 4), 2
-    )
+    clip, features = vit_features(loaded, Clip(sliding_square(2)[:, :112], np.arange(2) / 4), 2)
     assert features.shape == (1, 2, 7, 14, 192) and clip.frames.shape == (2, 112, 224, 3)
     tokens = model.forward_intermediates(
         torch.from_numpy(sliding_square(1)).permute(0, 3, 1, 2) / 127.5 - 1,
         indices=[1],
         intermediates_only=True,
     )[0]
-    full = visualize_stss.vit_features(loaded, Clip(sliding_square(1), np.zeros(1)), 2)[1]
+    full = vit_features(loaded, Clip(sliding_square(1), np.zeros(1)), 2)[1]
     assert torch.allclose(full[0], tokens.permute(0, 2, 3, 1), atol=1e-3)
 
     command = ["--video", str(mp4), "--encoder", "vit_tiny_patch16_224", "--out", str(tmp_path / "a.png")]
@@ -150,7 +165,7 @@ def test_weights_of_another_encoder_are_refused(vit_weights, change, message, tm
     with pytest.raises(
         ValueError, match=rf"^--weights .*vit\.pth: {message}.*take a file made for 'vit_tiny"
     ):
-        visualize_stss.load_vit("vit_tiny_patch16_224", str(file))
+        load_vit("vit_tiny_patch16_224", str(file))
 
 
 def test_weights_may_have_another_head_and_names_that_timm_knows_to_convert(vit_weights, tmp_path):
@@ -158,7 +173,7 @@ def test_weights_may_have_another_head_and_names_that_timm_knows_to_convert(vit_
     headless = {key: value for key, value in vit_weights.items() if not key.startswith("head.")}
     for state in (headless, headless | {"head.weight": torch.ones(7, 192), "classifier.bias": torch.ones(7)}):
         torch.save({f"visual.trunk.{key}": value for key, value in state.items()}, file)
-        found = visualize_stss.load_vit("vit_tiny_patch16_224", str(file)).state_dict()
+        found = load_vit("vit_tiny_patch16_224", str(file)).state_dict()
         assert len(found) == 150 and all(torch.equal(found[key], headless[key]) for key in found)
 
 
@@ -166,7 +181,7 @@ def test_weights_in_a_pickle_with_code_are_refused(tmp_path):
     file = tmp_path / "vit.pth"
     torch.save({"state_dict": Path("a_class_that_is_no_weight")}, file)
     with pytest.raises(ValueError, match=r"no weights for encoder .* in .*vit\.pth \((?i:weights.only)"):
-        visualize_stss.load_vit("vit_tiny_patch16_224", str(file))
+        load_vit("vit_tiny_patch16_224", str(file))
 
 
 def test_weights_that_are_not_finite_are_an_error(vit_weights, mp4, tmp_path):

@@ -1,0 +1,122 @@
+"""Owns: a model card says what the checkpoint's record and results say, and nothing acts as markup."""
+
+import json
+
+import pytest
+import yaml
+
+from moss_vllm.report.model_card import model_card, read_result
+
+RUN = {
+    "base_model": "bases/tiny",
+    "base_revision": None,
+    "base_fingerprint": "0123456789abcdef",
+    "moss": {"moss_d_fuse": 12, "moss_window": [3, 3, 3]},
+    "protocol": {"sample_fps": 2.0, "short_side_px": 84},
+    "settings": {"data": "FAVOR", "lr_moss": 1e-3, "note": "a|b"},
+    "processes": 2,
+    "step": 360,
+    "command": "recipes/favor_lora.py --data FAVOR",
+    "versions": {"torch": "2.12.1"},
+}
+RESULT = {
+    "benchmark": "MotionBench-Dev",
+    "protocol": {"name": "letter", "sample_fps": 2.0},
+    "run": RUN,
+    "asked": 1200,
+    "questions": 4018,
+    "accuracy_percent": {"all": 51.26, "MR": 40.0},
+    "chance_percent": {"all": 25.0},
+}
+
+
+def front_matter(card):
+    return yaml.safe_load(card.split("---")[1])
+
+
+def test_a_base_of_the_hub_and_a_licence_are_in_the_front_matter():
+    run = {**RUN, "base_model": "someone/base", "base_revision": "abc"}
+    card = model_card("me/moss", run, merged=False, licence="apache-2.0")
+    matter = front_matter(card)
+    assert (matter["license"], matter["base_model"], matter["base_model_relation"]) == (
+        "apache-2.0",
+        "someone/base",
+        "adapter",
+    )
+    assert "`someone/base`, revision abc;" in card and "DIR/run.json" not in card
+    assert "None were given." in card
+
+
+def test_a_merged_model_is_told_from_an_adapter():
+    run = {**RUN, "base_model": "someone/base"}
+    card = model_card("me/moss", run, merged=True)
+    assert "import moss_vllm.vlm" in card and 'AutoProcessor.from_pretrained("me/moss")' in card
+    assert front_matter(card)["base_model_relation"] == "finetune"
+    plain = model_card("me/moss", {**run, "moss": None}, merged=True)
+    assert "moss_vllm.vlm" not in plain and front_matter(plain)["library_name"] == "transformers"
+    assert "None: the same training without MOSS." in plain
+
+
+def test_a_card_without_moss_is_told_from_one_of_no_settings():
+    run = {"base_model": "O/B", "base_revision": None, "base_fingerprint": "x"}
+    for merged in (False, True):
+        card = model_card("me/x", {**run, "moss": {}}, merged=merged)
+        assert "VideoLLaMA3 with MOSS" in card and "moss" in front_matter(card)["tags"]
+
+
+def test_notes_counts_and_intervals_stay_with_the_scores():
+    result = RESULT | {
+        "asked": 300,
+        "questions": 300,
+        "accuracy_percent": {"all": 30.8},
+        "interval_95_percent": {"all": [25.9, 36.3]},
+        "counts": {"correct": {"all": 92}, "answered": {"all": 171}, "total": {"all": 300}},
+        "notes": ["the paper's rows are of MotionBench-Dev; these data are the motion world, not comparable"],
+        "failed": {"a": "gone"},
+    }
+    card = model_card("me/m", RUN, merged=False, results=[result])
+    assert (
+        "- **the paper's rows are of MotionBench-Dev; these data are the motion world, not comparable**"
+        in card
+    )
+    assert "- **1 videos missing or unreadable: their questions count as wrong**" in card
+    assert "| all | 30.8 | 25.0 | 25.9 to 36.3 | 171 | 300 |" in card
+    listed = front_matter(card)["model-index"][0]["results"][0]
+    assert listed["dataset"]["name"] == (
+        "MotionBench-Dev's format (300 questions of the motion world, not comparable)"
+    )
+    assert listed["metrics"][0]["value"] == 30.8
+
+
+def test_a_whole_benchmark_is_listed_under_its_name():
+    counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
+    result = {**RESULT, "asked": 4018, "counts": {"total": counts}}
+    card = model_card("me/m", RUN, merged=False, licence="a: b", results=[result])
+    matter = front_matter(card)
+    assert matter["license"] == "a: b"
+    assert matter["model-index"][0]["results"][0]["dataset"] == {
+        "name": "MotionBench-Dev",
+        "type": "zai-org/MotionBench",
+    }
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"accuracy_percent": {"all": "high"}},
+        {"accuracy_percent": {"all": float("nan")}},
+        {"chance_percent": []},
+        {"asked": "many"},
+        {"protocol": "letter"},
+        {"notes": {"a": 1}},
+        {"counts": {"total": 3}},
+        {"interval_95_percent": {"all": [1]}},
+    ],
+)
+def test_results_that_no_evaluation_writes_are_refused(tmp_path, part):
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(RESULT))
+    assert read_result(file, RUN) == RESULT
+    file.write_text(json.dumps({**RESULT, **part}))
+    with pytest.raises(ValueError, match=r"its .* is not"):
+        read_result(file, RUN)
