@@ -57,15 +57,14 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
-import torch
 
 from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.settings import choose_views, open_split
 from moss_vllm.recognition.testing import Accuracy, save_accuracy, score_clips
-from moss_vllm.runtime.environment import describe_environment
+from moss_vllm.runtime.precision import AUTOCAST
+from moss_vllm.runtime.provenance import describe_environment
 from moss_vllm.video.cache import choose_frame_reader
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 VIEWS = ("frames", "sampling", "clips", "crops")
 
 
@@ -115,7 +114,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
         batch_size=args.batch_size,
         workers=args.workers,
         device=place,
-        dtype=DTYPES[args.precision],
+        dtype=AUTOCAST[args.precision],
         shard=shard,
         read=choose_frame_reader(args.cache, args.cache_gib, args.decoder),
         overwrite=args.overwrite,

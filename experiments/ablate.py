@@ -86,8 +86,8 @@ from paper_tables import FILE, TABLES, Row
 
 from moss_vllm.recognition.build import build_classifier
 from moss_vllm.recognition.settings import MINI
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.training.run_folder import SETTINGS_FILE
-from moss_vllm.vlm.checkpoint import versions
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "action_recog.py"
 NAMES = {f"table{name}": rows for name, rows in TABLES.items() if name[:-1] in ("4", "10")}

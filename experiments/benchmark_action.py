@@ -77,9 +77,9 @@ from moss_vllm.data.actions.datasets import ActionClip, ActionSplit
 from moss_vllm.encoders.image import ImageEncoder
 from moss_vllm.recognition.build import LadderClassifier, build_classifier, find_preset
 from moss_vllm.recognition.views import PROTOCOLS, ActionTrainingSet
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import read_frames
-from moss_vllm.vlm.checkpoint import versions
 
 WAYS = {
     "ours": "tapped layers, no graph (ours)",

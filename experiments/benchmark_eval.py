@@ -61,12 +61,17 @@ from benchmark_stss import cpu_name
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.favor import read_favor_bench
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.asking import evaluate, read_as
 from moss_vllm.evaluation.generation import GREEDY
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.attention import choose_attention
+from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.checkpoint import Loaded
+from moss_vllm.vlm.processor import load_processor
 from moss_vllm.vlm.sizes import build_shape
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 QUESTIONS_A_VIDEO = (5, 4, 5, 4, 5)  # on average 4.6: FAVOR-Bench's 8,184 questions of 1,776 videos
 STAGES = ("decode", "encode", "prefill", "answer")
@@ -107,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "model": args.shape or loaded.name,
         "protocol": protocol.settings,
         "stss": ": ".join(stss_path(torch.device(args.device), VIDEO_LLM.window)),
-        "versions": checkpoint.versions(),
+        "versions": versions(),
         "load_average_before": load_before,
         "videos": len(videos),
         "questions": asked,
@@ -129,15 +134,15 @@ def open_model(args: argparse.Namespace) -> Loaded:
         dtype = torch.bfloat16 if args.device == "cuda" else None
         loaded = checkpoint.load(args.ckpt, device=args.device, dtype=dtype)
         if args.ckpt == "miniature":  # which has no MOSS: with a new one, as it is trained with
-            base = checkpoint.load_base("miniature", moss=loaded.run["moss"], dtype=dtype)
+            base = load_base("miniature", moss=loaded.run["moss"], dtype=dtype)
             loaded = replace(loaded, model=base.to(args.device).eval(), name="miniature with MOSS")
         return loaded
     model: Any = build_shape(args.shape, moss={}, device=args.device, dtype=torch.bfloat16)
-    processor = checkpoint.load_processor("miniature")
+    processor = load_processor("miniature")
     tokenizer = processor.tokenizer
     model.config.video_token_id = tokenizer.convert_tokens_to_ids(processor.video_token)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.set_attn_implementation(checkpoint.choose_attention(args.device, torch.bfloat16)[0])
+    model.set_attn_implementation(choose_attention(args.device, torch.bfloat16)[0])
     return Loaded(model.eval(), processor, args.shape, {})
 
 

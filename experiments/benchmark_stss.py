@@ -61,7 +61,7 @@ from torch import Tensor, nn
 from moss_vllm.core import MOSS, stss
 from moss_vllm.core.encoder import UVProjection, stss_path
 from moss_vllm.core.stss import Window
-from moss_vllm.vlm.base import DTYPES
+from moss_vllm.runtime.precision import DTYPES
 
 # Features (B, T, H, W, C) that STSS compares, window, D, and the module's d_in, d_fuse and d_out.
 SHAPES: dict[str, tuple[tuple[int, ...], Window, int, int, int, int]] = {

@@ -67,10 +67,11 @@ from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, load_recipe, run_sha
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.sources import read_sources
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
-from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.batches import TrainingSet
+from moss_vllm.vlm.processor import load_processor
 
 READ_CLIPS = 200
 CLAIM = 0.05
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "machine": f"{cpu_name()}, {os.cpu_count()} cores",
         "gpu": torch.cuda.get_device_name() if args.device == "cuda" else "not run on a GPU",
         "stss": ": ".join(stss_path(torch.device(args.device), VIDEO_LLM.window)),
-        "versions": checkpoint.versions(),
+        "versions": versions(),
         "load_average": {"before": load[0], "after": os.getloadavg()[0]},
         **measured,
     }
@@ -248,7 +249,7 @@ def summarise(
 def measure_reading(settings: Any, data: Path, cache: Path, repeats: int) -> dict[str, Any]:
     """Clips, and rows ready for the model, a second in one process: from the videos and from the cache."""
     rows = [row for row in read_sources(data).rows if row.path is not None][:READ_CLIPS]
-    processor = checkpoint.load_processor(settings.model)
+    processor = load_processor(settings.model)
     sampling = Sampling(settings.sample_fps, settings.short_side_px, settings.max_frames)
     how = {"compress": settings.compress_tokens, "max_tokens": settings.max_tokens, "sampling": sampling}
     speeds: dict[tuple[str, str], list[float]] = {}

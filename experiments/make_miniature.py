@@ -49,20 +49,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import VideoLlama3ForConditionalGeneration, VideoLlama3Processor
 
 from moss_vllm.data import favor, motionbench
+from moss_vllm.data.rows import CAPTION_PROMPT, Turn
 from moss_vllm.data.world import appearance, scenes
 from moss_vllm.data.world.scenes import Choice
 from moss_vllm.runtime.files import readable
 from moss_vllm.training.optim import warmup_cosine
 from moss_vllm.video.clip import Clip
-from moss_vllm.vlm.video_llama3.chat import (
-    CAPTION_PROMPT,
-    IGNORED,
-    Turn,
-    answer_labels,
-    collate,
-    conversation_text,
-    encode,
-)
+from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.video_llama3.chat import answer_labels, collate, conversation_text, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS, build, build_processor, build_tokenizer
 
 CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?")

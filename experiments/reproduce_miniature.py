@@ -40,7 +40,7 @@ if __name__ == "__main__":
 import demo
 import torch
 
-from moss_vllm.vlm.checkpoint import versions
+from moss_vllm.runtime.provenance import versions
 
 CONTROL = "+ train + MOSS, one frame"
 

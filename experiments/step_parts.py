@@ -32,14 +32,19 @@ from torch import Tensor, nn
 from moss_vllm.core import MOSS
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
-from moss_vllm.training import engines
+from moss_vllm.training import engines, run_state
 from moss_vllm.training.loop import Loop, train
-from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.vlm import checkpoint
+from moss_vllm.training.optim import parameter_groups
+from moss_vllm.vlm.adapter import attach_lora, choose_rates
+from moss_vllm.vlm.attention import choose_attention
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.loss import AnswerLoss
+from moss_vllm.vlm.memory import GIB
+from moss_vllm.vlm.places import base_record
 from moss_vllm.vlm.sizes import build_shape
-from moss_vllm.vlm.video_llama3.chat import IGNORED, collate
-from moss_vllm.vlm.video_llama3.memory import GIB, MERGE, TIME_TOKENS, estimate_training_memory
+from moss_vllm.vlm.video_llama3.chat import collate
+from moss_vllm.vlm.video_llama3.memory import MERGE, TIME_TOKENS, estimate_training_memory
 
 MARKED = ("vision encoder", "MOSS", "projector", "language model", "backward", "optimizer")
 PARTS = ("waiting for data", *MARKED, "other")
@@ -64,14 +69,14 @@ class StepParts:
 
     def __enter__(self) -> "StepParts":
         # The loop calls these by their module, so marks around them need nothing of the loop.
-        marked = {
-            "prepare": self._mark_modules(engines.prepare),
-            "backward": self._mark("backward", engines.backward),
-            "step": self._end_step(self._mark("optimizer", engines.step)),
-            "undisturbed": self._leave_out(engines.undisturbed),
-        }
-        for name, function in marked.items():
-            self._undo.enter_context(patch.object(engines, name, function))
+        marked = [
+            (engines, "wrap", self._mark_modules(engines.wrap)),
+            (engines, "backward", self._mark("backward", engines.backward)),
+            (engines, "step", self._end_step(self._mark("optimizer", engines.step))),
+            (run_state, "undisturbed", self._leave_out(run_state.undisturbed)),
+        ]
+        for module, name, function in marked:
+            self._undo.enter_context(patch.object(module, name, function))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -102,7 +107,7 @@ class StepParts:
 
         return run
 
-    def _mark_modules(self, prepare: Callable[..., Any]) -> Callable[..., Any]:
+    def _mark_modules(self, wrap: Callable[..., Any]) -> Callable[..., Any]:
         def run(accelerator: Any, objective: Any, *args: Any, **kwargs: Any) -> Any:
             if accelerator.device.type == "cuda":
                 self._wait_for_device = torch.cuda.synchronize
@@ -114,7 +119,7 @@ class StepParts:
                     )
                     for hook in hooks:
                         self._undo.callback(hook.remove)
-            return prepare(accelerator, objective, *args, **kwargs)
+            return wrap(accelerator, objective, *args, **kwargs)
 
         return run
 
@@ -211,18 +216,18 @@ def run_shape(
 def build(shape: str, device: str, *, moss: bool, recomputed: bool) -> tuple[Any, Any, list[dict[str, Any]]]:
     """Accelerator, a model in bf16 with what trains in float32, and its optimizer groups."""
     if shape == "miniature":
-        sizes = checkpoint.base_record(shape)["moss"] if moss else None
-        base = checkpoint.load_base(shape, moss=sizes, dtype=torch.bfloat16)
+        sizes = base_record(shape)["moss"] if moss else None
+        base = load_base(shape, moss=sizes, dtype=torch.bfloat16)
     else:
         base = build_shape(shape, moss={} if moss else None, device=device, dtype=torch.bfloat16)
-        base.set_attn_implementation(checkpoint.choose_attention(device, torch.bfloat16)[0])
-    model = checkpoint.attach_lora(base, rank=LORA_RANK, alpha=LORA_ALPHA, dropout=0.0)
+        base.set_attn_implementation(choose_attention(device, torch.bfloat16)[0])
+    model = attach_lora(base, rank=LORA_RANK, alpha=LORA_ALPHA, dropout=0.0)
     if recomputed:
         language_model: Any = base.model.language_model
         # As in the recipe: transformers 5.23 has the first name, 5.17 the second only.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
-    groups = parameter_groups(model, [row for row in VIDEO_LLM_RATES if moss or row.name != "moss"])
+    groups = parameter_groups(model, choose_rates(base))
     return engines.start(), model, groups
 
 
@@ -261,15 +266,31 @@ class RandomClips:
         return {**batch, **counts, "row_ids": ["noise"] * len(rows), "rejected": []}
 
 
+class KeepNothing:
+    """A `training.loop.CheckpointKeeper` that writes no weights."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def save(self, folder: Path, state: Any, step: int) -> None:
+        """Write nothing."""
+
+    def restore(self, folder: Path) -> None:
+        """Read nothing."""
+
+    def check(self, folder: Path, state: Any) -> None:
+        """Compare nothing."""
+
+
 def run_loop(
     accelerator: Any, model: Any, groups: Any, clips: RandomClips, steps: int
 ) -> list[dict[str, Any]]:
     """`training.train` on one clip a step; its checkpoint is thrown away."""
     loop = Loop(steps=steps, batch_size=1, workers=0, save_every=steps)
-    nothing: dict[str, Any] = {"state": dict, "save": lambda *_: None, "restore": lambda *_: None}
     with tempfile.TemporaryDirectory() as out:
         objective = AnswerLoss(model, torch.bfloat16)
-        return train(accelerator, objective, groups, clips, loop, out=Path(out), **nothing)
+        return train(accelerator, objective, groups, clips, loop, out=Path(out), keeper=KeepNothing())
 
 
 def estimate_gib(model: Any, groups: Any, frames: int, shape: str, device: str, *, recomputed: bool) -> float:

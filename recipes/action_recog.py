@@ -6,27 +6,23 @@
     python eval/action_recog.py --ckpt runs/action_recog/best --root DATA/ssv2
 
 Datasets as they are distributed: ssv1, ssv2, diving48, gym99, gym288, k400; `list`, lines of "video label"
-or "folder frames label" of your own; `mini`, drawn by this repository. What is not given follows Table 7 for
-the dataset and variant (recipes/configs/action_recog.yaml, moss_vllm/recognition/views.py). Diving48 and
-FineGym start from a Kinetics-400 checkpoint: --start.
+or "folder frames label" of your own; `mini`, drawn by this repository. Settings that are left out follow
+Table 7 for the dataset and variant (recipes/configs/action_recog.yaml, moss_vllm/recognition/views.py).
+Diving48 and FineGym start from a Kinetics-400 checkpoint: --start.
 
     paper, top-1    SSV1 (8 frames)   SSV2 (8)   SSV2 (16)   Diving48   Gym99   Gym288   K400
     MOSS-S / M      60.0 / -          70.5/72.0
     MOSS-B          61.0              71.4       72.4        91.2       93.9    70.2     85.2
     MOSS-L          63.6              72.9       74.4        92.7       94.7    71.1     87.7
 
-The paper trained on 8 RTX 6000 Ada. We have not: no weights, data or GPU were at hand. Ends with a test from
-several views of the best checkpoint, written to OUT/test. Killed at any moment, --resume auto goes on.
+The paper trained on 8 RTX 6000 Ada. We did not train: no weights, data or GPU were at hand. The run ends with
+a test of the best checkpoint in several views, written to OUT/test. After a kill, --resume auto continues.
 """
 
 import dataclasses
-import shlex
 import shutil
-import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,46 +37,41 @@ from moss_vllm.training.settings import options, parse, setting
 
 @dataclass(frozen=True)
 class ActionRecog:
-    """Settings; None is what Table 7 has for the dataset and variant, as the text says."""
+    """Settings; None stands for the value in Table 7 for the dataset and variant, as the help tells."""
 
-    data: str = setting("mini", "ssv1, ssv2, diving48, gym99, gym288, k400, list or mini")
-    root: str | None = setting(
-        None, "folder of the videos, and of the annotation files unless they are named"
-    )
+    data: str = setting("mini", "ssv1, ssv2, diving48, gym99, gym288, k400, list, mini", heading="data")
+    root: str | None = setting(None, "folder of the videos, and by default of the annotation files")
     annotation: str | None = setting(None, "folder of the annotation files (default: that of the videos)")
-    allow_missing: bool = setting(False, "leave out clips without a video, and tell how many")
+    allow_missing: bool = setting(False, "leave out clips without a video, and print how many")
     protocol: str = setting("paper", "views by Table 7, or 'authors': as in their configuration files")
     out: str = setting("runs/action_recog", "where checkpoints and logs go")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
     start: str | None = setting(None, "checkpoint of another dataset to start from; its head is left out")
 
-    variant: str | None = setting(None, "s, b, m or l of Table 6, or mini (default: s; mini for --data mini)")
+    variant: str | None = setting(
+        None, "s, b, m, l, mini (default: s; with --data mini: mini)", heading="model"
+    )
     host: str = setting("ladder", "what MOSS sits in: ladder, or full, aim, dist of Table 10d")
     backbone: str | None = setting(
         None,
         "image encoder: clip_b16, clip_l14, eva02_clip_l14, dino_b16, mae_b16, siglip_b16, a ViT of timm "
         "(default: Table 6's of the variant, clip_b16 or clip_l14)",
     )
-    weights: str = setting(
-        "pretrained", "weights of the image encoder: pretrained (hub or cache), random, a .safetensors file"
-    )
+    weights: str = setting("pretrained", "of the image encoder: pretrained, random or a .safetensors file")
     temporal: str = setting(
-        "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention or none"
+        "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention, none"
     )
     temporal_layers: str | None = setting(
-        None,
-        "layers of that module, such as '4' or '4,6' of Table 10b (default: 4; 8 for m and l)",
+        None, "layers of that module, such as '4' or '4,6' of Table 10b (default: 4; 8 for m and l)"
     )
     temporal_options: str | None = setting(
         None, "arguments of that module as YAML, such as '{orders: [1, 2, 3]}' (default: Table 7's)"
     )
 
     frames: int | None = setting(
-        None, "frames of a clip that the encoder sees (default: 8; Diving48, FineGym 32; K400 32, m and l 16)"
+        None, "that the encoder sees (default: 8; Diving48, FineGym 32; K400 32, m and l 16)", heading="views"
     )
-    size_px: int | None = setting(
-        None, "side of what the model sees; scales change with it (default: 224; mini 84)"
-    )
+    size_px: int | None = setting(None, "side of a frame; scales change with it (default: 224; mini 84)")
     sampling: str | None = setting(None, "uniform, uniform-k400 or dense (default: uniform; K400 dense)")
     clips: int | None = setting(None, "clips of a test; each in CROPS views (default: 2; K400 4; mini 1)")
     crops: int | None = setting(None, "1 (centre) or 3 (default: 3; mini 1)")
@@ -92,20 +83,14 @@ class ActionRecog:
     )
 
     epochs: int | None = setting(
-        None, "passes over the training clips (default: 30; SSV with s and b 40; mini 4)"
+        None, "passes over the clips (default: 30; SSV with s and b 40; mini 4)", heading="training and tests"
     )
-    clips_a_step: int | None = setting(
-        None, "clips per step over all processes (default: 128; m and l 96 or 80; mini 32)"
-    )
+    clips_a_step: int | None = setting(None, "of all processes (default: 128; m and l 96 or 80; mini 32)")
     batch_size: int = setting(16, "clips per process and micro-batch, each in REPEATS views")
     lr: float | None = setting(None, "peak learning rate (default: s, b 1e-3; m, l 2e-4; mini 2e-3)")
-    weight_decay: float | None = setting(
-        None, "weight decay of AdamW (default: 0.15; that of their authors for other hosts)"
-    )
-    layer_decay: float | None = setting(
-        None, "decay of the rates of earlier layers, with host full alone (default: 0.7 there)"
-    )
-    warmup_epochs: float = setting(4.0, "epochs of linear warm-up (a fifth of them, if that is less)")
+    weight_decay: float | None = setting(None, "of AdamW (default: 0.15; other hosts: as their authors)")
+    layer_decay: float | None = setting(None, "of earlier layers' rates, with host full (default there: 0.7)")
+    warmup_epochs: float = setting(4.0, "epochs of linear warm-up (a fifth of all, if that is less)")
     floor: float = setting(0.01, "rate at the end of the cosine, as a share of the peak")
     smoothing: float = setting(0.1, "label smoothing")
     clip_norm: float = setting(20.0, "largest norm of the gradient; the paper names none")
@@ -123,9 +108,7 @@ class ActionRecog:
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
     keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
     log_every: int = setting(20, "steps between log lines")
-    steps: int | None = setting(
-        None, "stop after as many steps; the schedule fits them (default: those of EPOCHS)"
-    )
+    steps: int | None = setting(None, "steps in all, also for the schedule (default: those of EPOCHS)")
     seed: int = setting(0, "seed of weights, data order and views")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
@@ -137,7 +120,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from moss_vllm.data.actions.datasets import tell_shared_clips
+from moss_vllm.data.actions.datasets import ActionSplit, tell_shared_clips
 from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.build import build_classifier, full_variant
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
@@ -145,7 +128,6 @@ from moss_vllm.recognition.in_training import BEST, ActionCheckup
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.settings import (
     DATA,
-    PRECISIONS,
     check,
     choose_views,
     model_arguments,
@@ -161,41 +143,35 @@ from moss_vllm.recognition.testing import (
     score_clips,
 )
 from moss_vllm.recognition.views import ActionTrainingSet, ViewSettings
+from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
-from moss_vllm.training import engines
+from moss_vllm.training import engines, start
 from moss_vllm.training.loop import train
-from moss_vllm.training.optim import describe, parameter_groups
-from moss_vllm.training.run_folder import choose_resume, hold
+from moss_vllm.training.optim import parameter_groups
+from moss_vllm.training.run_folder import choose_resume
 from moss_vllm.video.cache import choose_frame_reader
-from moss_vllm.vlm import start_report
 
 SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
 VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
 
 
 def main(argv: Sequence[str] | None = None) -> Accuracy | None:
-    """Train, then test the best checkpoint; returns what the test found (None for a dry run)."""
+    """Train, then test the best checkpoint; returns its accuracy (None for a dry run)."""
     settings, flags = parse(ActionRecog, argv, __doc__)
     refuse_ignored(settings)
     settings = fill_in(settings)
     check(settings)
-    tracker = start_report.choose_tracker(settings.tracker)
-    accelerator = engines.start(
-        tracker=None if flags.dry_run else tracker, folder=settings.out, precision=settings.precision
-    )
-    if engines.name(accelerator) not in ("one process", "DDP"):
-        raise ValueError(
-            f"{engines.name(accelerator)}: this recipe runs in one process or under DDP (--multi_gpu)"
-        )
-    command = shlex.join(sys.argv if argv is None else ["recipes/action_recog.py", *argv])
-    with nullcontext() if flags.dry_run else hold(Path(settings.out), accelerator):
+    command = start.command_line("recipes/action_recog.py", argv)
+    with start.open_run(settings, dry_run=flags.dry_run) as accelerator:
+        if (engine := engines.name(accelerator)) not in ("one process", "DDP"):
+            raise ValueError(f"{engine}: this recipe runs in one process or under DDP (--multi_gpu)")
         return train_and_test(settings, accelerator, command, dry_run=flags.dry_run)
 
 
 def train_and_test(
     settings: ActionRecog, accelerator: Accelerator, command: str, *, dry_run: bool
 ) -> Accuracy | None:
-    """Build and report, and but for a dry run train and test; returns what the test found."""
+    """Build and report; train and test unless it is a dry run. Returns the test's accuracy."""
     out = Path(settings.out)
     resume = choose_resume(out, settings.resume, dry_run=dry_run)
     where: dict[str, Any] = {"annotation": settings.annotation, "allow_missing": settings.allow_missing}
@@ -204,117 +180,105 @@ def train_and_test(
     if splits["train"].classes != splits["test"].classes:
         raise ValueError(f"{settings.data}: train and test name other classes; are they of one release?")
     set_seed(settings.seed)
-    how = model_arguments(settings, len(splits["train"].classes))
-    try:
-        model = build_classifier(**how)
-    except (TypeError, RuntimeError) as error:  # a keyword that the module has not, a size that cannot be
-        if not how["temporal_options"]:
-            raise
-        raise ValueError(
-            f"{settings.temporal!r} cannot be built with temporal_options {settings.temporal_options!r} "
-            f"({error}); moss_vllm/core has its arguments"
-        ) from error
+    arguments = model_arguments(settings, len(splits["train"].classes))
+    model = build_model(settings, arguments)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
-    given = {name: getattr(settings, name) for name in VIEWS} | {"randaugment": settings.randaugment}
-    given["flip"] = None if splits["train"].may_mirror else 0.0
-    views = choose_views(settings.data, settings.protocol, how["variant"], given, model)
-    if settings.randaugment == "none":
-        views = dataclasses.replace(views, randaugment=None)
+    views = choose_settings_views(settings, splits["train"], arguments["variant"], model)
     if settings.start and not resume:
         checkpoint.restore(Path(settings.start), model, but_head=True)
     table = model.rate_table(settings.lr, settings.weight_decay, settings.layer_decay)
     groups = parameter_groups(model, table)
     read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
     dataset = ActionTrainingSet(splits["train"], views, seed=settings.seed, read=read)
-    steps_an_epoch, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
+    _, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
     record = {
-        "settings": dataclasses.asdict(settings),
-        "engine": engines.name(accelerator),
-        "processes": accelerator.num_processes,
-        "parameters": describe(model, table),
+        **start.describe_training(settings, accelerator, model, table, command),
         "data_lines": [split.report() for split in splits.values()] + tell_shared_clips(**splits),
         "views": dataclasses.asdict(views),
         "steps": loop.steps,
-        "disk": start_report.plan_disk(model, out, loop, resume),
+        "disk": start.plan_disk(model, out, loop, resume),
         "clips_a_step": loop.batch_size * loop.accumulate * accelerator.num_processes,
-        "command": command,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if accelerator.is_main_process:
         show(record, model)
+        if dry_run:
+            show_settings_and_batch(record, dataset, model)
     if dry_run:
-        if accelerator.is_main_process:
-            held = {**record["views"], "frames": views.frames // model.frames_per_encoded}
-            held["randaugment"] = views.randaugment or "none"
-            say(*(f"{name}: {value}" for name, value in (record["settings"] | held).items()), sep="\n")
-            for name, value in dataset.collate(
-                [dataset[index] for index in range(min(2, len(dataset)))]
-            ).items():
-                say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
         return None
-    start_report.refuse_full_disk(record["disk"], out)
+    start.refuse_full_disk(record["disk"], out)
     run = {
-        "model": how,
+        "model": arguments,
         "classes": list(splits["train"].classes),
         "data": settings.data,
         "protocol": settings.protocol,
         **{name: record[name] for name in ("views", "settings", "processes", "engine", "command")},
     }
-    dtype = PRECISIONS[settings.precision]
     test: dict[str, Any] = {
         "batch_size": settings.eval_batch_size,
         "workers": settings.workers,
         "device": accelerator.device,
-        "dtype": dtype,
+        "dtype": AUTOCAST[settings.precision],
         "shard": Shard(accelerator.process_index, accelerator.num_processes),
         "read": read,
     }
-
-    def save(folder: Path, state: dict[str, torch.Tensor], step: int) -> None:
-        checkpoint.save(folder, model, {**run, "step": step}, state=state)
-
-    def announce() -> None:
-        if accelerator.is_main_process:
-            start_report.write(record, out, resume)
-        start_report.open_tracker(accelerator, settings, resume)
-
-    checkup = ActionCheckup(accelerator, model, splits["test"], views, out, save=save, test=test)
+    keeper = checkpoint.Keeper(model, run)
+    checkup = ActionCheckup(accelerator, model, splits["test"], views, out, save=keeper.save, test=test)
     lines = train(
         accelerator,
-        ClassLoss(model.to(accelerator.device), dtype, smoothing=settings.smoothing),
+        ClassLoss(model.to(accelerator.device), test["dtype"], smoothing=settings.smoothing),
         groups,
         dataset,
         loop,
         out=out,
-        state=lambda: checkpoint.trained_state(model),
-        save=save,
-        restore=lambda folder: checkpoint.restore(folder, model),
+        keeper=keeper,
         resume=resume,
-        announce=announce,
+        started=lambda: start.announce(accelerator, settings, record, out, resume),
         evaluate=checkup,
-        evaluate_every=min(loop.steps, settings.eval_every * steps_an_epoch),
     )
     if lines and lines[-1]["step"] < loop.steps:  # stopped by a signal
         accelerator.end_training()
         return None
     if checkup.last_step() != loop.steps:
         checkup(loop.steps)
-    best = checkpoint.load(out / BEST, weights=how["weights"], device=accelerator.device)
+    best = checkpoint.load(out / BEST, weights=arguments["weights"], device=accelerator.device)
     header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
     if accelerator.is_main_process:
         drop_other_test(out / "test", best.run["step"], best.model)
     accelerator.wait_for_everyone()
     score_clips(best.model, splits["test"], views, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
-    found = collect_clips(out / "test", splits["test"])  # of all processes
+    accuracy = collect_clips(out / "test", splits["test"])  # of all processes
     if accelerator.is_main_process:
-        found = finish(found, out / "test", settings.data, views, best.run["step"])
+        finish(accuracy, out / "test", settings.data, views, best.run["step"])
     accelerator.end_training()
-    return found
+    return accuracy
+
+
+def build_model(settings: ActionRecog, arguments: dict[str, Any]) -> VideoClassifier:
+    """`build_classifier`; ValueError where the temporal module refuses its options."""
+    try:
+        return build_classifier(**arguments)
+    except (TypeError, RuntimeError) as error:  # an unknown keyword, an impossible size
+        if not arguments["temporal_options"]:
+            raise
+        raise ValueError(
+            f"{settings.temporal!r} cannot be built with temporal_options {settings.temporal_options!r} "
+            f"({error}); moss_vllm/core has its arguments"
+        ) from error
+
+
+def choose_settings_views(
+    settings: ActionRecog, train: ActionSplit, variant: str, model: VideoClassifier
+) -> ViewSettings:
+    """The views of the protocol, with those settings that were given."""
+    given = {name: getattr(settings, name) for name in (*VIEWS, "randaugment")}
+    given["flip"] = None if train.may_mirror else 0.0
+    views = choose_views(settings.data, settings.protocol, variant, given, model)
+    return dataclasses.replace(views, randaugment=None) if settings.randaugment == "none" else views
 
 
 def fill_in(settings: ActionRecog) -> ActionRecog:
-    """What was left open, from the table of schedules."""
+    """The settings, with those that are None taken from the table of schedules."""
     if settings.data not in DATA:
         raise ValueError(f"data is {settings.data!r}; it must be one of {', '.join(DATA)}")
     mini = settings.data == "mini"
@@ -323,17 +287,17 @@ def fill_in(settings: ActionRecog) -> ActionRecog:
     weights = "random" if mini_vit and settings.weights == "pretrained" else settings.weights
     table = yaml.safe_load(SCHEDULES.read_text())
     rows = table[settings.data]
-    if variant not in rows:  # a variant on data that the paper has not for it
+    if variant not in rows:  # the paper has no row for this variant on this data
         rows = table["mini" if variant == "mini" else "ssv"]
     row = {
         "weight_decay": 0.15,
         **(rows.get(variant) or next(iter(rows.values()))),
         **table["hosts"].get(settings.host, {}),
     }
-    asked = {name: value for name, value in row.items() if getattr(settings, name) is None}
+    filled = {name: value for name, value in row.items() if getattr(settings, name) is None}
     if mini and settings.size_px is None and variant != "mini":
-        asked["size_px"] = 224
-    return dataclasses.replace(settings, variant=variant, weights=weights, **asked)
+        filled["size_px"] = 224
+    return dataclasses.replace(settings, variant=variant, weights=weights, **filled)
 
 
 def show(record: dict[str, Any], model: VideoClassifier) -> None:
@@ -352,25 +316,35 @@ def show(record: dict[str, Any], model: VideoClassifier) -> None:
         f"steps of {record['clips_a_step']} clips x {views['repeats']} views of {views['frames']} frames, "
         f"{views['size_px']} px, sampled {views['sampling']}; tests show {views['clips']} x {views['crops']}",
     )
-    start_report.show_parameters(console, record["parameters"])
-    start_report.show_disk(record["disk"])
+    start.show_parameters(console, record["parameters"])
+    start.show_disk(record["disk"])
+
+
+def show_settings_and_batch(
+    record: dict[str, Any], dataset: ActionTrainingSet, model: VideoClassifier
+) -> None:
+    """Print what a dry run shows more: every setting, and the shapes of a batch."""
+    views = {**record["views"], "frames": record["views"]["frames"] // model.frames_per_encoded}
+    views["randaugment"] = record["views"]["randaugment"] or "none"
+    say(*(f"{name}: {value}" for name, value in (record["settings"] | views).items()), sep="\n")
+    for name, value in dataset.collate([dataset[index] for index in range(min(2, len(dataset)))]).items():
+        say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
 
 
 def drop_other_test(folder: Path, step: int, model: VideoClassifier) -> None:
-    """Remove the test of another step, since a finished run was given more of them, or of other weights."""
+    """Remove the test of other weights: a run that is resumed for more steps may end in another best step."""
     header = read_answers(folder / ANSWERS, CLIP_SCHEMA).header
     if header and (header["run"]["step"], header.get("weights")) != (step, fingerprint(model.state_dict())):
         shutil.rmtree(folder)
 
 
-def finish(found: Accuracy, folder: Path, data: str, views: ViewSettings, step: int) -> Accuracy:
+def finish(accuracy: Accuracy, folder: Path, data: str, views: ViewSettings, step: int) -> None:
     """Print the scores and write them beside the clips' lines."""
     about = {"data": data, "step": step, "views": f"{views.clips} clips x {views.crops} crops"}
-    save_accuracy(found, folder, about)
-    say(f"test of step {step}, {about['views']}: {found}; written to {folder}")
-    return found
+    save_accuracy(accuracy, folder, about)
+    say(f"test of step {step}, {about['views']}: {accuracy}; written to {folder}")
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command with --resume auto goes on from the last checkpoint"):
+    with errors_in_one_line("the same command with --resume auto continues from the last checkpoint"):
         main()

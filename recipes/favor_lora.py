@@ -11,33 +11,31 @@ Expected (Table 5, VideoLLaMA3-2B): MotionBench-Dev 51.4 -> 54.2 and FAVOR-Bench
 against the same training without (`--no-use-moss`). The miniature's numbers are in the README.
 
 Writes OUT/step-NNNNNN folders that `eval/motionbench.py --ckpt` and `moss_vllm.vlm.checkpoint.load` open,
-settings.json, train.jsonl and the tracker's logs; `scripts/report.py OUT` makes one page of them. Run it
-again with `--resume auto` after an interruption, whatever it was.
+settings.json, train.jsonl and the tracker's logs; `scripts/report.py OUT` makes one page of them. After any
+interruption, the same command with `--resume auto` continues.
 """
 
 import dataclasses
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from moss_vllm.data.world.benchmarks import ensure_world
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import answer_help
 from moss_vllm.runtime.screen import say
-from moss_vllm.training.settings import FLAGS, ignored, options, origins, parse, setting, wrong_choices
+from moss_vllm.training.settings import accumulate_for, ignored, options, origins, parse, refuse, setting
 
 
 @dataclass(frozen=True)
 class FavorLora:
-    """Settings; the defaults are the miniature's, others' in configs/favor_videollama3_2b.yaml."""
+    """Settings; the defaults are for a miniature, configs/favor_videollama3_2b.yaml is for other models."""
 
     model: str = setting(
-        "miniature", "native VideoLLaMA3 folder or hub id, 'miniature', 'shape:2b', 'shape:7b'"
+        "miniature",
+        "VideoLLaMA3 folder or hub id, 'miniature', 'shape:2b', 'shape:7b'",
+        heading="model and data",
     )
     revision: str | None = setting(None, "revision of a hub model")
     data: str | None = setting(
@@ -53,20 +51,20 @@ class FavorLora:
     use_moss: bool = setting(True, "attach MOSS; --no-use-moss trains the '+ FAVOR-Train' row of Table 5")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
-    sample_fps: float = setting(2.0, "frames sampled per second")
+    sample_fps: float = setting(2.0, "frames sampled per second", heading="clips")
     short_side_px: int = setting(84, "shorter side of a frame in pixels")
     max_frames: int = setting(180, "frames per clip at most; longer clips are thinned evenly")
     compress_tokens: bool = setting(False, "drop video tokens of patches that did not change")
     max_tokens: int = setting(4096, "longer conversations are rejected whole")
 
-    lr_moss: float = setting(3e-3, "peak learning rate of MOSS")
+    lr_moss: float = setting(3e-3, "peak learning rate of MOSS", heading="learning rates and LoRA")
     lr_projector: float = setting(3e-4, "peak learning rate of the projector")
     lr_llm: float = setting(1e-3, "peak learning rate of the LLM's LoRA weights")
     lora_rank: int = setting(16, "rank of LoRA")
     lora_alpha: int = setting(16, "alpha of LoRA")
     lora_dropout: float = setting(0.0, "dropout of LoRA")
 
-    steps: int = setting(360, "optimizer steps")
+    steps: int = setting(360, "optimizer steps", heading="steps, checkpoints and memory")
     batch_size: int = setting(16, "clips per process and micro-batch")
     accumulate: int = setting(1, "micro-batches per step")
     clips_a_step: int | None = setting(
@@ -85,7 +83,9 @@ class FavorLora:
     max_rejected_share: float = setting(0.01, "do not start when more rows than this cannot be used")
     max_bad_share: float = setting(0.005, "stop when more rows than this turn out unusable in the run")
 
-    eval_data: str | None = setting(None, "MotionBench or FAVOR-Bench folder to ask from while training")
+    eval_data: str | None = setting(
+        None, "MotionBench or FAVOR-Bench folder to ask from while training", heading="evaluation and curves"
+    )
     eval_every: int = setting(100, "steps between evaluations, with --eval-data")
     eval_questions: int = setting(200, "questions asked each time")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
@@ -106,30 +106,35 @@ from peft import PeftModel
 
 from moss_vllm.data.sources import read_sources
 from moss_vllm.evaluation.in_training import Checkup
-from moss_vllm.training import engines
+from moss_vllm.runtime.precision import AUTOCAST
+from moss_vllm.training import engines, start
 from moss_vllm.training.loop import Loop, train
-from moss_vllm.training.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
-from moss_vllm.training.run_folder import choose_resume, hold
+from moss_vllm.training.optim import Rate, parameter_groups, with_rates
+from moss_vllm.training.run_folder import choose_resume
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
 from moss_vllm.video.decoders import check_decoder
 from moss_vllm.video.frames import MULTIPLE_PX
 from moss_vllm.vlm import checkpoint, start_report
-from moss_vllm.vlm.base import is_hub_id, is_miniature
+from moss_vllm.vlm.adapter import attach_lora, choose_rates
+from moss_vllm.vlm.attention import choose_attention
+from moss_vllm.vlm.base import is_miniature, load_base, moss_to_train
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.loss import AnswerLoss
+from moss_vllm.vlm.places import is_hub_id
 from moss_vllm.vlm.plan import Plan, plan
+from moss_vllm.vlm.processor import load_processor
 from moss_vllm.vlm.sizes import describe_shape
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
 COUNTS += ["eval_every", "eval_questions", "keep"]
+PATHS = "model data videos cache out resume eval_data".split()
 SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 PAPER = Path(__file__).parent / "configs" / "favor_videollama3_2b.yaml"
 NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss"}
 NEEDS |= {"eval_every": "eval_data", "eval_questions": "eval_data"}
 OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
-Layers = Mapping[str, Mapping[str, Any]]  # of `config.parse`
+Layers = Mapping[str, Mapping[str, Any]]  # from `settings.parse`
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -138,29 +143,25 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     settings = check(settings, flags.layers)
     if settings.model.startswith("shape:"):
         return show_shape(settings, flags.layers, dry_run=flags.dry_run)
-    tracker = start_report.choose_tracker(settings.tracker)
-    accelerator = engines.start(
-        tracker=None if flags.dry_run else tracker, folder=settings.out, precision=settings.precision
-    )
-    command = shlex.join(sys.argv if argv is None else ["recipes/favor_lora.py", *argv])
-    with nullcontext() if flags.dry_run else hold(Path(settings.out), accelerator):
+    command = start.command_line("recipes/favor_lora.py", argv)
+    with start.open_run(settings, dry_run=flags.dry_run) as accelerator:
         return fine_tune(settings, flags.layers, accelerator, command, dry_run=flags.dry_run)
 
 
 def fine_tune(
     settings: FavorLora, layers: Layers, accelerator: Accelerator, command: str, *, dry_run: bool
 ) -> list[dict[str, Any]]:
-    """Plan, build and report, and but for a dry run train; returns the logged steps."""
+    """Plan, build and report; train unless it is a dry run. Returns the logged steps."""
     out = Path(settings.out)
     resume = choose_resume(out, settings.resume, dry_run=dry_run)
     if settings.clips_a_step:
-        settings = with_clips_a_step(settings, accelerator)
+        settings = set_accumulate(settings, accelerator, settings.clips_a_step)
     engines.refuse_quantized(accelerator, settings.quantize)
     set_seed(settings.seed)
-    processor = checkpoint.load_processor(settings.model, settings.revision)
+    processor = load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
         rows = plan_rows(settings, processor, None if dry_run else out, write=accelerator.is_main_process)
-    moss = checkpoint.moss_to_train(settings.model, settings.revision) if settings.use_moss else None
+    moss = moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
@@ -180,12 +181,13 @@ def fine_tune(
         accumulate=settings.accumulate,
         save_every=settings.save_every,
         keep=settings.keep,
+        evaluate_every=settings.eval_every,
         log_every=settings.log_every,
         workers=settings.workers,
         seed=settings.seed,
         max_bad_share=settings.max_bad_share,
     )
-    disk = start_report.plan_disk(model, out, loop, resume)
+    disk, record = start.plan_disk(model, out, loop, resume), {}
     if accelerator.is_main_process:
         record = start_report.describe_run(settings, accelerator, model, table, rows, command)
         record |= {"origins": origins(layers), "disk": disk}
@@ -196,7 +198,7 @@ def fine_tune(
                 say(f"{name}: {value}  ({record['origins'].get(name, 'default')})")
             start_report.show_batch(dataset, settings.batch_size)
         return []
-    start_report.refuse_full_disk(disk, out)
+    start.refuse_full_disk(disk, out)
 
     run = {
         "moss": moss,
@@ -206,40 +208,22 @@ def fine_tune(
         "engine": engines.name(accelerator),
         "command": command,
     }
-
-    def save(folder: Path, state: dict[str, torch.Tensor], step: int) -> None:
-        checkpoint.save(folder, model, processor, {**run, "step": step}, state=state)
-
-    def check_reload(folder: Path, state: Mapping[str, torch.Tensor]) -> None:
-        checkpoint.verify(folder, model, state)
-        say(f"{folder} reloads to the weights in memory, bit for bit")
-
     checkup = None
     if settings.eval_data:
         data = Path(settings.eval_data)
         checkup = Checkup(accelerator, model, processor, run["protocol"], data, out, read=read)
         checkup.choose(settings.eval_questions)
-
-    def announce() -> None:
-        if accelerator.is_main_process:
-            start_report.write(record, out, resume)
-        start_report.open_tracker(accelerator, settings, resume)
-
     lines = train(
         accelerator,
-        AnswerLoss(model, PRECISIONS[settings.precision]),
+        AnswerLoss(model, AUTOCAST[settings.precision]),
         groups,
         dataset,
         loop,
         out=out,
-        state=lambda: checkpoint.trained_state(model),
-        save=save,
-        restore=lambda folder: checkpoint.restore(folder, model),
+        keeper=checkpoint.Keeper(model, processor, run),
         resume=resume,
-        announce=announce,
-        after_save=check_reload,
+        started=lambda: start.announce(accelerator, settings, record, out, resume),
         evaluate=checkup,
-        evaluate_every=settings.eval_every,
     )
     if accelerator.is_main_process and lines and lines[-1]["step"] == settings.steps:
         say(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
@@ -247,71 +231,57 @@ def fine_tune(
     return lines
 
 
-def preset(given: Mapping[str, Any]) -> Path | None:
-    """Where settings come from that are not given: the defaults are for the miniature and its kin alone."""
-    model = given.get("model") or "miniature"
+def preset(values: Mapping[str, Any]) -> Path | None:
+    """The file of settings for a model that is not a miniature: the defaults are a miniature's."""
+    model = values.get("model") or "miniature"
     return None if not model.startswith("shape:") and is_miniature(model) else PAPER
 
 
 def check(settings: FavorLora, layers: Layers) -> FavorLora:
-    """Refuse settings that cannot be meant, all at once; returns them without what a later layer replaces."""
-    wrong = [
-        f"{name} is {value}; it must be at least 1"
-        for name in COUNTS
-        if (value := getattr(settings, name)) is not None and value < 1
-    ]
-    wrong += [
-        f"{name} is {value}; it must be a number from 0 to 1"
-        for name in SHARES
-        if not 0 <= (value := getattr(settings, name)) <= 1
-    ]
-    if settings.lora_dropout == 1:
-        wrong.append("lora_dropout is 1.0; it must be below 1")
-    if settings.workers < 0:
-        wrong.append(f"workers is {settings.workers}; 0 decodes in the training process")
-    if settings.seed < 0:
-        wrong.append(f"seed is {settings.seed}; it must be at least 0")
-    wrong += [
-        f"{name} is empty; name a folder or a file"
-        for name in ("model", "data", "videos", "cache", "out", "resume", "eval_data")
-        if getattr(settings, name) == ""
-    ]
-    wrong += wrong_choices(settings)
-    wrong = wrong or ignored(settings, layers, NEEDS)
+    """Refuse impossible settings, all at once; returns the others without what a later layer replaces."""
+    refuse(
+        settings,
+        counts=COUNTS,
+        shares=SHARES,
+        from_zero=("workers", "seed"),
+        paths=PATHS,
+        written=("out", "cache"),
+        others=["lora_dropout is 1.0; it must be below 1"] if settings.lora_dropout == 1 else [],
+    )
+    wrong = ignored(settings, layers, NEEDS)
     if settings.revision and not is_hub_id(settings.model):
         wrong.append(f"revision is {settings.revision} and {settings.model} is no hub id; leave revision out")
     if settings.eval_data and settings.eval_every > settings.steps:
         wrong.append(f"eval_every is {settings.eval_every} of {settings.steps} steps: nothing would be asked")
-    found, order = origins(layers), list(layers)
-    if settings.clips_a_step and "accumulate" in found:
-        if found["accumulate"] == found["clips_a_step"]:
+    source, order = origins(layers), list(layers)
+    if settings.clips_a_step and "accumulate" in source:
+        if source["accumulate"] == source["clips_a_step"]:
             wrong.append(
                 "accumulate and clips_a_step are both given, and the second sets the first; give one"
             )
-        elif order.index(found["accumulate"]) > order.index(found["clips_a_step"]):
+        elif order.index(source["accumulate"]) > order.index(source["clips_a_step"]):
             settings = dataclasses.replace(settings, clips_a_step=None)
     if wrong:
         raise ValueError("; ".join(wrong))
     check_decoder(settings.decoder)
-    refuse_unwritable(Path(settings.out), "out")
-    if settings.cache:
-        refuse_unwritable(Path(settings.cache), "cache")
     return settings
 
 
-def with_clips_a_step(settings: FavorLora, accelerator: Accelerator) -> FavorLora:
-    """`accumulate` for the number of processes there is."""
-    at_once, wanted = settings.batch_size * accelerator.num_processes, settings.clips_a_step or 0
-    accumulate = max(1, round(wanted / at_once))
-    if accumulate * at_once != wanted:
-        accelerator.print(f"{accumulate * at_once} clips per step: {wanted} is no multiple of {at_once}")
+def set_accumulate(settings: FavorLora, accelerator: Accelerator, clips_a_step: int) -> FavorLora:
+    """The settings with `accumulate` for this number of processes."""
+    at_once = settings.batch_size * accelerator.num_processes
+    accumulate = accumulate_for(clips_a_step, at_once)
+    if accumulate * at_once != clips_a_step:
+        accelerator.print(
+            f"{accumulate * at_once} clips per step: {clips_a_step} is no multiple of {at_once}"
+        )
     return dataclasses.replace(settings, accumulate=accumulate)
 
 
 def plan_rows(settings: FavorLora, processor: Any, out: Path | None, *, write: bool) -> Plan:
-    """The rows that can be trained on; refuses to start if too many cannot."""
+    """The rows that can be used; refuses to start if too many cannot."""
     data = Path(settings.data) if settings.data else ensure_world() / "FAVOR"
-    found = plan(
+    rows = plan(
         read_sources(data, settings.videos),
         processor,
         sampling=settings.sampling,
@@ -321,28 +291,28 @@ def plan_rows(settings: FavorLora, processor: Any, out: Path | None, *, write: b
         workers=max(2, settings.workers),
     )
     if out and write:
-        found.write(out)
-    found.check(settings.max_rejected_share)
-    return found
+        rows.write(out)
+    rows.check(settings.max_rejected_share)
+    return rows
 
 
 def build_model(
     settings: FavorLora, moss: dict[str, Any] | None, device: torch.device
 ) -> tuple[PeftModel, list[Rate]]:
     """The base with MOSS and LoRA, and the table of what trains at which rate."""
-    base = checkpoint.load_base(
+    base = load_base(
         settings.model,
         moss=moss,
         revision=settings.revision,
-        dtype=PRECISIONS[settings.precision],
-        attention=checkpoint.choose_attention(device, PRECISIONS[settings.precision])[0],
+        dtype=AUTOCAST[settings.precision],
+        attention=choose_attention(device, AUTOCAST[settings.precision])[0],
         quantize=settings.quantize,
     )
     if not settings.use_moss and hasattr(base.model.vision_model, "moss"):
         raise ValueError(
-            f"{settings.model} has a MOSS already; leave --no-use-moss out, or name a base without"
+            f"{settings.model} has a MOSS already; leave --no-use-moss out, or name a base without MOSS"
         )
-    model = checkpoint.attach_lora(
+    model = attach_lora(
         base, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout
     )
     if settings.checkpoint_llm:
@@ -350,7 +320,7 @@ def build_model(
         # transformers 5.23 has the first name and warns about the second; 5.17 has the second only.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
-    table = [row for row in VIDEO_LLM_RATES if settings.use_moss or row.name != "moss"]
+    table = choose_rates(base)
     rates = {"moss": settings.lr_moss, "projector": settings.lr_projector, "llm lora": settings.lr_llm}
     return model, list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))
 
@@ -369,13 +339,13 @@ def show_shape(settings: FavorLora, layers: Layers, *, dry_run: bool) -> list[di
         lora_rank=settings.lora_rank,
         batch_size=settings.batch_size,
         precision=settings.precision,
-        frozen_dtype=PRECISIONS[settings.precision] or torch.float32,
+        frozen_dtype=AUTOCAST[settings.precision] or torch.float32,
     )
-    if unread := sorted(layers[FLAGS].keys() - OF_A_SHAPE):
-        say(f"without weights these flags change nothing: {', '.join(unread)}")
+    if unused := sorted({name for name, origin in origins(layers).items() if origin == "flag"} - OF_A_SHAPE):
+        say(f"without weights these flags change nothing: {', '.join(unused)}")
     return []
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command with --resume auto goes on from the last checkpoint"):
+    with errors_in_one_line("the same command with --resume auto continues from the last checkpoint"):
         main()

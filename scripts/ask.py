@@ -44,11 +44,11 @@ import torch
 from torch import Tensor
 from transformers import TextStreamer
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import GREEDY, not_followed
+from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.video.clip import PAPER_SAMPLING, Sampling, read_clip
-from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
 
 PAPER = {**asdict(PAPER_SAMPLING), "compress_tokens": True}
 
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     answers = []
     for question in [args.question] if args.question else read_questions():
-        example = encode(loaded.processor, clip, [Turn(question)], compress=compress)
+        example = loaded.family.encode(loaded.processor, clip, [Turn(question)], compress=compress)
         answers.append(answer(loaded, example, args.max_new_tokens))
     return answers
 
@@ -115,7 +115,7 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     """Print the answer to an encoded question while it is generated; returns it."""
     model: Any = loaded.model
     tokenizer = loaded.processor.tokenizer
-    batch = collate([example], pad_id=tokenizer.pad_token_id)
+    batch = loaded.family.collate([example], pad_id=tokenizer.pad_token_id)
     device = model.get_input_embeddings().weight.device
     inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
     streamer = AnswerStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

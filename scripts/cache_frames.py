@@ -30,10 +30,11 @@ from check_videos import (
 
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import BadVideo
-from moss_vllm.video.isolated import Failure, run_isolated, show_progress
+from moss_vllm.video.isolated import Failure, run_isolated
 
 MEASURED = 32  # clips, drawn at random, before the size of the whole is told
 GIB = 2**30
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         partial(cache_part, cache, settings), todo, workers=args.workers, limit_s=args.limit_s
     )
     try:
-        told = show_progress(outcomes, len(todo), "clips", add=lambda: f"{n_bytes / GIB:.2f} GiB")
+        told = show_progress(outcomes, len(todo), "clips", note=lambda: f"{n_bytes / GIB:.2f} GiB")
         for part, outcome in told:
             if outcome is None:
                 is_full = True

@@ -24,12 +24,13 @@ from moss_vllm.data.rows import OTHER_SUFFIXES, BadRow
 from moss_vllm.data.sources import read_sources
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import describe_clip
 from moss_vllm.video.clip import BadVideo, Sampling, read_clip
 from moss_vllm.video.decoders import DECODERS
 from moss_vllm.video.frames import MULTIPLE_PX
-from moss_vllm.video.isolated import Failure, run_isolated, show_progress
+from moss_vllm.video.isolated import Failure, run_isolated
 
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None, *, decode: Callable[..., Any] | None = N
         with open(args.out / "checked.jsonl", "a", encoding="utf-8") as file:
             outcomes = run_isolated(work, todo, workers=args.workers, limit_s=args.limit_s)
             for part, outcome in show_progress(
-                outcomes, len(todo), "clips", add=lambda: f"{len(bad) - n_rows} bad"
+                outcomes, len(todo), "clips", note=lambda: f"{len(bad) - n_rows} bad"
             ):
                 if isinstance(outcome, Failure):
                     bad.append(tell_bad(part, parts[part], outcome))

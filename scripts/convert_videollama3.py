@@ -3,10 +3,10 @@
     hf download DAMO-NLP-SG/VideoLLaMA3-2B --local-dir VideoLLaMA3-2B
     python scripts/convert_videollama3.py VideoLLaMA3-2B VideoLLaMA3-2B-native
 
-Reads json and safetensors; no Python file of the release is run. Every weight must find a place and every
-place a weight: otherwise all of them are named and nothing is written. Weights keep the type they are stored
-in. The chat template written is this project's: the authors' layout without their optional system prompt.
-Writes a folder that `--model`, `moss_vllm.vlm.checkpoint.load` and transformers' Auto classes open.
+It reads json and safetensors; no Python file of the release is run. Every weight must have a place and every
+place a weight: otherwise the error names all of them and nothing is written. Weights keep the type they are
+stored in. The chat template written is this project's: the authors' layout without their optional system
+prompt. `--model`, `moss_vllm.vlm.checkpoint.load` and transformers' Auto classes open the folder written.
 """
 
 import time
@@ -38,7 +38,7 @@ from moss_vllm.vlm.video_llama3.convert import Conversion, convert
 
 @errors_in_one_line("nothing was written")
 def main(argv: list[str] | None = None) -> Conversion:
-    """Convert, and say what was written; a wrong folder or file ends it with one line."""
+    """Convert, and print what was written; a wrong folder or file ends the script with one line."""
     args = options().parse_args(argv)
     with show_progress() as tell:
         done = convert(args.source.expanduser(), args.out.expanduser(), tell=tell)
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> Conversion:
 
 
 def show(done: Conversion, out: Path) -> None:
-    """The table, what was added or left out, and the next command."""
+    """Print the parts, what was added or left out, and the next command."""
     table = Table("part", "tensors", "parameters", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
     for part, tensors in done.tensors.items():
@@ -68,7 +68,7 @@ def show(done: Conversion, out: Path) -> None:
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on stderr; where no terminal is, a line for each file written."""
+    """A bar of bytes on stderr; without a terminal, a line for each file written."""
     console = Screen(stderr=True)
     started = time.monotonic()
     columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
@@ -78,9 +78,10 @@ def show_progress() -> Iterator[Callable[[int, int], None]]:
         def tell(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
             if not console.is_terminal:
-                left = (time.monotonic() - started) / done * (total - done)
+                remaining_s = (time.monotonic() - started) / done * (total - done)
                 console.print(
-                    f"{done / 1e9:.1f} of {total / 1e9:.1f} GB, about {left:.0f} s left", highlight=False
+                    f"{done / 1e9:.1f} of {total / 1e9:.1f} GB, about {remaining_s:.0f} s left",
+                    highlight=False,
                 )
 
         yield tell

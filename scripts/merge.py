@@ -3,14 +3,14 @@
     python scripts/merge.py runs/favor_lora/step-000360 runs/merged
     python scripts/merge.py CKPT OUT --precision fp32
 
-Writes a folder: safetensors (shards of 4 GB), processor, generation config, the run's record (merged.json),
-and README.md, which says what opens it.
-`AutoModelForImageTextToText.from_pretrained(OUT)` opens it: with MOSS after `import moss_vllm.vlm`, without
-MOSS in plain transformers. The evaluations and `scripts/ask.py` take it as `--ckpt`, the recipe as `--model`.
+OUT has safetensors (shards of 4 GB), processor, generation config, the run's record (merged.json), and
+README.md with the code that opens it. `AutoModelForImageTextToText.from_pretrained(OUT)` opens a model with
+MOSS after `import moss_vllm.vlm`, and one without MOSS in plain transformers. The evaluations and
+`scripts/ask.py` take it as `--ckpt`, the recipe as `--model`.
 
-The folder is reloaded and its logits are compared with the checkpoint's before it gets its name. Runs on the
-CPU in float32: 4 bytes a parameter of memory. A checkpoint trained on a 4-bit base is merged into the base in
-full, as is usual; its answers then differ a little from those in training.
+The folder is reloaded and its logits are compared with the checkpoint's before it gets its name. The script
+runs on the CPU in float32, in 4 bytes of memory per parameter. A checkpoint trained on a 4-bit base is merged
+into the base in full; the answers then differ a little from those in training.
 """
 
 import json
@@ -39,12 +39,16 @@ if __name__ == "__main__":
 
 from moss_vllm.report.model_card import loading_code, merged_readme
 from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.precision import DTYPES
+from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.quiet import quiet
-from moss_vllm.vlm.base import DTYPES, MERGED_FILE, TO_TRAIN, base_record
-from moss_vllm.vlm.checkpoint import RUN_FILE, load, next_logits
+from moss_vllm.vlm.base import TO_TRAIN
+from moss_vllm.vlm.checkpoint import load
+from moss_vllm.vlm.places import MERGED_FILE, base_record
+from moss_vllm.vlm.reload_check import next_logits
 
 SHARD = "4GB"
-# Largest difference of a logit, as a share of the largest logit: what rounding the weights explains.
+# Largest difference of a logit that rounding the weights explains, as a share of the largest logit.
 ALLOWED = {"fp32": 1e-3, "fp16": 0.02, "bf16": 0.1}
 
 
@@ -58,7 +62,7 @@ def main(argv: list[str] | None = None) -> float:
             f"{folder} has no {RUN_FILE}, so there is nothing to merge; give a step-NNNNNN folder of a run"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is there and not empty; name a new folder")
+        raise FileExistsError(f"{out} exists and is not empty; name a new folder")
 
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -72,9 +76,9 @@ def main(argv: list[str] | None = None) -> float:
         say(f"logits differ by at most {difference:.2g}; the largest is {largest:.3g}")
         if not difference <= ALLOWED[args.precision] * largest:
             raise ValueError(
-                f"{folder} merged in {args.precision} answers otherwise than the checkpoint: allowed is a "
-                f"difference of {ALLOWED[args.precision] * largest:.2g}; nothing is written, try "
-                "--precision fp32"
+                f"{folder} merged in {args.precision} does not answer like the checkpoint: a difference of "
+                f"{ALLOWED[args.precision] * largest:.2g} is allowed; nothing is written, try --precision "
+                "fp32"
             )
         if out.exists():
             out.rmdir()
@@ -99,9 +103,9 @@ def write_merged(folder: Path, part: Path, dtype: str) -> tuple[dict[str, Any], 
         readable(*part.glob("*.safetensors"))
         loaded.processor.save_pretrained(part)
         record = {**loaded.run, "merged_from": loaded.name}
-        known = base_record(loaded.run["base_model"], loaded.run["base_revision"])
-        if record["moss"] is None and (sizes := known.get(TO_TRAIN) or known.get("moss")):
-            record[TO_TRAIN] = sizes  # none is attached: what the base names for training with MOSS
+        of_base = base_record(loaded.run["base_model"], loaded.run["base_revision"])
+        if record["moss"] is None and (sizes := of_base.get(TO_TRAIN) or of_base.get("moss")):
+            record[TO_TRAIN] = sizes  # the base names them for training with MOSS later
         (part / MERGED_FILE).write_text(json.dumps(record, indent=2) + "\n")
     return record, expected
 

@@ -44,10 +44,11 @@ from moss_vllm.data.rows import (
 )
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.clip import BadVideo
 from moss_vllm.video.cutting import cut_clip
-from moss_vllm.video.isolated import Failure, run_isolated, show_progress
+from moss_vllm.video.isolated import Failure, run_isolated
 from moss_vllm.video.packets import index_frames
 
 ROOM_BYTES = 200 * 2**20  # on the disk; with less, clips fail for a reason that is not theirs

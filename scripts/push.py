@@ -48,15 +48,15 @@ from safetensors import safe_open
 from moss_vllm.report.model_card import model_card, read_result
 from moss_vllm.report.private import find_secrets, hide_secrets, without_path, without_places
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.provenance import read_header
-from moss_vllm.vlm.adapter import ADAPTER_FILE, PICKLE_FILE, SETTINGS_FILE
-from moss_vllm.vlm.base import INDEX, MERGED_FILE, WEIGHTS
-from moss_vllm.vlm.checkpoint import RUN_FILE, read_run
+from moss_vllm.runtime.provenance import RUN_FILE, read_header
+from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, PICKLE_FILE
+from moss_vllm.vlm.checkpoint import read_run_file
+from moss_vllm.vlm.families import FAMILIES, MOSS_SETTINGS
+from moss_vllm.vlm.places import INDEX, MERGED_FILE, WEIGHTS
 from moss_vllm.vlm.processor import PROCESSOR_FILES
-from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, MossVideoLlama3Config
 
 CARD = "README.md"
-NEEDED = {False: (RUN_FILE, SETTINGS_FILE, ADAPTER_FILE), True: (MERGED_FILE, "config.json")}
+NEEDED = {False: (RUN_FILE, ADAPTER_CONFIG, ADAPTER_FILE), True: (MERGED_FILE, "config.json")}
 OPTIONAL = ("generation_config.json", WEIGHTS, INDEX)  # of a merged model
 TEMPLATE = "chat_template.jinja"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -123,7 +123,7 @@ def is_merged(folder: Path) -> bool:
 def read_record(folder: Path, merged: bool) -> dict[str, Any]:
     """run.json of a checkpoint or merged.json of a merged model."""
     if not merged:
-        return read_run(folder)
+        return read_run_file(folder)
     run = read_json(folder / MERGED_FILE, "merge the checkpoint again")
     if not all(isinstance(run.get(name), str) for name in ("base_model", "base_fingerprint")):
         raise ValueError(f"{folder / MERGED_FILE}: does not name its base; merge the checkpoint again")
@@ -133,12 +133,12 @@ def read_record(folder: Path, merged: bool) -> dict[str, Any]:
 def moss_of(folder: Path) -> dict[str, Any] | None:
     """What the MOSS of a merged model is, as its config has it."""
     config = read_json(folder / "config.json", "merge the checkpoint again")
-    if config.get("model_type") != MossVideoLlama3Config.model_type:
+    if config.get("model_type") not in {family.moss_config.model_type for family in FAMILIES}:
         return None
     vision = config.get("vision_config")
-    if not isinstance(vision, dict) or any(name not in vision for name in MOSS_FIELDS):
+    if not isinstance(vision, dict) or any(name not in vision for name in MOSS_SETTINGS):
         raise ValueError(f"{folder / 'config.json'}: does not say what MOSS is; merge the checkpoint again")
-    return {name: vision[name] for name in MOSS_FIELDS}
+    return {name: vision[name] for name in MOSS_SETTINGS}
 
 
 def choose_files(folder: Path, merged: bool) -> list[Path]:
@@ -181,7 +181,7 @@ def without_this_machine(files: list[Path]) -> tuple[Contents, list[str]]:
             continue
         was = read_json(file, "use a whole checkpoint")
         now = without_places(was) if file.name in (RUN_FILE, MERGED_FILE) else without_path(was)
-        if file.name == SETTINGS_FILE:
+        if file.name == ADAPTER_CONFIG:
             now = {**now, "base_model_name_or_path": _base_of(file.parent)}
         if now != was:
             contents[file.name] = (json.dumps(now, indent=2) + "\n").encode()
@@ -191,7 +191,7 @@ def without_this_machine(files: list[Path]) -> tuple[Contents, list[str]]:
 
 def _base_of(folder: Path) -> str:
     """The base as run.json names it: peft writes where it was opened."""
-    return str(without_places(read_run(folder)["base_model"]))
+    return str(without_places(read_run_file(folder)["base_model"]))
 
 
 def refuse_secrets(folder: Path, contents: Contents) -> None:

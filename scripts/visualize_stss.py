@@ -74,6 +74,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.report.stss_figure import DOTS_PER_INCH, Marked, Sheet, draw_column, draw_sheet, lay_out
 from moss_vllm.report.stss_maps import (
     TOY_CELL_PX,
@@ -297,7 +298,7 @@ def vit_features(model: Any, clip: Clip, layer: int) -> tuple[Clip, Tensor]:
 def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], str]:
     """Clip, the orders of the checkpoint's MOSS at its own tap, and what they are."""
     from moss_vllm.vlm.checkpoint import load
-    from moss_vllm.vlm.video_llama3.chat import Turn, encode
+    from moss_vllm.vlm.video_llama3.chat import encode
     from moss_vllm.vlm.video_llama3.model import MossVideoLlama3VisionModel, VideoMOSS, blocks_to_grid
 
     loaded = load(args.ckpt)

@@ -62,8 +62,8 @@ def moss():
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory, moss):
     """A folder with a VideoLLaMA3 of random weights, its processor and the MOSS settings it names."""
+    from moss_vllm.data.rows import CAPTION_PROMPT
     from moss_vllm.data.world import scenes
-    from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT
     from moss_vllm.vlm.video_llama3.miniature import build, build_processor, build_tokenizer
 
     rng = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def tiny_base(tmp_path_factory, moss):
 @pytest.fixture(scope="session")
 def processor(tiny_base):
     """The processor of `tiny_base`."""
-    from moss_vllm.vlm.checkpoint import load_processor
+    from moss_vllm.vlm.processor import load_processor
 
     return load_processor(tiny_base)
 
@@ -95,14 +95,16 @@ def processor(tiny_base):
 def checkpoints(tiny_base, moss, processor, tmp_path_factory):
     """Two checkpoints of `tiny_base`: "moss" and "plain", without. All that was trained matters in both."""
     from moss_vllm.vlm import checkpoint
+    from moss_vllm.vlm.adapter import attach_lora, trained_state
+    from moss_vllm.vlm.base import load_base
 
     folders = {}
     for name, settings in (("moss", moss), ("plain", None)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            base = checkpoint.load_base(tiny_base, moss=settings)
-            model = checkpoint.attach_lora(base, rank=2, alpha=2, dropout=0.0)
-            for key, value in checkpoint.trained_state(model).items():
+            base = load_base(tiny_base, moss=settings)
+            model = attach_lora(base, rank=2, alpha=2, dropout=0.0)
+            for key, value in trained_state(model).items():
                 if "lora_B" in key or ".moss." in key and value.dim() > 1:
                     value.normal_(std=0.05)
                 elif "running_mean" in key:

@@ -108,10 +108,12 @@ class ClipRow:
 
 @dataclass(frozen=True)
 class Rejected:
-    """What a dataset returns for a row it cannot use."""
+    """A row that cannot be used; a plan also has its `source` and `kind`: "too long", "bad" or "missing"."""
 
     row_id: str
     reason: str
+    source: str = ""
+    kind: str = "bad"
 
 
 def raise_bad_rows(rows: Sequence[BadRow]) -> None:

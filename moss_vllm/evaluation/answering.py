@@ -20,11 +20,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import Cache, DynamicCache, VideoLlama3Processor
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import logits_processors
 from moss_vllm.evaluation.packing import Packed, join_caches, packed_attention
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, Turn, conversation_text, encode
+from moss_vllm.vlm.families import family_with
 
 ROOM_TOKENS = 32  # per answer, before the cache must grow
 MOST_TOKENS = 32_768  # in the cache of videos answered together: 0.9 GiB for VideoLLaMA3-2B in bfloat16
@@ -71,16 +72,17 @@ class Answers:
 def prepare_prompts(
     processor: VideoLlama3Processor, clip: Clip, questions: Sequence[str], *, compress: bool
 ) -> Prompts:
-    """Encode each question as `chat.encode` does, with one pass of the video through the processor."""
-    example = encode(processor, clip, [Turn(questions[0])], compress=compress)
+    """Encode each question as the family does, with one pass of the video through the processor."""
+    family = family_with(processor)
+    example = family.encode(processor, clip, [Turn(questions[0])], compress=compress)
     token, ids = processor.video_token, example["input_ids"]
     # The tokenizer never joins a special token with text, so the text behind the last one is encoded alone.
     end = int((ids == processor.tokenizer.convert_tokens_to_ids(token)).nonzero()[-1]) + 1
     prompts = [ids]
     for question in questions[1:]:
-        rest = conversation_text([Turn(question)], video_token=token).split(token, 1)[1]
+        rest = family.conversation_text([Turn(question)], video_token=token).split(token, 1)[1]
         prompts.append(torch.cat([ids[:end], torch.tensor(processor.tokenizer(rest)["input_ids"])]))
-    return Prompts(prompts, {key: example[key] for key in PER_VIDEO})
+    return Prompts(prompts, {key: example[key] for key in family.video_inputs})
 
 
 def answer(

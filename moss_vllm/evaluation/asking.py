@@ -29,17 +29,22 @@ from moss_vllm.evaluation.generation import followed, not_followed
 from moss_vllm.evaluation.protocols import LETTERS, Protocol, Questions
 from moss_vllm.evaluation.questions import digest_data
 from moss_vllm.evaluation.result import QUESTION_SCHEMA, Result, collect, record
-from moss_vllm.report import plots
-from moss_vllm.runtime.environment import describe_environment
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import ANSWERS, AnswerFile, Shard, Stored, read_answers
-from moss_vllm.runtime.provenance import answering_weights, fingerprint, settings_fingerprint
+from moss_vllm.runtime.progress import show_progress
+from moss_vllm.runtime.provenance import (
+    answering_weights,
+    describe_environment,
+    fingerprint,
+    settings_fingerprint,
+    versions,
+)
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import BadVideo, Clip, read_clip
 from moss_vllm.video.container import native_size
 from moss_vllm.video.file_state import describe_file, refuse_others
 from moss_vllm.video.frames import short_side_within
-from moss_vllm.vlm.checkpoint import Loaded, versions
+from moss_vllm.vlm.checkpoint import Loaded
 
 MOST_READERS = 16  # the most threads by default: each holds a video, decoded and prepared
 RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
@@ -115,7 +120,7 @@ def evaluate(
         readable = [video for video in own if video.video_id not in questions.failed]
         rows = _ask(loaded, readable, open_uids, protocol, batch_size, reading, questions.allow_missing)
         total = sum(q.uid in open_uids for video in readable for q in video.questions)
-        with closing(plots.show_progress(rows, total, size=lambda row: len(row["answers"]))) as shown:
+        with closing(show_progress(rows, total, "questions", size=lambda row: len(row["answers"]))) as shown:
             for row in shown:
                 file.add(row)
         stored = read_answers(out / ANSWERS, QUESTION_SCHEMA, header)

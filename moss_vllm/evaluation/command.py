@@ -17,10 +17,10 @@ from moss_vllm.evaluation.result import QUESTION_SCHEMA, Result, collect
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import choose_device
 from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
+from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
-from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import load
 
 

@@ -21,17 +21,18 @@ from lmms_eval.api.model import lmms  # type: ignore[import-not-found]
 from lmms_eval.models.registry_v2 import ModelManifest  # type: ignore[import-not-found]
 from PIL import Image
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.answering import Prompts, answer, prepare_prompts, score_continuations
 from moss_vllm.evaluation.asking import read_as
 from moss_vllm.evaluation.protocols import MOTIONBENCH, Protocol
-from moss_vllm.report import plots
 from moss_vllm.runtime.errors import UnusableData
+from moss_vllm.runtime.precision import DTYPES
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import Clip, read_clip
 from moss_vllm.video.frames import short_side_within, stack_frames
-from moss_vllm.vlm.base import DTYPES
 from moss_vllm.vlm.checkpoint import Loaded, load
-from moss_vllm.vlm.video_llama3.chat import Turn, encode
+from moss_vllm.vlm.families import family_with
 
 NEW_TOKENS = 1024  # where a task sets no limit
 SHOWN_FAULTS = 20
@@ -158,7 +159,7 @@ class Moss(lmms):
             raise UnusableData(f"{len(faults)} questions cannot be asked, the first of them:", *lines)
         if texts := sum(shown.key is None for shown in visuals.values() if isinstance(shown, _Shown)):
             say(f"moss_vllm: {texts} questions show nothing and are asked as text alone", file=sys.stderr)
-        rows = plots.show_progress(groups.values(), len(requests), size=lambda row: len(row[1]))
+        rows = show_progress(groups.values(), len(requests), "questions", size=lambda row: len(row[1]))
         for shown, numbers in rows if self.rank == 0 else groups.values():
             yield shown.read(), numbers
 
@@ -203,6 +204,7 @@ class Moss(lmms):
         processor = self.loaded.processor
         if clip is not None:
             return prepare_prompts(processor, clip, questions, compress=self.protocol.compress_tokens)
+        encode = family_with(processor).encode
         return Prompts([encode(processor, None, [Turn(text)])["input_ids"] for text in questions], {})
 
     def _continuation(self, request: Any) -> str:

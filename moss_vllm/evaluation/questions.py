@@ -9,7 +9,7 @@ from moss_vllm.evaluation.protocols import Benchmark, Questions
 from moss_vllm.runtime.errors import UnusableData
 from moss_vllm.video.clip import PAPER_SAMPLING, BadVideo
 from moss_vllm.video.probe import probe_all
-from moss_vllm.vlm.video_llama3.chat import has_special_token
+from moss_vllm.vlm.conversation import has_special_token
 
 
 def look_over(

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from moss_vllm.recognition.build import build_classifier
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
+from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json, readable
-from moss_vllm.runtime.provenance import faults, fingerprint
-from moss_vllm.vlm.checkpoint import RUN_FILE, versions
+from moss_vllm.runtime.provenance import RUN_FILE, faults, fingerprint, versions
 
 WEIGHTS_FILE = "classifier.safetensors"
 NEEDED = ("model", "encoder_fingerprint", "classes", "views", "data")
@@ -57,6 +57,40 @@ def save(
     readable(folder / WEIGHTS_FILE)
     record = {**run, "encoder_fingerprint": encoder_fingerprint(model), "versions": versions()}
     (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """The checkpoints of a classifier in training, for `training.loop.train`; `run` as in `save`."""
+
+    model: VideoClassifier
+    run: Mapping[str, Any]
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the classifier that training changes."""
+        return trained_state(self.model)
+
+    def save(self, folder: Path, state: Mapping[str, Tensor], step: int) -> None:
+        """Write a checkpoint of `state`."""
+        save(folder, self.model, {**self.run, "step": step}, state=state)
+
+    def restore(self, folder: Path) -> None:
+        """Load a checkpoint into the classifier."""
+        restore(folder, self.model)
+
+    def check(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """RunStopped unless the weights on disk are those of `state`, bit for bit."""
+        weights = load_file(folder / WEIGHTS_FILE)
+        wrong = [
+            name
+            for name in sorted(weights.keys() | state.keys())
+            if name not in weights or name not in state or not torch.equal(weights[name], state[name])
+        ]
+        if wrong:
+            raise RunStopped(
+                f"{folder / WEIGHTS_FILE} differs from the weights in memory in {', '.join(wrong[:5])}; do "
+                "not use it, and check the disk"
+            )
 
 
 def load(

@@ -7,21 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 
 from moss_vllm.data.actions.datasets import DATASETS, FILES, ActionSplit, read_action
 from moss_vllm.data.world.actions import DEFAULT_ROOT, ensure_mini_actions
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.views import PROTOCOLS, ViewSettings, protocol_views
-from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.training.loop import Loop
-from moss_vllm.training.settings import wrong_choices
+from moss_vllm.training.settings import accumulate_for, refuse
 from moss_vllm.video.decoders import check_decoder
 
 MINI = "mini"
 DATA = (*DATASETS, MINI)
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def refuse_ignored(settings: Any) -> None:
@@ -40,43 +37,23 @@ def refuse_ignored(settings: Any) -> None:
 
 
 def check(settings: Any) -> None:
-    """Refuse settings that cannot be meant, all at once."""
-    counts = "epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep".split()
-    wrong = [
-        f"{name} is {value}; it must be at least 1"
-        for name in counts
-        if (value := getattr(settings, name)) is not None and value < 1
-    ]
-    shares = ("lr", "weight_decay", "layer_decay", "floor", "smoothing", "max_bad_share")
-    wrong += [
-        f"{name} is {value}; it must be a number from 0 to 1"
-        for name in shares
-        if (value := getattr(settings, name)) is not None and not 0 <= value <= 1
-    ]
-    wrong += [
-        f"{name} is {value}; it must be at least 0"
-        for name in ("workers", "seed", "warmup_epochs")
-        if not (value := getattr(settings, name)) >= 0
-    ]
-    if not settings.clip_norm > 0:
-        wrong.append(f"clip_norm is {settings.clip_norm}; it must be above 0")
-    wrong += [
-        f"{name} is empty; name a folder or a file"
-        for name in ("root", "annotation", "out", "resume", "start", "cache", "weights")
-        if getattr(settings, name) == ""
-    ]
+    """Refuse settings that have impossible values, all at once."""
+    wrong = [] if settings.clip_norm > 0 else [f"clip_norm is {settings.clip_norm}; it must be above 0"]
     if settings.protocol not in PROTOCOLS[settings.data]:
         known = ", ".join(PROTOCOLS[settings.data])
         wrong.append(f"protocol is {settings.protocol!r}; it must be one of {known}")
     if settings.annotation and Path(settings.annotation).is_file():
         wrong.append(f"annotation {settings.annotation} is a file; name the folder of both lists")
-    wrong += wrong_choices(settings)
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    refuse(
+        settings,
+        counts="epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep".split(),
+        shares="lr weight_decay layer_decay floor smoothing max_bad_share".split(),
+        from_zero=("workers", "seed", "warmup_epochs"),
+        paths="root annotation out resume start cache weights".split(),
+        written=("out", "cache"),
+        others=wrong,
+    )
     check_decoder(settings.decoder)
-    refuse_unwritable(Path(settings.out), "out")
-    if settings.cache:
-        refuse_unwritable(Path(settings.cache), "cache")
 
 
 def open_split(
@@ -181,7 +158,7 @@ def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
     """Steps of an epoch, and the loop: clips a step as near to what is asked as the processes allow."""
     wanted = settings.clips_a_step or 1
     batch_size = min(settings.batch_size, max(1, wanted // processes))
-    accumulate = max(1, round(wanted / (batch_size * processes)))
+    accumulate = accumulate_for(wanted, batch_size * processes)
     steps_an_epoch = math.ceil(clips / (batch_size * accumulate * processes))
     steps = settings.steps or (settings.epochs or 1) * steps_an_epoch
     epochs = steps / steps_an_epoch
@@ -194,6 +171,7 @@ def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
         clip_norm=settings.clip_norm,
         save_every=settings.eval_every * steps_an_epoch,
         keep=settings.keep,
+        evaluate_every=min(steps, settings.eval_every * steps_an_epoch),
         log_every=settings.log_every,
         workers=settings.workers,
         seed=settings.seed,

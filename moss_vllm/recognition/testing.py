@@ -23,10 +23,10 @@ from moss_vllm.data.actions.datasets import ActionSplit
 from moss_vllm.data.rows import Rejected
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.views import NO_LABEL, ActionTestSet, ViewSettings
-from moss_vllm.report import plots
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.line_store import ANSWERS, REMEDY, AnswerFile, Shard, read_answers
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.loop import Objective
@@ -168,7 +168,7 @@ def score_clips(
     with AnswerFile(folder / ANSWERS, known, shard, overwrite=overwrite) as file:
         lines = _score(model, split, dataset, left, batch_size, workers, torch.device(device), dtype)
         lines = _named_errors(lines, batch_size)
-        shown = lines if quiet else plots.show_progress(lines, len(left), size=lambda _: 1, what="clips")
+        shown = lines if quiet else show_progress(lines, len(left), "clips")
         for line in shown:
             if "path" in line and (state := describe_file(line["path"])):
                 line["file"] = state

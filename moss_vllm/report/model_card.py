@@ -11,8 +11,8 @@ from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.screen import plain
 from moss_vllm.runtime.tables import format_cell, in_markdown
-from moss_vllm.vlm.base import is_hub_id
 from moss_vllm.vlm.fit import shorten
+from moss_vllm.vlm.places import is_hub_id
 
 HUB_DATA = {"FAVOR-Bench": "zl2048/FAVOR", "MotionBench-Dev": "zai-org/MotionBench"}
 TASK = "video-text-to-text"

@@ -1,27 +1,21 @@
-"""Pictures of losses and accuracy as PNG files, and a progress bar."""
+"""Pictures of losses and accuracy as PNG files."""
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
-
-from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING
 
 from moss_vllm.runtime.files import whole_file as whole_file
-from moss_vllm.runtime.screen import Screen, plain
+from moss_vllm.runtime.screen import plain
 from moss_vllm.runtime.tables import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Batch = TypeVar("Batch")
-
 # Okabe and Ito's palette, which readers with any colour vision tell apart; the most distinct first.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-TELL_EVERY_S = 10.0
 DOTS_PER_INCH = 150
 
 
@@ -119,22 +113,3 @@ def _save(figure: "Figure", path: str | Path) -> None:
         axes.set_axisbelow(True)
     with whole_file(Path(path)) as part:
         figure.savefig(part, dpi=DOTS_PER_INCH, format="png")
-
-
-def show_progress(
-    batches: Iterable[Batch], total: int, *, size: Callable[[Batch], int], what: str = "questions"
-) -> Generator[Batch, None, None]:
-    """Pass batches on under a progress bar on stderr; where no terminal is, a line every ten seconds."""
-    console = Screen(stderr=True)
-    started = told = time.monotonic()
-    columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar, done = progress.add_task(what, total=total), 0
-        for batch in batches:
-            yield batch
-            done += size(batch)
-            progress.update(bar, completed=done)
-            now = time.monotonic()
-            if not console.is_terminal and now - told >= TELL_EVERY_S:
-                told, minutes = now, (now - started) / max(1, done) * (total - done) / 60
-                console.print(f"{done} of {total} {what}, about {minutes:.1f} min left")

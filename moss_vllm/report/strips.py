@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from moss_vllm.report.answer_files import Asked
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.clip import Clip, Sampling, read_clip
-from moss_vllm.video.isolated import show_progress
 
 MOST_FRAMES = 8
 SHORT_SIDE_PX = 112

@@ -1,4 +1,4 @@
-"""How a script ends when something is wrong: one message, no traceback, status 1."""
+"""How a script fails: one message, no traceback, status 1."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from moss_vllm.runtime.screen import plain
 
 
 class SeveralLines(Exception):
-    """An error whose message has several lines, one by one: a line break in one is shown escaped."""
+    """An error whose message has several lines; a line break within one of them is shown escaped."""
 
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(lines))
@@ -18,7 +18,7 @@ class SeveralLines(Exception):
 
 
 class RunStopped(SeveralLines, RuntimeError):
-    """A run cannot start or go on; the message says why and what to do."""
+    """A run cannot start or continue; the message has the cause and the remedy."""
 
 
 class UnusableData(SeveralLines, ValueError):
@@ -26,8 +26,12 @@ class UnusableData(SeveralLines, ValueError):
 
 
 @contextmanager
-def errors_in_one_line(goes_on: str = "the same command goes on from here") -> Iterator[None]:
-    """End the script with one message and status 1 at a wrong argument or file, or Ctrl-C."""
+def errors_in_one_line(remedy: str = "the same command continues from here") -> Iterator[None]:
+    """End the script with one message and status 1 at a wrong argument or file, or Ctrl-C.
+
+    Args:
+        remedy: what to do after Ctrl-C.
+    """
     quiet_deepspeed()
     try:
         yield
@@ -35,4 +39,4 @@ def errors_in_one_line(goes_on: str = "the same command goes on from here") -> I
         lines = error.lines if isinstance(error, SeveralLines) else [str(error)]
         raise SystemExit("\n".join(map(plain, [f"error: {lines[0]}", *lines[1:]]))) from error
     except KeyboardInterrupt:
-        raise SystemExit(f"stopped; {goes_on}") from None
+        raise SystemExit(f"stopped; {remedy}") from None

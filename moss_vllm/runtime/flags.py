@@ -1,4 +1,4 @@
-"""Command lines: one spelling per flag in all commands, older ones understood, defaults told in --help."""
+"""Command lines: one spelling per flag in all commands, old spellings accepted, defaults in --help."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from typing import Any
 from moss_vllm.runtime.screen import say
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-# How flags were once spelled in some commands; one that a command has under this very name is its own.
+# Old spellings of flags in some commands. A command that has a flag of this very name keeps it.
 OLD_NAMES = {
     "--short-side": "--short-side-px",
     "--compress": "--compress-tokens",
@@ -23,7 +23,7 @@ OLD_NAMES = {
 
 
 class Flags(argparse.ArgumentParser):
-    """A parser whose help keeps the description's lines and tells every default."""
+    """A parser whose help keeps the description's lines and has every default."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_Help)
@@ -45,21 +45,21 @@ class Flags(argparse.ArgumentParser):
 class _Help(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         text, value = action.help or "", action.default
-        untold = value is None or value is False or value in (argparse.SUPPRESS, [])
-        told = untold or not action.option_strings or "default" in text
-        return text if told else f"{text} (default: %(default)s)"
+        no_default = value is None or value is False or value in (argparse.SUPPRESS, [])
+        is_complete = no_default or not action.option_strings or "default" in text
+        return text if is_complete else f"{text} (default: %(default)s)"
 
 
 def add_device(add: Any) -> None:
-    """Add `--device` and `--precision`; `choose_device` fills in what is not given."""
+    """Add `--device` and `--precision`; `choose_device` sets those that are left out."""
     add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")
     precision = "number format of the base's weights (default: bf16 on a GPU, fp32 elsewhere)"
     add("--precision", choices=PRECISIONS, help=precision)
 
 
 def add_clip_options(parser: argparse.ArgumentParser) -> Any:
-    """Add how a clip is sampled; returns the group of options."""
-    by_default = "by default as the checkpoint was trained, or as in the paper where it does not say"
+    """Add the options that decide how a clip is sampled; returns their group."""
+    by_default = "by default as the checkpoint was trained, or where it has no record as in the paper"
     group = parser.add_argument_group("clips", by_default)
     add = group.add_argument
     add("--sample-fps", type=float, metavar="FPS", help="frames per second (paper: 2)")
@@ -71,7 +71,7 @@ def add_clip_options(parser: argparse.ArgumentParser) -> Any:
 
 
 def choose_device(args: argparse.Namespace) -> None:
-    """Fill in the device and the precision that were not given."""
+    """Set the device and the precision if they were left out."""
     import torch
 
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,6 +79,6 @@ def choose_device(args: argparse.Namespace) -> None:
 
 
 def answer_help(options: Callable[[], argparse.ArgumentParser]) -> None:
-    """End with the help if it is asked for; scripts call it before the imports that take seconds."""
+    """Print the help and exit if it is asked for; scripts call this before imports that take seconds."""
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         options().parse_args()

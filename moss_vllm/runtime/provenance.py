@@ -1,47 +1,98 @@
-"""What tensors from a file are: all of those wanted, and the same as before; and how a model uses them."""
+"""Where a result comes from: versions and machine, weights checked to be whole, fingerprints of models."""
 
 import hashlib
 import json
+import platform
+import subprocess
 from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import av
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-# Of configs and processors: what says where they come from, or is for training, and changes no answer.
+RUN_FILE = "run.json"  # of a checkpoint: how it was made
+VERSIONED = ("moss_vllm", "torch", "transformers", "peft", "accelerate", "safetensors")
+# Packages that decide frames (decoders, resizing) and numbers, beside those of `versions`.
+PACKAGES = ("av", "decord", "torchcodec", "torchvision", "timm", "einops", "numpy", "pillow", "flash-attn")
+# Entries of configs and processors that change no answer: they name their origin, or are for training.
 SILENT = {"_name_or_path", "name_or_path", "_commit_hash", "architectures", "transformers_version", "dtype"}
 SILENT |= {"initializer_range", "attention_dropout", "use_cache", "id2label", "label2id", "problem_type"}
 REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    packages = {name: _version(name) or "not installed" for name in VERSIONED}
+    return {"python": platform.python_version(), **packages}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe_environment(model: Any) -> dict[str, str]:
+    """Versions of `PACKAGES` and of av's FFmpeg, the commit of this code, device, dtype, attention.
+
+    It is stored with a result, and a difference is no reason to refuse one.
+    """
+    environment = {name: number for name in PACKAGES if (number := _version(name))}
+    environment["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
+    if commit := git_commit():
+        environment["git_commit"] = commit
+    weight = next(model.parameters())
+    on_gpu = weight.device.type == "cuda"
+    environment["device"] = torch.cuda.get_device_name(weight.device) if on_gpu else weight.device.type
+    environment["dtype"] = str(weight.dtype).removeprefix("torch.")
+    if attention := getattr(getattr(model, "config", None), "_attn_implementation", None):
+        environment["attention"] = attention
+    return environment
+
+
+def git_commit() -> str | None:
+    """The commit of this package where it runs from a clone, with "-dirty" if files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():  # installed; a repository further up would be another project's
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # no git, or no repository for this user
+        return None
+
+
 def read_header(file: Path, remedy: str = "use an earlier checkpoint") -> dict[str, Tensor]:
-    """What a safetensors file holds, as tensors without contents, on the device "meta".
+    """The tensors of a safetensors file without contents, on the device "meta".
 
     Raises:
-        ValueError: it cannot be read; the header tells the file's length, so a cut file is noticed here.
+        ValueError: it cannot be read; the header has the file's length, so a truncated file is noticed here.
     """
-    found = {}
+    header = {}
     try:
         with safe_open(file, "pt") as opened:
             for name in opened.keys():
                 part = opened.get_slice(name)
                 shape = part.get_shape()
                 dtype = (part[:0] if shape else opened.get_tensor(name)).dtype
-                found[name] = torch.empty(shape, dtype=dtype, device="meta")
+                header[name] = torch.empty(shape, dtype=dtype, device="meta")
     except (SafetensorError, LookupError) as error:
         raise ValueError(
             f"{file}: cannot be read as safetensors ({error}); the file is cut short or damaged, {remedy}"
         ) from error
-    return found
+    return header
 
 
 def faults(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]) -> str:
-    """What is wrong with `weights`, in words; `expected` has a tensor like each of them, or None for any.
+    """What is wrong with `weights`, in words; `expected` has for each name a tensor like it, or None for any.
 
-    Numbers of another kind are wrong: whole numbers for real ones, eight bits, and more than float32 holds.
-    Tensors on "meta" are judged by shape and type alone.
+    A type is wrong if it is whole for a real one or the reverse, or has eight bits; real numbers beyond the
+    range of float32 count as not finite. Of tensors on "meta" only shape and type are checked.
     """
 
     def of_another_shape(name: str) -> bool:
@@ -58,34 +109,34 @@ def faults(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor | None])
 
     both = weights.keys() & expected.keys()
     empty = [name for name in both if weights[name].numel() == 0]
-    strange = [name for name in both if of_another_type(name)]
-    found: dict[str, Iterable[str]] = {
+    mistyped = [name for name in both if of_another_type(name)]
+    names_by_fault: dict[str, Iterable[str]] = {
         "missing": expected.keys() - weights.keys(),
         "left over": weights.keys() - expected.keys(),
         "empty": empty,
         "of another shape": [name for name in both if of_another_shape(name) and name not in empty],
-        "of another type": strange,
-        "not finite": [name for name in both if name not in strange and not is_finite(name)],
+        "of another type": mistyped,
+        "not finite": [name for name in both if name not in mistyped and not is_finite(name)],
     }
-    told = []
-    for fault, names in found.items():
+    parts = []
+    for fault, names in names_by_fault.items():
         if some := sorted(name.removeprefix("base_model.model.model.") for name in names):
             more = f" and {len(some) - 5} more" if len(some) > 5 else ""
-            told.append(f"{len(some)} {fault} ({', '.join(some[:5])}{more})")
-    return ", ".join(told)
+            parts.append(f"{len(some)} {fault} ({', '.join(some[:5])}{more})")
+    return ", ".join(parts)
 
 
 def answering_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every weight and statistic that decides what a model says.
+    """Every weight and statistic that decides a model's answers.
 
-    peft keeps the untrained original of each module that is trained whole. It does not run, and MOSS's is
-    drawn anew in each process, so it is left out.
+    peft keeps the untrained original of each module that is trained whole. Originals do not run, and that of
+    MOSS is drawn anew in each process, so they are left out.
     """
     return {name: value for name, value in model.state_dict().items() if ".original_module." not in name}
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of some numbers of every tensor: tells two trainings apart that have one name."""
+    """A digest of some numbers of every tensor, which tells apart two trainings with the same name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().flatten()
@@ -95,13 +146,13 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def settings_fingerprint(model: Any, processor: Any) -> str:
-    """A digest of what decides answers beside the weights: scale of LoRA, config with MOSS, processor."""
+    """A digest of all that decides answers beside the weights: LoRA's scale, config with MOSS, processor."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     tokenizer = processor.tokenizer
     words = json.loads(tokenizer.backend_tokenizer.to_str())
-    for changing in ("truncation", "padding"):  # by the last call
+    for changing in ("truncation", "padding"):  # the last call has set them
         words.pop(changing, None)
-    known = {
+    settings = {
         "lora": {name: [lora.r, lora.lora_alpha] for name, lora in getattr(model, "peft_config", {}).items()},
         "config": base.config.to_dict(),
         "end": getattr(base.generation_config, "eos_token_id", None),
@@ -109,7 +160,7 @@ def settings_fingerprint(model: Any, processor: Any) -> str:
         "template": [processor.chat_template, tokenizer.chat_template],
         "words": words,
     }
-    text = json.dumps(_without_silent(known), sort_keys=True, default=str)
+    text = json.dumps(_without_silent(settings), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""What other libraries print that nobody who runs a command can act on, kept away in one place."""
+"""Messages of other libraries that no user of a command can act on, silenced in one place."""
 
 import logging
 import warnings
@@ -13,27 +13,27 @@ def quiet() -> Iterator[None]:
     Downloads from the hub keep their bars.
     """
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-    from transformers.utils import logging as told
+    from transformers.utils import logging as messages
 
-    level, bars = told.get_verbosity(), told.is_progress_bar_enabled()
+    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
     downloads = not are_progress_bars_disabled()
-    told.set_verbosity_error()
-    told.disable_progress_bar()
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
     if downloads:
         enable_progress_bars()
     try:
         with warnings.catch_warnings():
-            # peft 0.21 asks transformers 5.23 by that name.
+            # peft 0.21 uses this name of transformers 5.23.
             warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
             yield
     finally:
-        told.set_verbosity(level)
+        messages.set_verbosity(level)
         if bars:
-            told.enable_progress_bar()
+            messages.enable_progress_bar()
 
 
 def quiet_deepspeed() -> None:
-    """Without its warning that there is no GPU, which it gives wherever it is imported, used or not."""
+    """Silence DeepSpeed's warning of a missing GPU, which it logs on import even if it is not used."""
     logging.getLogger("DeepSpeed").addFilter(_is_news)
 
 

@@ -1,4 +1,4 @@
-"""What goes to a terminal: no name, caption or answer acts there as markup, control or layout.
+"""Output to a terminal: no name, caption or answer acts there as markup, control or layout.
 
 Everything is printed by `say` or on a `Screen`; ruff refuses `print` and rich's own console elsewhere.
 """
@@ -11,12 +11,12 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.text import Text
 
-JOINERS = "\u200c\u200d"  # they are spelling in Persian and Hindi, and hold emoji together
+JOINERS = "\u200c\u200d"  # Persian and Hindi spelling needs them, and joined emoji
 ACTING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, bidi and format signs, half characters, line separators
 
 
 def plain(value: object) -> str:
-    r"""The text on one line; what would act instead of being seen is escaped: \x1b, and \n for a new line."""
+    r"""The text on one line; characters that would act instead of being shown are escaped: \x1b, \n."""
     text = str(value)
     if text.isprintable():
         return text
@@ -42,13 +42,13 @@ class Screen(Console):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string that is printed, a table's cells and heads too; lines are broken by a `Text` only."""
+        """Show every string `plain`, those in tables too; only a `Text` begins new lines."""
         options |= {"markup": False, "emoji": False, "highlight": False}
         return super().render_str(plain(text), **options)
 
 
 def working(what: str) -> AbstractContextManager[Any]:
-    """Say on stderr what goes on: a spinner, or a line where no terminal is."""
+    """Show on stderr what is being done: a spinner, or without a terminal a line."""
     console = Screen(stderr=True)
     if not console.is_terminal:
         say(what, file=sys.stderr)

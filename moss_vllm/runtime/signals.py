@@ -1,4 +1,4 @@
-"""Who may end a training run: schedulers by SIGTERM or SIGUSR1, users by Ctrl-C, the launcher by dying."""
+"""What stops a training run: a scheduler's SIGTERM or SIGUSR1, Ctrl-C, or its launcher's death."""
 
 import ctypes
 import os
@@ -16,21 +16,21 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @contextmanager
 def stop_asked() -> Iterator[threading.Event]:
-    """Set by the first stop signal; a second Ctrl-C interrupts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only it may listen
-        yield asked
+    """An event that the first stop signal sets; a second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield stop
         return
 
     def note(number: int, frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
+        if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        stop.set()
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     stop_with_launcher()
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -39,7 +39,7 @@ def stop_asked() -> Iterator[threading.Event]:
 def stop_with_launcher() -> None:
     """Have the kernel send SIGTERM when the launcher dies.
 
-    accelerate's launcher of one process passes no signal on: ended by a scheduler, it would leave it behind.
+    accelerate's launcher of a single process forwards no signal: if a scheduler ends it, the run would stay.
     """
     if sys.platform != "linux":
         return
@@ -52,8 +52,9 @@ def stop_with_launcher() -> None:
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """A scheduler signals every process; a worker that died of it would take the last step with it."""
+    """Have a DataLoader's worker ignore stop signals: schedulers signal every process of a run."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # The second one ends it: at the end of the run the loader itself asks so of a worker that hangs.
+    # Ignoring the first SIGTERM lets the step under way finish. The second one ends the worker: the
+    # DataLoader stops its own workers that way.
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

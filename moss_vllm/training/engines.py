@@ -1,109 +1,94 @@
 """What differs between engines: one process, DDP, DeepSpeed ZeRO, FSDP2. The loop calls these.
 
-Numbers are the same under each: trained weights are float32, the objective itself autocasts, gradients are
-averaged over processes. So an engine is a matter of memory, not of results.
+All engines compute the same numbers: trained weights are float32, the objective itself autocasts, gradients
+are summed over processes. The choice of an engine changes memory and speed, not results.
 """
 
 import math
 import os
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from transformers.integrations import unset_hf_deepspeed_config
 
 from moss_vllm.runtime.errors import RunStopped
-from moss_vllm.runtime.files import readable
-from moss_vllm.runtime.provenance import faults
-from moss_vllm.vlm.video_llama3.model import VideoMOSS
-
-ZERO_FOLDER = "zero"
-OPTIMIZER_FILE = "optimizer.safetensors"
-FULL = StateDictOptions(full_state_dict=True)
-# What torch, numpy, random and safetensors say of a state that is damaged or of another shape.
-UNREADABLE = (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError)
 
 
 def start(*, tracker: str | None = None, folder: str | None = None, precision: str = "no") -> Accelerator:
-    """The accelerator `accelerate launch` or the environment asks for.
+    """The accelerator that `accelerate launch` or the environment asks for.
 
     Args:
-        precision: the recipe's own, by which its objective autocasts.
+        tracker: where the run's curves go, a name of accelerate's.
+        folder: the tracker's files are written there.
+        precision: of the recipe; its objective autocasts to it.
 
     Raises:
-        ValueError: something else was asked of accelerate that the recipes leave undone.
-        RunStopped: DeepSpeed or FSDP was asked for and another engine would run; accelerate is silent then.
+        ValueError: accelerate was asked for something that no recipe does.
+        RunStopped: DeepSpeed or FSDP was asked for, and accelerate would silently run another engine.
     """
-    _refuse_undone(precision)
-    wanted = {"ACCELERATE_USE_DEEPSPEED": "DEEPSPEED", "ACCELERATE_USE_FSDP": "FSDP"}
-    asked = {key: engine for key, engine in wanted.items() if os.environ.get(key, "").lower() == "true"}
+    _refuse_ignored_options(precision)
+    variables = {"ACCELERATE_USE_DEEPSPEED": "DEEPSPEED", "ACCELERATE_USE_FSDP": "FSDP"}
+    requested = {
+        key: engine for key, engine in variables.items() if os.environ.get(key, "").lower() == "true"
+    }
     handlers = []
-    if "WORLD_SIZE" in os.environ:  # a launcher's
-        # Without the backend's name, DeepSpeed on the CPU counts one process. Evaluation lets others wait.
+    if "WORLD_SIZE" in os.environ:  # set by a launcher
+        # DeepSpeed on the CPU sees one process unless the backend is named. Two hours, because the other
+        # processes wait while the first one evaluates.
         backend = None if torch.cuda.is_available() else "gloo"
         handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))]
-    # Precision is the objective's own matter.
+    # The objective autocasts, so accelerate must not.
     accelerator = Accelerator(
         mixed_precision="no", kwargs_handlers=handlers, log_with=tracker, project_dir=folder
     )
-    found = accelerator.distributed_type.value
-    for variable, engine in asked.items():
-        if found != engine:
+    actual = accelerator.distributed_type.value
+    for variable, engine in requested.items():
+        if actual != engine:
             raise RunStopped(
-                f"{engine} was asked for ({variable}=true) and {found} would run; unset ACCELERATE_USE_CPU "
+                f"{engine} was asked for ({variable}=true) and {actual} would run; unset ACCELERATE_USE_CPU "
                 "(for DeepSpeed on the CPU set DS_ACCELERATOR=cpu; FSDP needs GPUs)"
             )
-    # Else transformers opens a bfloat16 base through ZeRO-3's constructor, which makes it float32.
+    # With this configuration transformers would open a bfloat16 base through ZeRO-3, which makes it float32.
     unset_hf_deepspeed_config()
     return accelerator
 
 
-def _refuse_undone(precision: str) -> None:
-    """ValueError for what `accelerate launch` or `accelerate config` asks for and no recipe does."""
-    own = ("", "no", "none", "auto", "false", "0", "1")
+def _refuse_ignored_options(precision: str) -> None:
+    """ValueError for an option of `accelerate launch` or `accelerate config` that no recipe follows."""
+    neutral = ("", "no", "none", "auto", "false", "0", "1")
     allowed = {
-        "MIXED_PRECISION": (*own, precision),
-        "DYNAMO_BACKEND": own,
-        "GRADIENT_ACCUMULATION_STEPS": own,
-        "USE_MEGATRON_LM": own,
-        "USE_PARALLELISM_CONFIG": own,
+        "MIXED_PRECISION": (*neutral, precision),
+        "DYNAMO_BACKEND": neutral,
+        "GRADIENT_ACCUMULATION_STEPS": neutral,
+        "USE_MEGATRON_LM": neutral,
+        "USE_PARALLELISM_CONFIG": neutral,
     }
     remedies = {"MIXED_PRECISION": "--precision", "GRADIENT_ACCUMULATION_STEPS": "--accumulate"}
-    for part, values in allowed.items():
-        asked = os.environ.get(f"ACCELERATE_{part}", "")
-        if asked.lower() not in values:
-            own_flag = f"; the recipe's own {remedies[part]} decides" if part in remedies else ""
+    for option, values in allowed.items():
+        value = os.environ.get(f"ACCELERATE_{option}", "")
+        if value.lower() not in values:
+            own_flag = f"; the recipe's own {remedies[option]} decides" if option in remedies else ""
             raise ValueError(
-                f"ACCELERATE_{part}={asked} (of accelerate launch --{part.lower()}, or of accelerate config) "
-                f"is not followed{own_flag}: leave it out"
+                f"ACCELERATE_{option}={value} (of accelerate launch --{option.lower()}, or of accelerate "
+                f"config) is not followed{own_flag}: leave it out"
             )
 
 
 def refuse_quantized(accelerator: Accelerator, quantize: bool) -> None:
-    """ValueError for a base in 4 bits under an engine that shards the weights of a model."""
+    """ValueError for a base in 4 bits under an engine that shards the model's weights."""
     engine = name(accelerator)
     if quantize and (engine.startswith("FSDP") or engine.endswith("ZeRO-3")):
         raise ValueError(f"--quantize does not go with {engine}; use DDP, ZeRO-2 or one process")
 
 
 def name(accelerator: Accelerator) -> str:
-    """What really runs: "one process", "DDP", "DeepSpeed ZeRO-3", "FSDP2"."""
+    """The engine that runs: "one process", "DDP", "DeepSpeed ZeRO-3", "FSDP2"."""
     kind = accelerator.distributed_type
     if kind == DistributedType.DEEPSPEED:
         return f"DeepSpeed ZeRO-{cast(Any, accelerator.state.deepspeed_plugin).zero_stage}"
@@ -112,7 +97,7 @@ def name(accelerator: Accelerator) -> str:
     return "one process" if kind == DistributedType.NO else "DDP"
 
 
-def prepare(
+def wrap(
     accelerator: Accelerator,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -120,12 +105,16 @@ def prepare(
     batch_size: int,
     accumulate: int,
     clip_norm: float,
+    gather_whole: Sequence[type[nn.Module]] = (),
 ) -> tuple[nn.Module, Any]:
-    """Wrap both for the engine.
+    """Wrap objective and optimizer for the engine.
+
+    Args:
+        gather_whole: kinds of modules whose weights ZeRO-3 gathers once a step, all at once.
 
     Raises:
         ValueError: a DeepSpeed configuration that would round the trained weights, or that asks for another
-            batch or clipping than these.
+            batch size, accumulation or clipping.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed.utils import set_z3_leaf_modules
@@ -135,31 +124,32 @@ def prepare(
         if rounding:
             raise ValueError(
                 f"the DeepSpeed configuration enables {rounding[0]}, which would round the trained weights; "
-                f"remove it there and say --precision bf16, which keeps them in float32"
+                "remove it there and use --precision bf16, which keeps them in float32"
             )
         own = {
             "train_micro_batch_size_per_gpu": batch_size,
             "gradient_accumulation_steps": accumulate,
             "gradient_clipping": clip_norm,
         }
-        for key, value in own.items():  # a 1 may be accelerate's own
-            if (asked := plugin.deepspeed_config.get(key, "auto")) not in ("auto", 1, value):
+        for key, value in own.items():  # 1 is also accelerate's default
+            if (configured := plugin.deepspeed_config.get(key, "auto")) not in ("auto", 1, value):
                 raise ValueError(
-                    f"the DeepSpeed configuration asks for {key}={asked} and the recipe for {value}; write "
-                    '"auto" there'
+                    f"the DeepSpeed configuration asks for {key}={configured} and the recipe for {value}; "
+                    'write "auto" there'
                 )
         plugin.deepspeed_config |= own
         accelerator.gradient_accumulation_steps = accumulate
-        # MOSS runs once for each clip size of a batch. ZeRO-3 would gather its layers' weights as often, and
-        # processes with other clips would wait for ever: MOSS is gathered whole, once.
-        if plugin.zero_stage == 3 and any(isinstance(module, VideoMOSS) for module in objective.modules()):
-            set_z3_leaf_modules(objective, [VideoMOSS])
+        # A module that runs a different number of times in each process (MOSS: once for each clip size in
+        # the batch) would have its layers gathered as often, and the processes would wait for each other.
+        held = [kind for kind in gather_whole if any(isinstance(m, kind) for m in objective.modules())]
+        if plugin.zero_stage == 3 and held:
+            set_z3_leaf_modules(objective, held)
     return cast(tuple[nn.Module, Any], accelerator.prepare(objective, optimizer))
 
 
 @contextmanager
 def in_company() -> Iterator[None]:
-    """RunStopped where another process of this run has ended, which the next exchange with it tells."""
+    """RunStopped if another process of this run has ended: the next exchange with it fails."""
     try:
         yield
     except RuntimeError as error:
@@ -167,7 +157,7 @@ def in_company() -> Iterator[None]:
             raise
         reason = str(error).splitlines()[0]
         raise RunStopped(
-            f"another process of this run has ended; what it said tells why ({reason})"
+            f"another process of this run has ended; its own message has the cause ({reason})"
         ) from error
 
 
@@ -176,7 +166,7 @@ def _enabled(section: Any) -> bool:
 
 
 def backward(accelerator: Accelerator, objective: nn.Module, loss: Tensor, *, last: bool) -> None:
-    """Add the gradient of `loss`; at the `last` micro-batch the processes' gradients are summed."""
+    """Add the gradient of `loss`; at the `last` micro-batch, sum the gradients over the processes."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         engine = cast(Any, objective)
         engine.set_gradient_accumulation_boundary(is_boundary=last)
@@ -186,7 +176,7 @@ def backward(accelerator: Accelerator, objective: nn.Module, loss: Tensor, *, la
 
 
 def accumulating(accelerator: Accelerator, objective: nn.Module, *, last: bool) -> Any:
-    """The context of a micro-batch: processes exchange gradients in the last one of a step only."""
+    """The context of a micro-batch: processes exchange gradients only in the last one of a step."""
     deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     return nullcontext() if last or deepspeed else accelerator.no_sync(objective)
 
@@ -200,9 +190,9 @@ def step(
     *,
     by_group: bool,
 ) -> tuple[float, dict[str, float]]:
-    """Clip the gradient and update the weights; a gradient that is not finite changes nothing but ZeRO's.
+    """Clip the gradient and update the weights; a gradient that is not finite is used under ZeRO only.
 
-    Returns: the L2 norm of the gradient before clipping, and `by_group` that of each group.
+    Returns: the L2 norm of the gradient before clipping, and with `by_group` the norm of each group.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed.utils import safe_get_full_grad
@@ -231,20 +221,19 @@ def _norms(
         for name, members in groups.items()
     }
     return {
-        name: float(whole(torch.stack(found).sum()).sqrt()) if found else 0.0
-        for name, found in squares.items()
+        name: float(whole(torch.stack(sums).sum()).sqrt()) if sums else 0.0 for name, sums in squares.items()
     }
 
 
 def whole(value: Tensor) -> Tensor:
-    """The tensor with every process's part of it (FSDP shards it); every process must call it."""
+    """The whole tensor, which FSDP shards over the processes; every process must call it."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def full_state(
     accelerator: Accelerator, model: nn.Module, state: Callable[[], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What `state` returns, with every process's part, in the CPU's memory; every process must call it."""
+    """The tensors of `state`, gathered whole into the CPU's memory; every process must call it."""
     gathered: Any = nullcontext()
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from deepspeed import zero
@@ -252,154 +241,3 @@ def full_state(
         gathered = zero.GatheredParameters([p for p in model.parameters() if p.requires_grad])
     with gathered:
         return {name: whole(value.detach()).cpu().clone() for name, value in state().items()}
-
-
-def save_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Optimizer and random state, safetensors but for ZeRO's own files; every process must call it."""
-    rank = accelerator.process_index
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_random_state(), folder / f"random-{rank}.safetensors")
-    readable(folder / f"random-{rank}.safetensors")
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from deepspeed.runtime.zero.config import ZeroStageEnum
-
-        # Python before 3.11.4 and 3.12 pickles an enum through getattr, which the loader rightly refuses.
-        ZeroStageEnum.__reduce_ex__ = lambda self, _: (type(self), (self.value,))
-        cast(Any, objective).save_checkpoint(str(folder), ZERO_FOLDER, exclude_frozen_parameters=True)
-        return
-    offload = StateDictOptions(full_state_dict=True, cpu_offload=True)  # to the main process only
-    state: Any = get_optimizer_state_dict(objective, optimizer.optimizer, options=offload)
-    if rank == 0:
-        named: dict[str, dict[str, Tensor]] = state["state"]
-        flat = {f"{name}/{key}": t.contiguous() for name, one in named.items() for key, t in one.items()}
-        save_file(flat, folder / OPTIMIZER_FILE)
-        readable(folder / OPTIMIZER_FILE)
-
-
-def load_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, folder: Path) -> None:
-    """What `save_state` wrote, by the same number of processes and the same kind of engine.
-
-    Raises:
-        ValueError: it was written by others, or cannot be read.
-    """
-    deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-    found = len(list(folder.glob("random-*.safetensors")))
-    if found != accelerator.num_processes:
-        raise ValueError(
-            f"{folder} was written by {found} processes and this run has {accelerator.num_processes}; "
-            f"resume with {found}"
-        )
-    if deepspeed != (folder / ZERO_FOLDER).is_dir():
-        raise ValueError(
-            f"{folder} was written {'without' if deepspeed else 'by'} DeepSpeed and this run is "
-            f"{name(accelerator)}; resume with the engine that wrote it"
-        )
-    try:
-        if deepspeed:
-            with _only_plain_pickles():
-                cast(Any, objective).load_checkpoint(str(folder), ZERO_FOLDER, load_module_strict=False)
-        else:
-            _load_optimizer(objective, optimizer.optimizer, load_file(folder / OPTIMIZER_FILE))
-        _restore_random_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
-    except UnpicklingError as error:  # torch's own message advises to load it all the same
-        raise ValueError(
-            f"{folder}: cannot be read (a file has more than plain tensors in it, which could run code); "
-            "resume from an earlier checkpoint"
-        ) from error
-    except UNREADABLE as error:
-        raise ValueError(f"{folder}: cannot be read ({error}); resume from an earlier checkpoint") from error
-
-
-def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
-    state: Any = get_optimizer_state_dict(objective, optimizer, options=FULL)  # all zero, with its names
-    like = {f"{name}/{key}": t for name, one in state["state"].items() for key, t in one.items()}
-    if wrong := faults(saved, like):
-        raise RuntimeError(f"of the optimizer's states {wrong}")
-    for name, value in saved.items():
-        group, key = name.rsplit("/", 1)
-        known = state["state"][group][key]
-        counts = key != "step" or bool((value == value.round()).all())
-        if (
-            value.dtype != known.dtype
-            or not counts
-            or (key in ("step", "exp_avg_sq") and bool((value < 0).any()))
-        ):
-            raise RuntimeError(
-                f"the optimizer's state {name} is of another type, negative or no whole number"
-            )
-    for name, one in state["state"].items():
-        one.update({key: saved[f"{name}/{key}"] for key in one})
-    set_optimizer_state_dict(objective, optimizer, state, options=FULL)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """What runs within it leaves the run's random state as it was."""
-    state = _random_state()
-    try:
-        yield
-    finally:
-        _restore_random_state(state)
-
-
-def _random_state() -> dict[str, Tensor]:
-    _, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state())
-    state = {
-        "torch": torch.get_rng_state(),
-        "python": torch.tensor(random.getstate()[1]),
-        "numpy": torch.tensor(keys.astype(np.int64)),
-        "numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
-    }
-    return {**state, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
-
-
-def _restore_random_state(state: dict[str, Tensor]) -> None:
-    """Set every generator; ValueError for what is no state: numpy would read beyond its array."""
-    if not torch.cuda.is_available():  # of a run on a GPU
-        state = {name: value for name, value in state.items() if name != "cuda"}
-    _check_random_state(state)
-    torch.set_rng_state(state["torch"])
-    random.setstate((3, tuple(state["python"].tolist()), None))
-    position, has_gauss, gauss = state["numpy_rest"].tolist()
-    keys = state["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
-    if torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _check_random_state(state: dict[str, Tensor]) -> None:
-    own = _random_state()
-    if wrong := faults(state, own):
-        raise ValueError(f"of the random states {wrong}")
-    words = {name: state[name] for name in ("python", "numpy")}
-    *_, python_position = state["python"].tolist()
-    position, has_gauss, _ = state["numpy_rest"].tolist()
-    allowed = {
-        "of another type": all(state[name].dtype == value.dtype for name, value in own.items()),
-        "words beyond 32 bits": all(0 <= int(w.min()) and int(w.max()) < 2**32 for w in words.values()),
-        "all zero": all(bool(value[:624].any()) for value in words.values()),
-        f"python's position {python_position}": 0 <= python_position <= 624,
-        f"numpy's position {position:g}": position in range(625),
-        f"numpy's has_gauss {has_gauss:g}": has_gauss in (0, 1),
-    }
-    if out_of_range := [what for what, is_right in allowed.items() if not is_right]:
-        raise ValueError(f"random states out of range: {', '.join(out_of_range)}")
-
-
-@contextmanager
-def _only_plain_pickles() -> Iterator[None]:
-    """DeepSpeed opens its files with a loader that runs what they say; torch can forbid it to."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
-    try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            yield
-    finally:
-        os.environ.pop(variable)
-        if before is not None:
-            os.environ[variable] = before

@@ -23,23 +23,13 @@ class Rate:
     decay_vectors: bool = False
 
 
-# Sec. 4.5 of the paper. peft keeps a frozen original beside each module it saves: first row.
-VIDEO_LLM_RATES = (
-    Rate("originals", r"\.original_module\.", None),
-    Rate("moss", r"vision_model\.moss\.", 1e-3),
-    Rate("projector", r"\.projector\.", 1e-4),
-    Rate("llm lora", r"language_model\..*\.lora_[AB]\.", 1e-5),
-    Rate("frozen", r"\.(vision_model|language_model|lm_head)\.", None),
-)
-
-
 def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, Any]]:
     """Optimizer groups by `table`; sets `requires_grad` of every parameter accordingly.
 
     Each group has `name`, `lr`, `initial_lr` (what the schedule scales) and `weight_decay`.
 
     Raises:
-        ValueError: a parameter no row covers, or a trained row that covers none; all of them are named.
+        ValueError: a parameter that no row covers, or a trained row without parameters; all are named.
     """
     matched: dict[str, list[tuple[str, nn.Parameter]]] = {row.name: [] for row in table}
     uncovered = []
@@ -75,7 +65,7 @@ def parameter_groups(model: nn.Module, table: Sequence[Rate]) -> list[dict[str, 
 
 
 def describe(model: nn.Module, table: Sequence[Rate]) -> list[tuple[str, str, int, int, str]]:
-    """What trains, for the start-up report: name, pattern, tensors, parameters and rate of each row."""
+    """The table for the start-up report: name, pattern, tensors, parameters and rate of each row."""
     counts = {row.name: [0, 0] for row in table}
     for name, parameter in model.named_parameters():
         row = next(row for row in table if re.search(row.pattern, name))
@@ -91,7 +81,7 @@ def with_rates(table: Sequence[Rate], rates: Mapping[str, float]) -> tuple[Rate,
     """The table with other learning rates, by row name.
 
     Raises:
-        ValueError: a name that is no trained row of the table.
+        ValueError: a name that belongs to no trained row of the table.
     """
     trained = [row.name for row in table if row.lr is not None]
     if unknown := set(rates) - set(trained):

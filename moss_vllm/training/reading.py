@@ -1,7 +1,7 @@
-"""Batches read ahead by worker processes that say what they read: one that dies or hangs is named.
+"""Batches read ahead by worker processes, each of which notes the row it reads.
 
-A worker that dies, waits for ever or finds no shared memory for its batch ends the run with one message, and
-a stop signal is heard while the run waits for rows.
+A worker that dies, hangs or finds no shared memory for its batch ends the run with one message that names the
+row. A stop signal is heard also while the run waits for rows.
 """
 
 import multiprocessing
@@ -21,33 +21,33 @@ from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.screen import say
 from moss_vllm.runtime.signals import leave_signals_to_the_run
 
-LIMIT_S = 300  # one row that takes longer hangs: in a broken file, or on a dead network disk
-TELL_S = 10  # then it is named
-GRACE_S = 10  # for the rows of a step after a stop signal
-IDLE_S = 120  # without a row being read or a batch handed over
+LIMIT_S = 300  # a row that takes longer hangs: its file is broken, or a network disk is dead
+WARN_S = 10  # a row that takes longer is named
+GRACE_S = 10  # how long a stopped run still waits for the rows of its step
+IDLE_S = 120  # how long no worker may read a row or hand a batch over
 POLL_S, ALARM_S = 1, 5
-GOES_ON = "the same command goes on from what is saved (training with --resume auto)"
-FILE_REMEDY = f"scripts/check_videos.py finds a file that hangs or kills its decoder; then {GOES_ON}"
+CONTINUES = "the same command continues from the last checkpoint (training with --resume auto)"
+FILE_REMEDY = f"scripts/check_videos.py finds a file that hangs or kills its decoder; then {CONTINUES}"
 SHARED_REMEDY = (
-    "give it more (docker run --shm-size=8g; elsewhere a larger tmpfs on /dev/shm), or say --workers 0, "
+    "enlarge it (docker run --shm-size=8g; elsewhere a larger tmpfs on /dev/shm), or use --workers 0, "
     "which needs none"
 )
 
 
 class Batches:
-    """What a DataLoader yields, within a `with`.
+    """The batches of a DataLoader, within a `with`.
 
     Args:
         dataset: rows by index.
         collate: rows -> batch.
-        name: the file of a row, by its index.
+        name: row index -> file of the row.
         workers: processes; 0 reads in this one.
-        stop: whether this run was asked to end.
-        options: more of a DataLoader's.
+        stop: whether this run was asked to stop.
+        options: further arguments of the DataLoader.
 
     Raises:
-        RunStopped: a worker died, hangs or cannot hand a batch over; or the rows do not come after a stop
-            signal. Where a worker dies between two batches, the `with` raises it.
+        RunStopped: a worker died, hangs or cannot hand a batch over; or rows are late after a stop signal.
+            If a worker dies between two batches, the end of the `with` raises it.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Batches:
         **options: Any,
     ) -> None:
         self.name, self.stop = name, stop
-        self.reading = multiprocessing.Array("d", 2 * workers, lock=False)  # row + 1 or 0, and since when
+        self.reading = multiprocessing.Array("d", 2 * workers, lock=False)  # per worker: row + 1 or 0, start
         self.stopped_s = self.idle_s = 0.0
-        self.told: set[int] = set()
+        self.warned: set[int] = set()
         self.waiting = False
         self.loader: DataLoader[Any] = DataLoader(
             cast(Dataset[Any], _Watched(dataset, self.reading)),
@@ -82,9 +82,10 @@ class Batches:
         died = isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
         reason, workers = self._why(error) if died else "", self._workers()
         if not self.waiting:
-            getattr(self.source, "_shutdown_workers", lambda: None)()  # what refers to it may live on
-        for worker in workers:  # that hangs: it hears no other signal, and Python waits for it at its end
-            with suppress(RuntimeError):  # torch tells of this death
+            # Not by deletion: a traceback may still refer to the loader.
+            getattr(self.source, "_shutdown_workers", lambda: None)()
+        for worker in workers:  # a hanging one hears no other signal, and Python would wait for it at exit
+            with suppress(RuntimeError):  # torch raises for this death
                 worker.kill()
                 worker.join()
         if died:
@@ -114,7 +115,7 @@ class Batches:
 
     @contextmanager
     def _alarm(self) -> Iterator[None]:
-        """Look at the workers also while torch waits for ever, as for a stopped one to hand a batch over."""
+        """Check the workers also while torch waits without a time limit, for a batch on its way."""
         if not self._workers() or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -130,12 +131,12 @@ class Batches:
         return getattr(self.source, "_workers", [])
 
     def _busy(self) -> dict[int, tuple[int, float]]:
-        """The row that each worker reads, and for how many seconds."""
+        """By worker, the row that it reads and the seconds since it began."""
         pairs = zip(self.reading[::2], self.reading[1::2], strict=True)
-        return {at: (int(row) - 1, time.monotonic() - since) for at, (row, since) in enumerate(pairs) if row}
+        return {n: (int(row) - 1, time.monotonic() - since) for n, (row, since) in enumerate(pairs) if row}
 
     def _wait(self) -> None:
-        """Say what takes so long, or end the run."""
+        """Name the row that takes long, or end the run."""
         now, busy = time.monotonic(), self._busy()
         row, spent_s = max(busy.values(), key=lambda one: one[1], default=(-1, 0.0))
         what = self.name(row) if busy else "the next rows"
@@ -143,33 +144,31 @@ class Batches:
         if self.stop():
             self.stopped_s = self.stopped_s or now
             if now - self.stopped_s > GRACE_S:
-                raise RunStopped(f"stopped by a signal while it waited for {what}; {GOES_ON}")
+                raise RunStopped(f"stopped by a signal while it waited for {what}; {CONTINUES}")
         if spent_s > LIMIT_S:
             raise RunStopped(f"{what} is not read after {LIMIT_S} s; {FILE_REMEDY}")
         if now - self.idle_s > IDLE_S:
-            raise RunStopped(f"no worker reads or hands over anything for {IDLE_S} s; say --workers 0")
-        if spent_s > TELL_S and row not in self.told:
-            self.told.add(row)
-            told = (
-                f"{what} is not read after {TELL_S} s; the run ends if that takes {LIMIT_S} s. {FILE_REMEDY}"
-            )
-            say(told, file=sys.stderr, flush=True)
+            raise RunStopped(f"no worker reads or hands over anything for {IDLE_S} s; use --workers 0")
+        if spent_s > WARN_S and row not in self.warned:
+            self.warned.add(row)
+            warning = f"{what} is not read after {WARN_S} s; after {LIMIT_S} s the run ends. {FILE_REMEDY}"
+            say(warning, file=sys.stderr, flush=True)
 
     def _why(self, error: BaseException | None) -> str:
         busy = self._busy()
-        for at, worker in enumerate(self._workers()):
+        for number, worker in enumerate(self._workers()):
             if code := worker.exitcode:
-                how = signal.Signals(-code).name if code < 0 else f"status {code}"
-                what = f"while it read {self.name(busy[at][0])}" if at in busy else "between two rows"
+                cause = signal.Signals(-code).name if code < 0 else f"status {code}"
+                when = f"while it read {self.name(busy[number][0])}" if number in busy else "between two rows"
                 if code == -signal.SIGBUS:
-                    return f"a worker died {what}: shared memory is too small; {SHARED_REMEDY}"
-                memory = "the system ends what takes too much memory: say fewer --workers; "
-                return f"a worker died ({how}) {what}; {memory * (code == -signal.SIGKILL)}{FILE_REMEDY}"
+                    return f"a worker died {when}: shared memory is too small; {SHARED_REMEDY}"
+                memory = "the system kills processes when memory runs out: use fewer --workers; "
+                return f"a worker died ({cause}) {when}; {memory * (code == -signal.SIGKILL)}{FILE_REMEDY}"
         return f"rows could not be read: {error}; {FILE_REMEDY}"
 
 
 class _Watched:
-    """A dataset of which each worker notes the row that it reads."""
+    """A dataset whose readers note the row they read."""
 
     def __init__(self, dataset: Any, reading: Any) -> None:
         self.dataset, self.reading = dataset, reading
@@ -194,7 +193,7 @@ class _Unsent:
 
 
 class _Shared:
-    """Moves a batch to shared memory here: torch would do it in a thread whose errors nobody hears."""
+    """Moves a batch to shared memory; torch would do so in a thread whose errors are lost."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate

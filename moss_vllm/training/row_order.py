@@ -1,4 +1,4 @@
-"""Which rows a step reads: sources mixed by weight, each place known without those before."""
+"""Which rows a step reads: sources mixed by weight; any place is computed without those before it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from torch.utils.data import Sampler
 class RowOrder:
     """The endless sequence of rows: sources mixed by weight, each in a new permutation every epoch.
 
-    Every block of 1,024 places holds each source as often as its weight says, in a random order; sources
-    whose weights are their numbers of rows are one. Any place can be looked up without those before it.
+    Every block of 1,024 places holds each source in proportion to its weight, in a random order. Sources
+    whose weights equal their numbers of rows are mixed in one permutation.
     """
 
     block = 1024
@@ -59,12 +59,12 @@ class RowOrder:
 
 
 class PlacedRow(int):
-    """A row's index that knows its place in the order, for random numbers that depend on nothing else."""
+    """A row's index with its place in the order, the only thing that its random numbers depend on."""
 
     place: int
 
     def __new__(cls, row: int, place: int) -> "PlacedRow":
-        """Row number `row`, drawn at `place` of the endless order."""
+        """Row number `row`, at `place` of the endless order."""
         placed = super().__new__(cls, row)
         placed.place = place
         return placed
@@ -74,10 +74,9 @@ class PlacedRow(int):
 
 
 class StepBatches(Sampler[list[int]]):
-    """Row indices, as `PlacedRow`, of each micro-batch of one process over the steps given.
+    """Row indices, as `PlacedRow`, of each micro-batch of one process over `steps`.
 
-    Step s covers places s*G to (s+1)*G of `RowOrder`, G = batch_size * processes * accumulate, whatever the
-    three are.
+    Step s covers places s*G to (s+1)*G of `RowOrder`, with G = batch_size * processes * accumulate.
     """
 
     def __init__(

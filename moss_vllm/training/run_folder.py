@@ -1,4 +1,4 @@
-"""A training run's folder: whole checkpoints, logs that end where the last one does, nothing half-written."""
+"""A training run's folder: whole checkpoints, logs that end at the last of them, nothing half-written."""
 
 import json
 import os
@@ -27,13 +27,13 @@ LOGS = ("train.jsonl", "evals.jsonl")
 
 @contextmanager
 def hold(out: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Keep other runs out of `out`, however its path is spelled; the system frees it when a run is killed.
+    """Keep other runs out of `out`, however its path is spelled; the system releases it when a run is killed.
 
-    Every process of a run enters it, the main process holds the lock. A folder in which nothing was written
-    is removed again.
+    Every process of a run enters it, and the main process holds the lock. A new folder in which nothing was
+    written is removed again.
 
     Raises:
-        BlockingIOError: on every process, where another run holds it or no lock can be had.
+        BlockingIOError: in every process, if another run holds the folder or it cannot be locked.
     """
     file, refused, is_new = out / LOCK_FILE, "", not out.exists()
     lock = FileLock(file)
@@ -53,7 +53,7 @@ def hold(out: Path, accelerator: Accelerator) -> Iterator[None]:
         yield
     finally:
         if accelerator.is_main_process:
-            if is_still(file, held):  # and not of a run that made the folder anew
+            if is_still(file, held):  # another run may have made the folder anew
                 file.unlink()
             lock.release()
             if is_new:
@@ -61,19 +61,19 @@ def hold(out: Path, accelerator: Accelerator) -> Iterator[None]:
                     out.rmdir()
 
 
-def is_still(path: Path, known: os.stat_result) -> bool:
-    """Whether the file that had this status is there, under the same name."""
+def is_still(path: Path, status: os.stat_result) -> bool:
+    """Whether the file that had this status still has this name."""
     try:
-        return os.path.samestat(path.stat(), known)
+        return os.path.samestat(path.stat(), status)
     except OSError:
         return False
 
 
 def gone(out: Path) -> RunStopped:
-    """What a run says whose folder was taken away."""
+    """The error of a run whose folder was taken away."""
     return RunStopped(
         f"{out} was removed, moved or replaced while the run wrote to it; nothing more is written. Put it "
-        "back and go on with --resume auto, or start anew"
+        "back and resume with --resume auto, or start anew"
     )
 
 
@@ -87,35 +87,38 @@ def _checkpoints(out: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """How many steps the run had done when it wrote `step-NNNNNN`."""
+    """The step after which a run wrote `step-NNNNNN`."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def refuse_second_run(out: Path, resume: Path | None) -> None:
-    """FileExistsError for a folder with the checkpoints of another run than the one that goes on."""
+    """FileExistsError if the folder has checkpoints of another run than the resumed one."""
     own = resume is not None and resume.resolve().parent == out.resolve()
     if (found := latest_checkpoint(out)) and not own:
-        raise FileExistsError(f"{found} is there already; go on with --resume auto, or name another --out")
+        raise FileExistsError(f"{found} is there already; resume with --resume auto, or name another --out")
 
 
 def choose_resume(out: Path, resume: str | None, *, dry_run: bool) -> Path | None:
-    """The checkpoint a recipe's `resume` means: "auto" for the newest in `out`, a folder, or none.
+    """The checkpoint that a recipe's `resume` names: "auto" the newest in `out`, a folder, or None.
 
-    Raises: as `open_checkpoint`, and but for a dry run as `refuse_second_run`.
+    Raises: as `open_checkpoint`, and as `refuse_second_run` unless it is a dry run.
     """
-    found = latest_checkpoint(out) if resume == "auto" else resume and Path(resume)
-    if found:
-        open_checkpoint(found)
+    if resume == "auto":
+        checkpoint = latest_checkpoint(out)
+    else:
+        checkpoint = Path(resume) if resume else None
+    if checkpoint:
+        open_checkpoint(checkpoint)
     if not dry_run:
-        refuse_second_run(out, found or None)
-    return found or None
+        refuse_second_run(out, checkpoint)
+    return checkpoint
 
 
 def open_checkpoint(folder: Path) -> dict[str, Any]:
-    """What the run counted until it wrote this checkpoint.
+    """The counts of the run when it wrote this checkpoint.
 
     Raises:
-        FileNotFoundError: not a checkpoint of a run, or one without its state.
+        FileNotFoundError: it is no checkpoint of a run, or has no state.
         ValueError: its counts cannot be read.
     """
     file = folder / "state" / PROGRESS_FILE
@@ -143,7 +146,7 @@ def open_checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resume: Path | None) -> None:
-    """ValueError where a run would go on in another order of rows; where only the data changed it is said."""
+    """ValueError if a run would resume in another order of rows; changed data is only printed."""
     for name in ("seed", "clips_a_step"):
         if was[name] != now[name]:
             raise ValueError(
@@ -157,23 +160,23 @@ def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resum
     if was["steps"] != now["steps"]:
         say(f"steps was {was['steps']}, is {now['steps']}: the learning rate follows the new schedule now")
     if was["sources"] != now["sources"]:
-        told = f"the training set was {was['sources']} (rows, weight), is {now['sources']}"
-        say(f"{told}: the order of rows is another one from here")
+        change = f"the training set was {was['sources']} (rows, weight), is {now['sources']}"
+        say(f"{change}: the order of rows differs from here on")
 
 
 def tidy(out: Path, step: int) -> None:
-    """Drop what a killed run left half-written, and log lines after `step`; later checkpoints move aside."""
+    """Remove half-written files of a killed run and log lines after `step`; move later checkpoints aside."""
     (out / FINISHED_FILE).unlink(missing_ok=True)
-    for left in out.glob(".*.unfinished"):
-        shutil.rmtree(left)
-    for left in out.glob(".*.part*"):
-        left.unlink()
+    for folder in out.glob(".*.unfinished"):
+        shutil.rmtree(folder)
+    for file in out.glob(".*.part*"):
+        file.unlink()
     for later in _checkpoints(out):
-        if step_of(later) > step:  # of a branch this run left: --resume auto must not go on with it
+        if step_of(later) > step:  # of an abandoned branch: --resume auto must not choose it
             aside = out / "abandoned" / f"{later.name}-{time.time_ns()}"
             aside.parent.mkdir(exist_ok=True)
             later.rename(aside)
-            say(f"{later} was written after step {step}, where this run goes on; it is {aside} now")
+            say(f"{later} was written after step {step}, where this run resumes; it is {aside} now")
     for file in (out / name for name in LOGS if (out / name).is_file()):
         kept = [line for line in file.read_text().splitlines(keepends=True) if _is_before(line, step)]
         with whole_file(file) as part:
@@ -195,16 +198,16 @@ def write_checkpoint(
     save_state: Callable[[Path], None],
     progress: dict[str, Any],
 ) -> None:
-    """Everything under a temporary name, forced to disk, renamed when whole.
+    """Write a checkpoint under a temporary name, force it to disk, and rename it when it is whole.
 
     Args:
-        save: writes what reloads alone; called by the main process.
+        save: writes the files that reload alone; called by the main process.
         save_state: writes what resuming needs besides; called by every process.
-        progress: the run's counts; `step` is among them.
+        progress: the run's counts, with `step`.
 
     Raises:
-        RunStopped: the disk is full or fails; what was written is removed, earlier checkpoints stay. Or the
-            run's folder is gone.
+        RunStopped: the disk is full or fails (the files are removed, earlier checkpoints stay), or the run's
+            folder is gone.
     """
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     if accelerator.is_main_process:
@@ -236,16 +239,16 @@ def write_checkpoint(
 
 
 def drop_old(out: Path, keep: int, resumed: Path | None) -> None:
-    """Remove all but the `keep` newest checkpoints, and never the one that the run goes on from."""
+    """Remove all but the `keep` newest checkpoints, and never the one that the run was resumed from."""
     for old in sorted(_checkpoints(out), key=step_of)[:-keep]:
         if resumed is None or old.resolve() != resumed.resolve():
-            leaving = old.with_name(f".{old.name}.old.unfinished")  # `tidy` removes what a kill leaves of it
-            old.rename(leaving)
-            shutil.rmtree(leaving)
+            doomed = old.with_name(f".{old.name}.old.unfinished")  # after a kill `tidy` removes the rest
+            old.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def put_in_place(unfinished: Path, folder: Path) -> None:
-    """Force a folder to disk and give it its name, also where an earlier one has it."""
+    """Force a folder to disk and give it its final name; an earlier folder of that name is replaced."""
     _force_to_disk(unfinished)
     if folder.exists():
         folder.rename(folder.with_name(f".{folder.name}.old.unfinished"))

@@ -1,9 +1,10 @@
-"""What is seen of a training run: a live line, train.jsonl, a tracker, and every row that was not used."""
+"""What a training run shows: a live line, train.jsonl, a tracker, and every row that was not used."""
 
 import json
 import os
 import resource
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from moss_vllm.data.rows import Rejected
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training.run_folder import is_still
+from moss_vllm.training.step import StepRows
 
-REMEMBERED = 20  # steps a shown speed is the mean of, at least
+RECENT_STEPS = 20  # at least as many steps are in the mean of a shown speed
 
 
 class RunLog:
-    """Progress bar (a line every `every` steps where no terminal is), train.jsonl, tracker, rejected rows.
+    """Progress bar (without a terminal a line every `every` steps), train.jsonl, tracker, rejected rows.
 
     `unit` is the name under which a step's line counts what was read, such as "tokens".
     """
@@ -38,8 +40,8 @@ class RunLog:
         self.accelerator, self.out, self.steps, self.every = accelerator, out, steps, every
         self.unit = unit
         self.main = accelerator.is_main_process
-        self.refusals = out / f"rejected-{accelerator.process_index}.jsonl"
-        self.named = _named(self.refusals)
+        self.rejected_file = out / f"rejected-{accelerator.process_index}.jsonl"
+        self.named = _read_named(self.rejected_file)
         self.recent: list[dict[str, Any]] = []
         shown = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")]
         console = Screen(stderr=True, quiet=not self.main)
@@ -63,14 +65,35 @@ class RunLog:
         """Whether the main process still writes to the file that OUT/train.jsonl names."""
         return not self.main or is_still(self.out / "train.jsonl", os.fstat(self.file.fileno()))
 
-    def step(self, line: dict[str, Any]) -> None:
-        """Account for one step; print it every `every` steps."""
-        self.recent = [*self.recent, line][-max(REMEMBERED, self.every) :]
+    def step(
+        self, step: int, rows: StepRows, learned: Mapping[str, Any], *, elapsed_s: float
+    ) -> dict[str, Any]:
+        """Show and log one step, and return its line; print it every `every` steps.
+
+        Args:
+            step: steps done.
+            learned: from `Learner.learn`.
+            elapsed_s: time of the whole run.
+        """
+        line = {
+            "step": step,
+            **learned,
+            "clips": rows.clips,
+            self.unit: rows.read,
+            "memory_gib": peak_memory_gib(),
+            "seconds": time.monotonic() - rows.started_s,
+            "waited_s": rows.waited_s,
+            "elapsed_s": elapsed_s,
+        }
+        self.recent = [*self.recent, line][-max(RECENT_STEPS, self.every) :]
         speeds = self._speeds()
         now = self._live_line(line, speeds)
-        self.progress.update(self.task, completed=line["step"], now=now)
-        if not self.main:
-            return
+        self.progress.update(self.task, completed=step, now=now)
+        if self.main:
+            self._write(line, speeds, now)
+        return line
+
+    def _write(self, line: dict[str, Any], speeds: Mapping[str, float], now: str) -> None:
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         scalars = {
@@ -84,8 +107,8 @@ class RunLog:
         self.accelerator.log(scalars, step=line["step"])
         if line["step"] % self.every == 0 and self.progress.disable:
             seconds = sum(one["seconds"] for one in self.recent) / len(self.recent)
-            left_min = (self.steps - line["step"]) * seconds / 60
-            say(f"step {line['step']}/{self.steps}  {now}  {left_min:.1f} min left", flush=True)
+            remaining_min = (self.steps - line["step"]) * seconds / 60
+            say(f"step {line['step']}/{self.steps}  {now}  {remaining_min:.1f} min left", flush=True)
 
     def _speeds(self) -> dict[str, float]:
         seconds = sum(one["seconds"] for one in self.recent)
@@ -103,25 +126,25 @@ class RunLog:
         )
 
     def rejected(self, rows: Sequence[Rejected]) -> None:
-        """Name each row that cannot be used once, on the screen and in rejected-<process>.jsonl."""
+        """Name each row that cannot be used, once: on the screen and in rejected-<process>.jsonl."""
         for row in rows:
             if row.row_id in self.named:
                 continue
             self.named.add(row.row_id)
             say(f"row {row.row_id} not used: {row.reason}", file=sys.stderr, flush=True)
-            with self.refusals.open("a") as file:
+            with self.rejected_file.open("a") as file:
                 file.write(json.dumps({"row_id": row.row_id, "reason": row.reason}) + "\n")
 
 
-def _named(file: Path) -> set[str]:
-    """Rows that an interrupted run has named already."""
+def _read_named(file: Path) -> set[str]:
+    """Ids of the rows that an interrupted run has named already."""
     lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
     return {json.loads(line)["row_id"] for line in lines if line.endswith("}\n")}
 
 
 def peak_memory_gib() -> float:
-    """Of this process: on the GPU where there is one, else in main memory."""
+    """The most memory this process has taken: of its GPU, or without one of the machine's memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    per_gib = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB on Linux
+    per_gib = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_gib

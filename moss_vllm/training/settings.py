@@ -1,4 +1,4 @@
-"""A recipe's settings: a dataclass filled from its defaults, the model's YAML file, one named, then flags."""
+"""A recipe's settings: a dataclass filled from defaults, a YAML file per model, --config and flags."""
 
 import argparse
 import dataclasses
@@ -6,38 +6,46 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
+from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.screen import say
 
 T = TypeVar("T")
-FLAGS = "flag"  # the last layer's name
 WHOLE_E = re.compile(r"[-+]?\d+e[-+]?\d+").fullmatch
 
 
-def setting(default: Any, explanation: str, *, old: Mapping[str, str] | None = None) -> Any:
-    """A dataclass field with the text `--help` shows; `old` has values as they were once spelled."""
-    return dataclasses.field(default=default, metadata={"help": explanation, "old": old or {}})
+def setting(
+    default: Any, explanation: str, *, old: Mapping[str, str] | None = None, heading: str | None = None
+) -> Any:
+    """A dataclass field with its text in `--help`.
+
+    Args:
+        old: values by the names they once had.
+        heading: of this field and those after it in `--help`.
+    """
+    metadata = {"help": explanation, "old": old or {}, "heading": heading}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse(
     settings: type[T],
     argv: Sequence[str] | None,
     description: str | None,
-    preset: Callable[[Mapping[str, Any]], Path | None] = lambda given: None,
+    preset: Callable[[Mapping[str, Any]], Path | None] = lambda values: None,
 ) -> tuple[T, argparse.Namespace]:
     """Build `settings` from `--config FILE.yaml` and one flag per field; flags win.
 
     Args:
-        preset: names a YAML file that takes the place of the defaults, from what was given.
+        preset: from the values of file and flags, a YAML file that takes the place of the defaults.
 
-    Returns: the settings, and the other flags every recipe has (`dry_run`, `config`). Of these, `layers`
-        has what each source gave, by its name and the weakest first.
+    Returns: the settings, and the other flags of every recipe (`dry_run`, `config`) with `layers`: the values
+        of each source by its name, the weakest first.
 
     Raises:
         ValueError: an unreadable YAML file, an unknown name in it or a value of the wrong type, by name.
@@ -45,10 +53,10 @@ def parse(
     parser, kinds = options(settings, description), typing.get_type_hints(settings)
     flags = parser.parse_args(argv)
     config = {str(flags.config): _read_yaml(flags.config, kinds)} if flags.config else {}
-    given = {name: value for name in kinds if (value := getattr(flags, name)) is not None}
-    file = preset({name: value for layer in (*config.values(), given) for name, value in layer.items()})
+    by_flag = {name: value for name in kinds if (value := getattr(flags, name)) is not None}
+    file = preset({name: value for layer in (*config.values(), by_flag) for name, value in layer.items()})
     start = {file.name: _read_yaml(file, kinds)} if file else {}
-    flags.layers = {**start, **config, FLAGS: given}
+    flags.layers = {**start, **config, "flag": by_flag}
     values = {name: value for layer in flags.layers.values() for name, value in layer.items()}
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
         if (value := values.get(item.name)) in item.metadata.get("old", {}):
@@ -57,8 +65,53 @@ def parse(
     return settings(**values), flags
 
 
-def wrong_choices(settings: Any) -> list[str]:
-    """What is wrong with values of fields that are a `Literal`."""
+def refuse(
+    settings: Any,
+    *,
+    counts: Iterable[str] = (),
+    shares: Iterable[str] = (),
+    from_zero: Iterable[str] = (),
+    paths: Iterable[str] = (),
+    written: Iterable[str] = (),
+    others: Iterable[str] = (),
+) -> None:
+    """ValueError naming every setting that has an impossible value; None is always possible.
+
+    Args:
+        counts: names of settings that are at least 1.
+        shares: from 0 to 1.
+        from_zero: at least 0.
+        paths: not empty.
+        written: folders that must be writable.
+        others: faults that the recipe has found itself, in words.
+    """
+
+    def failing(names: Iterable[str], holds: Callable[[Any], bool], rule: str) -> list[str]:
+        values = {name: value for name in names if (value := getattr(settings, name)) is not None}
+        return [f"{name} is {value}; {rule}" for name, value in values.items() if not holds(value)]
+
+    wrong = [
+        *failing(counts, lambda value: value >= 1, "it must be at least 1"),
+        *failing(shares, lambda value: 0 <= value <= 1, "it must be a number from 0 to 1"),
+        *failing(from_zero, lambda value: value >= 0, "it must be at least 0"),
+        *others,
+        *(f"{name} is empty; name a folder or a file" for name in paths if getattr(settings, name) == ""),
+        *_wrong_choices(settings),
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    for name in written:
+        if folder := getattr(settings, name):
+            refuse_unwritable(Path(folder), name)
+
+
+def accumulate_for(clips_a_step: int, at_once: int) -> int:
+    """Micro-batches per step that come nearest to `clips_a_step`, if each takes `at_once` clips in all."""
+    return max(1, round(clips_a_step / at_once))
+
+
+def _wrong_choices(settings: Any) -> list[str]:
+    """Faults of the fields that are a `Literal`."""
     kinds = typing.get_type_hints(type(settings))
     values = {name: getattr(settings, name) for name, kind in kinds.items() if _choices(kind)}
     return [
@@ -69,48 +122,51 @@ def wrong_choices(settings: Any) -> list[str]:
 
 
 def options(settings: type, description: str | None) -> Flags:
-    """The command line of `settings`, with every default told; a flag that is not given is None."""
+    """The command line of `settings`, whose help has every default; a flag that is left out is None."""
     parser = Flags(description)
     parser.add_argument("--config", type=Path, help="YAML file of settings; flags given beside it win")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the settings, what trains and one batch; train nothing"
     )
     kinds = typing.get_type_hints(settings)
+    group: Any = parser
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
+        if heading := item.metadata["heading"]:
+            group = parser.add_argument_group(heading)
         kind, flag = _plain(kinds[item.name]), f"--{item.name.replace('_', '-')}"
         explained, default = item.metadata["help"], item.default
         if default is not None and "default" not in explained:
             explained += f" (default: {'yes' if default is True else 'no' if default is False else default})"
         if kind is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=explained)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=explained)
         else:
-            choices = _choices(kinds[item.name])  # `wrong_choices` refuses others, from a file too
+            choices = _choices(kinds[item.name])  # `refuse` checks them, those of a YAML file too
             shown = f"{{{','.join(choices)}}}" if choices else {int: "N", float: "X"}.get(kind)
-            parser.add_argument(flag, type=kind, help=explained, metavar=shown)
+            group.add_argument(flag, type=kind, help=explained, metavar=shown)
     return parser
 
 
 def origins(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Where each setting comes from that is not a default."""
+    """The source of each setting that is not a default: a YAML file, or "flag"."""
     return {name: origin for origin, layer in layers.items() for name in layer}
 
 
 def ignored(settings: Any, layers: Mapping[str, Mapping[str, Any]], needs: Mapping[str, str]) -> list[str]:
-    """What was given and says nothing, in words.
+    """Faults of settings that have no effect, since another one is off.
 
     Args:
         layers: from `parse`.
-        needs: names of settings, and the setting without which they say nothing. Switched off in a later
-            layer, it takes those of earlier ones with it.
+        needs: names of settings, and the setting without which they have no effect. A later layer may switch
+            that one off, and with it the settings of earlier layers.
     """
-    rank, found = list(layers), origins(layers)
+    rank, source = list(layers), origins(layers)
     return [
-        f"{name} is {getattr(settings, name)} and says nothing without {other}; give both, or leave it out"
+        f"{name} is {getattr(settings, name)} and has no effect without {other}; give both, or leave it out"
         for name, other in needs.items()
         if getattr(settings, name) is not None
         and not getattr(settings, other)
-        and name in found
-        and not (other in found and rank.index(found[other]) > rank.index(found[name]))
+        and name in source
+        and not (other in source and rank.index(source[other]) > rank.index(source[name]))
     ]
 
 
@@ -141,13 +197,13 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    """Those of a `Literal`, or of one that may be None; else none."""
+    """The values of a `Literal`, which may also be None; empty for other types."""
     kinds = [kind, *typing.get_args(kind)]
     return next((typing.get_args(one) for one in kinds if typing.get_origin(one) is typing.Literal), ())
 
 
 def _plain(kind: Any) -> type:
-    """`int` of `int | None`, `str` of a `Literal`."""
+    """`int` for `int | None`, `str` for a `Literal`."""
     if _choices(kind):
         return str
     if typing.get_origin(kind) in (typing.Union, types.UnionType):

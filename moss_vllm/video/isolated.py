@@ -10,22 +10,16 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from moss_vllm.runtime.screen import Screen
-
 Job = TypeVar("Job")
 Done = TypeVar("Done")
-Item = TypeVar("Item")
 
 START_LIMIT_S = 300.0  # a child imports the script first, perhaps from a slow network disk
 ORPHAN_GRACE_S = 30.0
-TELL_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -151,27 +145,3 @@ def _name_exit(code: int | None) -> str:
     name = signal.Signals(-code).name if -code in list(signal.Signals) else f"signal {-code}"
     hint = " (out of memory?)" if name == "SIGKILL" else ""
     return f"its process died of {name}{hint}"
-
-
-def show_progress(
-    items: Iterable[Item], total: int, unit: str, *, add: Callable[[], str] = lambda: ""
-) -> Iterator[Item]:
-    """Pass items on under a bar on stderr, with rate and time left; a line every ten seconds if no terminal.
-
-    `add` gives a few more words to show.
-    """
-    console = Screen(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn(unit), TextColumn("{task.fields[note]}"))
-    started = told = time.monotonic()
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
-        bar = bars.add_task(unit, total=total, note="")
-        for done, item in enumerate(items, 1):
-            yield item
-            now = time.monotonic()
-            rate = done / max(now - started, 1e-9)
-            note = ", ".join(filter(None, [f"{rate:.1f}/s", add()]))
-            bars.update(bar, completed=done, note=note)
-            if not console.is_terminal and now - told >= TELL_EVERY_S:
-                told, minutes = now, (total - done) / rate / 60
-                line = f"{done:,} of {total:,} {unit}, {note}, about {minutes:.1f} min left"
-                console.print(line, highlight=False, soft_wrap=True)

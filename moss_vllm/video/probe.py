@@ -2,22 +2,18 @@
 
 import json
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rich.progress import track
-
-from moss_vllm.runtime.screen import Screen
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.cache import describe_clip
 from moss_vllm.video.clip import BadVideo, Sampling, choose_frames
 from moss_vllm.video.container import native_size
 from moss_vllm.video.frames import target_size
 
-TELL_EVERY_S = 10.0
 ClipPart = tuple[Path, float | None, float | None]  # a file, start_s, end_s
 
 
@@ -63,7 +59,7 @@ def probe_all(
     pool = ThreadPoolExecutor(workers)
     try:
         futures = {pool.submit(_probe_one, clip, sampling): clip for clip in new}
-        for future in _with_progress(futures):
+        for future in show_progress(as_completed(futures), len(futures), "videos measured"):
             clip, probe = futures[future], future.result()
             probes[clip] = probe
             if log and isinstance(probe, Probe):
@@ -119,19 +115,3 @@ def _append(log: BinaryIO, entry: dict[str, Any]) -> None:
         log.write(json.dumps(entry).encode() + b"\n")
     except OSError as error:
         raise OSError(f"{log.name} cannot be written ({error.strerror}); make room there") from error
-
-
-def _with_progress(futures: Mapping[Future, ClipPart]) -> Iterator[Future]:
-    """Pass futures on as they end, under a bar; where no terminal is, a line every ten seconds."""
-    console, told = Screen(stderr=True), time.monotonic()
-    started, total, done = told, len(futures), as_completed(futures)
-    if console.is_terminal:
-        yield from track(done, "measuring videos", total, console=console)
-        return
-    for count, future in enumerate(done, 1):
-        yield future
-        if (now := time.monotonic()) - told >= TELL_EVERY_S:
-            told, minutes = now, (now - started) / count * (total - count) / 60
-            console.print(
-                f"measured {count} of {total} videos, about {minutes:.1f} min left", highlight=False
-            )

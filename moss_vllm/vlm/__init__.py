@@ -1,6 +1,6 @@
-"""VideoLLaMA3 with MOSS: the model, its checkpoints and its miniature.
+"""Video-LLMs with MOSS: their families, training rows, loss and checkpoints.
 
-Importing it registers the model with transformers' Auto classes.
+Importing it registers the models with transformers' Auto classes.
 """
 
-from moss_vllm.vlm.video_llama3 import model as model
+from moss_vllm.vlm import families as families

@@ -1,10 +1,10 @@
-"""Which implementation of attention runs fastest where the model is."""
+"""Choosing the fastest implementation of attention on a device."""
 
 import torch
 
 
 def choose_attention(device: str | torch.device, dtype: torch.dtype | None) -> tuple[str, str]:
-    """The fastest attention that runs there, by transformers' name, and why it is this one."""
+    """The fastest attention that runs on the device, by transformers' name, and the reason for the choice."""
     kind = torch.device(device).type
     if kind != "cuda":
         return "sdpa", f"flash-attn needs a CUDA device, this is {kind}"
@@ -16,6 +16,6 @@ def choose_attention(device: str | torch.device, dtype: torch.dtype | None) -> t
         if error.name == "flash_attn":
             return "sdpa", "flash-attn is not installed: pip install flash-attn --no-build-isolation"
         return "sdpa", f"flash-attn is installed but does not load: {error}"
-    except (ImportError, OSError) as error:  # built for another torch: undefined symbols
+    except (ImportError, OSError) as error:  # a build for another torch has undefined symbols
         return "sdpa", f"flash-attn is installed but does not load: {error}"
     return "flash_attention_2", f"flash-attn {flash_attn.__version__}"

@@ -1,34 +1,35 @@
-"""Rows of any source -> training batches."""
+"""Reading rows of any source and putting them together as training batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from transformers import VideoLlama3Processor
 
-from moss_vllm.data.rows import ClipRow, Rejected
+from moss_vllm.data.rows import CAPTION_PROMPT, ClipRow, Rejected, Turn
 from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
+from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.families import family_with
 from moss_vllm.vlm.plan import too_long
-from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT, IGNORED, PER_VIDEO, Turn, collate, encode
 
 
 class TrainingSet:
-    """Conversations about clips, and without any. A row is used whole or not at all.
+    """Conversations with and without a clip. A row is used whole or not at all.
 
     Args:
-        rows: from `data.plan.plan`, or the `rows` of `data.sources.read_sources`.
-        processor: a `VideoLlama3Processor`.
-        compress: VideoLLaMA3's token compression.
+        rows: from `vlm.plan.plan`, or the `rows` of `data.sources.read_sources`.
+        processor: of one of the families.
+        sampling: how `read` samples and resizes.
+        compress: whether the processor drops tokens of patches that do not change.
         max_tokens: a longer conversation is rejected; cutting it would cut the video or an answer.
-        shares: rows and weight of each source, in the order of `rows`; by default they are one source.
-        read: reads a clip; has the arguments of `read_clip`.
+        shares: number of rows and weight of each source, in the order of `rows`; by default one source.
+        read: reads a clip; takes the arguments of `read_clip`.
     """
 
     def __init__(
         self,
         rows: Sequence[ClipRow],
-        processor: VideoLlama3Processor,
+        processor: Any,
         *,
         sampling: Sampling,
         compress: bool,
@@ -37,6 +38,7 @@ class TrainingSet:
         read: Callable[..., Clip] = read_clip,
     ) -> None:
         self.rows, self.processor, self.compress, self.max_tokens = rows, processor, compress, max_tokens
+        self.family = family_with(processor)
         self.shares: list[tuple[int, float]] = [(len(rows), 1.0)] if shares is None else list(shares)
         if sum(count for count, _ in self.shares) != len(rows):
             raise ValueError(f"shares {self.shares} do not add up to {len(rows)} rows; pass both of one Plan")
@@ -59,8 +61,8 @@ class TrainingSet:
         except BadVideo as error:
             return Rejected(row.row_id, str(error))
         try:
-            example = encode(self.processor, clip, row.turns, compress=self.compress)
-        except ValueError as error:  # a text with a special token
+            example = self.family.encode(self.processor, clip, row.turns, compress=self.compress)
+        except ValueError as error:  # a special token in the text
             return Rejected(row.row_id, str(error))
         if (tokens := len(example["input_ids"])) > self.max_tokens:
             frames = 0 if clip is None else len(clip.frames)
@@ -68,14 +70,16 @@ class TrainingSet:
         return row.row_id, example
 
     def collate(self, rows: Sequence[tuple[str, dict[str, Tensor]] | Rejected]) -> dict[str, Any]:
-        """`data.chat.collate` of the usable rows, with their ids, the rejected ones, and what they count."""
+        """The batch of the usable rows, their ids, the rejected rows, and the numbers of tokens."""
         rejected = [row for row in rows if isinstance(row, Rejected)]
         used = [row for row in rows if not isinstance(row, Rejected)]
         examples = [example for _, example in used]
-        # Every process runs the vision tower and MOSS in every step, or the others wait for it forever.
-        if not any(PER_VIDEO[0] in example for example in examples):
+        # Every process must run the vision tower and MOSS in every step: the others wait for it there.
+        if not any(self.family.video_inputs[0] in example for example in examples):
             examples.append(self._silent_example())
-        batch: dict[str, Any] = dict(collate(examples, pad_id=self.processor.tokenizer.pad_token_id))
+        batch: dict[str, Any] = dict(
+            self.family.collate(examples, pad_id=self.processor.tokenizer.pad_token_id)
+        )
         return {
             **batch,
             "row_ids": [row_id for row_id, _ in used],
@@ -85,7 +89,9 @@ class TrainingSet:
         }
 
     def _silent_example(self) -> dict[str, Tensor]:
-        """A black picture about which nothing is learned; one frame leaves MOSS's statistics as they are."""
+        """A black picture without labels; with one frame only, MOSS's statistics do not change."""
         black = Clip(np.zeros((1, 56, 56, 3), np.uint8), np.array([0.0]))
-        example = encode(self.processor, black, [Turn(CAPTION_PROMPT, "Nothing.")], compress=False)
+        example = self.family.encode(
+            self.processor, black, [Turn(CAPTION_PROMPT, "Nothing.")], compress=False
+        )
         return {**example, "labels": example["labels"].fill_(IGNORED)}

@@ -6,21 +6,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moss_vllm.training.loop import Objective
-from moss_vllm.vlm.video_llama3.chat import IGNORED
+from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.families import FAMILIES
 
 
 class AnswerLoss(Objective):
-    """Sum of the cross entropy over answer tokens; only their logits are ever computed.
+    """Sum of the cross entropy over answer tokens; no other token's logits are computed.
 
-    With 150,000 words and 5,000 video tokens a clip, logits of every position would be gigabytes.
+    With a vocabulary of 150,000 and 5,000 video tokens per clip, the logits of every position would take
+    gigabytes.
     """
 
+    gather_whole = tuple(family.moss for family in FAMILIES)  # runs once for each clip size of a batch
+
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
-        """Loss of one micro-batch from `data.chat.collate`."""
-        base = cast(Any, self.model).get_base_model()  # LoRA layers sit inside it
+        """Loss of one micro-batch from `TrainingSet.collate`."""
+        base = cast(Any, self.model).get_base_model()  # with the LoRA layers in it
         with self.autocast(labels.device):
             hidden = base.model(**inputs, use_cache=False).last_hidden_state
             target = labels[:, 1:]
-            spoken = target != IGNORED
-            logits = base.lm_head(hidden[:, :-1][spoken])
-        return F.cross_entropy(logits.float(), target[spoken], reduction="sum")
+            answered = target != IGNORED
+            logits = base.lm_head(hidden[:, :-1][answered])
+        return F.cross_entropy(logits.float(), target[answered], reduction="sum")

@@ -1,27 +1,25 @@
-"""Measure every row before training: what is kept, what is rejected and why, how many tokens a clip has.
+"""Measuring every row before training: its tokens, and whether and why it is rejected.
 
 No picture is decoded: frame times come from the packets of a file and frame sizes from its header, and the
-text goes through the tokenizer. Without token compression the counts are exact; with it they are upper
-bounds, and only rows that no compression could make fit are rejected here.
+text goes through the tokenizer. Without token compression the counts are exact. With it they are upper
+bounds, and the plan rejects only the rows that would be too long under any compression.
 """
 
 import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from transformers import VideoLlama3Processor
-
-from moss_vllm.data.rows import ClipRow
+from moss_vllm.data.rows import ClipRow, Rejected
 from moss_vllm.data.sources import Sources
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.video.clip import BadVideo, Sampling
 from moss_vllm.video.probe import ClipPart, Probe, probe_all
-from moss_vllm.vlm.video_llama3.chat import conversation_text
+from moss_vllm.vlm.families import Family, family_with
 
 KINDS = ("too long", "bad", "missing")
 REMEDIES = {
@@ -30,21 +28,12 @@ REMEDIES = {
     "missing": "download the videos, or pass the folder that holds them",
 }
 TEXTS_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class RejectedRow:
-    """A row that is not used: of the kind "too long", "bad" or "missing"."""
-
-    row_id: str
-    source: str
-    kind: str
-    reason: str
+REJECTED_FIELDS = ("row_id", "source", "kind", "reason")  # of rejected.jsonl
 
 
 @dataclass
 class Plan:
-    """The rows to train on, the tokens of each, and the rows rejected.
+    """The rows to train on, the tokens of each, and the rejected rows.
 
     `shares` has the number of rows and the weight of each source, in the order of `rows` and `names`.
     """
@@ -53,28 +42,33 @@ class Plan:
     tokens: list[int]
     names: list[str]
     shares: list[tuple[int, float]]
-    rejected: list[RejectedRow]
+    rejected: list[Rejected]
     file: Path | None = None
 
     def line(self) -> str:
-        """What is kept and what is not, in one line."""
+        """How many rows are kept and how many are rejected, in one line."""
         counts = Counter(row.kind for row in self.rejected)
-        told = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS)
-        return f"kept {len(self.rows):,} of {len(self.rows) + len(self.rejected):,} rows: {told}"
+        rejected = ", ".join(f"{counts[kind]:,} {kind}" for kind in KINDS)
+        return f"kept {len(self.rows):,} of {len(self.rows) + len(self.rejected):,} rows: {rejected}"
 
     def spread(self) -> tuple[int, int, int]:
-        """Tokens of the shortest, the median and the longest row kept."""
+        """Tokens of the shortest, the median and the longest row that is kept."""
         return min(self.tokens), round(statistics.median(self.tokens)), max(self.tokens)
 
     def write(self, out: Path) -> Path:
-        """Write `out/rejected.jsonl`, whole, also if nothing is rejected."""
+        """Write `out/rejected.jsonl` whole; without a rejected row it is empty."""
         self.file = out / "rejected.jsonl"
         with whole_file(self.file) as part:
-            part.write_text("".join(json.dumps(asdict(row)) + "\n" for row in self.rejected))
+            part.write_text(
+                "".join(
+                    json.dumps({name: getattr(row, name) for name in REJECTED_FIELDS}) + "\n"
+                    for row in self.rejected
+                )
+            )
         return self.file
 
     def check(self, max_share: float = 0.01) -> None:
-        """Raise RuntimeError if more than `max_share` of all rows are rejected, or every row of a source."""
+        """RunStopped if more than `max_share` of all rows are rejected, or every row of a source."""
         total = len(self.rows) + len(self.rejected)
         share = len(self.rejected) / max(1, total)
         empty = [name for name, (rows, _) in zip(self.names, self.shares, strict=True) if not rows]
@@ -95,7 +89,7 @@ class Plan:
 
 def plan(
     sources: Sources,
-    processor: VideoLlama3Processor,
+    processor: Any,
     *,
     sampling: Sampling,
     compress: bool,
@@ -107,10 +101,11 @@ def plan(
 
     Args:
         sources: from `data.sources.read_sources`.
-        processor: a `VideoLlama3Processor`.
-        compress: VideoLLaMA3's token compression.
+        processor: of one of the families.
+        sampling: how `read_clip` samples and resizes.
+        compress: whether the processor drops tokens of patches that do not change.
         max_tokens: a longer conversation is rejected whole.
-        cache: a jsonl file that remembers measured videos by path, size, time of change and sampling.
+        cache: a jsonl file that keeps measured videos by path, size, time of change and sampling.
         workers: threads that measure.
     """
     clips = dict.fromkeys((row.path, row.start_s, row.end_s) for row in sources.rows if row.path)
@@ -119,14 +114,14 @@ def plan(
     for source in sources.sources:
         for bad in source.bad:
             place = f"row {bad.row}" if isinstance(bad.row, int) else bad.row
-            result.rejected.append(RejectedRow(place, source.name, bad.kind, f"{bad.reason}; {bad.remedy}"))
+            result.rejected.append(Rejected(place, f"{bad.reason}; {bad.remedy}", source.name, bad.kind))
         first = len(result.rows)
         for row, size in zip(source.rows, _sizes(source.rows, probes, processor), strict=True):
             if isinstance(size, ValueError):
-                result.rejected.append(RejectedRow(row.row_id, source.name, "bad", str(size)))
+                result.rejected.append(Rejected(row.row_id, str(size), source.name))
             elif (tokens := size.least_tokens if compress else size.tokens) > max_tokens:
                 reason = too_long(tokens, size.frames, max_tokens, at_least=compress)
-                result.rejected.append(RejectedRow(row.row_id, source.name, "too long", reason))
+                result.rejected.append(Rejected(row.row_id, reason, source.name, "too long"))
             else:
                 result.rows.append(row)
                 result.tokens.append(size.tokens)
@@ -137,7 +132,7 @@ def plan(
 
 
 def too_long(tokens: int, frames: int, max_tokens: int, *, at_least: bool = False) -> str:
-    """Why a conversation of so many tokens is rejected, and what helps."""
+    """The reason why a conversation of so many tokens is rejected, with the remedies."""
     return (
         f"{'at least ' * at_least}{tokens} tokens of {frames} frames and the text, more than "
         f"max_tokens={max_tokens}; raise it, or lower sample_fps, max_frames or short_side_px, or leave the "
@@ -147,20 +142,19 @@ def too_long(tokens: int, frames: int, max_tokens: int, *, at_least: bool = Fals
 
 class _Size(NamedTuple):
     tokens: int
-    least_tokens: int  # that token compression can leave
+    least_tokens: int  # the fewest that token compression can leave
     frames: int
 
 
 def _sizes(
-    rows: Sequence[ClipRow], probes: Mapping[ClipPart, Probe | BadVideo], processor: VideoLlama3Processor
+    rows: Sequence[ClipRow], probes: Mapping[ClipPart, Probe | BadVideo], processor: Any
 ) -> Iterator[_Size | ValueError]:
-    """The size of each row, or why it is bad."""
-    side_px = processor.video_processor.patch_size * processor.video_processor.merge_size
+    """The size of each row, or the error that makes it bad."""
+    family = family_with(processor)
     for first in range(0, len(rows), TEXTS_AT_ONCE):
         some = rows[first : first + TEXTS_AT_ONCE]
         shown = [probes[row.path, row.start_s, row.end_s] if row.path else None for row in some]
-        pairs = zip(some, shown, strict=True)
-        texts = [_text(row, probe, processor.video_token) for row, probe in pairs]
+        texts = [_text(family, processor, row, probe) for row, probe in zip(some, shown, strict=True)]
         good = [text for text in texts if isinstance(text, str)]
         ids = iter(processor.tokenizer(good)["input_ids"] if good else [])
         for text, probe in zip(texts, shown, strict=True):
@@ -168,22 +162,19 @@ def _sizes(
                 yield text
             elif isinstance(probe, Probe):
                 words, frames = len(next(ids)), len(probe.frame_times_s)
-                more = (probe.height // side_px) * (probe.width // side_px) - 1
-                # Compression leaves the first frame whole and at least one token of every other.
+                more = family.tokens_per_frame(processor, probe.height, probe.width) - 1  # the text has one
+                # Compression leaves the first frame whole and at least one token of every other frame.
                 yield _Size(words + frames * more, words + more, frames)
             else:
                 words = len(next(ids))
                 yield _Size(words, words, 0)
 
 
-def _text(row: ClipRow, probe: Probe | BadVideo | None, token: str) -> str | ValueError:
-    """The text the processor writes, with one token a frame; or why there is none."""
+def _text(family: Family, processor: Any, row: ClipRow, probe: Probe | BadVideo | None) -> str | ValueError:
+    """The text that the processor writes, with one token per frame; or the error that makes the row bad."""
     if isinstance(probe, BadVideo):
         return probe
     try:
-        text = conversation_text(row.turns, video_token=token if probe else None)
-    except ValueError as error:  # a special token in it
+        return family.text_with_times(processor, row.turns, probe and probe.frame_times_s)
+    except ValueError as error:  # a special token in the text
         return error
-    if probe is None:
-        return text
-    return text.replace(token, ",".join(f"Time {time_s:.1f}s:{token}" for time_s in probe.frame_times_s), 1)

@@ -1,7 +1,7 @@
-"""VideoLLaMA3's real sizes without its weights: parameters, what trains and how much memory that takes.
+"""VideoLLaMA3's real sizes without its weights: parameters, what trains, and the memory for training.
 
-Nothing is downloaded: a model of 7 billion parameters is described on the "meta" device, where tensors have a
-shape and no memory, in seconds.
+Nothing is downloaded: on the "meta" device tensors have a shape and no memory, and a model of 7 billion
+parameters is described in seconds.
 """
 
 import copy
@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, VideoLlama3Config, VideoLlama3ForCondi
 from transformers import initialization as init
 
 from moss_vllm.runtime.screen import Screen
-from moss_vllm.training.optim import VIDEO_LLM_RATES, describe, parameter_groups
-from moss_vllm.vlm.checkpoint import attach_lora
-from moss_vllm.vlm.video_llama3.memory import Memory, estimate_training_memory, memory_table
+from moss_vllm.training.optim import describe, parameter_groups
+from moss_vllm.vlm.adapter import attach_lora, choose_rates
+from moss_vllm.vlm.memory import Memory, memory_table
+from moss_vllm.vlm.video_llama3.memory import estimate_training_memory
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration, moss_config
 
 _VISION = {
@@ -63,9 +64,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Arguments of `VideoLlama3Config` for VideoLLaMA3-2B and VideoLLaMA3-7B.
 
 The vision encoder of both is SigLIP so400m with patches of 14 pixels (google/siglip-so400m-patch14-384), with
-rotary positions in place of the learned ones. The language models are Qwen2.5-1.5B and Qwen2.5-7B, as in the
-config.json of Qwen/Qwen2.5-1.5B-Instruct and Qwen/Qwen2.5-7B-Instruct. Read there, not in the released
-VideoLLaMA3 checkpoints: a release whose vocabulary was resized differs in its embedding rows.
+rotary positions in place of the learned ones. The language models are Qwen2.5-1.5B and Qwen2.5-7B, with the
+sizes in the config.json of Qwen/Qwen2.5-1.5B-Instruct and Qwen/Qwen2.5-7B-Instruct; the released
+VideoLLaMA3 checkpoints were not read, and one with a resized vocabulary has other numbers of embedding rows.
 """
 
 PARTS = {  # the first prefix that fits
@@ -84,12 +85,12 @@ def build_shape(
     device: str | torch.device = "meta",
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """A model of real size: shapes alone on "meta", random weights on any other device.
+    """A model of real size, with shapes alone on "meta" and random weights on any other device.
 
     Args:
         name: "2b" or "7b".
-        moss: `moss_*` settings that differ from the paper's; None builds VideoLLaMA3 as it is.
-        device: where; the weights are made there, once and in `dtype`.
+        moss: `moss_*` settings that differ from the paper's; None builds VideoLLaMA3 without MOSS.
+        device: where the weights are made, in `dtype`.
         dtype: of the weights; float32 if not given.
 
     Raises:
@@ -114,7 +115,7 @@ def parameters_per_part(model: PreTrainedModel) -> dict[str, int]:
     """Parameters of the vision encoder, MOSS, projector, language model and head (0 where it is tied).
 
     Raises:
-        ValueError: a parameter that belongs to none of them, as after LoRA was attached.
+        ValueError: a parameter that belongs to none of them, such as LoRA's.
     """
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
@@ -141,9 +142,16 @@ def describe_shape(
 ) -> dict[str, Memory]:
     """Print a shape's parameters with and without MOSS, what trains, and memory for each number of frames.
 
-    The defaults are the paper's frames (short side 224 of a 16:9 video, Sec. 4.5), at 2 fps 10 s and 90 s;
-    rank, text and batch are ours, the paper does not state them. Arguments are those of `build_shape` and
-    `estimate_training_memory`; memory is with and without recomputation of the LLM's activations.
+    The default frames are the paper's (short side 224 of a 16:9 video, Sec. 4.5) for 10 s and 90 s at 2 fps.
+    The paper does not state rank, text and batch; their defaults are ours. Memory is estimated with and
+    without recomputation of the LLM's activations.
+
+    Args:
+        name, moss: as for `build_shape`.
+        frames: numbers of frames to estimate the memory of.
+        lora_rank, height_px, width_px, text_tokens, batch_size, precision, frozen_dtype: as for
+            `estimate_training_memory`.
+        console: where the tables are printed.
 
     Returns: the estimates, by the heads of the table's columns.
     """
@@ -154,13 +162,13 @@ def describe_shape(
     console.print(parameter_table(name, plain, parameters_per_part(model)))
 
     adapted = attach_lora(model, rank=lora_rank, alpha=lora_rank, dropout=0.0)
-    rates = [row for row in VIDEO_LLM_RATES if moss is not None or row.name != "moss"]
+    rates = choose_rates(model)
     groups = parameter_groups(adapted, rates)
     console.print(trained_table(describe(adapted, rates)))
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     frozen = sum(parameter.numel() for parameter in adapted.parameters()) - trained
 
-    found = {
+    estimates = {
         f"{count} frames{', recomputed' if recomputed else ''}": estimate_training_memory(
             config,
             lora_rank=lora_rank,
@@ -180,12 +188,14 @@ def describe_shape(
     }
     weights = str(frozen_dtype).removeprefix("torch.")
     clips = f"{batch_size} clip{'s' if batch_size > 1 else ''} of {height_px} x {width_px}"
-    console.print(memory_table(found, title=f"memory: {clips}, precision {precision}, frozen in {weights}"))
-    return found
+    console.print(
+        memory_table(estimates, title=f"memory: {clips}, precision {precision}, frozen in {weights}")
+    )
+    return estimates
 
 
 def parameter_table(name: str, plain: dict[str, int], chosen: dict[str, int]) -> Table:
-    """Parameters per part, as released and as chosen."""
+    """Parameters per part, as released and as trained here."""
     table = Table("part", title=f"parameters of VideoLLaMA3-{name.upper()}")
     for head in ("as released", "as trained here"):
         table.add_column(head, justify="right")
@@ -196,7 +206,7 @@ def parameter_table(name: str, plain: dict[str, int], chosen: dict[str, int]) ->
 
 
 def trained_table(rows: Sequence[tuple[str, str, int, int, str]]) -> Table:
-    """What `optim.describe` found."""
+    """The rows of `optim.describe`."""
     table = Table("group", title="what trains, after LoRA")
     for head in ("tensors", "parameters", "learning rate"):
         table.add_column(head, justify="right")

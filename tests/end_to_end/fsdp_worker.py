@@ -17,13 +17,19 @@ from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from moss_vllm.training import engines
-from moss_vllm.training.loop import check_every_gradient, watch
-from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
+from moss_vllm.data.rows import CAPTION_PROMPT, Turn
+from moss_vllm.training import engines, run_state
+from moss_vllm.training.optim import parameter_groups
+from moss_vllm.training.step import check_every_gradient, watch
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora, trained_state
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT, IGNORED, Turn, collate, encode
+from moss_vllm.vlm.places import base_record
+from moss_vllm.vlm.processor import load_processor
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 WRAPPED = ("Qwen2DecoderLayer", "VideoLlama3VisionEncoderLayer")  # as recipes/configs/accelerate_fsdp2.yaml
 
@@ -40,15 +46,13 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         is_fsdp2=True,
         device=torch.device("cpu"),
     )
-    processor = checkpoint.load_processor(base)
+    processor = load_processor(base)
     torch.manual_seed(0)
-    moss = checkpoint.base_record(base)["moss"]
-    model = checkpoint.attach_lora(
-        checkpoint.load_base(base, moss=moss, dtype=dtype), rank=4, alpha=4, dropout=0.0
-    )
+    moss = base_record(base)["moss"]
+    model = attach_lora(load_base(base, moss=moss, dtype=dtype), rank=4, alpha=4, dropout=0.0)
     parameter_groups(model, VIDEO_LLM_RATES)
     if resume:
-        checkpoint.restore(resume, model)
+        checkpoint.restore_trained(resume, model)
     objective = AnswerLoss(model, dtype)
     for module in model.modules():
         if type(module).__name__ in WRAPPED:
@@ -62,7 +66,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         named.setdefault(group["name"], []).extend(group["params"])
     first = json.loads((resume / "losses.json").read_text()) if resume else []
     if resume:
-        engines.load_state(accelerator, objective, optimizer, resume / "state")
+        run_state.load_state(accelerator, objective, optimizer, resume / "state")
     losses, norms = list(first), {}
     unreached, hooks = watch({f"{group} {i}": p for group, its in named.items() for i, p in enumerate(its)})
     for step in range(len(first), steps):
@@ -80,7 +84,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         total = loss.detach() / answers
         dist.all_reduce(total)
         losses.append(float(total))
-    state = engines.full_state(accelerator, model, lambda: checkpoint.trained_state(model))
+    state = engines.full_state(accelerator, model, lambda: trained_state(model))
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
         checkpoint.save(out, model, processor, {"moss": moss}, state=state)
@@ -88,7 +92,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         (out / "norms.json").write_text(json.dumps(norms))
         save_file(state, out / "state.safetensors")
     dist.barrier()
-    engines.save_state(accelerator, objective, optimizer, out / "state")
+    run_state.save_state(accelerator, objective, optimizer, out / "state")
     dist.destroy_process_group()
 
 

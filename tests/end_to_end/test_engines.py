@@ -15,11 +15,14 @@ import torch
 from launching import ENGINES, ROOT, environment, launch, logged
 from safetensors.torch import load_file, save_file
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.data.world.benchmarks import write_clip
-from moss_vllm.training import engines
+from moss_vllm.training import engines, run_state
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.adapter import ADAPTER_FILE
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -67,9 +70,9 @@ def test_the_engine_asked_for_runs_resumes_and_reloads(matrix, engine):
     whole, half, printed = matrix[engine]
     assert f"{engine} x2 on cpu" in printed
     assert json.loads((whole / "settings.json").read_text())["engine"] == engine
-    assert checkpoint.read_run(whole / "step-000004")["engine"] == engine
+    assert checkpoint.read_run_file(whole / "step-000004")["engine"] == engine
     assert [line["loss"] for line in logged(half)] == [line["loss"] for line in logged(whole)][2:]
-    first, second = (load_file(run / "step-000004" / checkpoint.ADAPTER_FILE) for run in (whole, half))
+    first, second = (load_file(run / "step-000004" / ADAPTER_FILE) for run in (whole, half))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     # Each process's clips: one has none in some step, and none waited for it forever.
     assert {line["clips"] for line in logged(whole)} == {4} and len(logged(whole)) == STEPS
@@ -79,8 +82,8 @@ def test_the_engine_asked_for_runs_resumes_and_reloads(matrix, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_group_moves_at_its_own_rate(matrix, engine, tiny_base):
     # Adam's first step moves a weight by its learning rate, whatever the gradient's size.
-    moved = load_file(matrix[engine][0] / "step-000001" / checkpoint.ADAPTER_FILE)
-    before = {name: value for name, value in checkpoint.load_base(tiny_base).state_dict().items()}
+    moved = load_file(matrix[engine][0] / "step-000001" / ADAPTER_FILE)
+    before = {name: value for name, value in load_base(tiny_base).state_dict().items()}
     steps = {group: [] for group in RATES}
     for name, value in moved.items():
         plain = name.removeprefix("base_model.model.")
@@ -132,7 +135,7 @@ def test_bfloat16_trains_and_keeps_float32_where_it_learns(rows, tiny_base, tmp_
     argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4", "--steps", "2"]
     argv += ["--batch-size", "2", "--workers", "0", "--precision", "bf16", "--out", str(tmp_path / "run")]
     launch(engine, [*argv, "--save-every", "2", "--checkpoint-llm"], tmp_path)
-    saved = load_file(tmp_path / "run" / "step-000002" / checkpoint.ADAPTER_FILE)
+    saved = load_file(tmp_path / "run" / "step-000002" / ADAPTER_FILE)
     assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}
     # Adam's steps are smaller than bfloat16 resolves: rounded weights would have lost them.
     rounded = [name for name, value in saved.items() if torch.equal(value, value.bfloat16().float())]
@@ -157,7 +160,7 @@ def test_fsdp2_trains_saves_and_resumes(tiny_base, tmp_path, kind):
     assert run("resumed", 4, tmp_path / "half") == whole
     first, second = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    saved = load_file(tmp_path / "whole" / checkpoint.ADAPTER_FILE)
+    saved = load_file(tmp_path / "whole" / ADAPTER_FILE)
     assert all(value.numel() for value in saved.values()) and len(saved) > 50
     assert not any(path.suffix in (".pt", ".bin", ".pkl") for path in (tmp_path / "whole").rglob("*"))
     checkpoint.load(tmp_path / "whole")
@@ -241,14 +244,14 @@ def test_a_state_of_another_number_of_processes_is_refused(tmp_path):
     for rank in range(2):
         save_file({"torch": torch.zeros(1)}, tmp_path / f"random-{rank}.safetensors")
     with pytest.raises(ValueError, match=r"was written by 2 processes and this run has 1; resume with 2"):
-        engines.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
+        run_state.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
 
 
 def test_a_state_of_deepspeed_is_refused_without_it(tmp_path):
     save_file({"torch": torch.zeros(1)}, tmp_path / "random-0.safetensors")
-    (tmp_path / engines.ZERO_FOLDER).mkdir()
+    (tmp_path / run_state.ZERO_FOLDER).mkdir()
     with pytest.raises(ValueError, match=r"was written by DeepSpeed and this run is one process; resume"):
-        engines.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
+        run_state.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -268,27 +271,27 @@ def test_a_state_of_deepspeed_is_refused_without_it(tmp_path):
     ],
 )
 def test_a_random_state_out_of_range_is_refused(name, place, value, told):
-    state = engines._random_state()
+    state = run_state._random_state()
     changed = state[name].clone()
     changed[place] = value
     try:
-        with pytest.raises(engines.UNREADABLE, match=told):
-            engines._restore_random_state({**state, name: changed})
+        with pytest.raises(run_state.UNREADABLE, match=told):
+            run_state._restore_random_state({**state, name: changed})
     finally:
-        engines._restore_random_state(state)
+        run_state._restore_random_state(state)
 
 
 @pytest.mark.parametrize("name", ["python", "numpy", "numpy_rest", "torch"])
 def test_a_random_state_of_another_type_or_size_is_refused(name):
-    state = engines._random_state()
+    state = run_state._random_state()
     for changed, told in ((state[name].to(torch.float16), "type"), (state[name][:-1], "of another shape")):
         with pytest.raises(ValueError, match=told):
-            engines._restore_random_state({**state, name: changed.nan_to_num(posinf=1, neginf=1)})
+            run_state._restore_random_state({**state, name: changed.nan_to_num(posinf=1, neginf=1)})
 
 
 def test_the_random_state_of_a_gpu_is_left_out_without_one():
-    state = engines._random_state()
-    engines._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
+    state = run_state._random_state()
+    run_state._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
 
 
 class Evil:
@@ -303,7 +306,7 @@ def test_a_hostile_pickle_in_a_deepspeed_state_does_not_run(matrix, rows, tiny_b
     subprocess.run(["cp", "-r", str(whole), str(out)], check=True)
     for step in ("step-000003", "step-000004"):
         subprocess.run(["rm", "-r", str(out / step)], check=True)
-    for file in (out / "step-000002" / "state" / engines.ZERO_FOLDER).glob("*.pt"):
+    for file in (out / "step-000002" / "state" / run_state.ZERO_FOLDER).glob("*.pt"):
         file.write_bytes(pickle.dumps(Evil()))
     argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4", "--steps", "4"]
     argv += [

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from moss_vllm.training import engines
 from moss_vllm.training.run_folder import hold, latest_checkpoint, step_of, tidy
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import ADAPTER_FILE
 
 KILLS = 20
 STEPS = 60
@@ -50,7 +51,7 @@ def weights(out):
     """Everything of the last checkpoint that must not depend on what happened before it."""
     last = latest_checkpoint(out)
     return {
-        **load_file(last / checkpoint.ADAPTER_FILE),
+        **load_file(last / ADAPTER_FILE),
         **{f"optimizer {k}": v for k, v in load_file(last / "state" / "optimizer.safetensors").items()},
         **{f"random {k}": v for k, v in load_file(last / "state" / "random-0.safetensors").items()},
     }

@@ -10,6 +10,7 @@ from launching import ROOT, launch, logged
 
 from moss_vllm.training.settings import parse
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import trained_state
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -30,7 +31,7 @@ def flags(tiny_base, world, tmp_path):
 
 
 def weights(folder):
-    return checkpoint.trained_state(checkpoint.load(folder).model)
+    return trained_state(checkpoint.load(folder).model)
 
 
 # ---- one process

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation import answering, packing
 from moss_vllm.evaluation.answering import STAGES, answer, choose, prepare_prompts, score_continuations
 from moss_vllm.evaluation.generation import followed, not_followed
 from moss_vllm.video.clip import Clip
-from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import attach_lora
+from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 QUESTIONS = [
     "What moves?",
@@ -27,10 +29,10 @@ QUESTIONS = [
 def loaded(request, tiny_base, moss, processor):
     """A model, with MOSS and LoRA or without, whose words depend on what it sees."""
     torch.manual_seed(0)
-    base = checkpoint.load_base(tiny_base, moss=moss if request.param else None)
+    base = load_base(tiny_base, moss=moss if request.param else None)
     model = base
     if request.param:
-        model = checkpoint.attach_lora(base, rank=2, alpha=2, dropout=0.0)
+        model = attach_lora(base, rank=2, alpha=2, dropout=0.0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name or ".moss." in name and weight.dim() > 1:

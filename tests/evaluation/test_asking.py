@@ -24,7 +24,7 @@ import torch
 
 from moss_vllm.data.favor import FAVOR_TASKS
 from moss_vllm.data.motionbench import read_motionbench
-from moss_vllm.data.rows import BenchmarkVideo, Question
+from moss_vllm.data.rows import BenchmarkVideo, Question, Turn
 from moss_vllm.evaluation import asking, command
 from moss_vllm.evaluation.answering import Answers
 from moss_vllm.evaluation.asking import Reading, choose_workers, evaluate, hold_middle_frame
@@ -33,14 +33,14 @@ from moss_vllm.evaluation.options import add_options
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Questions
 from moss_vllm.evaluation.questions import look_over
 from moss_vllm.evaluation.result import QUESTION_SCHEMA, collect, read_evaluation
-from moss_vllm.report import plots
+from moss_vllm.runtime import progress
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 from moss_vllm.runtime.provenance import answering_weights, fingerprint, settings_fingerprint
 from moss_vllm.video.clip import BadVideo, Clip, Sampling, read_clip
-from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import trained_state
 from moss_vllm.vlm.checkpoint import Loaded
-from moss_vllm.vlm.video_llama3.chat import Turn, conversation_text
+from moss_vllm.vlm.video_llama3.chat import conversation_text
 from moss_vllm.vlm.video_llama3.miniature import build, build_processor, build_tokenizer
 
 CORPUS = ["Time 0.0s:,\n", "A. left", "B. right", "C. up", "What moves? the red square moves", "Answer"]
@@ -404,12 +404,12 @@ def test_option_likelihood_is_a_protocol_of_its_own(loaded, data, tmp_path):
 def test_what_a_process_draws_is_not_in_the_fingerprint(reopen):
     """peft keeps an untrained MOSS beside the trained one."""
     one, other = reopen().model, reopen().model
-    with_moss = any(".moss." in key for key in checkpoint.trained_state(one))
+    with_moss = any(".moss." in key for key in trained_state(one))
     again = other.state_dict()
     drawn = [key for key, value in one.state_dict().items() if not torch.equal(value, again[key])]
     assert all(".moss.original_module." in key for key in drawn) and bool(drawn) == with_moss
     weights, before = answering_weights(one), fingerprint(answering_weights(other))
-    assert fingerprint(weights) == before and checkpoint.trained_state(one).keys() < weights.keys()
+    assert fingerprint(weights) == before and trained_state(one).keys() < weights.keys()
     parts = ["lora_A", "lora_B", "projector", "vision_model.encoder", "embed_tokens", "lm_head"]
     for part in [*parts, *(["moss", "running_mean", "num_batches_tracked"] if with_moss else [])]:
         key = next(key for key in weights if part in key)
@@ -729,10 +729,11 @@ def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(
 ):
     run(loaded, data, tmp_path)
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(plots, "TELL_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     run(loaded, data, tmp_path / "b")
     told = capsys.readouterr().err.splitlines()
-    assert [line.split(", about")[0] for line in told] == [f"{n} of 6 questions" for n in (1, 3, 5, 6)]
+    asked = [line.split(", ")[0] for line in told if "questions" in line]  # videos are measured first
+    assert asked == [f"{n} of 6 questions" for n in (1, 3, 5, 6)]
 
 
 def test_clip_settings_of_the_checkpoint_give_way_to_flags():
@@ -924,7 +925,7 @@ def test_wrong_input_ends_with_one_line_before_any_model_is_loaded(loaded, data,
 def test_scripts_end_with_one_line():
     for error, told in (
         (BadVideo("a.mp4", "empty", "copy it"), "error: a.mp4: empty (remedy: copy it)"),
-        (KeyboardInterrupt(), "stopped; the same command goes on from here"),
+        (KeyboardInterrupt(), "stopped; the same command continues from here"),
     ):
         with pytest.raises(SystemExit) as stopped, errors_in_one_line():
             raise error

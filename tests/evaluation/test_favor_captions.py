@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation import asking
 from moss_vllm.evaluation import command as eval_script
 from moss_vllm.evaluation.answering import Answers
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 PROMPT = "Describe what is happening in the video."
 # What the annotation calls a video, the file's name, the name the scorer's ground truth has.

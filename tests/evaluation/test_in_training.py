@@ -11,6 +11,7 @@ from moss_vllm.data.rows import BadRow
 from moss_vllm.evaluation.in_training import Checkup, open_benchmark
 from moss_vllm.training import engines
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import ADAPTER_FILE
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -39,7 +40,7 @@ def test_evaluating_changes_nothing_of_the_training(start, world, tmp_path):
     asked = ["--eval-data", str(world / "MotionBench"), "--eval-every", "2", "--eval-questions", "6"]
     start("asked", *asked)
     assert [x["loss"] for x in logged(tmp_path / "asked")] == [x["loss"] for x in logged(tmp_path / "plain")]
-    adapter = f"step-000004/{checkpoint.ADAPTER_FILE}"
+    adapter = f"step-000004/{ADAPTER_FILE}"
     one, other = (load_file(tmp_path / out / adapter) for out in ("plain", "asked"))
     assert all(torch.equal(one[name], other[name]) for name in one)
     lines = [json.loads(line) for line in (tmp_path / "asked" / "evals.jsonl").read_text().splitlines()]

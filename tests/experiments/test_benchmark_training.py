@@ -15,14 +15,14 @@ import step_parts
 import torch
 from rich.console import Console
 
-from moss_vllm.training import engines
+from moss_vllm.training import engines, run_state
 from moss_vllm.video import cache
 from moss_vllm.video.clip import read_clip
 
 SAMPLING = {"model": "miniature", "sample_fps": 2.0, "short_side_px": 84, "max_frames": 180}
 READING = Namespace(compress_tokens=False, max_tokens=4096, **SAMPLING)
-PATCHED = ("prepare", "backward", "step", "undisturbed")
-ENGINE = [getattr(engines, name) for name in PATCHED]
+PATCHED = [(engines, name) for name in ("wrap", "backward", "step")] + [(run_state, "undisturbed")]
+ENGINE = [getattr(module, name) for module, name in PATCHED]
 
 
 @pytest.fixture
@@ -98,11 +98,11 @@ def test_hooks_and_patches_go_also_when_a_step_fails(tmp_path):
     with pytest.raises(IndexError), step_parts.StepParts() as parts:
         step_parts.run_loop(accelerator, model, groups, clips, 1)
     assert parts.steps == [] and count() == before
-    assert [getattr(engines, name) for name in PATCHED] == ENGINE
+    assert [getattr(module, name) for module, name in PATCHED] == ENGINE
 
 
 def test_random_clips_have_the_tokens_of_the_shape():
-    config = step_parts.checkpoint.load_base("miniature").config
+    config = step_parts.load_base("miniature").config
     example = step_parts.RandomClips(config, 4, 84, 56).example
     tokens = 4 * (84 // 28) * (56 // 28) + 4 * step_parts.TIME_TOKENS + step_parts.TEXT_TOKENS
     assert example["input_ids"].shape == example["labels"].shape == (tokens,)

@@ -21,13 +21,17 @@ from PIL import Image
 
 from moss_vllm.core import MOSS
 from moss_vllm.data.motionbench import motionbench_prompt, read_motionbench
+from moss_vllm.data.rows import Turn
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, WorldSize, ensure_world
 from moss_vllm.evaluation import answering
 from moss_vllm.evaluation.lmms_eval import Moss, cut_at, score_continuations
 from moss_vllm.evaluation.scoring import parse_letter
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.adapter import attach_lora
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.processor import load_processor
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS
 
 HERE = Path(__file__).parent
@@ -55,15 +59,15 @@ def place(folder, monkeypatch, tmp_path):
 def trained(tmp_path_factory):
     """The miniature with LoRA and MOSS that speak, and clips of its own."""
     torch.manual_seed(0)
-    base = checkpoint.load_base("miniature", moss=MINIATURE_MOSS)
-    model = checkpoint.attach_lora(base, rank=2, alpha=2, dropout=0.0)
+    base = load_base("miniature", moss=MINIATURE_MOSS)
+    model = attach_lora(base, rank=2, alpha=2, dropout=0.0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name or ".moss." in name and weight.dim() > 1:
                 weight.normal_(std=0.05)
     folder = tmp_path_factory.mktemp("run") / "step-000002"
     run = {"moss": MINIATURE_MOSS, "protocol": {**HOW, "compress_tokens": False}}
-    checkpoint.save(folder, model, checkpoint.load_processor("miniature"), run)
+    checkpoint.save(folder, model, load_processor("miniature"), run)
     return folder
 
 

@@ -66,6 +66,17 @@ def test_what_was_saved_scores_the_same_again(tmp_path, host):
     assert torch.equal(loaded.model(video), model.eval()(video))
 
 
+def test_the_keeper_checks_what_is_on_disk(tmp_path):
+    keeper = checkpoint.Keeper(trained_model(), {"model": MINI, "classes": ["a", "b", "c"]})
+    state, folder = keeper.state(), tmp_path / "step-000007"
+    keeper.save(folder, state, 7)
+    keeper.check(folder, state)
+    assert json.loads((folder / "run.json").read_text())["step"] == 7
+    name = next(name for name in state if name.endswith("running_mean"))
+    with pytest.raises(RuntimeError, match=f"differs from the weights in memory in {re.escape(name)};"):
+        keeper.check(folder, {**state, name: state[name] + 1})
+
+
 def test_the_file_has_the_ladder_with_its_statistics_and_not_the_encoder(folder):
     weights, model = load_file(folder / WEIGHTS_FILE), trained_model()
     assert set(weights) == {name for name in model.state_dict() if name.startswith("ladder.")}

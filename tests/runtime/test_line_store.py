@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from moss_vllm.runtime import line_store
-from moss_vllm.runtime.environment import describe_environment, git_commit
 from moss_vllm.runtime.errors import RunStopped, errors_in_one_line
 from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.line_store import AnswerFile, Fields, Schema, Shard, holds_answers, read_answers
+from moss_vllm.runtime.provenance import describe_environment, git_commit
 from moss_vllm.video.file_state import describe_file, refuse_others, tell_change
 
 HEADER = {

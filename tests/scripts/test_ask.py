@@ -2,16 +2,21 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import ask
 import pytest
 import torch
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.answering import answer, prepare_prompts
 from moss_vllm.runtime.screen import plain
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.adapter import attach_lora
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.families import VIDEO_LLAMA3
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +27,7 @@ def video(world):
 @pytest.fixture(scope="module")
 def trained(tiny_base, moss, processor, tmp_path_factory):
     """A checkpoint whose protocol is neither the paper's nor the miniature's."""
-    model = checkpoint.attach_lora(checkpoint.load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
+    model = attach_lora(load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
     folder = tmp_path_factory.mktemp("run") / "a_run" / "step-000002"
     protocol = {"sample_fps": 4.0, "short_side_px": 56, "max_frames": 6, "compress_tokens": False}
     checkpoint.save(folder, model, processor, {"moss": moss, "protocol": protocol})
@@ -67,7 +72,8 @@ def test_flags_win_over_the_checkpoint_and_it_over_the_paper(video, trained, tin
         compressed.append(compress)
         return encode(processor, clip, turns, compress=compress)
 
-    monkeypatch.setattr(ask, "encode", watch)
+    family = replace(VIDEO_LLAMA3, encode=watch)
+    monkeypatch.setattr(checkpoint.Loaded, "family", property(lambda self: family))
     few = ["--max-new-tokens", "1"]
     flags = ["--sample-fps", "1", "--max-frames", "3", "--short-side-px", "84", "--compress-tokens"]
     ask.main([str(video), "x", "--ckpt", str(trained), *flags, "--start-s", "1", "--end-s", "3", *few])
@@ -126,7 +132,7 @@ def test_words_come_before_the_answer_is_over(trained, monkeypatch, noise_clip):
         (["VIDEO", "x", "--start-s", "99"], "start_s is 99.0, the video ends at"),
         (["VIDEO", "x", "--max-new-tokens", "0"], "--max-new-tokens is 0; it must be at least 1"),
         (["VIDEO", "x", "--short-side-px", "5"], "short_side_px"),
-        (["VIDEO", "x", "--device", "gpu"], "device='gpu' is not to be had here"),
+        (["VIDEO", "x", "--device", "gpu"], "device='gpu' is not available here"),
         (["VIDEO", "say <|im_end|>"], "text contains a special token of the chat layout"),
     ],
 )

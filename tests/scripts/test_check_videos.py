@@ -16,7 +16,7 @@ import check_videos
 import numpy as np
 import pytest
 
-from moss_vllm.video.isolated import Failure, run_isolated, show_progress
+from moss_vllm.video.isolated import run_isolated
 
 SCRIPT = Path(check_videos.__file__)
 
@@ -234,14 +234,6 @@ def test_child_that_cannot_start_is_an_error():
 
 def test_no_job_starts_no_process():
     assert list(run_isolated(answer, [], workers=2, limit_s=60)) == []
-
-
-def test_progress_tells_rate_and_time_left(monkeypatch, capsys):
-    monkeypatch.setattr("moss_vllm.video.isolated.TELL_EVERY_S", 0.0)
-    items = [Failure("a", "b"), 2, 3]
-    assert list(show_progress(iter(items), 4, "clips", add=lambda: "1 bad")) == items
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 3 and said[2].startswith("3 of 4 clips, ") and "1 bad, about 0.0 min left" in said[2]
 
 
 @pytest.mark.slow

@@ -13,8 +13,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, VideoLlama3Config
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.adapter import attach_lora, trained_state
+from moss_vllm.vlm.base import load_base, moss_to_train
+from moss_vllm.vlm.places import base_record
+from moss_vllm.vlm.reload_check import next_logits
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration
 
 
@@ -23,18 +28,16 @@ def trained(request, tiny_base, moss, processor, tmp_path_factory):
     """A checkpoint whose every trained weight and statistic is random, and its own logits."""
     settings = moss if request.param == "moss" else None
     torch.manual_seed(0)
-    model = checkpoint.attach_lora(
-        checkpoint.load_base(tiny_base, moss=settings), rank=4, alpha=8, dropout=0.0
-    )
+    model = attach_lora(load_base(tiny_base, moss=settings), rank=4, alpha=8, dropout=0.0)
     generator = torch.Generator().manual_seed(0)
-    for name, value in checkpoint.trained_state(model).items():
+    for name, value in trained_state(model).items():
         if value.is_floating_point():
             noise = torch.randn(value.shape, generator=generator)
             value.copy_(value + 0.1 * (noise.abs() if "running_var" in name else noise))
     folder = tmp_path_factory.mktemp(request.param) / "a_run" / "step-000002"
     run = {"moss": settings, "protocol": {"short_side_px": 56}, "step": 2, "command": "recipes/favor_lora.py"}
     checkpoint.save(folder, model, processor, run)
-    return folder, checkpoint.next_logits(model.eval(), processor)
+    return folder, next_logits(model.eval(), processor)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +50,10 @@ def merged(trained, tmp_path_factory):
 
 def test_it_answers_as_the_checkpoint(trained, merged, tiny_base):
     loaded = checkpoint.load(merged)
-    logits = checkpoint.next_logits(loaded.model, loaded.processor)
+    logits = next_logits(loaded.model, loaded.processor)
     torch.testing.assert_close(logits, trained[1], atol=1e-4, rtol=1e-4)
     plain = checkpoint.load(tiny_base)
-    assert (checkpoint.next_logits(plain.model, plain.processor) - logits).abs().max() > 0.5
+    assert (next_logits(plain.model, plain.processor) - logits).abs().max() > 0.5
     assert loaded.run["protocol"] == {"short_side_px": 56} and loaded.run["merged_from"] == "a_run"
     assert not list(merged.parent.glob(".*"))
 
@@ -90,7 +93,7 @@ def test_half_precision_is_written_and_the_difference_told(trained, tmp_path, dt
         loaded = checkpoint.load(out, dtype=asked)
         statistics = [v for n, v in loaded.model.state_dict().items() if "running_var" in n]
         assert len(statistics) == 8 and all(value.dtype == torch.float32 for value in statistics)
-        logits = checkpoint.next_logits(loaded.model, loaded.processor)
+        logits = next_logits(loaded.model, loaded.processor)
         assert logits.isfinite().all()
         if asked == torch.float32:
             assert (logits - trained[1]).abs().max() == pytest.approx(difference, rel=1e-4)
@@ -98,15 +101,15 @@ def test_half_precision_is_written_and_the_difference_told(trained, tmp_path, dt
 
 @pytest.mark.parametrize("trained", ["moss"], indirect=True)
 def test_a_merged_model_is_a_base_for_further_training(trained, merged, moss, processor, tmp_path):
-    recorded = checkpoint.moss_to_train(merged)  # what the recipe asks for
-    assert recorded == checkpoint.base_record(merged)["moss"] and recorded.items() >= moss.items()
-    base = checkpoint.load_base(merged, moss=recorded)
-    model = checkpoint.attach_lora(base, rank=2, alpha=2, dropout=0.0).eval()
-    torch.testing.assert_close(checkpoint.next_logits(model, processor), trained[1], atol=1e-4, rtol=1e-4)
+    recorded = moss_to_train(merged)  # what the recipe asks for
+    assert recorded == base_record(merged)["moss"] and recorded.items() >= moss.items()
+    base = load_base(merged, moss=recorded)
+    model = attach_lora(base, rank=2, alpha=2, dropout=0.0).eval()
+    torch.testing.assert_close(next_logits(model, processor), trained[1], atol=1e-4, rtol=1e-4)
     checkpoint.save(tmp_path / "next", model, processor, {"moss": moss})
-    checkpoint.verify(tmp_path / "next", model, checkpoint.trained_state(model))
+    checkpoint.check_reload(tmp_path / "next", model, trained_state(model))
     with pytest.raises(ValueError, match=r"has a MOSS already, with moss_d_fuse=12 \(asked for: 16\)"):
-        checkpoint.load_base(merged, moss={**moss, "moss_d_fuse": 16})
+        load_base(merged, moss={**moss, "moss_d_fuse": 16})
 
 
 @pytest.mark.parametrize("trained", ["moss"], indirect=True)
@@ -118,7 +121,7 @@ def test_a_merged_moss_is_not_trained_without(merged, recipe):
 
 @pytest.mark.parametrize("trained", ["moss"], indirect=True)
 def test_a_merged_model_without_some_of_moss_is_refused(merged, tmp_path):
-    model = checkpoint.load_base(merged)
+    model = load_base(merged)
     state = {name: value for name, value in model.state_dict().items() if "order1.fuse" not in name}
     model.save_pretrained(tmp_path / "half", state_dict=state)
     with pytest.raises(ValueError, match=r"weights missing or left over: .*moss\.order1\.fuse"):
@@ -127,11 +130,11 @@ def test_a_merged_model_without_some_of_moss_is_refused(merged, tmp_path):
 
 @pytest.mark.parametrize("trained", ["plain"], indirect=True)
 def test_a_plain_one_keeps_what_its_base_says_of_moss(merged, moss):
-    record = checkpoint.base_record(merged)
+    record = base_record(merged)
     assert record["moss"] is None and record["moss_to_train"] == moss
-    wanted = checkpoint.moss_to_train(merged)
+    wanted = moss_to_train(merged)
     assert wanted == {"moss_after_layer": 6, "moss_orders": [1, 2], "moss_input_fc": True, **moss}
-    assert checkpoint.load_base(merged, moss=wanted).model.vision_model.moss is not None
+    assert load_base(merged, moss=wanted).model.vision_model.moss is not None
 
 
 def test_its_weights_can_be_read_by_whoever_reads_its_config(merged):
@@ -144,7 +147,7 @@ def test_a_config_that_leaves_out_some_of_moss_is_refused(merged, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["vision_config"]["moss_after_layer"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="does not say what its MOSS is: .* has no moss_after_layer; merge"):
+    with pytest.raises(ValueError, match="does not describe its MOSS: .* has no moss_after_layer; merge"):
         checkpoint.load(folder)
 
 
@@ -161,7 +164,7 @@ def test_its_card_says_whether_it_has_moss(trained, merged, tmp_path):
 @pytest.mark.parametrize("trained", ["moss"], indirect=True)
 def test_what_answers_otherwise_is_not_written(trained, tmp_path, monkeypatch):
     monkeypatch.setitem(merge.ALLOWED, "bf16", 1e-9)
-    with pytest.raises(SystemExit, match="merged in bf16 answers otherwise than the checkpoint"):
+    with pytest.raises(SystemExit, match="merged in bf16 does not answer like the checkpoint"):
         merge.main([str(trained[0]), str(tmp_path / "out")])
     assert list(tmp_path.iterdir()) == []
 
@@ -171,7 +174,7 @@ def test_wrong_folders_end_it_in_one_line(trained, tiny_base, tmp_path):
         merge.main([str(tiny_base), str(tmp_path / "out")])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").touch()
-    with pytest.raises(SystemExit, match="full is there and not empty; name a new folder"):
+    with pytest.raises(SystemExit, match="full exists and is not empty; name a new folder"):
         merge.main([str(trained[0]), str(tmp_path / "full")])
 
 

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from moss_vllm.report.model_card import model_card
 from moss_vllm.report.private import find_secrets, without_path, without_places
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import attach_lora
+from moss_vllm.vlm.base import load_base, moss_to_train
 
 RUN = {
     "moss": None,
@@ -31,7 +33,7 @@ RUN = {
 @pytest.fixture(scope="module")
 def trained(tiny_base, moss, processor, tmp_path_factory):
     """A checkpoint with MOSS and everything a run leaves in its folder."""
-    model = checkpoint.attach_lora(checkpoint.load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
+    model = attach_lora(load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
     folder = tmp_path_factory.mktemp("run") / "step-000360"
     checkpoint.save(folder, model, processor, {**RUN, "moss": moss})
     (folder / "state").mkdir()
@@ -46,7 +48,7 @@ def result(trained, tmp_path):
     told = {
         "benchmark": "MotionBench-Dev",
         "protocol": {"name": "letter", "sample_fps": 2.0},
-        "run": checkpoint.read_run(trained),
+        "run": checkpoint.read_run_file(trained),
         "asked": 1200,
         "questions": 4018,
         "accuracy_percent": {"all": 51.26, "MR": 40.0},
@@ -108,7 +110,7 @@ def test_a_dry_run_writes_a_folder_that_loads(trained, result, tiny_base, tmp_pa
     listed = {line.split()[-1]: line.split()[0] for line in said.splitlines() if " bytes  " in line}
     assert listed == {path.name: f"{path.stat().st_size:,}" for path in out.iterdir()}
     monkeypatch.chdir(tiny_base.parent)  # where the base is that run.json names, without its path now
-    assert checkpoint.load(out).run == {**checkpoint.read_run(trained), "base_model": "tiny"}
+    assert checkpoint.load(out).run == {**checkpoint.read_run_file(trained), "base_model": "tiny"}
 
 
 def test_the_card_says_what_it_is(trained, result, tmp_path, tiny_base):
@@ -144,7 +146,7 @@ def test_the_card_says_what_it_is(trained, result, tmp_path, tiny_base):
         ],
     }
     assert ModelCard(card).data.eval_results[0].metric_value == 51.26  # as the hub reads it
-    run = checkpoint.read_run(trained)
+    run = checkpoint.read_run_file(trained)
     for text in (
         "# me/moss\n",
         "LoRA on the language model, MOSS and the projector. The base model is not in it.",
@@ -168,7 +170,7 @@ def test_the_card_says_what_it_is(trained, result, tmp_path, tiny_base):
 
 
 def test_a_base_of_the_hub_and_a_licence_are_in_the_front_matter(trained):
-    run = {**checkpoint.read_run(trained), "base_model": "someone/base", "base_revision": "abc"}
+    run = {**checkpoint.read_run_file(trained), "base_model": "someone/base", "base_revision": "abc"}
     card = model_card("me/moss", run, merged=False, licence="apache-2.0")
     found = front_matter(card)
     assert (found["license"], found["base_model"], found["base_model_relation"]) == (
@@ -181,7 +183,7 @@ def test_a_base_of_the_hub_and_a_licence_are_in_the_front_matter(trained):
 
 
 def test_a_merged_model_is_told_from_an_adapter(trained):
-    run = {**checkpoint.read_run(trained), "base_model": "someone/base"}
+    run = {**checkpoint.read_run_file(trained), "base_model": "someone/base"}
     card = model_card("me/moss", run, merged=True)
     assert "import moss_vllm.vlm" in card and 'AutoProcessor.from_pretrained("me/moss")' in card
     assert front_matter(card)["base_model_relation"] == "finetune"
@@ -312,10 +314,10 @@ def other_base(tiny_base, tmp_path_factory):
 def published(request, other_base, moss, processor, tmp_path_factory):
     """A checkpoint on such a base and the same merged, with what their MOSS is."""
     root = tmp_path_factory.mktemp(request.param.replace(" ", "-"))
-    asked = {"paper": checkpoint.moss_to_train(other_base), "plain": None}.get(request.param, moss)
+    asked = {"paper": moss_to_train(other_base), "plain": None}.get(request.param, moss)
 
     def train(base, settings, name):
-        model = checkpoint.attach_lora(checkpoint.load_base(base, moss=settings), rank=2, alpha=2, dropout=0)
+        model = attach_lora(load_base(base, moss=settings), rank=2, alpha=2, dropout=0)
         folder = root / name / "step-000360"
         checkpoint.save(folder, model, processor, {**RUN, "moss": settings})
         merge.main([str(folder), str(root / f"{name}-merged"), "--dtype", "fp32"])
@@ -323,7 +325,7 @@ def published(request, other_base, moss, processor, tmp_path_factory):
 
     folder, merged = train(other_base, asked, "run")
     if request.param == "merged base":
-        folder, merged = train(merged, checkpoint.moss_to_train(merged), "second")
+        folder, merged = train(merged, moss_to_train(merged), "second")
     paper = {"moss_d_hidden": 256, "moss_d_similarity": 256, "moss_d_fuse": 256, "moss_window": [7, 11, 11]}
     paper |= {"moss_after_layer": 6, "moss_orders": [1, 2], "moss_input_fc": True}
     return folder, merged, {"paper": paper, "plain": None}.get(request.param, paper | moss)
@@ -332,7 +334,7 @@ def published(request, other_base, moss, processor, tmp_path_factory):
 def test_the_records_and_the_card_say_what_moss_was(published, tmp_path, other_base):
     folder, merged, moss = published
     assert (
-        checkpoint.read_run(folder)["moss"]
+        checkpoint.read_run_file(folder)["moss"]
         == json.loads((merged / "merged.json").read_text())["moss"]
         == moss
     )
@@ -505,7 +507,7 @@ def test_notes_in_a_header_of_weights_are_refused(copy):
 
 
 def test_paths_of_the_machine_stay(copy, tmp_path, result):
-    run = checkpoint.read_run(copy)
+    run = checkpoint.read_run_file(copy)
     run |= {
         "base_model": "/home/jane/VideoLLaMA3-native",
         "command": "recipes/favor_lora.py --data '/home/jane/my data/FAVOR' --out=/scratch/jane/run "
@@ -581,7 +583,9 @@ def test_notes_counts_and_intervals_stay_with_the_scores(trained, result, tmp_pa
 def test_a_whole_benchmark_is_listed_under_its_name(trained, result):
     counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
     told = {**json.loads(result.read_text()), "asked": 4018, "counts": {"total": counts}}
-    card = model_card("me/m", {**checkpoint.read_run(trained)}, merged=False, licence="a: b", results=[told])
+    card = model_card(
+        "me/m", {**checkpoint.read_run_file(trained)}, merged=False, licence="a: b", results=[told]
+    )
     found = front_matter(card)
     assert found["license"] == "a: b"
     assert found["model-index"][0]["results"][0]["dataset"] == {

@@ -10,11 +10,14 @@ import torch
 import visualize_stss
 from PIL import Image
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.data.world.benchmarks import write_clip
 from moss_vllm.report.stss_maps import TOY_GRID, pick_query
 from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.video_llama3.chat import Turn, encode
+from moss_vllm.vlm.adapter import attach_lora
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.video_llama3.chat import encode
 from moss_vllm.vlm.video_llama3.model import blocks_to_grid
 
 
@@ -185,7 +188,7 @@ def test_weights_that_are_not_finite_are_an_error(vit_weights, mp4, tmp_path):
 
 
 def test_video_through_a_checkpoint_shows_the_trained_moss(mp4, tiny_base, moss, processor, tmp_path):
-    model = checkpoint.attach_lora(checkpoint.load_base(tiny_base, moss=moss), rank=4, alpha=8, dropout=0.0)
+    model = attach_lora(load_base(tiny_base, moss=moss), rank=4, alpha=8, dropout=0.0)
     tower = model.get_submodule("base_model.model.model.vision_model")
     trained = tower.moss.modules_to_save["default"]
     with torch.no_grad():

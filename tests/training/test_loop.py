@@ -12,17 +12,19 @@ import torch
 from launching import logged
 from torch import nn
 
-from moss_vllm.data.rows import Rejected
+from moss_vllm.data.rows import CAPTION_PROMPT, Rejected, Turn
 from moss_vllm.training import engines
 from moss_vllm.training import loop as training
 from moss_vllm.training.loop import Loop
-from moss_vllm.training.optim import VIDEO_LLM_RATES, Rate, parameter_groups, with_rates
+from moss_vllm.training.optim import Rate, parameter_groups, with_rates
 from moss_vllm.training.row_order import RowOrder, StepBatches
 from moss_vllm.training.run_folder import latest_checkpoint
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora, trained_state
+from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.video_llama3.chat import CAPTION_PROMPT, Turn, encode
+from moss_vllm.vlm.video_llama3.chat import encode
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -77,8 +79,8 @@ def run(tiny_base, moss, processor, tmp_path, clips):
     ):
         torch.manual_seed(seed)
         settings = moss if use_moss else None
-        base = checkpoint.load_base(tiny_base, moss=settings)
-        model = checkpoint.attach_lora(base, rank=4, alpha=4, dropout=dropout)
+        base = load_base(tiny_base, moss=settings)
+        model = attach_lora(base, rank=4, alpha=4, dropout=dropout)
         table = [row for row in VIDEO_LLM_RATES if use_moss or row.name != "moss"]
         table = with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None})
         record = {"base_model": str(tiny_base), "base_revision": None, "moss": settings}
@@ -89,20 +91,19 @@ def run(tiny_base, moss, processor, tmp_path, clips):
             dataset,
             loop,
             out=tmp_path / out,
-            save=lambda folder, state, step: checkpoint.save(folder, model, processor, record, state=state),
-            state=lambda: checkpoint.trained_state(model),
-            restore=lambda folder: checkpoint.restore(folder, model),
+            keeper=checkpoint.Keeper(model, processor, record),
             resume=resume,
             evaluate=evaluate,
-            evaluate_every=1,
         )
-        return lines, checkpoint.trained_state(model)
+        return lines, trained_state(model)
 
     return start
 
 
 def loop(steps, **settings):
-    return Loop(**{"steps": steps, "batch_size": 4, "workers": 0, "save_every": 1000, **settings})
+    return Loop(
+        **{"steps": steps, "batch_size": 4, "workers": 0, "save_every": 1000, "evaluate_every": 1, **settings}
+    )
 
 
 def losses(lines):
@@ -205,7 +206,7 @@ def test_accumulation_equals_one_large_batch(run, use_moss, monkeypatch):
 def test_the_loss_is_the_mean_over_answer_tokens(run, clips, tiny_base):
     (line, *_), _ = run(loop(1, batch_size=8), use_moss=False)
     batch = clips.collate([clips[i] for i in range(8)])
-    model = checkpoint.load_base(tiny_base)
+    model = load_base(tiny_base)
     inputs = {key: value for key, value in batch.items() if key not in ("row_ids", "rejected")}
     with torch.no_grad():
         assert line["loss"] == pytest.approx(float(model(**inputs).loss), rel=1e-5)
@@ -257,7 +258,7 @@ def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     _, weights = run(loop(3, save_every=2))
     folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
     assert folders == ["step-000002", "step-000003"]  # nothing unfinished is left
-    loaded = checkpoint.trained_state(checkpoint.load(tmp_path / "run" / "step-000003").model)
+    loaded = trained_state(checkpoint.load(tmp_path / "run" / "step-000003").model)
     assert all(torch.equal(loaded[name], value) for name, value in weights.items())
     state = tmp_path / "run" / "step-000003" / "state"
     assert (state / "optimizer.safetensors").is_file()
@@ -288,7 +289,7 @@ def test_going_back_moves_later_checkpoints_aside(run, tmp_path, capsys):
     assert latest_checkpoint(out).name == "step-000004" and len(logged(out)) == 4
     aside = sorted(path.name.rsplit("-", 1)[0] for path in (out / "abandoned").iterdir())
     assert aside == ["step-000002", "step-000003", "step-000004"]
-    assert "was written after step 1, where this run goes on" in capsys.readouterr().out
+    assert "was written after step 1, where this run resumes" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_folder_does_not_touch_the_run_there(run, tmp_path):
@@ -388,7 +389,7 @@ def test_a_folder_that_is_taken_away_ends_the_run_and_is_not_made_anew(run, tmp_
 
 
 def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):
-    attach = checkpoint.attach_lora
+    attach = attach_lora
 
     def with_spare(base, **settings):
         base.register_parameter("spare", nn.Parameter(torch.zeros(2)))
@@ -401,7 +402,7 @@ def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):
     ):
         run(loop(1))
     spare = Rate("spare", r"\.spare$", 0.1)
-    monkeypatch.setattr("test_training.VIDEO_LLM_RATES", (*VIDEO_LLM_RATES, spare))
+    monkeypatch.setattr("test_loop.VIDEO_LLM_RATES", (*VIDEO_LLM_RATES, spare))
     with pytest.raises(
         RuntimeError, match=r"1 trained parameters get no gradient, e\.g\. base_model\.model\.spare"
     ):

@@ -6,15 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from moss_vllm.training.optim import (
-    VIDEO_LLM_RATES,
-    Rate,
-    describe,
-    parameter_groups,
-    warmup_cosine,
-    with_rates,
-)
-from moss_vllm.vlm import checkpoint
+from moss_vllm.training.optim import Rate, describe, parameter_groups, warmup_cosine, with_rates
+from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
+from moss_vllm.vlm.base import load_base
 
 
 @pytest.fixture
@@ -103,7 +97,7 @@ def test_warmup_cosine_at_its_corners():
 
 
 def test_the_papers_table_covers_a_real_model(tiny_base, moss):
-    model = checkpoint.attach_lora(checkpoint.load_base(tiny_base, moss=moss), rank=4, alpha=4, dropout=0.0)
+    model = attach_lora(load_base(tiny_base, moss=moss), rank=4, alpha=4, dropout=0.0)
     groups = parameter_groups(model, VIDEO_LLM_RATES)
     assert {group["name"]: group["lr"] for group in groups} == {
         "moss": 1e-3,

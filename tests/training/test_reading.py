@@ -60,7 +60,7 @@ def test_batches_come_in_order_and_shared(workers):
     [
         (
             lambda: os.kill(os.getpid(), signal.SIGKILL),
-            r"died \(SIGKILL\) while .*takes too much memory: say fewer",
+            r"died \(SIGKILL\) while .*kills processes when memory runs out: use fewer",
         ),
         (
             lambda: os.kill(os.getpid(), signal.SIGSEGV),
@@ -91,7 +91,7 @@ def test_a_worker_that_dies_between_two_batches_is_told_too():
 
 @pytest.mark.parametrize("hang", [wait, wait_unkindly])
 def test_a_row_that_takes_too_long_is_named_and_its_worker_ended(monkeypatch, capsys, hang):
-    for name, seconds in (("TELL_S", 0.5), ("LIMIT_S", 2), ("GRACE_S", 0)):
+    for name, seconds in (("WARN_S", 0.5), ("LIMIT_S", 2), ("GRACE_S", 0)):
         monkeypatch.setattr(reading, name, seconds)
     with pytest.raises(
         RunStopped, match="^videos/3.mp4 is not read after 2 s; scripts/check_videos.py finds"
@@ -99,7 +99,7 @@ def test_a_row_that_takes_too_long_is_named_and_its_worker_ended(monkeypatch, ca
         with batches(Rows(row3=hang)) as found:
             assert next(found)[:, 0].tolist() == [0, 1]
             next(found)
-    assert capsys.readouterr().err.count("videos/3.mp4 is not read after 0.5 s; the run ends if that") == 1
+    assert capsys.readouterr().err.count("videos/3.mp4 is not read after 0.5 s; after 2 s the run ends") == 1
     assert multiprocessing.active_children() == []
 
 
@@ -115,7 +115,7 @@ def test_a_stop_signal_is_heard_while_a_row_does_not_come(monkeypatch):
 def test_workers_that_hand_over_nothing_end_the_run(monkeypatch):
     monkeypatch.setattr(reading, "IDLE_S", 1)
     monkeypatch.setattr(reading, "ALARM_S", 0.5)
-    with pytest.raises(RunStopped, match="no worker reads or hands over anything for 1 s; say --workers 0"):
+    with pytest.raises(RunStopped, match="no worker reads or hands over anything for 1 s; use --workers 0"):
         with batches(Rows()) as found:
             time.sleep(0.5)  # batches are under way, which a stopped worker does not hand over
             os.kill(found._workers()[0].pid, signal.SIGSTOP)

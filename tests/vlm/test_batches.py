@@ -5,13 +5,15 @@ import torch
 
 from moss_vllm.data.rows import ClipRow, Rejected, Turn
 from moss_vllm.data.sources import read_sources
-from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
+from moss_vllm.training.optim import parameter_groups
 from moss_vllm.video.clip import BadVideo, Sampling, read_clip
-from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
+from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.batches import TrainingSet
+from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.plan import plan
-from moss_vllm.vlm.video_llama3.chat import IGNORED, PER_VIDEO, encode
+from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, encode
 
 SAMPLING = Sampling(sample_fps=2.0, short_side_px=56, max_frames=8)
 TURNS = (Turn("What moves?", "The red circle moves left."), Turn("Is it red?", "Yes."))
@@ -147,7 +149,7 @@ def test_a_batch_without_a_video_gets_a_silent_one(make, processor, texts):
 @pytest.mark.parametrize("texts", [0, 2])
 def test_a_batch_without_a_video_reaches_every_trained_parameter(make, tiny_base, moss, texts):
     torch.manual_seed(0)
-    model = checkpoint.attach_lora(checkpoint.load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
+    model = attach_lora(load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
     parameter_groups(model, VIDEO_LLM_RATES)  # marks what trains
     data = make([TEXT])
     batch = data.collate([data[0]] * texts + [Rejected("bad", "torn")])
@@ -161,7 +163,7 @@ def test_a_batch_without_a_video_reaches_every_trained_parameter(make, tiny_base
 
 
 def test_a_silent_clip_leaves_the_loss_of_the_texts_unchanged(make, tiny_base, moss):
-    model = checkpoint.load_base(tiny_base, moss=moss).eval()
+    model = load_base(tiny_base, moss=moss).eval()
     data = make([TEXT])
     batch = data.collate([data[0], data[0]])
     text_only = {key: batch[key][:2] for key in ("input_ids", "attention_mask")}

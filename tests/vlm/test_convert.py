@@ -13,10 +13,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 
+from moss_vllm.data.rows import Turn
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.processor import load_processor
 from moss_vllm.vlm.video_llama3 import convert
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, conversation_text, encode
+from moss_vllm.vlm.video_llama3.chat import collate, conversation_text, encode
 from moss_vllm.vlm.video_llama3.miniature import build_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "videollama3_original.safetensors"
@@ -204,7 +207,7 @@ def one_frame(golden):
 @pytest.mark.parametrize("merge", [1, 2])
 def test_features_of_a_frame_equal_those_of_the_authors_code(release, golden, merge):
     out = run(release()[0])
-    model, processor = checkpoint.load_base(out).eval(), checkpoint.load_processor(out)
+    model, processor = load_base(out).eval(), load_processor(out)
     pixels = processor.video_processor(
         [golden["frame"].numpy()[None]], do_resize=False, merge_size=merge, return_tensors="pt"
     )
@@ -219,7 +222,7 @@ def test_features_of_a_frame_equal_those_of_the_authors_code(release, golden, me
 def test_logits_equal_those_of_the_original_language_model(release, golden, tied):
     folder, language = release(tied=tied)
     out = run(folder)
-    model, processor = checkpoint.load_base(out).eval(), checkpoint.load_processor(out)
+    model, processor = load_base(out).eval(), load_processor(out)
     inputs = collate(
         [encode(processor, one_frame(golden), [Turn("What moves?", "The red circle.")])], pad_id=0
     )
@@ -238,7 +241,7 @@ def test_logits_equal_those_of_the_original_language_model(release, golden, tied
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_head_is_tied_exactly_when_the_release_says_so(release, tied):
     out = run(release(tied=tied)[0])
-    model = checkpoint.load_base(out)
+    model = load_base(out)
     embedding = model.get_input_embeddings().weight
     assert (model.lm_head.weight is embedding) == tied
     assert torch.equal(model.lm_head.weight, embedding) == tied
@@ -300,7 +303,7 @@ def test_no_file_of_the_release_is_executed(release):
 
 def test_settings_are_carried(release):
     out = run(release()[0])
-    model = checkpoint.load_base(out)
+    model = load_base(out)
     text = model.config.text_config
     for name, value in LANGUAGE.items():
         if not name.startswith("rope_"):
@@ -318,7 +321,7 @@ def test_rope_scaling_and_missing_generation_settings(release):
     folder, _ = release()
     change(folder, "config.json", rope_scaling={"type": "linear", "factor": 2.0}, pad_token_id=0)
     (folder / "generation_config.json").unlink()
-    model = checkpoint.load_base(run(folder))
+    model = load_base(run(folder))
     expected = {"rope_theta": 1000000.0, "rope_type": "linear", "factor": 2.0}
     assert model.config.text_config.rope_parameters == expected
     assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (2, 0)
@@ -354,7 +357,7 @@ def test_what_the_authors_files_leave_out_has_the_authors_default(release):
 def test_the_tokenizer_splits_and_numbers_text_as_before(release):
     folder, _ = release()
     before = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer = checkpoint.load_processor(run(folder)).tokenizer
+    tokenizer = load_processor(run(folder)).tokenizer
     assert tokenizer.get_vocab() == before.get_vocab()
     text = "<|im_start|>user\nTime 0.5s:<image>,What moves in 2024?\n\nÜber <|stream_end|><|im_end|>\n"
     assert tokenizer(text)["input_ids"] == before.encode(text).ids
@@ -387,7 +390,7 @@ def test_placeholders_that_the_tokenizer_lacks_take_spare_rows_or_new_ones(relea
 
 
 def test_the_chat_template_is_our_layout(release):
-    processor = checkpoint.load_processor(run(release()[0]))
+    processor = load_processor(run(release()[0]))
     messages = [
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]},
         {"role": "assistant", "content": "The red circle."},
@@ -408,7 +411,7 @@ def test_a_clip_is_encoded_answered_and_trained_on_with_moss(release, noise_clip
     del batch["labels"]
     answer = loaded.model.generate(**batch, max_new_tokens=3, do_sample=False)
     assert answer.shape[1] <= batch["input_ids"].shape[1] + 3
-    with_moss = checkpoint.load_base(out, moss={**moss, "moss_after_layer": 2}).eval()
+    with_moss = load_base(out, moss={**moss, "moss_after_layer": 2}).eval()
     with torch.no_grad():
         assert torch.equal(with_moss(**batch).logits, loaded.model(**batch).logits)
 
@@ -487,7 +490,7 @@ def test_pickled_weights_are_refused_unopened(release):
 def test_a_lora_run_is_refused(release, name):
     folder, _ = release()
     (folder / name).touch()
-    refused(folder, f"{name} is of a LoRA run; merge it")
+    refused(folder, f"{name} belongs to a LoRA run; merge it")
 
 
 def test_missing_and_stray_files_are_refused(release):
@@ -527,14 +530,14 @@ def test_a_missing_or_broken_json_file_is_refused(release):
     [
         (
             {"model_type": "video_llama_3"},
-            r"is native already \(model_type 'video_llama_3'\); use it as it is",
+            r"is native already \(model_type 'video_llama_3'\); use it without conversion",
         ),
         ({"model_type": "qwen2"}, "model 'qwen2' with encoder .* is not VideoLLaMA3"),
         ({"mm_projector_type": "linear"}, "projector 'linear' is not VideoLLaMA3, which has"),
         ({"vision_encoder_config": {**VISION, "model_type": "siglip"}}, "encoder 'siglip' and projector"),
         (
             {"vision_encoder_config": None, "vision_encoder": "OWNER/SigLIP"},
-            "vision_encoder='OWNER/SigLIP' and no vision_encoder_config, as training saves it; put",
+            "vision_encoder='OWNER/SigLIP' and no vision_encoder_config, as a training run saves it; put",
         ),
         (
             {"hidden_size": None, "image_token_index": None},
@@ -557,7 +560,7 @@ def test_another_model_is_refused(release, values, message):
 def test_settings_of_the_encoder_are_found_under_either_name(release):
     folder, _ = release()
     change(folder, "config.json", vision_encoder_config=None, vision_encoder=VISION)
-    assert checkpoint.load_base(run(folder)).config.vision_config.num_attention_heads == 2
+    assert load_base(run(folder)).config.vision_config.num_attention_heads == 2
 
 
 def test_a_tokenizer_without_the_layout_s_tokens_is_refused(release):
@@ -573,13 +576,13 @@ def test_nothing_is_overwritten(release):
     out = folder.parent / "native"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    refused(folder, "native: is there and not an empty folder; give another, or remove it")
+    refused(folder, "native: exists and is not an empty folder; give another, or remove it")
     (out / "notes.txt").unlink()
     part = folder.parent / ".native.part"
     part.mkdir()
-    refused(folder, "of a conversion that was killed, or that runs now; remove it if none does")
+    refused(folder, "belongs to a conversion that was killed or is running; remove it if none is running")
     part.rmdir()
-    checkpoint.load_base(run(folder))  # an empty folder is taken
+    load_base(run(folder))  # an empty folder is taken
 
 
 def test_a_conversion_that_fails_leaves_nothing_behind(release, monkeypatch):

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import attach_lora
+from moss_vllm.vlm.base import load_base, moss_to_train
 
 DEEP = "[" * 200_000
 
@@ -15,7 +17,7 @@ DEEP = "[" * 200_000
 @pytest.fixture(scope="module")
 def made(tiny_base, moss, processor, tmp_path_factory):
     """A checkpoint with MOSS."""
-    model = checkpoint.attach_lora(checkpoint.load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
+    model = attach_lora(load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
     folder = tmp_path_factory.mktemp("run") / "step-000001"
     checkpoint.save(folder, model, processor, {"step": 1})
     return folder
@@ -64,14 +66,14 @@ def refused(folder, message):
         ("run.json", {"moss__moss_d_hidden": 10**9}, r"of another shape \(vision_model\.moss\.order1"),
         ("run.json", {"moss__moss_d_hidden": 10**30}, r"run\.json: MOSS settings .* are wrong \("),
         ("run.json", {"moss__moss_d_hidden": -5}, r"run\.json: MOSS settings .* are wrong \(RuntimeError"),
-        ("run.json", {"moss__moss_d_hidden": "8"}, r"run\.json: MOSS settings .* are wrong: .*expected int"),
+        ("run.json", {"moss__moss_d_hidden": "8"}, r"run\.json: MOSS settings .* are wrong .*expected int"),
         ("run.json", {"moss__moss_window": [10**6 + 1] * 3}, "of another shape|are wrong"),
         ("run.json", {"moss__moss_window": [3]}, r"run\.json: MOSS settings .* are wrong \("),
         ("run.json", {"moss__moss_after_layer": 10**9}, "the encoder has layers 1 to 7"),
         (
             "processor_config.json",
             {"processor_class": "LlavaProcessor"},
-            "processor is a LlavaProcessor, not",
+            "processor is a LlavaProcessor, which is of no family",
         ),
         ("processor_config.json", {"image_processor__patch_size": -1}, "processor has patch_size -1, the mo"),
         ("processor_config.json", {"image_processor": 5}, "its processor cannot be read"),
@@ -132,7 +134,7 @@ def test_a_record_of_a_base_that_is_none(base):
     refused(base, r"miniature\.json: cannot be read as JSON \(it is nested too deeply\)")
     (base / "miniature.json").write_text('{"moss": [1]}')
     with pytest.raises(ValueError, match=r"its record has moss=\[1\], not names with values"):
-        checkpoint.moss_to_train(base)
+        moss_to_train(base)
 
 
 TYPES = {

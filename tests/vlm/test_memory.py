@@ -16,12 +16,13 @@ from torch.utils._pytree import tree_iter
 from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
 from moss_vllm.core import MOSS, encoder
-from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.vlm.checkpoint import attach_lora
+from moss_vllm.training.optim import parameter_groups
+from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
+from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.loss import AnswerLoss
+from moss_vllm.vlm.memory import memory_table
 from moss_vllm.vlm.sizes import build_shape
 from moss_vllm.vlm.video_llama3 import memory
-from moss_vllm.vlm.video_llama3.chat import IGNORED
 from moss_vllm.vlm.video_llama3.memory import (
     TIME_TOKENS,
     estimate_training_memory,
@@ -304,7 +305,7 @@ def test_table_shows_every_part():
     found = real(frozen_parameters=2**28)
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(memory.memory_table({"20 frames": found}, title="memory"))
+        console.print(memory_table({"20 frames": found}, title="memory"))
     lines = [line.split("│") for line in capture.get().splitlines() if line.startswith("│")]
     shown = {line[1].strip(): float(line[2]) for line in lines}
     assert shown["frozen weights"] == 1.0
@@ -321,7 +322,7 @@ def test_table_shows_every_part():
         ({"width_px": 14}, "multiples of 28"),
         ({"precision": "int8"}, "unknown precision 'int8'"),
         ({"attention": "eager"}, "no estimate for attention 'eager'"),
-        ({"precision": "fp32", "frozen_dtype": torch.bfloat16}, "not a way to train"),
+        ({"precision": "fp32", "frozen_dtype": torch.bfloat16}, "do not go with precision"),
         ({"zero_stage": 4}, "zero_stage=4"),
     ],
 )

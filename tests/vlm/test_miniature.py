@@ -11,7 +11,7 @@ from transformers import VideoLlama3ForConditionalGeneration, VideoLlama3Process
 
 from moss_vllm.data.world import appearance
 from moss_vllm.vlm.checkpoint import load
-from moss_vllm.vlm.video_llama3.miniature import MINIATURE
+from moss_vllm.vlm.places import MINIATURE
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import make_miniature  # noqa: E402

@@ -17,10 +17,12 @@ from transformers import (
     VideoLlama3ForConditionalGeneration,
 )
 
-from moss_vllm.training.optim import VIDEO_LLM_RATES, parameter_groups
-from moss_vllm.vlm import checkpoint
+from moss_vllm.data.rows import Turn
+from moss_vllm.training.optim import parameter_groups
+from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
+from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.video_llama3.chat import Turn, collate, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.model import (
     MossVideoLlama3ForConditionalGeneration,
     MossVideoLlama3VisionModel,
@@ -33,13 +35,13 @@ from moss_vllm.vlm.video_llama3.model import (
 
 @pytest.fixture
 def base(tiny_base):
-    return checkpoint.load_base(tiny_base)
+    return load_base(tiny_base)
 
 
 @pytest.fixture
 def attached(tiny_base, moss):
     torch.manual_seed(1)
-    return checkpoint.load_base(tiny_base, moss=moss)
+    return load_base(tiny_base, moss=moss)
 
 
 def wake(model):
@@ -138,7 +140,7 @@ def test_save_auto_load_and_generate_round_trip(attached, batch, tmp_path):
 
 def test_detaching_gives_the_base_back_after_training(tiny_base, base, attached, batch):
     inputs = batch()
-    peft = checkpoint.attach_lora(attached, rank=4, alpha=4, dropout=0.0)
+    peft = attach_lora(attached, rank=4, alpha=4, dropout=0.0)
     groups = parameter_groups(peft, VIDEO_LLM_RATES)
     optimizer = torch.optim.AdamW([{**group, "lr": 0.01} for group in groups])
     for _ in range(2):
@@ -152,7 +154,7 @@ def test_detaching_gives_the_base_back_after_training(tiny_base, base, attached,
         assert (peft(**inputs).logits - expected).abs().max() > 0.1
         with peft.disable_adapter():
             assert torch.equal(peft(**inputs).logits, expected)
-        assert torch.equal(checkpoint.load_base(tiny_base).eval()(**inputs).logits, expected)
+        assert torch.equal(load_base(tiny_base).eval()(**inputs).logits, expected)
 
 
 # ---- the grid
@@ -235,7 +237,7 @@ def test_compression_drops_tokens_after_moss(attached, batch, noise_clip):
 
 
 def test_gradients_reach_moss_projector_and_lora_and_nothing_else(attached, batch):
-    peft = checkpoint.attach_lora(attached, rank=4, alpha=4, dropout=0.0)
+    peft = attach_lora(attached, rank=4, alpha=4, dropout=0.0)
     parameter_groups(peft, VIDEO_LLM_RATES)
     AnswerLoss(wake(peft).train())(**batch()).backward()
     reached = {name for name, parameter in peft.named_parameters() if parameter.grad is not None}
@@ -292,7 +294,7 @@ def test_unknown_setting_is_named():
 
 @pytest.mark.parametrize("after_layer", [1, 6, 7])
 def test_moss_reads_the_layer_it_is_said_to(tiny_base, moss, after_layer):
-    model = checkpoint.load_base(tiny_base, moss={**moss, "moss_after_layer": after_layer})
+    model = load_base(tiny_base, moss={**moss, "moss_after_layer": after_layer})
     tower, seen = model.model.vision_model, []
     layer = tower.encoder.layers[after_layer - 1]  # "after the 6th layer" counts from 1
     for module in (layer, tower.moss):
@@ -306,7 +308,7 @@ def test_moss_reads_the_layer_it_is_said_to(tiny_base, moss, after_layer):
 @pytest.mark.parametrize("layer", [0, 8])
 def test_layer_beyond_the_encoder_is_refused(tiny_base, layer):
     with pytest.raises(ValueError, match=f"moss_after_layer={layer}, but the encoder has layers 1 to 7"):
-        checkpoint.load_base(tiny_base, moss={"moss_after_layer": layer})
+        load_base(tiny_base, moss={"moss_after_layer": layer})
 
 
 def test_another_kind_of_model_is_refused():

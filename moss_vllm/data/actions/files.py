@@ -156,8 +156,8 @@ def clip_path(name: str, file: str, where: str) -> str:
     return name
 
 
-def read_json(path: Path) -> Any:
-    """One json document.
+def read_vocabulary(path: Path) -> Any:
+    """The classes of a dataset: one json document.
 
     Raises: BadRow with the line that is broken.
     """

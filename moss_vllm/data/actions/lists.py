@@ -25,9 +25,9 @@ from moss_vllm.data.actions.files import (
     clip_path,
     json_places,
     label_id,
-    read_json,
     read_lines,
     read_text,
+    read_vocabulary,
     text_places,
 )
 from moss_vllm.data.rows import BadRow, text_field
@@ -85,7 +85,7 @@ def read_ssv2(files: Files, split: str) -> Annotation:
 def _ssv2_classes(path: Path) -> tuple[str, ...]:
     """Names by index, from `{"name": "index", ...}`."""
     remedy = 'it must be {"class name": "0", ...}; download it again'
-    table = read_json(path)
+    table = read_vocabulary(path)
     if not isinstance(table, dict) or not table:
         raise BadRow(str(path), "file", f"is a {type(table).__name__}, not a filled object", remedy)
     names = {str(index): name for name, index in table.items()}
@@ -100,7 +100,7 @@ def read_diving48(files: Files, split: str) -> Annotation:
     The whole file is the clip, whatever `start_frame` and `end_frame` say. Class 30 has no clips.
     """
     vocabulary = files.find(("Diving48_vocab.json",))
-    table = read_json(vocabulary)
+    table = read_vocabulary(vocabulary)
     if not isinstance(table, list) or not all(isinstance(entry, list) and entry for entry in table):
         reason, remedy = "is not a list of lists of words", 'it must be [["Back", "15som", ...], ...]'
         raise BadRow(str(vocabulary), "file", reason, remedy)

@@ -1,4 +1,4 @@
-"""A clip and what is said about it -> model inputs, in VideoLLaMA3's own conversation layout.
+"""A clip and a conversation about it -> model inputs, in VideoLLaMA3's own layout.
 
     <|im_start|>user
     Time 0.0s:<|video_pad|>...,Time 0.5s:<|video_pad|>...
@@ -6,9 +6,9 @@
     <|im_start|>assistant
     A man turns left.<|im_end|>
 
-Frames arrive sampled and resized (`data.video.read_clip`) and carry their real times; the processor neither
-samples nor resizes again. Labels cover each answer and its <|im_end|>, nothing else. Without a clip the line
-of times is left out.
+Frames arrive sampled and resized (`video.clip.read_clip`) and carry their real times; the processor neither
+samples nor resizes again. Labels cover each answer and its <|im_end|>, nothing else. A conversation without
+a clip has no line of times.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import VideoLlama3Processor
 from transformers.video_utils import VideoMetadata
 
-from moss_vllm.data.rows import CAPTION_PROMPT as CAPTION_PROMPT
-from moss_vllm.data.rows import Turn as Turn
+from moss_vllm.data.rows import Turn
 from moss_vllm.video.clip import Clip
+from moss_vllm.vlm.conversation import IGNORED, has_special_token
 
-IGNORED = -100
 PER_VIDEO = ("pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_compression_mask")
 
 
@@ -44,7 +43,7 @@ def encode(
         video_merge_sizes: (1,); video_compression_mask: (P / merge**2,). Without a clip the first two only.
 
     Raises:
-        ValueError: no turn, an open turn before the last, or a text with a token of the layout itself.
+        ValueError: no turn, an open turn before the last, or a text with a special token.
     """
     if clip is None:
         ids = processor.tokenizer(conversation_text(turns, video_token=None), return_tensors="pt")[
@@ -52,7 +51,7 @@ def encode(
         ][0]
         return {"input_ids": ids, "labels": answer_labels(ids, processor.tokenizer)}
     text = conversation_text(turns, video_token=processor.video_token)
-    # Times go in as frame numbers of a 1 frame per second video: the prompt then says them unchanged.
+    # Given as the frame numbers of a video of 1 frame per second, times stand in the prompt unchanged.
     times = VideoMetadata(len(clip.frames), fps=1.0, frames_indices=clip.frame_times_s.tolist())
     inputs = processor(
         text=[text],
@@ -70,21 +69,16 @@ def encode(
     }
 
 
-def has_special_token(text: str) -> bool:
-    """Whether a text could be read as a token of the chat layout, such as <|im_end|>."""
-    return "<|" in text and "|>" in text
-
-
 def conversation_text(turns: Sequence[Turn], *, video_token: str | None) -> str:
     """The layout above, with one `video_token` where the processor puts times and frames; None: no video."""
     if not turns or any(turn.answer is None for turn in turns[:-1]):
         raise ValueError(f"a conversation needs turns, all but the last answered; got {list(turns)}")
     parts = []
     for index, turn in enumerate(turns):
-        for said in (turn.question, turn.answer or ""):
-            if has_special_token(said):
+        for text in (turn.question, turn.answer or ""):
+            if has_special_token(text):
                 raise ValueError(
-                    f"text contains a special token of the chat layout: {said[:200]!r}; "
+                    f"text contains a special token of the chat layout: {text[:200]!r}; "
                     "remove '<|...|>' from the row"
                 )
         video = f"{video_token}\n" if index == 0 and video_token else ""
@@ -94,8 +88,29 @@ def conversation_text(turns: Sequence[Turn], *, video_token: str | None) -> str:
     return "".join(parts)
 
 
+def text_with_times(
+    processor: VideoLlama3Processor, turns: Sequence[Turn], frame_times_s: Sequence[float] | None
+) -> str:
+    """The text that the processor writes for a clip with these times, with one video token per frame.
+
+    Raises:
+        ValueError: as `encode`.
+    """
+    if frame_times_s is None:
+        return conversation_text(turns, video_token=None)
+    token = processor.video_token
+    frames = ",".join(f"Time {time_s:.1f}s:{token}" for time_s in frame_times_s)
+    return conversation_text(turns, video_token=token).replace(token, frames, 1)
+
+
+def tokens_per_frame(processor: VideoLlama3Processor, height_px: int, width_px: int) -> int:
+    """Video tokens of a frame that keeps all of them, without token compression."""
+    side_px = processor.video_processor.patch_size * processor.video_processor.merge_size
+    return (height_px // side_px) * (width_px // side_px)
+
+
 def answer_labels(ids: Tensor, tokenizer: Any) -> Tensor:
-    """`ids` where the assistant speaks, up to and including <|im_end|>; -100 elsewhere.
+    """`ids` where the assistant speaks, up to and including <|im_end|>; `IGNORED` elsewhere.
 
     Shape:
         (S,) -> (S,).
@@ -113,7 +128,7 @@ def answer_labels(ids: Tensor, tokenizer: Any) -> Tensor:
 
 
 def collate(examples: Sequence[dict[str, Tensor]], *, pad_id: int, left: bool = False) -> dict[str, Tensor]:
-    """Pad texts to the longest and concatenate the videos there are; `left` padding is for generation.
+    """Pad texts to the longest and concatenate the videos; `left` padding is for generation.
 
     Shape:
         input_ids, labels, attention_mask: (B, S); the others as in `encode`, one after the other.

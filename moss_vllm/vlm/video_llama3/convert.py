@@ -5,7 +5,8 @@
     model.embed_tokens|layers|norm  -> model.language_model.*
     lm_head                         -> lm_head; nothing where it is tied to the embedding
 
-Every weight finds a place and every place a weight, or nothing is written. `original.py` has the rest.
+Every weight must have a place and every place a weight, or nothing is written. `original.py` converts the
+configs, the tokenizer and the processor.
 """
 
 import json
@@ -24,19 +25,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoProcessor, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
-from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.files import read_json, readable
+from moss_vllm.vlm.fit import HEAD
+from moss_vllm.vlm.places import INDEX, WEIGHTS
 from moss_vllm.vlm.video_llama3 import original
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-FILE_BYTES = 10**9  # of a file of the output, and about what is held in memory at once
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-PREFIXES = (  # the first that fits
+FILE_BYTES = 10**9  # of a file of the output, and roughly of the memory in use
+TYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+PREFIXES = (  # the first that fits is replaced
     ("model.vision_encoder.vision_encoder.", "model.vision_model."),
     ("model.vision_encoder.", "model.vision_model."),
     ("model.mm_projector.", "model.projector."),
     ("model.", "model.language_model."),
 )
-HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+EMBEDDING = "model.language_model.embed_tokens.weight"
 PARTS: dict[str, tuple[str, ...]] = {
     "vision encoder": ("model.vision_model.",),
     "projector": ("model.projector.",),
@@ -57,14 +59,14 @@ class Weight:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was written."""
+    """Summary of what was written."""
 
     tensors: dict[str, int]  # by part of the model
     parameters: dict[str, int]
-    dtypes: dict[str, int]  # how many tensors are stored so
+    dtypes: dict[str, int]  # number of tensors of each type
     tied: bool
     added_tokens: list[str]
-    new_rows: int  # of the embedding, for added tokens where it had none to spare
+    new_rows: int  # of the embedding, for added tokens beyond its last row
     not_carried: list[str]  # settings that the native format has no place for
 
 
@@ -76,18 +78,18 @@ def convert(
     Args:
         source: config.json, safetensors, tokenizer and preprocessor files.
         out: a folder that does not exist or is empty.
-        tell: called after each file with the bytes written and the bytes in all.
+        tell: called after each file with the bytes written and the bytes to write in all.
 
     Raises:
-        FileNotFoundError: a file of the release is not there.
+        FileNotFoundError: a file of the release is missing.
         FileExistsError: `out` is not empty.
-        ValueError: another kind of model, or weights that do not fit its config; all of them are named.
+        ValueError: another kind of model, or weights that do not fit its config; the error names all of them.
     """
     settings = original.read_settings(source)
     _check_place(source, out)
     weights = read_headers(weight_files(source))
     tokenizer, added = original.native_tokenizer(source, settings)
-    dtype = DTYPES[Counter(weight.dtype for weight in weights).most_common(1)[0][0]]
+    dtype = TYPE_NAMES[Counter(weight.dtype for weight in weights).most_common(1)[0][0]]
     config = original.native_config(settings, tokenizer, dtype=dtype)
     processor = original.native_processor(source, settings, tokenizer)
     unused = original.not_carried(source, settings)
@@ -103,7 +105,7 @@ def convert(
     part = out.with_name(f".{out.name}.part")
     if part.exists():
         raise FileExistsError(
-            f"{part}: of a conversion that was killed, or that runs now; remove it if none does"
+            f"{part}: belongs to a conversion that was killed or is running; remove it if none is running"
         )
     part.mkdir(parents=True)
     try:
@@ -124,9 +126,9 @@ def convert(
         for title, prefixes in PARTS.items()
     }
     return Conversion(
-        tensors={title: len(found) for title, found in parts.items()},
-        parameters={title: sum(map(math.prod, found)) for title, found in parts.items()},
-        dtypes=dict(Counter(DTYPES[weight.dtype] for weight in places.values())),
+        tensors={title: len(of_part) for title, of_part in parts.items()},
+        parameters={title: sum(map(math.prod, of_part)) for title, of_part in parts.items()},
+        dtypes=dict(Counter(TYPE_NAMES[weight.dtype] for weight in places.values())),
         tied=HEAD not in shapes,
         added_tokens=added,
         new_rows=rows - stored,
@@ -138,33 +140,33 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a release.
 
     Raises:
-        FileNotFoundError: none, or not all that the index names.
+        FileNotFoundError: there are none, or not all that the index names.
         ValueError: pickled weights, an adapter, or files that the index does not name.
     """
     for name in ("adapter_config.json", "non_lora_trainables.bin"):
         if (folder / name).exists():
-            raise ValueError(f"{folder}: {name} is of a LoRA run; merge it into its base model first")
-    found = {file.name for file in folder.glob("*.safetensors")}
+            raise ValueError(f"{folder}: {name} belongs to a LoRA run; merge it into its base model first")
+    present = {file.name for file in folder.glob("*.safetensors")}
     pickled = [file.name for end in ("bin", "pt", "pth") for file in folder.glob(f"*.{end}")]
-    if pickled and not found:
+    if pickled and not present:
         raise ValueError(
             f"{folder}: the weights are pickled ({', '.join(sorted(pickled))}), and opening such a file "
             "can run code; use a release with safetensors"
         )
     listed = {WEIGHTS}
     if (folder / INDEX).is_file():
-        listed = set(original.read_json(folder / INDEX)["weight_map"].values())
-    if missing := sorted(listed - found):
+        listed = set(read_json(folder / INDEX, original.RELEASE_REMEDY)["weight_map"].values())
+    if missing := sorted(listed - present):
         raise FileNotFoundError(f"{folder}: {', '.join(missing)} not there; download the release again")
-    if extra := sorted(found - listed):
+    if extra := sorted(present - listed):
         raise ValueError(
-            f"{folder}: {', '.join(extra)} not named by {INDEX}; move elsewhere what is not of it"
+            f"{folder}: {', '.join(extra)} not named by {INDEX}; move files of other models elsewhere"
         )
     return [folder / name for name in sorted(listed)]
 
 
 def read_headers(files: Iterable[Path]) -> list[Weight]:
-    """What the files hold; their contents stay on disk.
+    """Name, shape and type of every weight in the files; the contents stay on disk.
 
     Raises:
         ValueError: a file that is cut short, or weights of a quantised model.
@@ -176,15 +178,17 @@ def read_headers(files: Iterable[Path]) -> list[Weight]:
                 for name in opened.keys():
                     view = opened.get_slice(name)
                     weights.append(Weight(file, name, tuple(view.get_shape()), view.get_dtype()))
-        except SafetensorError as error:  # the header tells the file's length
+        except SafetensorError as error:  # the header has the length of the file
             raise ValueError(
                 f"{file}: cannot be read as safetensors ({error}); the file is cut short or damaged, "
                 "download it again"
             ) from error
-    if strange := [f"{weight.name} ({weight.dtype})" for weight in weights if weight.dtype not in DTYPES]:
+    if unsupported := [
+        f"{weight.name} ({weight.dtype})" for weight in weights if weight.dtype not in TYPE_NAMES
+    ]:
         raise ValueError(
-            f"{weights[0].file.parent}: weights can be {', '.join(DTYPES)}, not {', '.join(strange)}; use a "
-            "release that is not quantised"
+            f"{weights[0].file.parent}: weights can be {', '.join(TYPE_NAMES)}, not "
+            f"{', '.join(unsupported)}; use a release that is not quantised"
         )
     return weights
 
@@ -198,7 +202,7 @@ def native_name(name: str) -> str:
 
 
 def native_shapes(config: VideoLlama3Config) -> Shapes:
-    """Every weight of a native checkpoint; a head that is tied to the embedding is none."""
+    """The shape of every weight of a native checkpoint; a head tied to the embedding is not a weight."""
     with torch.device("meta"):
         model = VideoLlama3ForConditionalGeneration(config)
     model.tie_weights()
@@ -212,8 +216,8 @@ def place_weights(source: Path, weights: Iterable[Weight], shapes: Shapes) -> di
     """The weight for every native name.
 
     Raises:
-        ValueError: weights without a place, of another shape, twice or missing, all named; or a head that is
-            stored and differs from the embedding it is tied to.
+        ValueError: weights without a place, of another shape, twice or missing, all named; or a stored head
+            that differs from the embedding it is tied to.
     """
     places: dict[str, Weight] = {}
     wrong = []
@@ -249,9 +253,9 @@ def write_weights(
     like: int,
     tell: Callable[[int, int], None],
 ) -> None:
-    """Copy the weights in the type they are stored in; rows that a shape has more repeat row `like`."""
+    """Copy the weights in the type they are stored in; rows beyond a weight's last repeat its row `like`."""
     sizes = {
-        name: math.prod(shapes[name]) * getattr(torch, DTYPES[weight.dtype]).itemsize
+        name: math.prod(shapes[name]) * getattr(torch, TYPE_NAMES[weight.dtype]).itemsize
         for name, weight in places.items()
     }
     groups: list[list[str]] = [[]]
@@ -282,15 +286,15 @@ def _check_place(source: Path, out: Path) -> None:
     if out.resolve() == source.resolve():
         raise ValueError(f"{out}: is the release itself; give another folder to write to")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: is there and not an empty folder; give another, or remove it")
+        raise FileExistsError(f"{out}: exists and is not an empty folder; give another, or remove it")
 
 
 def _check_written(folder: Path, shapes: Shapes, config: VideoLlama3Config) -> None:
     processor = AutoProcessor.from_pretrained(str(folder))
-    found = {weight.name: weight.shape for weight in read_headers(weight_files(folder))}
+    written = {weight.name: weight.shape for weight in read_headers(weight_files(folder))}
     ids = (processor.image_token_id, processor.video_token_id)
-    if found != shapes or ids != (config.image_token_id, config.video_token_id) or ids[0] == ids[1]:
-        raise RuntimeError(f"{folder}: reads back otherwise than it was written; please report this")
+    if written != shapes or ids != (config.image_token_id, config.video_token_id) or ids[0] == ids[1]:
+        raise RuntimeError(f"{folder}: does not read back as it was written; please report this")
 
 
 def _read(weight: Weight) -> Tensor:

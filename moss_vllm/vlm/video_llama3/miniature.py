@@ -1,11 +1,10 @@
-"""A VideoLLaMA3 of a few million parameters: transformers' own classes, a tokenizer of our own.
+"""A VideoLLaMA3 of a few million parameters, of transformers' own classes, with a tokenizer of our own.
 
 It reads frames of 84 pixels (6 x 6 patches, 3 x 3 tokens) and answers in words. `build` makes it with random
-weights; `experiments/make_miniature.py` pre-trains it on appearance; `MINIATURE` is the folder of the result.
+weights, `experiments/make_miniature.py` pre-trains it on appearance; the result is vlm/weights/miniature.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -17,9 +16,7 @@ from transformers import (
     VideoLlama3VideoProcessor,
 )
 
-MINIATURE = Path(__file__).parents[1] / "weights" / "miniature"
-
-# What MOSS is attached with: a window of +-2 frames and +-2 patches on a 6 x 6 grid.
+# The settings of its MOSS: a window of +-2 frames and +-2 patches on a 6 x 6 grid.
 MINIATURE_MOSS = {
     "moss_window": (5, 5, 5),
     "moss_d_hidden": 32,
@@ -28,7 +25,7 @@ MINIATURE_MOSS = {
 }
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>")
-# Qwen2's own splitting rule: words with their leading space, single digits, punctuation, line breaks.
+# Qwen2's splitting rule: words with their leading space, single digits, punctuation, line breaks.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,7 +44,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(corpus: Iterable[str], vocabulary: int = 768) -> PreTrainedTokenizerFast:
-    """Byte-level BPE split as Qwen2 does, trained on `corpus`; any text can be encoded."""
+    """Byte-level BPE with the splitting rule of Qwen2, trained on `corpus`; it can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -71,7 +68,7 @@ def build_tokenizer(corpus: Iterable[str], vocabulary: int = 768) -> PreTrainedT
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> VideoLlama3Processor:
-    """The real processor around `tokenizer`, with VideoLLaMA3's conversation template."""
+    """VideoLLaMA3's processor with `tokenizer` and a conversation template."""
     return VideoLlama3Processor(
         image_processor=VideoLlama3ImageProcessor(),
         tokenizer=tokenizer,
@@ -81,7 +78,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> VideoLlama3Processor:
 
 
 def build(tokenizer: PreTrainedTokenizerFast) -> VideoLlama3ForConditionalGeneration:
-    """The miniature with random weights: 7 vision layers (MOSS taps the 6th) and 4 of the language model."""
+    """The miniature with random weights: 7 vision layers (MOSS taps the 6th) and 4 language model layers."""
     config = VideoLlama3Config(
         vision_config={
             "hidden_size": 96,

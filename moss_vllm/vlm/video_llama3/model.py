@@ -9,6 +9,7 @@ registers the classes with `AutoConfig`, `AutoModel` and `AutoModelForImageTextT
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -68,10 +69,10 @@ class MossVideoLlama3Config(VideoLlama3Config):
 
 
 class VideoMOSS(MOSS):
-    """MOSS on the tokens of several videos, in one call whatever their sizes.
+    """MOSS on the tokens of several videos of any sizes, in one call.
 
     Processes that shard weights (ZeRO-3) wait for each other at every call of a module with weights, and
-    their clips differ.
+    each process has other clips: a call per clip would leave them waiting.
     """
 
     def forward(  # type: ignore[override]
@@ -91,7 +92,7 @@ class VideoMOSS(MOSS):
             if t == 1:
                 features |= {i: clips[i].new_zeros(h * w // merge**2, clips[i].shape[1]) for i in indices}
                 continue
-            # One pass for all clips of equal size: a pass per clip was the largest cost of a step.
+            # One pass for all clips of equal size: one pass per clip was the largest cost of a step.
             grid = torch.stack([blocks_to_grid(clips[i], t, h, w, merge) for i in indices])
             maps = super().forward(grid)
             features |= dict(zip(indices, (reduce_blocks(m, merge) for m in maps), strict=True))
@@ -102,7 +103,7 @@ class VideoMOSS(MOSS):
         return reduced
 
     def _pass_over_nothing(self, tokens: Tensor) -> Tensor:
-        """A whole pass, as ZeRO-2 adds gradients up in the order they come; statistics stay as they are."""
+        """A whole pass, because ZeRO-2 adds gradients up in the order they come; statistics do not change."""
         kept = [(module, *named) for module in self.modules() for named in module._buffers.items()]
         for module, name, buffer in kept:
             module._buffers[name] = None if buffer is None else buffer.clone()
@@ -112,8 +113,13 @@ class VideoMOSS(MOSS):
         return passed
 
 
+def make_moss(width: int, settings: Mapping[str, Any]) -> VideoMOSS:
+    """The module that `moss_*` settings describe, for an encoder of this width."""
+    return build_moss(MossVideoLlama3VisionConfig(hidden_size=width, **settings))
+
+
 def build_moss(config: MossVideoLlama3VisionConfig) -> VideoMOSS:
-    """The module that the `moss_*` fields describe; all else of it is written here, not left to defaults."""
+    """The module that the `moss_*` fields describe; every other argument stands here, none is a default."""
     length, rows, columns = config.moss_window
     return VideoMOSS(
         config.hidden_size,
@@ -172,7 +178,7 @@ class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
         position_ids = get_vision_position_ids(grid_thw, merge_sizes, kwargs=kwargs)
         cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, self.config, kwargs=kwargs)
         trained = any(p.requires_grad for name, p in self.named_parameters() if not name.startswith("moss."))
-        # A frozen encoder runs without a graph: none of its activations is kept, whatever reads its output.
+        # A frozen encoder runs without a graph, so that none of its activations is kept.
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             hidden = self.embeddings(pixel_values.type(self.dtype))
             position_embeddings = self.rotary_pos_emb(hidden, position_ids)
@@ -188,7 +194,7 @@ class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
                     tapped = hidden
             hidden = self.pixel_unshuffle(self.post_layernorm(hidden), grid_thw, merge_sizes)
         if torch.is_grad_enabled() and self.moss.training:
-            tapped.requires_grad_()  # else ZeRO-3 never learns that MOSS's backward pass is over
+            tapped.requires_grad_()  # without it ZeRO-3 is never told that MOSS's backward pass is over
         motion = self.moss(tapped, grid_thw.tolist(), merge_sizes.tolist())
         return BaseModelOutputWithPooling(last_hidden_state=hidden + motion.to(hidden.dtype))
 
@@ -255,7 +261,7 @@ def moss_config(base: PretrainedConfig, **moss: Any) -> MossVideoLlama3Config:
 
 
 def moss_settings(config: PretrainedConfig) -> dict[str, Any] | None:
-    """What the MOSS of a model is, every `moss_*` field as json has it; None for a model without."""
+    """Every `moss_*` field of a model's config, as json stores it; None for a model without MOSS."""
     if not isinstance(config, MossVideoLlama3Config):
         return None
     values = {name: getattr(config.vision_config, name) for name in MOSS_FIELDS}

@@ -1,4 +1,4 @@
-"""What the json files and the tokenizer of the authors' VideoLLaMA3 release say, in transformers' own terms.
+"""The configs, tokenizer and processor of the authors' VideoLLaMA3 release in transformers' own classes.
 
 Reference: inference/transformers_api/ and videollama3/model/ of DAMO-NLP-SG/VideoLLaMA3. The Python files of
 a release are never read.
@@ -18,14 +18,15 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from moss_vllm.runtime import files
+from moss_vllm.runtime.files import read_json
 from moss_vllm.vlm.video_llama3.miniature import CHAT_TEMPLATE
 
 MODEL_TYPE, VISION_TYPE, PROJECTOR_TYPE = "videollama3_qwen2", "videollama3_vision_encoder", "mlp2x_gelu"
 FEATURE_TOKEN = "<image>"
+RELEASE_REMEDY = "the release is incomplete or damaged, download it again"
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
 
-# Copied by name; a field that a file leaves out has the same default in both projects' classes.
+# Fields copied by name; a missing one has the same default in both projects' classes.
 TEXT_FIELDS = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
     num_key_value_heads hidden_act max_position_embeddings initializer_range rms_norm_eps use_cache
     tie_word_embeddings use_sliding_window sliding_window max_window_layers attention_dropout
@@ -38,7 +39,7 @@ TOKENIZER_FIELDS = "bos_token eos_token pad_token unk_token model_max_length pad
 # The authors' defaults, where transformers has others.
 IMAGE_DEFAULTS = {"patch_size": 14, "min_tokens": 16, "max_tokens": 16384}
 PROCESSOR_DEFAULTS = {"image_merge_size": 1, "video_merge_size": 2, "fps": 1, "max_frames": 128}
-# Read under another name, or about the authors' classes alone.
+# Fields that are read under another name, or that concern only the authors' classes.
 OTHER_FIELDS = """rope_theta rope_scaling vision_encoder_config vision_encoder mm_projector_type torch_dtype
     image_token_index use_token_compression image_mean image_std chat_template model_type architectures
     auto_map transformers_version _name_or_path image_processor_type processor_class""".split()
@@ -49,24 +50,24 @@ def read_settings(source: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no config.json.
-        ValueError: another kind of model, or no settings of the encoder.
+        ValueError: another kind of model, or no settings of its encoder.
     """
     if not (source / "config.json").is_file():
         raise FileNotFoundError(
             f"{source}: no config.json there; give the folder of a downloaded release (hf download "
             "DAMO-NLP-SG/VideoLLaMA3-2B --local-dir FOLDER)"
         )
-    settings = read_json(source / "config.json")
+    settings = read_json(source / "config.json", RELEASE_REMEDY)
     kind = settings.get("model_type")
     if kind == VideoLlama3Config.model_type:
-        raise ValueError(f"{source}: is native already (model_type '{kind}'); use it as it is")
-    # Training keeps the encoder's hub id in one name, releases its settings in the other.
+        raise ValueError(f"{source}: is native already (model_type '{kind}'); use it without conversion")
+    # A training run stores the encoder's hub id under the second name, a release its settings under either.
     vision = settings.get("vision_encoder_config") or settings.get("vision_encoder")
     projector = settings.get("mm_projector_type", PROJECTOR_TYPE)
     if kind == MODEL_TYPE and not isinstance(vision, dict):
         raise ValueError(
-            f"{source}: config.json has vision_encoder={vision!r} and no vision_encoder_config, as training "
-            "saves it; put the encoder's config.json into it under that name, and the encoder's "
+            f"{source}: config.json has vision_encoder={vision!r} and no vision_encoder_config, as a "
+            "training run saves it; put the encoder's config.json into it under that name, and the encoder's "
             "preprocessor_config.json beside it"
         )
     vision_kind = vision.get("model_type", VISION_TYPE) if isinstance(vision, dict) else None
@@ -83,7 +84,7 @@ def read_settings(source: Path) -> dict[str, Any]:
 def native_config(
     settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast, *, dtype: str
 ) -> VideoLlama3Config:
-    """The config of the same model."""
+    """The native config of the model."""
     scaling = dict(settings.get("rope_scaling") or {})
     rope = {
         "rope_theta": settings.get("rope_theta", 10000.0),
@@ -105,28 +106,28 @@ def native_config(
 
 
 def native_tokenizer(source: Path, settings: Mapping[str, Any]) -> tuple[PreTrainedTokenizerFast, list[str]]:
-    """The release's tokenizer, and which placeholders had to be added to it.
+    """The release's tokenizer, and the placeholders that were added to it.
 
-    The authors put one token, <image>, where features of images and frames go; transformers tells images from
-    videos by two. Qwen2.5 has both, unused. The model never reads the embedding of a placeholder.
+    The authors use one placeholder, <image>, for features of images and frames; transformers has one for
+    images and one for videos. Qwen2.5 has both, unused. The model never reads the embedding of a placeholder.
 
     Raises:
-        ValueError: it cannot be read, or is not of this release.
+        ValueError: it cannot be read, or belongs to another release.
     """
-    fields = read_json(source / "tokenizer_config.json")
+    fields = read_json(source / "tokenizer_config.json", RELEASE_REMEDY)
     try:
         tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    except Exception as error:  # tokenizers raises no other class
+    except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(
             f"{source / 'tokenizer.json'}: cannot be read ({error}); download it again"
         ) from error
     vocabulary = tokenizer.get_vocab()
-    index, found = settings["image_token_index"], vocabulary.get(FEATURE_TOKEN)
+    index, own = settings["image_token_index"], vocabulary.get(FEATURE_TOKEN)
     rows, last = settings["vocab_size"], max(vocabulary.values())
-    if found != index or last >= rows:
+    if own != index or last >= rows:
         raise ValueError(
             f"{source}: config.json has {rows} tokens and image_token_index {index}, the tokenizer counts to "
-            f"{last} and has {FEATURE_TOKEN} at {found}; take both from one release"
+            f"{last} and has {FEATURE_TOKEN} at {own}; take both from one release"
         )
     if lacking := [token for token in ("<|im_start|>", "<|im_end|>") if token not in vocabulary]:
         raise ValueError(f"{source}: the tokenizer has no {', '.join(lacking)}; it is not VideoLLaMA3's")
@@ -141,12 +142,12 @@ def native_tokenizer(source: Path, settings: Mapping[str, Any]) -> tuple[PreTrai
 def native_processor(
     source: Path, settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerFast
 ) -> VideoLlama3Processor:
-    """The release's preprocessing. Its limits count tokens after merging, transformers' pixels.
+    """The release's preprocessing. Its limits count merged tokens, and transformers' limits count pixels.
 
     Raises:
         ValueError: patches of another size than the encoder's.
     """
-    images = IMAGE_DEFAULTS | read_json(source / "preprocessor_config.json")
+    images = IMAGE_DEFAULTS | read_json(source / "preprocessor_config.json", RELEASE_REMEDY)
     options = PROCESSOR_DEFAULTS | _read_optional(source / "processor_config.json")
     patch = settings["vision_encoder_config"].get("patch_size", 16)
     if images["patch_size"] != patch:
@@ -178,16 +179,16 @@ def native_processor(
 
 
 def generation_settings(source: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """How the release generates by default; its config's token ids where it does not say."""
+    """The release's generation settings, with the token ids of its config where they have none."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: settings[name] for name in names if settings.get(name) is not None}
-    found = ids | _read_optional(source / "generation_config.json")
-    return {name: value for name, value in found.items() if name != "transformers_version"}
+    generation = ids | _read_optional(source / "generation_config.json")
+    return {name: value for name, value in generation.items() if name != "transformers_version"}
 
 
 def not_carried(source: Path, settings: Mapping[str, Any]) -> list[str]:
-    """Settings of the release that the native format has no place for, such as its training's rates."""
-    images = read_json(source / "preprocessor_config.json")
+    """Settings of the release that the native format has no place for, such as learning rates."""
+    images = read_json(source / "preprocessor_config.json", RELEASE_REMEDY)
     files: dict[str, tuple[Mapping[str, Any], Iterable[str]]] = {
         "": (settings, TEXT_FIELDS),
         "vision_encoder_config.": (settings["vision_encoder_config"], VISION_FIELDS),
@@ -196,22 +197,11 @@ def not_carried(source: Path, settings: Mapping[str, Any]) -> list[str]:
     }
     return [
         prefix + name
-        for prefix, (found, known) in files.items()
-        for name in found
-        if name not in {*known, *OTHER_FIELDS}
+        for prefix, (fields, carried) in files.items()
+        for name in fields
+        if name not in {*carried, *OTHER_FIELDS}
     ]
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """One of the release's json files.
-
-    Raises:
-        FileNotFoundError, ValueError: it is not there, or not json.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there; the release is incomplete, download it again")
-    return files.read_json(file, "download it again")
-
-
 def _read_optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+    return read_json(file, RELEASE_REMEDY) if file.is_file() else {}

@@ -1,0 +1,94 @@
+"""Whether a written checkpoint or a merged model is the model that was in memory."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from moss_vllm.data.rows import Turn
+from moss_vllm.runtime.errors import RunStopped
+from moss_vllm.video.clip import Clip
+from moss_vllm.vlm.adapter import trained_state
+from moss_vllm.vlm.base import autocast
+from moss_vllm.vlm.families import family_of, family_with
+
+
+@torch.no_grad()
+def next_logits(model: nn.Module, processor: Any) -> Tensor:
+    """Logits of the first word about a square that moves right, on the CPU; they tell two models apart.
+
+    Shape:
+        (words,), float32.
+    """
+    frames = np.zeros((4, 56, 56, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        frame[14:42, 7 * index : 7 * index + 28] = 255
+    clip = Clip(frames, np.arange(4) / 2)
+    family, turns = family_with(processor), [Turn("What moves in the video, and where to?")]
+    example = family.encode(processor, clip, turns, compress=False)
+    batch = family.collate([example], pad_id=processor.tokenizer.pad_token_id)
+    device = cast(Any, model).get_input_embeddings().weight.device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with autocast(model.eval()):
+            logits = cast(Any, model)(**inputs, logits_to_keep=1, use_cache=False).logits
+    finally:
+        for module, training in modes:
+            module.training = training
+    return logits[0, -1].float().cpu()
+
+
+def verify(folder: Path, model: PeftModel, state: Mapping[str, Tensor], reloaded: PeftModel) -> None:
+    """Compare a saved model with what its checkpoint reloads to.
+
+    Every trained number must be the same, to the bit, and so must everything that decides how the numbers are
+    used: the base's fingerprint and the settings of LoRA and MOSS. The logits are not compared: equal ones
+    follow, and computing them would take the memory of a second model.
+
+    Args:
+        folder: the checkpoint, to be named in the error.
+        model: the model that was saved.
+        state: its `trained_state`, in full.
+        reloaded: opened from the folder; only what is trained needs memory.
+
+    Raises:
+        RunStopped: something differs.
+    """
+    reloaded_state = trained_state(reloaded)
+    wrong = [
+        name
+        for name in sorted(reloaded_state.keys() | state.keys())
+        if name not in reloaded_state
+        or name not in state
+        or not _same_bits(reloaded_state[name], state[name])
+    ]
+    was, now = _makeup(model), _makeup(reloaded)
+    wrong += [f"{name} {now[name]} (was {was[name]})" for name in was if was[name] != now[name]]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise RunStopped(
+            f"{folder} does not reload to the model that was saved: it differs in {', '.join(wrong[:5])}"
+            f"{more}; do not use it, and report it with its run.json"
+        )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+
+
+def _makeup(model: PeftModel) -> dict[str, Any]:
+    """What decides how the trained numbers are used."""
+    base: Any = model.get_base_model()
+    lora: Any = model.peft_config["default"]
+    return {
+        "base": base.opened_from,
+        "MOSS": family_of(base.config).moss_settings(base.config),
+        "r": lora.r,
+        "alpha": lora.lora_alpha,
+        "dropout": lora.lora_dropout,
+    }

@@ -1,0 +1,61 @@
+"""Owns: a model's family is found by its model_type or processor, and other models are refused by name."""
+
+import subprocess
+import sys
+
+import pytest
+from transformers import Qwen2Config
+
+from moss_vllm.vlm import families
+from moss_vllm.vlm.families import FAMILIES, MOSS_SETTINGS, VIDEO_LLAMA3, family_of, family_with, find_family
+from moss_vllm.vlm.places import MINIATURE
+from moss_vllm.vlm.processor import load_processor
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+def test_a_family_is_found_with_and_without_moss(family):
+    plain, with_moss = family.config(), family.add_moss(family.config())
+    assert family_of(plain) is family_of(with_moss) is family
+    assert not family.has_moss(plain) and family.has_moss(with_moss)
+    assert find_family(plain.model_type, "x") is find_family(with_moss.model_type, "x") is family
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.title)
+def test_moss_has_the_papers_settings_where_none_are_given(family):
+    with_moss = family.add_moss(family.config())
+    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in MOSS_SETTINGS.items()}
+    assert family.moss_settings(with_moss) == settings and family.moss_settings(family.config()) is None
+    moss = family.make_moss(16, {**settings, "moss_d_fuse": 8})
+    assert moss.orders == tuple(settings["moss_orders"])
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", None, ["video_llama_3"], 3])
+def test_another_model_type_is_refused_with_the_families_there_are(model_type):
+    with pytest.raises(
+        ValueError, match=r"^here: model_type .* VideoLLaMA3 \('video_llama_3'\); give a folder"
+    ):
+        find_family(model_type, "here")
+    with pytest.raises(ValueError, match="this model: model_type 'qwen2' is of no family"):
+        family_of(Qwen2Config())
+
+
+def test_a_processor_has_the_family_of_its_class():
+    assert family_with(load_processor(MINIATURE)) is VIDEO_LLAMA3
+    with pytest.raises(ValueError, match="its processor is a str, which is of no family: VideoLLaMA3"):
+        family_with("processor")
+
+
+def test_every_family_has_a_rate_for_moss_and_freezes_the_originals_first():
+    for family in families.FAMILIES:
+        names = [row.name for row in family.rates]
+        assert names[0] == "originals" and "moss" in names and family.rates[0].lr is None
+
+
+def test_core_imports_without_transformers_peft_and_accelerate():
+    code = (
+        "import sys\n"
+        "for name in ('transformers', 'peft', 'accelerate'): sys.modules[name] = None\n"
+        "import moss_vllm.core, moss_vllm.core.presets\n"
+        "assert not [name for name in sys.modules if name.startswith('moss_vllm.vlm')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
