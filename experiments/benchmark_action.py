@@ -29,7 +29,7 @@ from typing import Any
 
 from rich.table import Table
 
-from moss_vllm.data.world.actions import FRAME_PX, MINI_ACTIONS_ROOT, ensure_mini_actions
+from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, MINI_FRAME_PX, ensure_mini_actions
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen
 
@@ -182,7 +182,7 @@ def kept_by_step_mib(step: Step, video: Tensor) -> float:
 
 def measure_step(variant: str, batch: int, device: str, precision: str, repeats: int) -> dict[str, Any]:
     """All `WAYS` of a step in turns, after comparing their losses; ratios are to ours."""
-    size = FRAME_PX if variant == "mini" else IMAGE_SIZE
+    size = MINI_FRAME_PX if variant == "mini" else IMAGE_SIZE
     sizes: dict[str, Any] = {"classes": CLASSES, "frames": FRAMES, "image_size": size}
     torch.manual_seed(0)
     model: Any = build_classifier(variant=variant, weights="random", **sizes).to(device).train()

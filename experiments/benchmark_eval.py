@@ -42,7 +42,7 @@ def options() -> Flags:
     add("--shape", choices=("2b", "7b"), help="random weights of this shape; without, --ckpt")
     add("--ckpt", default="miniature", help="checkpoint or base (default: the miniature)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: %(default)s)")
-    add("--videos", type=int, default=50, help="videos question_count about (default: %(default)s)")
+    add("--video-count", type=int, default=50, help="videos asked about (default: %(default)s)")
     add("--repeats", type=int, default=3, help="repeats of each way (default: %(default)s)")
     add("--protocol", choices=FAVOR_BENCH.protocols, default="letter", help="default: %(default)s")
     add("--sample-fps", type=float, help="frames per second (default: the checkpoint's, else 2)")
@@ -79,10 +79,10 @@ CLAIM = 4.0
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print and, if question_count, write json; returns what is written."""
+    """Measure, print and, if asked, write json; returns what is written."""
     parser = options()
     args = parser.parse_args(argv)
-    if min(args.videos, args.repeats, args.threads) < 1:
+    if min(args.video_count, args.repeats, args.threads) < 1:
         parser.error("--videos, --repeats and --threads take 1 or more")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU, and torch finds none; leave it out to run on the CPU")
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     protocol = chosen.adapt(
         loaded.run.get("protocol", {}), {"short_side_px": args.short_side_px, "sample_fps": args.sample_fps}
     )
-    videos = make_questions(args.videos)
+    videos = make_questions(args.video_count)
     ways: dict[str, list[dict[str, Any]]] = {"one at a time": [], "engine": []}
     measure(loaded, videos[:2], protocol)  # warms up threads, kernels and caches
     for turn in range(args.repeats):

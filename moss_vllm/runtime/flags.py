@@ -17,6 +17,7 @@ OLD_NAMES = {
     "--max-gib": "--cache-gib",
     "--fps": "--sample-fps",
     "--clips": "--clip-settings",
+    "--videos": "--video-count",
     "--frames": "--max-frames",
     "--licence": "--license",
 }

@@ -15,9 +15,9 @@ from moss_vllm.core.presets import MINI, MINI_VIT, build_ladder
 from moss_vllm.data.world import actions
 from moss_vllm.data.world.actions import (
     CLASSES,
-    FRAME_PX,
     FRAMES,
     GROUPS,
+    MINI_FRAME_PX,
     MiniSize,
     Motion,
     draw_motion,
@@ -60,9 +60,9 @@ def test_each_frame_of_a_class_is_a_first_frame_of_every_class(name):
     for frame in range(FRAMES):
         moved = replace(
             still,
-            wall_px=(still.wall_px + motion.wall_px[frame]) % FRAME_PX,
+            wall_px=(still.wall_px + motion.wall_px[frame]) % MINI_FRAME_PX,
             objects_px=(still.objects_px + np.stack([motion.first_px, motion.second_px])[:, frame])
-            % FRAME_PX,
+            % MINI_FRAME_PX,
         )
         other = draw_motion(rng, list(CLASSES)[frame])
         np.testing.assert_array_equal(render_action(moved, other)[0], clip[frame])
@@ -212,7 +212,7 @@ def test_a_file_shows_its_class(dataset):
     clip = read_clip(dataset / path, Sampling(sample_fps=4, short_side_px=None))
     rng = np.random.default_rng((0, 1, 1))
     drawn = render_action(draw_still(rng), draw_motion(rng, list(CLASSES)[int(label)]))
-    assert clip.frames.shape == drawn.shape == (FRAMES, FRAME_PX, FRAME_PX, 3)
+    assert clip.frames.shape == drawn.shape == (FRAMES, MINI_FRAME_PX, MINI_FRAME_PX, 3)
     assert np.abs(clip.frames.astype(int) - drawn.astype(int)).mean() < 6
 
 
@@ -269,8 +269,8 @@ def test_settings_say_what_is_there(dataset):
 def test_the_mini_preset_fits_its_encoder_and_the_clips():
     encoder = VisionTransformer(**MINI_VIT, num_classes=0).eval()
     ladder = build_ladder(MINI, classes=len(CLASSES), image_size=MINI_VIT["img_size"]).eval()
-    assert MINI_VIT["img_size"] == FRAME_PX and encoder.patch_embed.grid_size == ladder.grid == (6, 6)
-    video = torch.randn(1, FRAMES, 3, FRAME_PX, FRAME_PX)
+    assert MINI_VIT["img_size"] == MINI_FRAME_PX and encoder.patch_embed.grid_size == ladder.grid == (6, 6)
+    video = torch.randn(1, FRAMES, 3, MINI_FRAME_PX, MINI_FRAME_PX)
     _, found = encoder.forward_intermediates(
         video[0], indices=[layer - 1 for layer in MINI.layers], return_prefix_tokens=True, output_fmt="NLC"
     )

@@ -37,7 +37,7 @@ from moss_vllm.video.write import write_clip
 
 MINI_ACTIONS_ROOT = Path("data/mini_actions")
 FRAMES = 8  # a model reads all of them: one random frame from each of 8 parts would blur the speeds
-FRAME_PX = 84
+MINI_FRAME_PX = 84
 SPEED_PX = (7, 18)  # least and most from one frame to the next: 1/2 and 4/3 of a patch of 14 pixels
 SLANT_PX = {"slowly": (3, 6), "quickly": (10, 13)}  # in x and in y
 RADIUS_PX = (12.0, 15.0)
@@ -106,8 +106,8 @@ def draw_still(rng: np.random.Generator) -> Still:
         radius_px=float(rng.uniform(*RADIUS_PX)),
         angle_rad=float(rng.uniform(0, 2 * np.pi)),
         texture_phase=float(rng.uniform(0, 2 * np.pi)),
-        wall_px=rng.integers(0, FRAME_PX, 2),
-        objects_px=rng.integers(0, FRAME_PX, (2, 2)),
+        wall_px=rng.integers(0, MINI_FRAME_PX, 2),
+        objects_px=rng.integers(0, MINI_FRAME_PX, (2, 2)),
     )
 
 
@@ -146,7 +146,7 @@ def render_action(still: Still, motion: Motion) -> NDArray[np.uint8]:
     """Draw the clip.
 
     Shape:
-        returns: (T, FRAME_PX, FRAME_PX, 3) uint8.
+        returns: (T, MINI_FRAME_PX, MINI_FRAME_PX, 3) uint8.
     """
     things = []
     for start_px, path_px in zip(still.objects_px, (motion.first_px, motion.second_px), strict=True):
@@ -156,7 +156,7 @@ def render_action(still: Still, motion: Motion) -> NDArray[np.uint8]:
             Thing(still.shape, still.colour, still.radius_px, x_px, y_px, angle, still.texture_phase)
         )
     wall_x, wall_y = (still.wall_px + motion.wall_px).T.astype(np.float32)
-    return draw_wall(Wall(still.seed, wall_x, wall_y, things=tuple(things)), FRAME_PX)
+    return draw_wall(Wall(still.seed, wall_x, wall_y, things=tuple(things)), MINI_FRAME_PX)
 
 
 def ensure_mini_actions(
