@@ -122,7 +122,7 @@ def holds_answers(folder: Path) -> bool:
     """
     files = list((folder / ANSWERS).glob("*.jsonl"))
     if strange := [str(file) for file in files if file.exists() and not file.is_file()]:
-        raise ValueError(f"{strange[0]} is no file; remove it, or name another folder")
+        raise ValueError(f"{strange[0]} is not a regular file; remove it, or name another folder")
     return bool(files)
 
 

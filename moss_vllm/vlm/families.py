@@ -135,7 +135,7 @@ def find_family(model_type: Any, source: Any) -> Family:
     names = ", ".join(f"{family.title} ('{family.config.model_type}')" for family in VIDEO_LLM_FAMILIES)
     remedy = OTHER_MODEL_TYPES.get(str(model_type), "give a folder or hub id of one of these")
     raise ValueError(
-        f"{source}: model_type '{model_type}' is of no family that MOSS attaches to, which are {names}; "
+        f"{source}: model_type '{model_type}' is of none of the families that MOSS attaches to: {names}; "
         f"{remedy}"
     )
 
@@ -155,4 +155,4 @@ def family_with(processor: Any) -> Family:
         if isinstance(processor, family.processor):
             return family
     names = ", ".join(family.title for family in VIDEO_LLM_FAMILIES)
-    raise ValueError(f"its processor is a {type(processor).__name__}, which is of no family: {names}")
+    raise ValueError(f"its processor is a {type(processor).__name__}, of none of the families {names}")

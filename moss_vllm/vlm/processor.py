@@ -29,7 +29,7 @@ def open_processor(folder: str | Path, revision: str | None = None) -> Any:
     """The processor of a folder or hub id; none of its code is run, and the user is not asked to allow it.
 
     Raises:
-        ValueError: it cannot be read, or is of no family.
+        ValueError: it cannot be read, or is of no known family.
     """
     settings: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:

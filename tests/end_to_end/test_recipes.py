@@ -100,7 +100,7 @@ def test_disk_is_told_warned_of_and_refused(recipe, flags, tmp_path, capsys, mon
     assert float(told[1]) * 2**30 == pytest.approx(size, rel=0.9) and "warning: the disk" not in shown
     with_free(5)
     recipe.main(flags("run", "--dry-run", steps=70, save_every=2))
-    assert "warning: the disk does not hold them all; say --keep N or a larger" in capsys.readouterr().out
+    assert "warning: the disk does not hold them all; use --keep N or a larger" in capsys.readouterr().out
     with_free(0)
     with pytest.raises(RuntimeError, match="run: a checkpoint takes .* GiB and 0 GiB are free; make room"):
         recipe.main(flags("run"))
@@ -197,7 +197,7 @@ def test_a_later_layer_switches_off_what_an_earlier_one_gave(recipe, tmp_path):
     found = resolved(f"--config {recipe.PAPER} --accumulate 4")
     assert (found.accumulate, found.clips_a_step) == (4, None)
     (tmp_path / "run.yaml").write_text("cache_gib: 3.0\n")
-    with pytest.raises(ValueError, match="cache_gib is 3.0 and says nothing without cache"):
+    with pytest.raises(ValueError, match="cache_gib is 3.0 and has no effect without cache"):
         resolved(f"--config {tmp_path}/run.yaml")
 
 

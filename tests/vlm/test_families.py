@@ -42,13 +42,13 @@ def test_another_model_type_is_refused_with_the_families_there_are(model_type):
         ValueError, match=r"^here: model_type .* VideoLLaMA3 \('video_llama_3'\); give a folder"
     ):
         find_family(model_type, "here")
-    with pytest.raises(ValueError, match="this model: model_type 'qwen2' is of no family"):
+    with pytest.raises(ValueError, match="this model: model_type 'qwen2' is of none of the families"):
         family_of(Qwen2Config())
 
 
 def test_a_processor_has_the_family_of_its_class():
     assert family_with(load_processor(MINIATURE)) is VIDEO_LLAMA3
-    with pytest.raises(ValueError, match="its processor is a str, which is of no family: VideoLLaMA3"):
+    with pytest.raises(ValueError, match="its processor is a str, of none of the families VideoLLaMA3"):
         family_with("processor")
 
 

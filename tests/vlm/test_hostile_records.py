@@ -73,7 +73,7 @@ def refused(folder, message):
         (
             "processor_config.json",
             {"processor_class": "LlavaProcessor"},
-            "processor is a LlavaProcessor, which is of no family",
+            "processor is a LlavaProcessor, of none of the families",
         ),
         ("processor_config.json", {"image_processor__patch_size": -1}, "processor has patch_size -1, the mo"),
         ("processor_config.json", {"image_processor": 5}, "its processor cannot be read"),

@@ -110,7 +110,8 @@ def test_another_kind_of_model_is_refused(tmp_path):
     Qwen2Config(hidden_size=8).save_pretrained(tmp_path)
     for opened in (checkpoint.load, load_base, load_processor):
         with pytest.raises(
-            ValueError, match=r"model_type 'qwen2' is of no family .* VideoLLaMA3 \('video_llama_3'\); give"
+            ValueError,
+            match=r"model_type 'qwen2' is of none of the families .* VideoLLaMA3 \('video_llama_3'\); give",
         ):
             opened(tmp_path)
 
@@ -121,7 +122,7 @@ def test_the_authors_remote_code_release_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
         ValueError,
-        match=r"'videollama3_qwen2' is of no family .*: python scripts/convert_videollama3.py SOURCE OUT",
+        match=r"'videollama3_qwen2' is of none of the families .*: python scripts/convert_videollama3.py SOURCE OUT",
     ):
         checkpoint.load(tmp_path)
 
