@@ -122,7 +122,7 @@ def test_the_authors_remote_code_release_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(
         ValueError,
-        match=r"'videollama3_qwen2' is of none of the families .*: python scripts/convert_videollama3.py SOURCE OUT",
+        match=r"'videollama3_qwen2' is of none .*: python scripts/convert_videollama3.py SOURCE OUT",
     ):
         checkpoint.load(tmp_path)
 
