@@ -29,7 +29,6 @@ from rich.table import Table
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.data.world.benchmarks import ensure_world
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, Protocol
-from moss_vllm.evaluation.questions import look_over
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
@@ -64,6 +63,7 @@ from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.asking import evaluate, read_as
 from moss_vllm.evaluation.generation import GREEDY
+from moss_vllm.evaluation.questions import look_over
 from moss_vllm.runtime.provenance import versions
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.attention import choose_attention

@@ -17,7 +17,6 @@ OLD_NAMES = {
     "--max-gib": "--cache-gib",
     "--fps": "--sample-fps",
     "--clips": "--clip-settings",
-    "--videos": "--video-count",
     "--frames": "--max-frames",
     "--licence": "--license",
 }

@@ -148,7 +148,12 @@ def test_bfloat16_trains_and_keeps_float32_where_it_learns(rows, tiny_base, tmp_
 def test_fsdp2_trains_saves_and_resumes(tiny_base, tmp_path, kind):
     def run(out, steps, resume="no"):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-        command += [str(ROOT / "tests" / "fsdp_worker.py"), str(tiny_base), str(tmp_path / out), str(steps)]
+        command += [
+            str(ROOT / "tests" / "end_to_end" / "fsdp_worker.py"),
+            str(tiny_base),
+            str(tmp_path / out),
+            str(steps),
+        ]
         done = subprocess.run(
             [*command, str(resume), kind], env=environment(), capture_output=True, text=True, timeout=300
         )
