@@ -178,7 +178,7 @@ def run_remaining(remaining: Sequence[Run], jobs: int, threads: int, keep: Calla
     failed: list[Run] = []
     spent_s: list[float] = []
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command continues"))
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -224,5 +224,5 @@ def last_words(run: Run, status: int) -> str:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command goes on, and repeats no finished run"):
+    with errors_in_one_line("the same command continues, and repeats no finished run"):
         raise SystemExit(1 if main().get("failed") else 0)

@@ -165,10 +165,10 @@ class Step(nn.Module):
 def stack_layers(encoder: ImageEncoder, frames: Tensor, *, graph: bool) -> list[Tensor]:
     """The tapped layers of `encoder`, cut out of one tensor of all its layers."""
     with torch.set_grad_enabled(graph and torch.is_grad_enabled()):
-        found = encoder.vit.forward_intermediates(
+        taps = encoder.vit.forward_intermediates(
             frames, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
-        layers = torch.stack([encoder._with_class_token(tokens) for tokens in found])
+        layers = torch.stack([encoder._with_class_token(tokens) for tokens in taps])
     return [layers[layer - 1] for layer in encoder.layers]
 
 
@@ -190,11 +190,11 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
     labels = torch.randint(CLASSES, (batch,)).to(device)
     ways = {way: Step(model, way, labels, PRECISIONS[precision]) for way in WAYS}
     meter, grad = Meter(device, threads=1), torch.ones((), device=device)
-    found: dict[str, dict[str, Any]] = {way: {} for way in ways}
+    costs: dict[str, dict[str, Any]] = {way: {} for way in ways}
     losses: list[float] = []
     times: list[list[tuple[float, float]]] = []
     for way, step in ways.items():  # which also warms up
-        found[way] = {
+        costs[way] = {
             "kept_mib": kept_by_step_mib(step, video),
             "peak_mib": meter.peak_mib(step, video, grad),
         }
@@ -211,9 +211,9 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
     for way, measured in zip(ways, zip(*times, strict=True), strict=True):
         forward, whole = (spread(column) for column in zip(*measured, strict=True))
         speed = 1000 * batch / whole["median"]
-        found[way] |= {"clips_per_s": speed, "forward_ms": forward, "step_ms": whole}
-    ours = found["ours"]
-    for one in found.values():
+        costs[way] |= {"clips_per_s": speed, "forward_ms": forward, "step_ms": whole}
+    ours = costs["ours"]
+    for one in costs.values():
         one["ratio"] = {"step_ms": one["step_ms"]["median"] / ours["step_ms"]["median"]}
         one["ratio"] |= {key: one[key] / ours[key] for key in ("kept_mib", "peak_mib") if ours[key]}
     layers = {"encoder": model.encoder.depth, "tapped": len(model.encoder.layers)}
@@ -226,7 +226,7 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
         "layers": layers,
     }
     stss = ": ".join(stss_path(torch.device(device), find_preset(variant).window))
-    return {**settings, "frames": FRAMES, "stss": stss, "clock": clock, "ways": found}
+    return {**settings, "frames": FRAMES, "stss": stss, "clock": clock, "ways": costs}
 
 
 def print_step(console: Screen, found: dict[str, Any]) -> None:
@@ -244,8 +244,8 @@ def print_step(console: Screen, found: dict[str, Any]) -> None:
             "peak_mib": one["peak_mib"],
         }
         for key, value in values.items():
-            known = key in one["ratio"] and value is not None
-            cells.append(f"{value:,.0f} ({one['ratio'][key]:.2f}x)" if known else "not known here")
+            is_measured = key in one["ratio"] and value is not None
+            cells.append(f"{value:,.0f} ({one['ratio'][key]:.2f}x)" if is_measured else "not known here")
         table.add_row(WAYS[way], *cells)
     console.print(table)
 
@@ -264,11 +264,11 @@ def measure_waiting(root: Path, steps: int, repeats: int) -> dict[str, Any]:
                 jobs.append((f"{workers} workers", partial(run_recipe, recipe, root, out, steps, workers)))
         runs = run_jobs(jobs)
     own = {workers: runs[place :: len(WORKERS)] for place, workers in enumerate(WORKERS)}
-    found = [
+    by_workers = [
         {"workers": workers, **{key: spread([run[key] for run in some]) for key in some[0]}}
         for workers, some in own.items()
     ]
-    return {"steps": steps, "warm_up": WARM_UP, "runs": found}
+    return {"steps": steps, "warm_up": WARM_UP, "runs": by_workers}
 
 
 def run_recipe(recipe: Any, root: Path, out: Path, steps: int, workers: int) -> dict[str, float]:

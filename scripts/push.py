@@ -196,7 +196,7 @@ def _base_of(folder: Path) -> str:
 
 def refuse_secrets(folder: Path, contents: Contents) -> None:
     """ValueError that names every place of a possible access key, or notes in a header of weights."""
-    found = []
+    secrets = []
     for name, content in contents.items():
         file = folder / name
         if file.suffix == ".safetensors":
@@ -214,12 +214,12 @@ def refuse_secrets(folder: Path, contents: Contents) -> None:
             text = file.read_text(encoding="utf-8")
             if "\\u" in text and file.suffix == ".json" and name != VOCABULARY:
                 text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-        found += [
+        secrets += [
             f"{name}: line {line}: {kind}" for line, kind in find_secrets(text, vocabulary=name == VOCABULARY)
         ]
-    if found:
+    if secrets:
         raise ValueError(
-            f"{folder}: what looks like an access key would be published: {'; '.join(sorted(set(found)))}; "
+            f"{folder}: what looks like an access key would be published: {'; '.join(sorted(set(secrets)))}; "
             "remove it there, and withdraw the key if others could read it"
         )
 

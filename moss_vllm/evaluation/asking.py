@@ -202,7 +202,7 @@ def _answer(
     except torch.OutOfMemoryError as error:
         raise RunStopped(
             f"no memory for {batch_size} questions at once; lower --batch-size, --max-frames or "
-            "--short-side-px. Answers so far are kept, the same command goes on"
+            "--short-side-px. Answers so far are kept, the same command continues"
         ) from error
 
 

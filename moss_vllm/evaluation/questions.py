@@ -64,7 +64,7 @@ def find_unreadable(videos: Sequence[BenchmarkVideo]) -> dict[str, str]:
 def describe_unreadable(failed: Mapping[str, str]) -> list[str]:
     """The lines of one message about all of them."""
     lines = [f"  {video_id}: {reason}" for video_id, reason in failed.items()]
-    remedy = "mend them, or pass --allow-missing, which goes on without them and says so"
+    remedy = "mend them, or pass --allow-missing, which continues without them and says so"
     return [f"videos missing or unreadable: {len(failed)}", *lines, remedy]
 
 

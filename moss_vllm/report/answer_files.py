@@ -81,17 +81,25 @@ def read_results(folder: Path) -> Results:
     """
     evaluation = read_evaluation(folder)
     stored, protocol, benchmark = evaluation.stored, evaluation.protocol, evaluation.benchmark
-    asked = [
+    answers = [
         _read(answer, benchmark is FAVOR_BENCH, protocol.name == "favor_official")
         for answer in stored.answers.values()
     ]
     tasks = dict(benchmark.tasks) if benchmark else {}
-    tasks |= {one.task: one.task for one in asked if one.task not in tasks}
+    tasks |= {one.task: one.task for one in answers if one.task not in tasks}
     times = [file.stat().st_mtime for file in (folder / ANSWERS).glob("*.jsonl")]
     written = datetime.fromtimestamp(max(times), timezone.utc)
-    scored = [one for one in asked if one.outcome != "withheld"]
+    scored = [one for one in answers if one.outcome != "withheld"]
     results = Results(
-        folder, evaluation.header, protocol, tasks, asked, stored, written, len(asked), *_score(scored, tasks)
+        folder,
+        evaluation.header,
+        protocol,
+        tasks,
+        answers,
+        stored,
+        written,
+        len(answers),
+        *_score(scored, tasks),
     )
     _add_result(results)
     _compare_counts(results)
@@ -145,9 +153,9 @@ def _add_result(results: Results) -> None:
         results.notes.append(f"{RESULT} is not there, for the evaluation did not come to its end")
         return
     try:
-        told = read_json(file, "it is left out here")
-        asked, counts, failed = told["asked"], told["counts"], told["failed"]
-        same = all(told[key] == value for key, value in results.header.items())
+        result = read_json(file, "it is left out here")
+        asked, counts, failed = result["asked"], result["counts"], result["failed"]
+        same = all(result[key] == value for key, value in results.header.items())
         same = same and (asked > len(results.asked) if failed else asked == len(results.asked))
         for key in ("correct", "answered"):
             same = same and all(counts[key][task] == n for task, n in getattr(ours, key, {}).items())
@@ -160,9 +168,9 @@ def _add_result(results: Results) -> None:
             f"{len(results.asked):,} answers that are kept"
         )
         return
-    results.done, results.chance = asked, told["chance_percent"]
-    results.notes += told["notes"]
-    results.motion_world = told.get("motion_world") is True
+    results.done, results.chance = asked, result["chance_percent"]
+    results.notes += result["notes"]
+    results.motion_world = result.get("motion_world") is True
     if counts:
         answered = dict.fromkeys(counts["total"], 0) if ours is None else ours.total
         results.unseen = {task: counts["total"][task] - n for task, n in answered.items()}

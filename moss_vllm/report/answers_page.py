@@ -36,7 +36,7 @@ def answers_page(results: Results, strips: int | None = None) -> str:
         raise ValueError(f"--strips {strips} is negative; 0 makes a page without frames")
     videos = choose_videos(results.asked)[: MOST_VIDEOS if strips is None else strips]
     paths = {video: str(results.stored.videos[video].get("path")) for video in videos}
-    found = read_strips(paths, results.protocol.sample_fps, MOST_BYTES if strips is None else None)
+    frames = read_strips(paths, results.protocol.sample_fps, MOST_BYTES if strips is None else None)
     name = f"{results.header.get('checkpoint')} on {results.benchmark}"
     made = f"Made by moss_vllm {moss_vllm.__version__}, {moment(datetime.now(timezone.utc))}"
     parts = [
@@ -49,11 +49,11 @@ def answers_page(results: Results, strips: int | None = None) -> str:
         section("score", ANSWER_PARTS["score"], *_score(results)),
         section("choices", ANSWER_PARTS["choices"], *show_choices(results)),
         section("time", ANSWER_PARTS["time"], *_time(results)),
-        section("questions", ANSWER_PARTS["questions"], *_browser(results, found)),
+        section("questions", ANSWER_PARTS["questions"], *_browser(results, frames)),
         section("run", ANSWER_PARTS["run"], *_run(results)),
         tag("p", made, class_="soft"),
     ]
-    return document(name, parts, _data(results, found), "answers.js")
+    return document(name, parts, _data(results, frames), "answers.js")
 
 
 def _status(results: Results) -> list[Html]:
@@ -61,10 +61,10 @@ def _status(results: Results) -> list[Html]:
     done, total, failed = results.done, results.total, results.stored.failed
     written = f"the answers were last written {moment(results.written)}"
     if done >= total:
-        told = [tag("p", f"Complete: all {total:,} questions; {written}.", class_="status good")]
+        lines = [tag("p", f"Complete: all {total:,} questions; {written}.", class_="status good")]
     else:
         why = "--limit, an evaluation that was stopped, or one under way"
-        told = [
+        lines = [
             tag("p", f"Partial: {done:,} of {total:,} questions ({why}); {written}.", class_="status open")
         ]
     if failed:
@@ -79,8 +79,8 @@ def _status(results: Results) -> list[Html]:
         )
         more = tag("li", f"and {len(failed) - VIDEOS_NAMED:,} more") if len(failed) > VIDEOS_NAMED else ""
         head = f"{counted(len(failed), 'video')} missing or unreadable, {tally}:"
-        told.append(tag("div", head, tag("ul", *names, more), class_="status bad"))
-    return told
+        lines.append(tag("div", head, tag("ul", *names, more), class_="status bad"))
+    return lines
 
 
 def _figures(results: Results) -> list[tuple[str, str]]:
@@ -102,31 +102,31 @@ def _figures(results: Results) -> list[tuple[str, str]]:
 
 def _score(results: Results) -> list[Html]:
     """Bars, and the table of their numbers."""
-    found, name = results.score, str(results.header.get("checkpoint"))
-    if found is None:
+    score, name = results.score, str(results.header.get("checkpoint"))
+    if score is None:
         return [tag("p", "No question asked has a public answer, so there is no score.")]
     published = {} if results.motion_world else PAPER_TABLE_5.get(results.benchmark, {})
     paper = {f"{row} (paper)": values for row, values in published.items()}
-    tasks = [task for task in found.total if found.total[task] or any(task in row for row in paper.values())]
+    tasks = [task for task in score.total if score.total[task] or any(task in row for row in paper.values())]
     tasks = [task for task in next(iter(paper.values()), {}) if task in tasks] or tasks
-    tasks += [task for task in found.total if found.total[task] and task not in tasks]
+    tasks += [task for task in score.total if score.total[task] and task not in tasks]
     series = [Bars(row, values, f"paper{place}") for place, (row, values) in enumerate(paper.items())]
-    series.append(Bars(name, found.accuracy, "c0", found.intervals, labelled=True))
+    series.append(Bars(name, score.accuracy, "c0", score.intervals, labelled=True))
 
     def line(head: str, values: Mapping[str, Any], form: str) -> list[Html]:
         cells = (format(values[task], form) if task in values else "-" for task in tasks)
         return [tag("th", head, scope="row"), *(tag("td", cell, class_="number") for cell in cells)]
 
-    asked = {task: number for task, number in found.total.items() if number}
-    spans = {task: f"{low:.1f} to {high:.1f}" for task, (low, high) in found.intervals.items()}
+    totals = {task: number for task, number in score.total.items() if number}
+    spans = {task: f"{low:.1f} to {high:.1f}" for task, (low, high) in score.intervals.items()}
     lines = [
         *(line(row, values, ".1f") for row, values in paper.items()),
         line("chance (this data)", results.chance, ".1f"),
-        line(name, found.accuracy, ".1f"),
+        line(name, score.accuracy, ".1f"),
         line("95 % interval", spans, ""),
-        line("right", {task: found.correct[task] for task in asked}, ",d"),
-        line("answers that name an option", {task: found.answered[task] for task in asked}, ",d"),
-        line("questions", asked, ",d"),
+        line("right", {task: score.correct[task] for task in totals}, ",d"),
+        line("answers that name an option", {task: score.answered[task] for task in totals}, ",d"),
+        line("questions", totals, ",d"),
     ]
     names = ", ".join(
         f"{task}: {results.tasks[task]}" for task in tasks if results.tasks.get(task, task) != task
@@ -154,9 +154,9 @@ def _time(results: Results) -> list[Html]:
     for place, (stage, values) in enumerate(seconds.items()):
         share = 100 * sum(values) / whole
         bar.append(tag("i", class_=f"c{place}", style=f"flex:{share:.2f}", title=f"{stage}: {share:.1f} %"))
-        told = [f"{sum(values):,.1f}", f"{share:.1f}"]
-        told += [f"{statistics.median(values):,.3f}", f"{max(values):,.3f}"]
-        cells = (tag("td", one, class_="number") for one in told)
+        figures = [f"{sum(values):,.1f}", f"{share:.1f}"]
+        figures += [f"{statistics.median(values):,.3f}", f"{max(values):,.3f}"]
+        cells = (tag("td", one, class_="number") for one in figures)
         lines.append(tag("tr", tag("td", tag("i", class_=f"box c{place}"), stage), *cells))
     sizes = []
     for key, name in (("frames", "frames of a video"), ("shared_tokens", "tokens its questions share")):
@@ -180,26 +180,26 @@ def _time(results: Results) -> list[Html]:
 
 def _browser(results: Results, strips: Mapping[str, Strip]) -> list[Html]:
     """The controls; answers.js builds the questions on view from the page's data."""
-    found = [video for video, strip in strips.items() if "frames" in strip]
+    shown = [video for video, strip in strips.items() if "frames" in strip]
     bad = [video for video, strip in strips.items() if "failed" in strip]
     total = len(results.stored.videos)
-    told = (
-        f"Frames are shown of {len(found):,} of {counted(total, 'video')}, up to {MOST_FRAMES} spread evenly "
+    note = (
+        f"Frames are shown of {len(shown):,} of {counted(total, 'video')}, up to {MOST_FRAMES} spread evenly "
     )
-    told += "over each; " + ("wrong answers come first, the tasks in turn; " if total > len(strips) else "")
-    told += "--strips N takes N videos, 0 none."
+    note += "over each; " + ("wrong answers come first, the tasks in turn; " if total > len(strips) else "")
+    note += "--strips N takes N videos, 0 none."
     if bad:
         more = f" and {len(bad) - VIDEOS_NAMED:,} more" if len(bad) > VIDEOS_NAMED else ""
-        told += f" {counted(len(bad), 'video')} cannot be read now: {', '.join(bad[:VIDEOS_NAMED])}{more}."
-    if results.protocol.still and found:
-        told += " The model was shown one frame only, the middle one; these are the video's own."
+        note += f" {counted(len(bad), 'video')} cannot be read now: {', '.join(bad[:VIDEOS_NAMED])}{more}."
+    if results.protocol.still and shown:
+        note += " The model was shown one frame only, the middle one; these are the video's own."
     number = len(results.asked) + len(results.stored.failed)
     outcomes = {one.outcome for one in results.asked} | ({"failed"} if results.stored.failed else set())
     label = {outcome: outcome.capitalize() for outcome in OUTCOMES}
     label |= {"failed": "Failed videos"} | ({} if results.score else {"withheld": "Not judged"})
     search = tag("input", type="search", id="search", placeholder="uid, video, question, option, output")
     return [
-        tag("p", told, class_="soft"),
+        tag("p", note, class_="soft"),
         tag("noscript", tag("p", "Scripts are off in this browser; the questions need them.")),
         tag(
             "div",
@@ -248,15 +248,15 @@ def _run(results: Results) -> list[Html]:
     first = next(iter(results.stored.answers.values()), {})
     rows = [*header.items(), *versions.items()]
     more = [("protocol." + key, value) for key, value in protocol.items()]
-    told = [
+    parts = [
         tag("h3", "A prompt, as put"),
         tag("pre", trim(str(first.get("prompt", "-")), QUESTION_CHARACTERS)),
         tag("h3", "Header of the answers"),
         tag("div", table((), rows, class_="pairs"), table((), more, class_="pairs"), class_="columns"),
     ]
     if run:
-        told += [tag("h3", "The checkpoint's own run"), table((), list(run.items()), class_="pairs")]
-    return told
+        parts += [tag("h3", "The checkpoint's own run"), table((), list(run.items()), class_="pairs")]
+    return parts
 
 
 def _data(results: Results, strips: Mapping[str, Strip]) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def option_name(place: int | str, by_text: bool) -> str:
 
 def show_choices(results: Results) -> list[Html]:
     """Bars of all answers, then the matrix of all answers and that of each task."""
-    asked = [one for one in results.asked if one.options]
-    if not asked:
+    choices = [one for one in results.asked if one.options]
+    if not choices:
         return [tag("p", "No question with options is answered yet.")]
     by_text = results.names_options
     what = "position in the list of options" if by_text else "letter"
@@ -39,14 +39,14 @@ def show_choices(results: Results) -> list[Html]:
         note += " An output that names several options may be right by the benchmark's own rule."
     small = []
     for task, name in results.tasks.items():
-        if of_task := [one for one in asked if one.task == task]:
+        if of_task := [one for one in choices if one.task == task]:
             head = tag("h4", f"{task}: {name}" if name != task else task)
             small.append(tag("div", head, _matrix(of_task, by_text)))
     return [
-        _shares(asked, by_text),
-        tag("h3", f"Right and chosen, {counted(len(asked), 'answer')}"),
+        _shares(choices, by_text),
+        tag("h3", f"Right and chosen, {counted(len(choices), 'answer')}"),
         tag("p", note, class_="soft"),
-        _matrix(asked, by_text),
+        _matrix(choices, by_text),
         *([tag("h3", "Each task"), tag("div", *small, class_="matrices")] if len(small) > 1 else []),
     ]
 

@@ -262,8 +262,8 @@ def _score(result: Mapping[str, Any]) -> str:
         notes.append(difference)
     protocol = ", ".join(f"{name}={value}" for name, value in result["protocol"].items())
     partial = "" if result["asked"] == result["questions"] else f" **Partial: of {result['questions']:,}.**"
-    asked = f"{_cell(result['benchmark'])}, {result['asked']:,} questions.{partial}"
-    head = f"{asked} Protocol: {_cell(protocol)}.\n"
+    summary = f"{_cell(result['benchmark'])}, {result['asked']:,} questions.{partial}"
+    head = f"{summary} Protocol: {_cell(protocol)}.\n"
     return "\n".join([head, *(f"- **{_cell(note)}**" for note in notes), *[""] * bool(notes), *lines])
 
 

@@ -102,7 +102,7 @@ def _status(run: RunFiles) -> Html:
     else:
         message = f"No step is logged yet {of}."
     if run.checkpoint:
-        message += f" The same command with --resume auto goes on from {run.checkpoint.name}."
+        message += f" The same command with --resume auto continues from {run.checkpoint.name}."
     else:
         message += " There is no checkpoint."
     return tag("p", message, class_="status bad" if stop else "status open")

@@ -172,8 +172,8 @@ def draw_column(sheet: Sheet, column: int) -> NDArray[np.uint8]:
 def _draw_bar(axes: Axes, row: MapRow, orientation: str) -> None:
     """The scale of a row."""
     colours = ScalarMappable(Normalize(*row.scale), row.colour_map)
-    how: dict[str, Any] = {"ticks": row.scale, "format": "%.2f", "extend": "max"}
-    bar = axes.figure.colorbar(colours, cax=axes, orientation=orientation, **how)
+    style: dict[str, Any] = {"ticks": row.scale, "format": "%.2f", "extend": "max"}
+    bar = axes.figure.colorbar(colours, cax=axes, orientation=orientation, **style)
     bar.ax.tick_params(labelsize=7, length=2, pad=2)
     if orientation == "horizontal":  # centred numbers of neighbouring bars would overlap
         for label, side in zip(bar.ax.get_xticklabels(), ("left", "right"), strict=True):
@@ -199,23 +199,23 @@ def _draw_frame(axes: Axes, sheet: Sheet, column: int) -> None:
         return
     for number, (one, region) in enumerate(zip(sheet.marked, sheet.regions, strict=True)):
         rows, columns = region.values.shape
-        how: dict[str, Any] = {"fill": False, "clip_on": False}
+        outline: dict[str, Any] = {"fill": False, "clip_on": False}
         style = ("-", "--", ":", "-.")[number % 4]
         place = (region.left, region.top)
-        axes.add_patch(Rectangle(place, columns, rows, color=REGION_COLOUR, lw=1.6, ls=style, **how))
+        axes.add_patch(Rectangle(place, columns, rows, color=REGION_COLOUR, lw=1.6, ls=style, **outline))
         if column == len(sheet.titles) // 2:
             for colour, width in (("white", 2.8), (one.colour, 1.8)):
-                axes.add_patch(Rectangle((one.query.x, one.query.y), 1, 1, color=colour, lw=width, **how))
+                axes.add_patch(Rectangle((one.query.x, one.query.y), 1, 1, color=colour, lw=width, **outline))
 
 
 def _draw_map(axes: Axes, sheet: Sheet, row: MapRow, column: int) -> None:
     """A map at its place over the darkened frame."""
-    found = row.maps[column]
-    if not _on_grid(axes, sheet, column, brightness=0.5) or found is None:
+    placed = row.maps[column]
+    if not _on_grid(axes, sheet, column, brightness=0.5) or placed is None:
         return
-    rows, columns = found.values.shape
-    extent = (found.left, found.left + columns, found.top + rows, found.top)
-    axes.imshow(found.values, cmap=row.colour_map, norm=Normalize(*row.scale), extent=extent)
+    rows, columns = placed.values.shape
+    extent = (placed.left, placed.left + columns, placed.top + rows, placed.top)
+    axes.imshow(placed.values, cmap=row.colour_map, norm=Normalize(*row.scale), extent=extent)
     axes.set(xlim=(0, sheet.grid[1]), ylim=(sheet.grid[0], 0))
 
 

@@ -31,11 +31,11 @@ class Flags(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Understand old names; print each new name once, on stderr."""
         words, renamed = list(sys.argv[1:] if args is None else args), dict[str, str]()
-        known = self._option_string_actions
+        flags = self._option_string_actions
         for place, word in enumerate(words):
             name, equals, value = word.partition("=")
             new = OLD_NAMES.get(name)
-            if new in known and name not in known:
+            if new in flags and name not in flags:
                 words[place], renamed[name] = f"{new}{equals}{value}", new
         for name, new in renamed.items():
             say(f"{name} is called {new} now", file=sys.stderr)

@@ -268,7 +268,7 @@ class AnswerFile:
             while rest:  # on a full disk a write may take a part
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
-            remedy = "make room there; the same command goes on from here"
+            remedy = "make room there; the same command continues from here"
             raise OSError(f"{self.path} cannot be written ({error.strerror}); {remedy}") from error
 
     def __enter__(self) -> "AnswerFile":

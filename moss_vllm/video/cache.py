@@ -83,7 +83,7 @@ class FrameCache:
     """`read_clip` and `read_frames` with their frames kept on disk; it pickles, for DataLoader workers.
 
     A cache above `max_gib`, or whose disk refuses a write, gets no more entries from this process. It warns
-    once, and goes on by decoding.
+    once, and continues by decoding.
 
     Raises: OSError for a folder that cannot be created, ValueError for a limit that is not positive.
     """

@@ -247,7 +247,7 @@ def test_running_processes_end_with_the_script(world, tmp_path, monkeypatch):
     started, plain = [], ablate.start_run
     monkeypatch.setattr(ablate, "start_run", lambda *how: started.append(plain(*how)) or started[-1])
     monkeypatch.setattr(ablate.time, "sleep", lambda _: ablate.signal.raise_signal(ablate.signal.SIGTERM))
-    with pytest.raises(SystemExit, match="stopped; the same command goes on"):
+    with pytest.raises(SystemExit, match="stopped; the same command continues"):
         ablate.run_remaining(runs, 2, 1, lambda run: "")
     assert len(started) == 2 and all(process.returncode == -15 for process in started)
 

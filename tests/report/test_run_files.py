@@ -18,7 +18,7 @@ def test_a_killed_run_is_shown_as_far_as_it_got(folder):
     (folder / "evals.jsonl").unlink()
     page = write(folder)
     assert "Interrupted at step 6 of 10, or still running: train.jsonl was last written" in page.text
-    assert "The same command with --resume auto goes on from step-000010." in page.text
+    assert "The same command with --resume auto continues from step-000010." in page.text
     assert "train.jsonl ends in a torn line 7: the run was killed, or writes it now" in page.text
     assert "evals.jsonl is not there: no question was asked in training (--eval-data asks some)" in page.text
     assert sorted(page.curve("Loss", "each step")) == [1, 2, 3, 4, 5, 6]
@@ -94,7 +94,7 @@ def test_a_stop_on_a_loss_that_is_not_finite_is_told(folder):
     page = write(folder)
     assert (
         "Stopped on a loss that is not finite (nan) at step 11 of 10. The rows of its batch are in "
-        "not-finite-step-000011-0.json: a.mp4, b.mp4. The same command with --resume auto goes on from "
+        "not-finite-step-000011-0.json: a.mp4, b.mp4. The same command with --resume auto continues from "
         "step-000010."
     ) in page.text
 
