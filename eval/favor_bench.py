@@ -1,7 +1,7 @@
 """FAVOR-Bench: ask a model its questions about motion, and print the left half of the paper's Table 5.
 
     python eval/favor_bench.py                                       # the miniature on the motion world
-    python eval/favor_bench.py --data ~/data/FAVOR --ckpt runs/favor_lora/step-001000
+    python eval/favor_bench.py --data ~/data/FAVOR --ckpt runs/favor_videollama3_2b/step-001000
     accelerate launch --multi_gpu eval/favor_bench.py --data ...     # videos shared out over processes
 
 Expected with VideoLLaMA3-2B on the 8,184 questions (paper): 42.2 as released, 45.5 fine-tuned on FAVOR-Train,

@@ -1,7 +1,7 @@
 """FAVOR-Bench's open-ended half: a caption of every video, for the benchmark's own LLM-free scripts to score.
 
     python eval/favor_captions.py                                    # the miniature on the motion world
-    python eval/favor_captions.py --data ~/data/FAVOR --ckpt runs/favor_lora/step-001000
+    python eval/favor_captions.py --data ~/data/FAVOR --ckpt runs/favor_videollama3_2b/step-001000
     accelerate launch --multi_gpu eval/favor_captions.py --data ...  # videos shared out over processes
 
 Writes to `--out`: `answers/` (each caption as soon as it is finished) and, once all are, `captions.json`, a

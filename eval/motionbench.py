@@ -1,7 +1,7 @@
 """MotionBench: ask a model its questions about motion, and print the right half of the paper's Table 5.
 
     python eval/motionbench.py                                       # the miniature on the motion world
-    python eval/motionbench.py --data ~/data/MotionBench --ckpt runs/favor_lora/step-001000
+    python eval/motionbench.py --data ~/data/MotionBench --ckpt runs/favor_videollama3_2b/step-001000
     accelerate launch --multi_gpu eval/motionbench.py --data ...     # videos shared out over processes
 
 Expected with VideoLLaMA3-2B on the 4,018 dev questions (paper): 50.2 as released, 51.4 fine-tuned on

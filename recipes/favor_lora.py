@@ -2,7 +2,7 @@
 
     python recipes/favor_lora.py                                  # the miniature on the motion world, minutes
     accelerate launch recipes/favor_lora.py --config recipes/configs/favor_videollama3_2b.yaml \\
-        --data FAVOR/prepared/kept.json --model VideoLLaMA3-2B-native   # the paper's run, 8 GPU-hours
+        --data FAVOR/prepared/kept.json --model VideoLLaMA3-2B-native  # the paper's run; Sec. 4.5: 8 GPU-h
     accelerate launch --multi_gpu ...                             # DDP
     accelerate launch --use_deepspeed --deepspeed_config_file recipes/configs/deepspeed_zero2.json ...
     python recipes/favor_lora.py --dry-run --model shape:2b       # parameters and memory, without weights

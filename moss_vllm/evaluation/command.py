@@ -136,6 +136,8 @@ def finish(result: Result, out: Path, args: argparse.Namespace) -> None:
             f"stopped; whoever ends last writes the table to {out}, and so does: {merge_command(args, out)}",
             file=sys.stderr,
         )
+        if args.merge and args.limit is None:
+            say("an evaluation with --limit is merged with the same --limit", file=sys.stderr)
         return
     result.save(out)
     Screen().print(result.table())

@@ -261,7 +261,11 @@ def _score(result: Mapping[str, Any]) -> str:
     if (difference := _difference(result)) and not any("not comparable" in note for note in notes):
         notes.append(difference)
     protocol = ", ".join(f"{name}={value}" for name, value in result["protocol"].items())
-    partial = "" if result["asked"] == result["questions"] else f" **Partial: of {result['questions']:,}.**"
+    partial = (
+        ""
+        if result["asked"] == result["questions"]
+        else f" **Partial: of {result['questions']:,} questions.**"
+    )
     summary = f"{_cell(result['benchmark'])}, {result['asked']:,} questions.{partial}"
     head = f"{summary} Protocol: {_cell(protocol)}.\n"
     return "\n".join([head, *(f"- **{_cell(note)}**" for note in notes), *[""] * bool(notes), *lines])

@@ -75,13 +75,16 @@ def describe_training(
 def announce(
     accelerator: Accelerator, settings: Any, record: dict[str, Any], out: Path, resume: Path | None
 ) -> None:
-    """Write settings.json and open the tracker; every process must call it.
+    """Write settings.json, open the tracker, say what is resumed; every process must call it.
 
     Args:
         record: of the main process; the others' is not read.
     """
     if accelerator.is_main_process:
         write(record, out, resume)
+        if resume:
+            is_last = step_of(resume) == settings.steps
+            say(f"resumed from {resume}{', the last step: nothing remains to be trained' * is_last}")
     open_tracker(accelerator, settings, resume)
 
 
