@@ -118,11 +118,6 @@ def test_options_replace_the_presets_sizes():
     assert ladder.moss.order1.in_proj.out_features == MOSS_L.d_hidden
 
 
-def test_a_module_at_an_untapped_layer_is_an_error():
-    with torch.device("meta"), pytest.raises(ValueError, match="would never run"):
-        build_ladder(MOSS_S, classes=174, temporal_layers=(5,))
-
-
 def test_video_llm_preset_is_what_the_video_llm_builds():
     from moss_vllm.vlm.video_llama3.model import MossVideoLlama3VisionConfig
 
