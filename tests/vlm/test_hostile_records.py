@@ -103,9 +103,10 @@ def test_a_base_with_json_that_is_none(base, name, text):
 
 @WITH_MOSS
 @pytest.mark.parametrize("name", ["run.json", "adapter_config.json", "tokenizer_config.json"])
-def test_a_checkpoint_with_json_that_is_too_deep(copy, name):
-    (copy / name).write_text(DEEP)
-    refused(copy, rf"{name}: cannot be read as JSON \(it is nested too deeply\)")
+def test_a_checkpoint_with_json_that_is_none(copy, name):
+    for text, reason in ((DEEP, "is nested too deeply"), ("[1]", "holds a list")):
+        (copy / name).write_text(text)
+        refused(copy, rf"{name}: cannot be read as JSON \(it {reason}")
 
 
 @pytest.mark.parametrize(
