@@ -60,17 +60,6 @@ def test_golden_values_and_every_weight_gets_a_gradient():
     assert without == {name for name, _ in ladder.named_parameters() if name.startswith("stem.")}  # not run
 
 
-def test_golden_weights_are_exactly_the_encoders_parameters():
-    with safe_open(GOLDEN, "pt") as file:
-        names = {key.removeprefix("weights.") for key in file.keys() if key.startswith("weights.")}
-    moss = MOSS(48, 64, window=(5, 5, 5), d_hidden=16, d_similarity=8)
-    ladder = Ladder(
-        48, 64, heads=1, layers=(2, 4, 6), classes=3, patch_size=2, grid=(5, 5), temporal={4: moss}
-    )
-    own = {name for name in ladder.state_dict() if name.split(".")[0] not in ("stem", "norm", "head")}
-    assert own == names
-
-
 @pytest.mark.parametrize("frames, height, width", [(1, 4, 4), (5, 4, 4), (3, 2, 7), (2, 6, 3), (2, 1, 1)])
 @pytest.mark.parametrize("with_moss", [True, False])
 def test_any_frame_count_and_grid(frames, height, width, with_moss):

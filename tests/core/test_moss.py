@@ -1,20 +1,14 @@
 """Owns: MOSS equals the authors' module (eval, train, gradients), starts at zero if asked, takes any clip."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from test_stss import GOLDEN, assert_close
 
 from moss_vllm.core import MOSS, stss_plain
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def assert_close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-4) -> None:
-    assert (actual - expected).abs().max() <= relative * expected.abs().max()
 
 
 def golden_moss(name: str) -> tuple[MOSS, dict[str, torch.Tensor]]:
@@ -99,11 +93,6 @@ def test_zero_features_give_finite_output():
     assert torch.isfinite(moss(torch.zeros(1, 3, 4, 4, 8))).all()
 
 
-def test_no_order_is_an_error():
-    with pytest.raises(ValueError, match="not different orders"):
-        MOSS(8, 6, orders=())
-
-
 def small(**settings):
     torch.manual_seed(0)
     return MOSS(8, 6, **{"window": (3, 3, 3), "d_hidden": 4, "d_similarity": 4, **settings}).eval()
@@ -185,6 +174,7 @@ def test_another_second_encoder(second, zero_init):
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"orders": ()}, r"\(\) are not different orders"),
         ({"orders": 2}, "orders=2 are not different orders"),
         ({"orders": "12"}, "not different orders"),
         ({"orders": (1.0, 2)}, "not different orders"),

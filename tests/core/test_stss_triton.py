@@ -41,9 +41,9 @@ def inputs(shape, window, d, dtype, device="cpu"):
     return (t.to(device, dtype).requires_grad_() for t in (x, weight))
 
 
-def assert_equals_plain(fused, x, weight, window, values, gradients):
-    """Compare `fused(x, weight)` and its gradients; tolerances are shares of the largest entry."""
-    z = fused(x, weight)
+def assert_equals_plain(x, weight, window, values, gradients):
+    """Compare the fused values and their gradients; tolerances are shares of the largest entry."""
+    z = fused_stss_linear(x, weight, window)
     grad_z = torch.randn(z.shape, generator=torch.Generator().manual_seed(1)).to(z)
     actual = (z, *torch.autograd.grad(z, (x, weight), grad_z))
     exact = [t.detach().float().requires_grad_() for t in (x, weight)]
@@ -76,9 +76,7 @@ def test_in_the_interpreter():
 @pytest.mark.parametrize("shape, window, d", CASES)
 def test_equals_plain(shape, window, d, dtype, values, gradients):
     x, weight = inputs(shape, window, d, dtype)
-    assert_equals_plain(
-        lambda x, weight: fused_stss_linear(x, weight, window), x, weight, window, values, gradients
-    )
+    assert_equals_plain(x, weight, window, values, gradients)
 
 
 @interpreted
@@ -86,11 +84,7 @@ def test_memory_order_does_not_matter():
     x, weight = inputs((1, 2, 3, 5, 4), (3, 3, 3), 4, torch.float32)
     turned = x.detach().transpose(2, 3).contiguous().transpose(2, 3).requires_grad_()
     columns = weight.detach().t().contiguous().t().requires_grad_()
-
-    def fused(x, weight):
-        return fused_stss_linear(x, weight, (3, 3, 3))
-
-    assert_equals_plain(fused, turned, columns, (3, 3, 3), 1e-6, 1e-5)
+    assert_equals_plain(turned, columns, (3, 3, 3), 1e-6, 1e-5)
 
 
 @interpreted
@@ -227,8 +221,4 @@ def test_equals_plain_on_a_gpu(window, c, d, dtype, values, gradients):
     if not runs:
         pytest.skip(reason)
     x, weight = inputs((2, 5, 14, 20, c), window, d, dtype, "cuda")
-
-    def fused(x, weight):
-        return fused_stss_linear(x, weight, window)
-
-    assert_equals_plain(fused, x, weight, window, values, gradients)
+    assert_equals_plain(x, weight, window, values, gradients)

@@ -1,5 +1,7 @@
 """Datasets of a few clips for the tests of their readers."""
 
+import shutil
+
 import pytest
 from action_layouts import DATASETS, write_layout
 
@@ -14,9 +16,8 @@ def layouts(tmp_path_factory):
 
 
 @pytest.fixture
-def make(tmp_path):
+def make(layouts, tmp_path):
     def make(data):
-        write_layout(data, tmp_path / data)
-        return tmp_path / data
+        return shutil.copytree(layouts / data, tmp_path / data)
 
     return make

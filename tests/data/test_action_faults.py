@@ -1,31 +1,14 @@
 """Owns: what is wrong in the files of an action-recognition dataset is named, with the row and the remedy."""
 
 import json
-from pathlib import Path
 
 import pytest
-from action_layouts import DATASETS, edit, message, moving_square, write_video
+from action_layouts import edit, message, moving_square, write_video
 
 from moss_vllm.data.actions.datasets import read_action
-from moss_vllm.data.rows import BadRow, BadRows, MissingVideo
+from moss_vllm.data.rows import BadRows, MissingVideo
 
 # ---- what is refused
-
-
-@pytest.mark.parametrize("data", DATASETS)
-def test_a_wrong_root_says_what_was_looked_for_and_where(tmp_path, data):
-    text = message(data, tmp_path)
-    wanted = {
-        "ssv1": "no something-something-v1-labels.csv in",
-        "ssv2": "no something-something-v2-labels.json or labels.json or labels/labels.json in",
-        "diving48": "no Diving48_vocab.json in",
-        "gym99": "no gym99_categories.txt or categories/gym99_categories.txt in",
-        "gym288": "no gym288_categories.txt or categories/gym288_categories.txt in",
-        "k400": "no train.csv or kinetics_400_train.csv",
-        "list": "no labels.csv or *labels*.csv in",
-    }[data]
-    assert wanted in text and f"{tmp_path}, {tmp_path}/annotations" in text and "pass the folder" in text
-    assert f"{tmp_path}/none: folder: is not a folder" in message(data, tmp_path / "none")
 
 
 def test_unknown_data_and_split():
@@ -33,13 +16,6 @@ def test_unknown_data_and_split():
     assert "'ssv1', 'val' is not one of" in message("ssv1", ".", "val")
 
 
-LABEL_FILES = {
-    "ssv1": "something-something-v1-labels.csv",
-    "ssv2": "labels/labels.json",
-    "diving48": "Diving48_vocab.json",
-    "gym99": "gym99_categories.txt",
-    "list": "sth_labels.csv",
-}
 LISTS = {
     "ssv1": "something-something-v1-train.csv",
     "ssv2": "labels/train.json",
@@ -50,32 +26,6 @@ LISTS = {
 }
 
 
-@pytest.mark.parametrize("data", LABEL_FILES)
-def test_a_missing_label_file_is_named(make, data):
-    root = make(data)
-    (root / LABEL_FILES[data]).unlink()
-    assert Path(LABEL_FILES[data]).name.removeprefix("sth_") in message(data, root)
-
-
-@pytest.mark.parametrize(
-    ("data", "old", "new", "expected"),
-    [
-        ("ssv1", "100219;Turning", "100219;Eating", "line 2: class 'Eating the camera left"),
-        ("ssv2", "Turning the camera left", "Eating", "(id '46'): class 'Eating while filming something'"),
-        ("diving48", '"label": 47', '"label": 48', "row 1 (clip '-mmq0PT-u8k_00156'): class 48 is not"),
-        ("diving48", '"label": 47', '"label": true', "class True is not one of 0 to 47"),
-        ("gym99", "0036 98", "0036 99", "line 1: class '99' is not one of 0 to 98"),
-        ("list", "clip 1 12 2", "clip 1 12 4", "line 2: class '4' is not one of 0 to 3"),
-    ],
-)  # fmt: skip
-def test_an_unknown_class_names_file_row_and_value(make, data, old, new, expected):
-    root = make(data)
-    edit(root / LISTS[data], old, new)
-    text = message(data, root)
-    assert text.startswith(f"{root / LISTS[data]}: {expected}") or expected in text
-    assert "use the label file of the same release" in text
-
-
 @pytest.mark.parametrize(
     ("data", "old", "new", "expected"),
     [
@@ -84,12 +34,15 @@ def test_an_unknown_class_names_file_row_and_value(make, data, old, new, expecte
         ("ssv2", '"id": "46"', '"id": 46', "row 1: 'id' is int, a string is needed"),
         ("ssv2", '"template"', '"templates"', "row 0 (id '45'): has no 'template'"),
         ("diving48", '"vid_name"', '"video"', "row 0: has no 'vid_name'"),
+        ("diving48", '"label": 47', '"label": true', "class True is not one of 0 to 47; use the label file"),
         ("gym99", "0036 98", "0036  98 5", "line 1: 'A0xAXXysHUo_E_002184_002237_A_0035_0036  98 5' is not"),
         ("k400", ",84,", ",8x,", "line 2: time_start '8x' and time_end '94' are not both numbers"),
+        ("k400", ",84,", ",inf,", "line 2: time_start 'inf' and time_end '94' are not both numbers"),
+        ("k400", ",84,", ",nan,", "line 2: time_start 'nan' and time_end '94' are not both numbers"),
+        ("k400", ",84,", ",1e999,", "line 2: time_start '1e999' and time_end '94' are not both numbers"),
         ("k400", ",84,94,train,0", ",84", "line 2: has no time_end"),
         ("k400", "time_start", "begin", "line 1: its header has no time_start"),
         ("list", "some class/clip 1 12 2", "clip", "line 2: 'clip' is neither 'folder frames class' nor"),
-        ("list", "clip 1 12 2", "clip 1 0 2", "is neither 'folder frames class' nor 'video class'"),
     ],
 )
 def test_a_malformed_row_is_named(make, data, old, new, expected):
@@ -119,18 +72,6 @@ def test_a_path_that_leaves_the_root_is_refused(make, data, old, name):
     edit(root / LISTS[data], old, name.replace("\\\\\\\\", "\\\\"))
     text = message(data, root, allow_missing=True)
     assert "is not a plain file name" in text or "is not a path below the video folder" in text
-
-
-@pytest.mark.parametrize("data", LISTS)
-def test_an_empty_list_is_refused(make, data):
-    root = make(data)
-    path = root / LISTS[data]
-    path.write_text(
-        "[]" if path.suffix == ".json" else path.read_text().splitlines()[0] if data == "k400" else " \n"
-    )
-    assert message(data, root).startswith(str(path))
-    with pytest.raises(BadRow, match="is empty|is an empty list|lists no clip"):
-        read_action(data, root, "train")
 
 
 def test_repeated_clips_are_all_named(make):

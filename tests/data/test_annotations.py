@@ -37,9 +37,7 @@ def test_reads_list_and_lines(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "row", "reason"),
     [
-        (b"", "file", "is empty"),
         (b" \n\n", "file", "is empty"),
-        (b"[]", "file", "is an empty list"),
         (b'{\n "database": {}\n}', "file", "is one JSON object, not a list of rows"),
         (b'[{"a": 1},\n{"a" 2}]', "line 2", "broken JSON: Expecting ':' delimiter at column 6"),
         (b'{"a": 1}\n\n{"a": \n', "line 3", "broken JSON: Expecting value at column 7"),

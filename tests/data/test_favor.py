@@ -160,20 +160,11 @@ def test_favor_train_bad_rows_are_collected_when_asked(tmp_path):
     ("row", "reason"),
     [
         ({"caption": "x"}, "row 1: has no 'video_name'"),
-        ({"video_name": "b.mp4"}, "row 1 (video 'b.mp4'): has no 'caption'"),
         ({"video_name": "b.mp4", "caption": " \n"}, "row 1 (video 'b.mp4'): 'caption' is empty"),
         ({"video_name": "b.mp4", "caption": ["x"]}, "row 1 (video 'b.mp4'): 'caption' is list"),
         (
-            {"video_name": "abc123_4", "caption": "x"},
-            "row 1 ('abc123_4'): its video was already captioned",
-        ),
-        (
             {"video_name": "b.mp4", "caption": "x", "questions": [FAVOR_ITEM]},
             "row 1 (video 'b.mp4'): is a row of FAVOR-Bench, the test set",
-        ),
-        (
-            {"video_name": "../b.mp4", "caption": "x"},
-            "row 1 (video '../b.mp4'): video name '../b.mp4' is not",
         ),
     ],
 )

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from annotation_files import put, refusal
 
 from moss_vllm.data.conversations import read_turns, read_videollama3
 from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, ClipRow, Turn
@@ -24,12 +25,6 @@ TURNS = (Turn("What moves?", "A dog."), Turn("Where to?", "Left."))
 OURS = {"video": "a.mp4", "turns": [{"question": "What moves?", "answer": "A dog."}]}
 FAVOR = {"video_name": "f.mp4", "caption": "A man turns.", "subset": "Koala36M"}
 CAPTION = {"video_path": "m.mp4", "motion_caption": "The camera pans."}
-
-
-def put(folder, *names):
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"")
 
 
 def write(path, rows):
@@ -115,9 +110,7 @@ def test_videollama3_bad_row(tmp_path, changes, kind, reason):
     put(tmp_path, "a.mp4")
     good = {"video": ["a.mp4"], "conversations": ASKED}
     path = write(tmp_path / "sft.json", [good, {**good, **changes}])
-    with pytest.raises(BadRow) as caught:
-        read_videollama3(path, tmp_path)
-    assert str(caught.value).startswith(f"{path}: row 1") and reason in str(caught.value)
+    refusal(lambda: read_videollama3(path, tmp_path), f"{path}: row 1", reason)
     bad = []
     assert [row.row_id for row in read_videollama3(path, tmp_path, bad=bad)] == ["a.mp4#0"]
     assert [one.kind for one in bad] == [kind]
@@ -169,9 +162,7 @@ def test_turns_row(tmp_path):
 def test_turns_bad_row(tmp_path, changes, reason):
     put(tmp_path, "a.mp4")
     path = write(tmp_path / "rows.jsonl", [{**OURS, "id": "first"}, {**OURS, **changes}])
-    with pytest.raises(BadRow) as caught:
-        read_turns(path, tmp_path)
-    assert str(caught.value).startswith(f"{path}: row 1") and reason in str(caught.value)
+    refusal(lambda: read_turns(path, tmp_path), f"{path}: row 1", reason)
 
 
 def test_turns_a_part_of_no_video_is_refused(tmp_path):
@@ -225,10 +216,6 @@ def test_videos_may_lie_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
-        (
-            [{"text": "x", "label": 3}],
-            r"the first rows have the keys 'text', 'label', which is no known format",
-        ),
         ([FAVOR, CAPTION], "mixes the formats FAVOR-Train, MotionBenchCaption; write one file per format"),
         ([{"video_name": "f", "caption": "x", "questions": []}], "is a row of FAVOR-Bench, the test set"),
         ([{"stream": True, "video": "f.mp4", "conversation": []}], "stream records are not supported"),
@@ -238,24 +225,12 @@ def test_unknown_formats_are_named(tmp_path, rows, reason):
     put(tmp_path, "f.mp4", "m.mp4")
     with pytest.raises(BadRow, match=reason):
         read_sources(write(tmp_path / "x.json", rows))
-    if "no known" in reason:
-        known = r"turns \(turns\); VideoLLaMA3 \(conversations\); .*FAVOR-Train \(video_name, caption\)"
-        with pytest.raises(BadRow, match=known):
-            read_sources(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("names", "reason"),
-    [
-        ([], "holds no .json or .jsonl file; pass the annotation file itself"),
-        (["train.json", "train.jsonl"], r"holds 2 annotation files \(train.json, train.jsonl\)"),
-        (["a.json", "b.jsonl"], r"holds 2 annotation files \(a.json, b.jsonl\)"),
-    ],
-)
-def test_a_folder_must_tell_its_annotation(tmp_path, names, reason):
-    for name in names:
+def test_a_folder_must_tell_its_annotation(tmp_path):
+    for name in ("train.json", "train.jsonl"):
         write(tmp_path / name, [FAVOR])
-    with pytest.raises(BadRow, match=reason):
+    with pytest.raises(BadRow, match=r"holds 2 annotation files \(train.json, train.jsonl\)"):
         read_sources(tmp_path)
 
 
@@ -310,15 +285,8 @@ def test_a_mix_of_one_keeps_its_ids(mix):
         ("", "expected a list of"),
         ("path: favor", "expected a list of"),
         ("- favor", "source 0 is 'favor'; write it as"),
-        ("- {path: [", "cannot be read as YAML"),
-        ("- {weight: 2}", "source 0 has no path; name its folder or annotation file"),
         ("- {path: 3}", "source 0: path is 3, a text is needed"),
         ("- {path: favor, name: ''}", "source 0: name is '', a text is needed"),
-        (
-            "- {path: favor, wieght: 2}",
-            r"source 0 has the keys \['wieght'\]; known are path, weight, videos, name",
-        ),
-        ("- {path: favor, weight: 0}", "weight is 0; it must be a number above 0"),
         ("- {path: favor, weight: -1}", "weight is -1; it must"),
         ("- {path: favor, weight: .nan}", "weight is nan; it must"),
         ("- {path: favor, weight: .inf}", "weight is inf; it must"),
@@ -339,8 +307,6 @@ def test_a_mix_names_its_own_videos(mix):
     path = mix("- path: favor")
     with pytest.raises(ValueError, match="is for one source; name `videos` in the list's rows"):
         read_sources(path, "disk")
-    with pytest.raises(BadRow, match="nothing: file: is not there"):
-        read_sources(mix("- path: nothing"))
 
 
 # ---- docs/data.md

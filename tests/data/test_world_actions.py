@@ -1,7 +1,6 @@
 """Owns: no single frame of mini actions tells its class; they are made once and whole, in the list format."""
 
 import csv
-import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_world_scenes import digests
 from timm.models.vision_transformer import VisionTransformer
 
 from moss_vllm.core.presets import MINI, MINI_VIT, build_ladder
@@ -214,11 +214,6 @@ def test_a_file_shows_its_class(dataset):
     drawn = render_action(draw_still(rng), draw_motion(rng, list(CLASSES)[int(label)]))
     assert clip.frames.shape == drawn.shape == (FRAMES, MINI_FRAME_PX, MINI_FRAME_PX, 3)
     assert np.abs(clip.frames.astype(int) - drawn.astype(int)).mean() < 6
-
-
-def digests(root):
-    files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_one_seed_gives_one_dataset(dataset, tmp_path):

@@ -256,5 +256,5 @@ def test_a_tasks_own_schema_decides_what_a_line_holds(tmp_path):
 def test_a_pipe_among_the_answers_is_refused(tmp_path):
     (tmp_path / "answers").mkdir()
     os.mkfifo(tmp_path / "answers" / "00-of-01.jsonl")
-    with pytest.raises(ValueError, match=r"00-of-01\.jsonl is no file; remove it, or name another folder"):
+    with pytest.raises(ValueError, match=r"00-of-01\.jsonl is not a regular file; remove it, or"):
         holds_answers(tmp_path)

@@ -51,15 +51,11 @@ def test_one_dimensional_parameters_do_not_decay(model):
     }
 
 
-def test_uncovered_parameters_are_named(model):
+def test_ten_uncovered_parameters_are_named_and_the_rest_counted(model):
     with pytest.raises(ValueError, match=r"covers late\.weight, late\.bias; add a row"):
         parameter_groups(model, [Rate("early", "early", 0.1), Rate("norm", "norm", None)])
-
-
-def test_ten_uncovered_parameters_are_named_and_the_rest_counted():
-    model = nn.ModuleList([nn.Linear(1, 1) for _ in range(6)])
     with pytest.raises(ValueError, match=r"4\.weight, 4\.bias and 2 more; add a row"):
-        parameter_groups(model, [])
+        parameter_groups(nn.ModuleList([nn.Linear(1, 1) for _ in range(6)]), [])
 
 
 def test_a_trained_row_without_parameters_is_named(model):

@@ -12,11 +12,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from launching import ROOT, load_script
 from PIL import Image
+from video_files import write_pictures
 
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache, choose_reader, describe_clip
@@ -29,34 +29,12 @@ ENTRY_BYTES = 4 * 56 * 84 * 3  # of the clips below: 2 s
 
 def write(path, seed=0, frames=20):
     noise = np.random.default_rng(seed).integers(0, 255, (8, 12, 3), np.uint8).repeat(8, 0).repeat(8, 1)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=10)
-        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
-        for i in range(frames):
-            frame = np.ascontiguousarray(np.roll(noise, 3 * i, 1))
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        file.mux(stream.encode())
-    return path
+    return write_pictures(path, [np.roll(noise, 3 * i, 1) for i in range(frames)])
 
 
 @pytest.fixture
 def video(tmp_path):
     return write(tmp_path / "v.mp4")
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return FrameCache(tmp_path / "frames")
-
-
-@pytest.fixture
-def no_decoder(monkeypatch):
-    """A switch: from then on nothing can be decoded."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("decoded")
-
-    return lambda: monkeypatch.setattr(cache_module, "read_clip", refuse)
 
 
 def assert_same(clip, expected):
@@ -239,10 +217,8 @@ def test_data_loader_workers(tmp_path, cache, method):
     assert len(entries(cache)) == 3
 
 
-@pytest.mark.parametrize("script", ["favor_bench", "motionbench"])
-def test_evaluation_reads_through_it(tmp_path, world, tiny_base, no_decoder, script):
-    module = load_script(ROOT / "eval" / f"{script}.py")
-    data = world / ("FAVOR" if script == "favor_bench" else "MotionBench")
+def test_evaluation_reads_through_it(tmp_path, world, tiny_base, no_decoder):
+    module, data = load_script(ROOT / "eval" / "motionbench.py"), world / "MotionBench"
     flags = ["--data", data, "--ckpt", tiny_base, "--limit", 3, "--protocol", "letter", "--short-side-px", 56]
 
     def outputs(name, *more):

@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from test_video_kinds import SIZE, UPRIGHT, corners, every, numbers, picture
+from test_video_kinds import SIZE, UPRIGHT, corners, picture
+from video_files import numbers
 
 from moss_vllm.video.clip import read_clip, read_frames
 from moss_vllm.video.container import native_size
@@ -48,7 +49,7 @@ def test_exif_turns(tmp_path, orientation, suffix):
         return Image.fromarray(np.ascontiguousarray(TURNS[orientation](np.asarray(image))))
 
     folder = save(tmp_path / "v", called("{}" + suffix, 3), store, exif=exif)
-    frames = read_frames(folder, every)
+    frames = read_frames(folder, np.arange)
     assert frames.shape[1:3] == SIZE == native_size(str(folder)) and corners(frames[0]) == UPRIGHT
     assert numbers(frames) == [0, 1, 2]
     assert read_clip(folder).frames.shape[1:3] == target_size(*native_size(str(folder)), 224)
@@ -58,7 +59,7 @@ def test_16_bit_greys_are_scaled(tmp_path):
     (tmp_path / "v").mkdir()
     deep = (np.arange(56 * 56) * 20).astype(np.uint16).reshape(56, 56)
     Image.fromarray(deep).save(tmp_path / "v" / "1.png")
-    np.testing.assert_array_equal(read_frames(tmp_path / "v", every)[0], np.stack([deep // 256] * 3, -1))
+    np.testing.assert_array_equal(read_frames(tmp_path / "v", np.arange)[0], np.stack([deep // 256] * 3, -1))
 
 
 @pytest.mark.filterwarnings("error")
@@ -76,7 +77,7 @@ def test_other_modes_of_colour(tmp_path, name, mode):
         return image
 
     options = {"transparency": bytes([0, 100])} if mode == "P" else {"exact": True} if ".webp" in name else {}
-    frames = read_frames(save(tmp_path / "v", [name], change, **options), every)
+    frames = read_frames(save(tmp_path / "v", [name], change, **options), np.arange)
     assert np.abs(frames[0].astype(int) - wanted).mean() < 5
     assert corners(frames[0]) == UPRIGHT and numbers(frames) == [0b1010]
 
@@ -97,7 +98,7 @@ def test_what_is_no_frame_is_left_out(tmp_path, others):
     for name in others:
         (folder / name).write_bytes(b"" if name[0] in ".n" else (folder / "img_00001.jpg").read_bytes())
     assert list_images(str(folder)) == called("img_{:05d}.jpg")
-    assert numbers(read_frames(folder, every)) == list(range(8))
+    assert numbers(read_frames(folder, np.arange)) == list(range(8))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_what_is_no_frame_is_left_out(tmp_path, others):
 )
 def test_more_than_one_sequence_is_refused(tmp_path, names, told):
     folder = save(tmp_path / "v", names)
-    for read in (read_clip, lambda folder: read_frames(folder, every)):
+    for read in (read_clip, lambda folder: read_frames(folder, np.arange)):
         with pytest.raises(BadVideo, match=told + r" \(remedy: keep the frames of one video in the folder"):
             read(folder)
 
@@ -133,7 +134,7 @@ def test_more_than_one_sequence_is_refused(tmp_path, names, told):
     ],
 )
 def test_one_sequence_is_in_the_order_of_its_numbers(tmp_path, names):
-    assert numbers(read_frames(save(tmp_path / "v", names), every)) == list(range(12))
+    assert numbers(read_frames(save(tmp_path / "v", names), np.arange)) == list(range(12))
 
 
 # ---- what is no image
@@ -206,6 +207,6 @@ def test_pipes_and_folders_among_frames_are_refused_at_once(tmp_path):
         make(place)
         started = time.monotonic()
         with pytest.raises(BadVideo, match=r"3\.png: is a pipe, a device or a folder, not an image"):
-            read_frames(folder, every)
+            read_frames(folder, np.arange)
         assert time.monotonic() - started < 1
         place.rmdir() if place.is_dir() else place.unlink()

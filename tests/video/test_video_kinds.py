@@ -12,6 +12,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from video_files import bars, numbers, write_pictures
 
 from moss_vllm.video.clip import Sampling, read_clip, read_frames
 from moss_vllm.video.container import native_size
@@ -23,45 +24,19 @@ from moss_vllm.video.probe import probe_clip
 SIZE = (84, 112)
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 UPRIGHT = ["red", "green", "blue", "yellow"]  # top left, top right, bottom left, bottom right
-DECODERS = pytest.mark.parametrize("decoder", ["auto", "pyav"])
 
 
 def picture(number, height, width):
-    bars = np.where([number >> bit & 1 for bit in range(8)], 235, 20)
-    grey = np.repeat(bars[np.arange(width) * 8 // width][None], height, 0).astype(np.uint8)
-    image = np.repeat(grey[..., None], 3, -1)
+    image = bars(number, height, width)
     for colour, place in zip(COLOURS.values(), np.ndindex(2, 2), strict=True):
         rows, columns = (slice(-20 * at, None if at else 20) for at in place)
         image[rows, columns] = colour
     return image
 
 
-def write(path, codec="libx264", n=12, fps=10, first=0, size=SIZE, prepare=None, options=None, last_s=None):
-    """Numbers from `first` on; `prepare` is called with the stream, `last_s` is how long the last stays."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options or {})
-        stream.height, stream.width = size
-        stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
-        if prepare:
-            prepare(stream)
-        packets = []
-        for i in range(n):
-            frame = av.VideoFrame.from_ndarray(picture(first + i, *size), format="rgb24")
-            frame = frame.reformat(format=stream.pix_fmt)
-            frame.pts, frame.time_base = i, Fraction(1, fps)
-            packets += stream.encode(frame)
-        packets += stream.encode()
-        if last_s:
-            packets[-1].duration = round(last_s / packets[-1].time_base)
-        for packet in packets:
-            container.mux(packet)
-    return path
-
-
-def numbers(frames):
-    centres = (np.arange(8) * 2 + 1) * frames.shape[2] // 16
-    bits = frames[:, frames.shape[1] // 2, centres].mean(-1) > 128
-    return (bits * 2 ** np.arange(8)).sum(-1).tolist()
+def write(path, codec="libx264", n=12, first=0, size=SIZE, **settings):
+    """Numbers from `first` on."""
+    return write_pictures(path, [picture(first + i, *size) for i in range(n)], codec, **settings)
 
 
 def corners(image):
@@ -69,21 +44,16 @@ def corners(image):
     return [min(COLOURS, key=lambda name: np.abs(rgb - COLOURS[name]).sum()) for rgb in found]
 
 
-def every(n_frames):
-    return np.arange(n_frames)
-
-
-def check_all(path, expected, fps, decoder):
+def check_all(path, expected, fps):
     """Every picture of a file, by both readers, against its numbers and its rate."""
-    clip = read_clip(path, Sampling(sample_fps=1000, short_side_px=None), decoder=decoder)
-    assert numbers(clip.frames) == numbers(read_frames(path, every)) == list(expected)
+    clip = read_clip(path, Sampling(sample_fps=1000, short_side_px=None))
+    assert numbers(clip.frames) == numbers(read_frames(path, np.arange)) == list(expected)
     np.testing.assert_allclose(clip.frame_times_s, np.arange(len(expected)) / fps, atol=2e-3)
 
 
 # ---- times
 
 
-@DECODERS
 @pytest.mark.parametrize(
     ("name", "codec", "options", "fps"),
     [
@@ -96,34 +66,33 @@ def check_all(path, expected, fps, decoder):
         ("v.ivf", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "cpu-used": "4"}, 10),
     ],
 )
-def test_files_that_store_no_presentation_times(tmp_path, name, codec, options, fps, decoder):
+def test_files_that_store_no_presentation_times(tmp_path, name, codec, options, fps):
     path = write(tmp_path / name, codec, n=40, fps=fps, options=options)
-    check_all(path, range(40), fps, decoder)
+    check_all(path, range(40), fps)
     assert index_frames(str(path)).end_s - index_frames(str(path)).frame_times_s[0] == pytest.approx(40 / fps)
 
 
-@DECODERS
 @pytest.mark.parametrize(
     ("suffix", "codec"), [("mpg", "mpeg2video"), ("ts", "libx264"), ("ts", "mpeg2video"), ("mkv", "libx264")]
 )
-def test_time_that_starts_again(tmp_path, suffix, codec, decoder):
+def test_time_that_starts_again(tmp_path, suffix, codec):
     parts = [write(tmp_path / f"{i}.{suffix}", codec, n=20, fps=25, first=20 * i) for i in range(2)]
     path = tmp_path / f"joined.{suffix}"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    check_all(path, range(40), 25, decoder)
-    clip = read_clip(path, Sampling(sample_fps=25), start_s=0.6, end_s=1.0, decoder=decoder)  # over the joint
+    check_all(path, range(40), 25)
+    clip = read_clip(path, Sampling(sample_fps=25), start_s=0.6, end_s=1.0)  # over the joint
     assert numbers(clip.frames) == list(range(15, 25))
     cut_clip(str(path), str(tmp_path / "cut.mp4"), 0.6, 1.0)
-    assert numbers(read_frames(tmp_path / "cut.mp4", every)) == list(range(15, 25))
+    assert numbers(read_frames(tmp_path / "cut.mp4", np.arange)) == list(range(15, 25))
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [("flv", "libx264"), ("asf", "msmpeg4v3"), ("mp4", "libx264")])
 def test_a_joined_file_whose_second_part_no_demuxer_reads_is_refused(tmp_path, suffix, codec):
     parts = [write(tmp_path / f"{i}.{suffix}", codec, n=20, fps=25, first=20 * i) for i in range(2)]
-    assert numbers(read_frames(parts[0], every)) == list(range(20))
+    assert numbers(read_frames(parts[0], np.arange)) == list(range(20))
     path = tmp_path / f"joined.{suffix}"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
-    for read in (read_clip, lambda path: read_frames(path, every)):
+    for read in (read_clip, lambda path: read_frames(path, np.arange)):
         with pytest.raises(BadVideo, match="another file is joined to its end"):
             read(path)
 
@@ -141,7 +110,7 @@ def test_a_matroska_file_that_starts_late_is_whole(tmp_path):
                 packet.dts = packet.pts
                 packet.stream = stream
                 target.mux(packet)
-    check_all(path, range(12), 10, "auto")
+    check_all(path, range(12), 10)
 
 
 @pytest.mark.parametrize(
@@ -152,17 +121,16 @@ def test_a_matroska_file_that_is_cut_short_is_refused(tmp_path, name, codec, sha
     path = write(tmp_path / name, codec, n=50, fps=25)
     os.truncate(path, int(path.stat().st_size * share))
     with pytest.raises(BadVideo, match=r"cut short: the header promises 2\.00 s"):
-        read_frames(path, every)
+        read_frames(path, np.arange)
 
 
-@DECODERS
 @pytest.mark.parametrize(
     ("name", "codec"),
     [("v.mp4", "libx264"), ("v.mkv", "libx264"), ("v.webm", "libvpx-vp9"), ("v.gif", "gif")],
 )
-def test_a_last_picture_that_stays(tmp_path, name, codec, decoder):
+def test_a_last_picture_that_stays(tmp_path, name, codec):
     path = write(tmp_path / name, codec, last_s=5, options={"bf": "0"} if codec == "libx264" else {})
-    clip = read_clip(path, start_s=3, end_s=5.5, decoder=decoder)
+    clip = read_clip(path, start_s=3, end_s=5.5)
     assert numbers(clip.frames) == [11] and clip.frame_times_s.tolist() == [0]
     with pytest.raises(BadVideo, match=r"the video ends at 6\.10 s"):
         read_clip(path, start_s=6.2)
@@ -192,24 +160,19 @@ def test_a_picture_cut_off_ends_where_the_part_ends(tmp_path):
     ],
 )
 def test_a_last_picture_that_is_torn_is_left_out(tmp_path, name, codec):
-    def prepare(stream):
-        stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
-
-    options = {"bf": "0"} if codec == "libx264" else {}
-    path = write(tmp_path / name, codec, fps=25, prepare=prepare, options=options)
-    whole, index = read_frames(path, every), index_frames(str(path))
+    path = write(tmp_path / name, codec, fps=25, options={"bf": "0"} if codec == "libx264" else {})
+    whole, index = read_frames(path, np.arange), index_frames(str(path))
     assert numbers(whole) == list(range(12))
     with av.open(str(path)) as container:
         start, n_bytes = [(p.pos, p.size) for p in container.demux(video=0) if p.size][-1]
     os.truncate(path, start + (path.stat().st_size - start if name == "v.ts" else n_bytes) // 2)
-    np.testing.assert_array_equal(read_frames(path, every), whole[:-1])
+    np.testing.assert_array_equal(read_frames(path, np.arange), whole[:-1])
     assert index_frames(str(path)).end_s == pytest.approx(index.frame_times_s[-1])
 
 
 # ---- the way up and the shape of pixels
 
 
-@DECODERS
 @pytest.mark.parametrize(
     ("turn", "expected"),
     [
@@ -224,23 +187,23 @@ def test_a_last_picture_that_is_torn_is_left_out(tmp_path, name, codec):
     ],
 )
 @pytest.mark.parametrize("aspect", [1, Fraction(64, 45)])
-def test_display_matrix_and_pixel_aspect(tmp_path, turn, expected, aspect, decoder):
+def test_display_matrix_and_pixel_aspect(tmp_path, turn, expected, aspect):
     def prepare(stream):
         stream.set_display_rotation(*turn)
         stream.codec_context.sample_aspect_ratio = aspect
 
     path = write(tmp_path / "v.mp4", n=3, prepare=prepare)
     shown = (84, round(112 * aspect))
-    frames = read_frames(path, every)
+    frames = read_frames(path, np.arange)
     assert frames.shape[1:3] == (shown if turn[0] % 180 == 0 else shown[::-1]) == native_size(str(path))
     assert corners(frames[0]) == expected
-    clip = read_clip(path, decoder=decoder)
+    clip = read_clip(path)
     assert corners(clip.frames[0]) == expected
     probe = probe_clip(path, Sampling(sample_fps=2, short_side_px=224, max_frames=9))
     assert clip.frames.shape[1:3] == target_size(*native_size(str(path)), 224) == (probe.height, probe.width)
 
     cut_clip(str(path), str(tmp_path / "cut.mp4"), 0, 0.3)
-    again = read_frames(tmp_path / "cut.mp4", every)
+    again = read_frames(tmp_path / "cut.mp4", np.arange)
     assert again.shape == frames.shape and corners(again[0]) == expected
     with av.open(str(tmp_path / "cut.mp4")) as file:
         flag = file.streams.video[0].sample_aspect_ratio or 1
@@ -259,7 +222,7 @@ def test_the_aspect_that_a_scaler_leaves_over_is_no_aspect(tmp_path):
 )
 def test_a_matrix_that_is_no_right_angle_is_refused(tmp_path, matrix):
     path = write(tmp_path / "v.mp4", n=2, prepare=lambda stream: stream.set_display_matrix(matrix))
-    for read in (read_clip, lambda path: read_frames(path, every), lambda path: native_size(str(path))):
+    for read in (read_clip, lambda path: read_frames(path, np.arange), lambda path: native_size(str(path))):
         with pytest.raises(BadVideo, match=r"v\.mp4: its display matrix .* is no turn by right angles"):
             read(path)
 
@@ -298,7 +261,6 @@ DEFAULT, NONE, COVER = (
 )
 
 
-@DECODERS
 @pytest.mark.parametrize(
     ("name", "streams"),
     [
@@ -307,16 +269,15 @@ DEFAULT, NONE, COVER = (
         ("cover.mp4", [((600, 600), 100, COVER), (SIZE, 0, None)]),
     ],
 )
-def test_one_of_several_picture_streams(tmp_path, name, streams, decoder):
+def test_one_of_several_picture_streams(tmp_path, name, streams):
     path = write_two(tmp_path / name, streams)
-    check_all(path, range(12), 10, decoder)
-    assert native_size(str(path)) == SIZE == read_frames(path, every).shape[1:3]
+    check_all(path, range(12), 10)
+    assert native_size(str(path)) == SIZE == read_frames(path, np.arange).shape[1:3]
 
 
-@DECODERS
 @pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
 @pytest.mark.parametrize(("size", "is_good"), [((168, 224), True), ((56, 112), False)])
-def test_a_size_that_changes_on_the_way(tmp_path, suffix, size, is_good, decoder):
+def test_a_size_that_changes_on_the_way(tmp_path, suffix, size, is_good):
     parts = [
         write(tmp_path / f"{i}.ts", n=6, first=6 * i, size=s, options={"bf": "0"})
         for i, s in enumerate((SIZE, size))
@@ -334,11 +295,11 @@ def test_a_size_that_changes_on_the_way(tmp_path, suffix, size, is_good, decoder
                         target.mux(packet)
                         count += 1
     if is_good:
-        check_all(path, range(12), 10, decoder)
+        check_all(path, range(12), 10)
         return
     for start_s in (0, 0.8):  # also where only pictures of the other shape are read
         with pytest.raises(BadVideo, match=r"pictures change from 112x84 to 112x56"):
-            read_clip(path, Sampling(sample_fps=10), start_s=start_s, decoder=decoder)
+            read_clip(path, Sampling(sample_fps=10), start_s=start_s)
 
 
 # ---- what is no video

@@ -1,13 +1,16 @@
-"""Training a small model for a moment, and changing one file of its checkpoint."""
+"""Training a small model for a moment, changing one file of its checkpoint, and how that is refused."""
 
+import functools
 import json
+import operator
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.training.optim import parameter_groups
-from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, attach_lora, choose_rates
+from moss_vllm.vlm import checkpoint
+from moss_vllm.vlm.adapter import ADAPTER_FILE, attach_lora, choose_rates
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.loss import AnswerLoss
 
@@ -27,12 +30,12 @@ def train(tiny_base, moss, batch, **how):
 
 
 def edit_json(file, **values):
-    file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-
-def change_run(folder, **values):
-    run = json.loads((folder / RUN_FILE).read_text())
-    (folder / RUN_FILE).write_text(json.dumps({**run, **values}))
+    """Set values of a json file; a__b is the value b of a."""
+    content = json.loads(file.read_text())
+    for name, value in values.items():
+        *parts, last = name.split("__")
+        functools.reduce(operator.getitem, parts, content)[last] = value
+    file.write_text(json.dumps(content))
 
 
 def change_adapter(folder, change):
@@ -41,6 +44,8 @@ def change_adapter(folder, change):
     save_file(weights, folder / ADAPTER_FILE, {"format": "pt"})
 
 
-def change_settings(folder, **values):
-    settings = json.loads((folder / ADAPTER_CONFIG).read_text())
-    (folder / ADAPTER_CONFIG).write_text(json.dumps({**settings, **values}))
+def refused(folder, message, kind=ValueError):
+    """Opening a checkpoint or base ends with one short line that has `message` in it."""
+    with pytest.raises(kind, match=message) as raised:
+        checkpoint.load(folder)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 1500

@@ -13,7 +13,7 @@ FRAME = "<|video_pad|>" * 4  # 56 x 56 px: 2 x 2 tokens
 
 
 def test_the_text_of_a_conversation(processor, noise_clip):
-    turns = [Turn(CAPTION_PROMPT, "The red circle moves left."), Turn("Is it red?", "Yes.")]
+    turns = [Turn(CAPTION_PROMPT, " The red circle moves left.\n"), Turn(" Is it red? \n", "\n Yes. ")]
     example = encode(processor, noise_clip(frames=3), turns, compress=False)
     assert processor.tokenizer.decode(example["input_ids"]) == (
         f"<|im_start|>user\nTime 0.0s:{FRAME},Time 0.5s:{FRAME},Time 1.0s:{FRAME}\n"
@@ -68,11 +68,6 @@ def test_the_users_own_end_token_is_not_labelled(processor):
     assert processor.tokenizer.decode(labels[labels != IGNORED]) == "No.<|im_end|>"
 
 
-def test_spaces_around_a_text_do_not_count():
-    text = conversation_text([Turn("  Why? \n", "\n Because. ")], video_token="<V>")
-    assert text == "<|im_start|>user\n<V>\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>\n"
-
-
 def test_times_of_a_variable_frame_rate_go_through_unchanged(processor):
     times_s = np.array([0.0, 0.4, 0.46, 2.0, 61.25])
     clip = Clip(np.zeros((5, 28, 28, 3), np.uint8), times_s)
@@ -104,26 +99,29 @@ def test_compression_drops_unchanged_tokens(processor, noise_clip):
 
 
 @pytest.mark.parametrize("left", [False, True])
-def test_collate_pads_one_side_and_joins_the_videos(processor, noise_clip, left):
+def test_collate_pads_one_side_and_joins_the_videos_there_are(processor, noise_clip, left):
+    text = encode(processor, None, [Turn("Two and two?", "Four.")])
     short = encode(processor, noise_clip(0, frames=2), [Turn("A?", "No.")], compress=False)
     long = encode(
         processor, noise_clip(1, frames=3, height=84), [Turn("A?", "Yes, it does.")], compress=False
     )
     pad_id = processor.tokenizer.pad_token_id
-    batch = collate([short, long], pad_id=pad_id, left=left)
-    missing = len(long["input_ids"]) - len(short["input_ids"])
-    assert missing > 0 and batch["input_ids"].shape == (2, len(long["input_ids"]))
-    rest = slice(missing, None) if left else slice(0, -missing)
-    padding = slice(0, missing) if left else slice(-missing, None)
-    for key, value in (("input_ids", pad_id), ("labels", IGNORED)):
-        assert torch.equal(batch[key][1], long[key])
-        assert torch.equal(batch[key][0, rest], short[key])
-        assert batch[key][0, padding].tolist() == [value] * missing
-    assert batch["attention_mask"].sum(1).tolist() == [len(short["input_ids"]), len(long["input_ids"])]
-    assert not batch["attention_mask"][0, padding].any()
+    batch = collate([short, text, long], pad_id=pad_id, left=left)
+    lengths = [len(example["input_ids"]) for example in (short, text, long)]
+    assert batch["attention_mask"].sum(1).tolist() == lengths and max(lengths[:2]) < lengths[2]
+    for row, example in enumerate((short, text, long)):
+        missing = lengths[2] - lengths[row]
+        rest, padding = slice(0, lengths[row]), slice(lengths[row], None)
+        if left:
+            rest, padding = slice(missing, None), slice(0, missing)
+        for key, value in (("input_ids", pad_id), ("labels", IGNORED)):
+            assert torch.equal(batch[key][row, rest], example[key])
+            assert batch[key][row, padding].tolist() == [value] * missing
+        assert batch["attention_mask"][row, rest].all()
     for key in PER_VIDEO:
         assert torch.equal(batch[key], torch.cat([short[key], long[key]]))
     assert batch["video_grid_thw"].tolist() == [[2, 4, 4], [3, 6, 4]]
+    assert set(collate([text, text], pad_id=pad_id)) == {"input_ids", "labels", "attention_mask"}
 
 
 def test_without_a_clip_the_line_of_times_is_left_out(processor):
@@ -136,22 +134,6 @@ def test_without_a_clip_the_line_of_times_is_left_out(processor):
     )
     spoken = example["labels"][example["labels"] != IGNORED]
     assert processor.tokenizer.decode(spoken) == "Four.<|im_end|>Six.<|im_end|>"
-
-
-@pytest.mark.parametrize("left", [False, True])
-def test_collate_joins_the_videos_there_are(processor, noise_clip, left):
-    text = encode(processor, None, [Turn("Two and two?", "Four.")])
-    clips = [encode(processor, noise_clip(n, frames=2 + n), [Turn("A?", "No.")]) for n in (0, 1)]
-    pad_id = processor.tokenizer.pad_token_id
-    batch = collate([clips[0], text, clips[1]], pad_id=pad_id, left=left)
-    for key in PER_VIDEO:
-        assert torch.equal(batch[key], torch.cat([clip[key] for clip in clips]))
-    length = len(text["input_ids"])
-    place = slice(-length, None) if left else slice(0, length)
-    assert torch.equal(batch["input_ids"][1, place], text["input_ids"])
-    assert torch.equal(batch["labels"][1, place], text["labels"])
-    assert batch["attention_mask"][1, place].all() and batch["attention_mask"][1].sum() == length
-    assert set(collate([text, text], pad_id=pad_id)) == {"input_ids", "labels", "attention_mask"}
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import sys
 
 import pytest
 import torch
-from checkpoint_edits import change_run, change_settings, train
+from checkpoint_edits import edit_json, train
 from peft import AutoPeftModel, PeftConfig, PeftModel
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoModelForImageTextToText, VideoLlama3ForConditionalGeneration
 
 from moss_vllm.runtime.provenance import RUN_FILE, VERSIONED
@@ -30,48 +29,30 @@ def test_everything_trained_survives_exactly(saved, batch, tiny_base):
     before, after = trained_state(model), trained_state(loaded.model)
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
+    means, variances, steps = (
+        [value for name, value in after.items() if name.endswith(end)]
+        for end in ("running_mean", "running_var", "num_batches_tracked")
+    )
+    assert [len(means), len(variances), *steps] == ([8, 8, *[2] * 8] if loaded.run["moss"] else [0, 0])
+    assert all(mean.any() and (variance != 1).any() for mean, variance in zip(means, variances, strict=True))
     with torch.no_grad():
         expected = model(**batch).logits
         assert torch.equal(loaded.model(**batch).logits, expected)
         assert not torch.allclose(load_base(tiny_base).eval()(**batch).logits, expected, atol=0.1)
 
 
-def test_batch_norm_statistics_survive(saved):
-    model, folder = saved
-    loaded = checkpoint.load(folder)
-    pairs = [
-        (a, b)
-        for (name, a), b in zip(model.named_modules(), loaded.model.modules(), strict=True)
-        if isinstance(a, nn.BatchNorm2d) and "modules_to_save" in name
-    ]
-    has_moss = isinstance(model.get_base_model(), MossVideoLlama3ForConditionalGeneration)
-    assert len(pairs) == (8 if has_moss else 0)
-    for a, b in pairs:
-        assert a.running_mean.abs().max() > 0 and not torch.equal(
-            a.running_var, torch.ones_like(a.running_var)
-        )
-        assert torch.equal(a.running_mean, b.running_mean) and torch.equal(a.running_var, b.running_var)
-        assert int(a.num_batches_tracked) == int(b.num_batches_tracked) == 2
-
-
-def test_the_processor_travels_along(saved, processor):
-    again = checkpoint.load(saved[1]).processor
+def test_the_folder_has_the_processor_and_names_its_base_which_is_not_copied(saved, processor, tiny_base):
+    folder = saved[1]
+    again = checkpoint.load(folder).processor
     text = "<|im_start|>user\nWhat moves?"
     assert again.tokenizer(text)["input_ids"] == processor.tokenizer(text)["input_ids"]
     assert again.chat_template == processor.chat_template
-
-
-def test_the_frozen_base_is_not_copied_into_it(saved, tiny_base):
-    size = (saved[1] / ADAPTER_FILE).stat().st_size
-    assert size < (tiny_base / "model.safetensors").stat().st_size / 2
-    assert not any(".original_module." in name for name in load_file(saved[1] / ADAPTER_FILE))
-
-
-def test_the_folder_says_where_its_base_is(saved, tiny_base):
-    run = json.loads((saved[1] / RUN_FILE).read_text())
+    assert (folder / ADAPTER_FILE).stat().st_size < (tiny_base / "model.safetensors").stat().st_size / 2
+    assert not any(".original_module." in name for name in load_file(folder / ADAPTER_FILE))
+    run = json.loads((folder / RUN_FILE).read_text())
     assert run["base_model"] == str(tiny_base) and run["base_revision"] is None
     assert run["base_fingerprint"] == base_fingerprint(tiny_base)
-    assert not (saved[1] / "README.md").exists()  # peft's form
+    assert not (folder / "README.md").exists()  # peft's form
 
 
 def test_a_state_gathered_elsewhere_makes_the_same_files(saved, processor, tmp_path):
@@ -140,7 +121,7 @@ def test_what_moss_was_is_written_in_full_whatever_was_passed(saved, copy, proce
     assert all(list(v) == list(getattr(config, n)) for n, v in run["moss"].items() if isinstance(v, list))
     assert all(v == getattr(config, n) for n, v in run["moss"].items() if not isinstance(v, list))
     for name in MOSS_FIELDS:  # nothing of it is this version's default
-        change_run(copy, moss={key: value for key, value in run["moss"].items() if key != name})
+        edit_json(copy / RUN_FILE, moss={key: value for key, value in run["moss"].items() if key != name})
         with pytest.raises(ValueError, match=rf"run\.json: moss has no {name}, which this version does"):
             checkpoint.load(copy)
 
@@ -176,7 +157,7 @@ def test_plain_peft_refuses_moss_and_opens_a_checkpoint_without(saved, tiny_base
 
 @pytest.mark.parametrize("saved", ["moss"], indirect=True)
 def test_a_checkpoint_from_before_that_peft_did_not_refuse_opens(saved, copy):
-    change_settings(copy, peft_type="LORA")
+    edit_json(copy / ADAPTER_CONFIG, peft_type="LORA")
     after = trained_state(checkpoint.load(copy).model)
     assert all(torch.equal(value, after[name]) for name, value in trained_state(saved[0]).items())
 

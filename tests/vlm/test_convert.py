@@ -24,6 +24,7 @@ from moss_vllm.vlm.video_llama3.miniature import build_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "videollama3_original.safetensors"
 PREFIX = "model.vision_encoder."
+NORM = "model.norm.weight"
 LANGUAGE = {
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -155,6 +156,12 @@ def release(tmp_path, golden, tokenizer_json):
     return write
 
 
+@pytest.fixture
+def folder(release):
+    """A small release with tied weights."""
+    return release()[0]
+
+
 def change(folder, file, **values):
     """Set fields of one of the json files; None removes them."""
     content = {**json.loads((folder / file).read_text()), **values}
@@ -205,8 +212,8 @@ def one_frame(golden):
 
 
 @pytest.mark.parametrize("merge", [1, 2])
-def test_features_of_a_frame_equal_those_of_the_authors_code(release, golden, merge):
-    out = run(release()[0])
+def test_features_of_a_frame_equal_those_of_the_authors_code(folder, golden, merge):
+    out = run(folder)
     model, processor = load_base(out).eval(), load_processor(out)
     pixels = processor.video_processor(
         [golden["frame"].numpy()[None]], do_resize=False, merge_size=merge, return_tensors="pt"
@@ -249,8 +256,7 @@ def test_the_head_is_tied_exactly_when_the_release_says_so(release, tied):
     assert (model.config.tie_word_embeddings, model.config.text_config.tie_word_embeddings) == (tied, tied)
 
 
-def test_a_stored_head_that_equals_the_embedding_is_accepted(release):
-    folder, _ = release()
+def test_a_stored_head_that_equals_the_embedding_is_accepted(folder):
     edit(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
     assert "lm_head.weight" not in load_file(run(folder) / "model.safetensors")
 
@@ -281,15 +287,14 @@ def test_every_weight_is_carried_bit_for_bit(release, monkeypatch, vision, shard
 
 def test_types_may_differ_between_weights(release):
     folder, _ = release(dtype=torch.bfloat16)
-    edit(folder, lambda w: w.update({"model.norm.weight": w["model.norm.weight"].float()}))
+    edit(folder, lambda w: w.update({NORM: w[NORM].float()}))
     done = convert.convert(folder, folder.parent / "native")
     assert done.dtypes == {"bfloat16": 81, "float32": 1}
     weights = load_file(folder.parent / "native" / "model.safetensors")
     assert weights["model.language_model.norm.weight"].dtype == torch.float32
 
 
-def test_no_file_of_the_release_is_executed(release):
-    folder, _ = release()
+def test_no_file_of_the_release_is_executed(folder):
     out = run(folder)
     checkpoint.load(out)
     assert not (folder / "executed").exists()
@@ -301,8 +306,8 @@ def test_no_file_of_the_release_is_executed(release):
 # ---- settings, tokenizer, processor
 
 
-def test_settings_are_carried(release):
-    out = run(release()[0])
+def test_settings_are_carried(folder):
+    out = run(folder)
     model = load_base(out)
     text = model.config.text_config
     for name, value in LANGUAGE.items():
@@ -317,8 +322,7 @@ def test_settings_are_carried(release):
     assert (generation.temperature, generation.top_k, generation.repetition_penalty) == (0.7, 20, 1.05)
 
 
-def test_rope_scaling_and_missing_generation_settings(release):
-    folder, _ = release()
+def test_rope_scaling_and_missing_generation_settings(folder):
     change(folder, "config.json", rope_scaling={"type": "linear", "factor": 2.0}, pad_token_id=0)
     (folder / "generation_config.json").unlink()
     model = load_base(run(folder))
@@ -327,8 +331,7 @@ def test_rope_scaling_and_missing_generation_settings(release):
     assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (2, 0)
 
 
-def test_processor_values_are_the_release_s(release):
-    folder, _ = release()
+def test_processor_values_are_the_release_s(folder):
     change(folder, "preprocessor_config.json", image_std=[0.4, 0.5, 0.6], min_tokens=8)
     change(folder, "config.json", use_token_compression=False)
     processor = AutoProcessor.from_pretrained(run(folder))
@@ -343,8 +346,7 @@ def test_processor_values_are_the_release_s(release):
     assert (videos.max_frames, videos.fps, videos.use_token_compression) == (180, 1, False)
 
 
-def test_what_the_authors_files_leave_out_has_the_authors_default(release):
-    folder, _ = release()
+def test_what_the_authors_files_leave_out_has_the_authors_default(folder):
     nothing = dict.fromkeys(("image_mean", "image_std", "min_tokens", "max_tokens", "patch_size"))
     change(folder, "preprocessor_config.json", **nothing)
     (folder / "processor_config.json").unlink()
@@ -354,8 +356,7 @@ def test_what_the_authors_files_leave_out_has_the_authors_default(release):
     assert (processor.video_processor.max_frames, processor.video_processor.merge_size) == (128, 2)
 
 
-def test_the_tokenizer_splits_and_numbers_text_as_before(release):
-    folder, _ = release()
+def test_the_tokenizer_splits_and_numbers_text_as_before(folder):
     before = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer = load_processor(run(folder)).tokenizer
     assert tokenizer.get_vocab() == before.get_vocab()
@@ -389,8 +390,8 @@ def test_placeholders_that_the_tokenizer_lacks_take_spare_rows_or_new_ones(relea
         assert torch.equal(after[first + spare :], before[name][image].expand(rows, -1))
 
 
-def test_the_chat_template_is_our_layout(release):
-    processor = load_processor(run(release()[0]))
+def test_the_chat_template_is_our_layout(folder):
+    processor = load_processor(run(folder))
     messages = [
         {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What moves?"}]},
         {"role": "assistant", "content": "The red circle."},
@@ -401,8 +402,8 @@ def test_the_chat_template_is_our_layout(release):
     assert rendered == conversation_text(turns, video_token=processor.video_token)
 
 
-def test_a_clip_is_encoded_answered_and_trained_on_with_moss(release, noise_clip, moss):
-    out = run(release()[0])
+def test_a_clip_is_encoded_answered_and_trained_on_with_moss(folder, noise_clip, moss):
+    out = run(folder)
     loaded = checkpoint.load(out)
     example = encode(loaded.processor, noise_clip(), [Turn("What moves?")])
     placeholders = example["input_ids"] == loaded.model.config.video_token_id
@@ -436,15 +437,13 @@ def test_the_script_says_what_it_did(release, capsys):
 # ---- what is refused
 
 
-def test_weights_that_do_not_fit_are_all_named(release):
-    folder, _ = release()
-
+def test_weights_that_do_not_fit_are_all_named(folder):
     def spoil(weights):
         weights["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.zeros(2, 48)
         weights["base_model.extra"] = torch.zeros(1)
         del weights["model.mm_projector.readout.2.bias"]
         del weights["model.vision_encoder.encoder.layers.2.mlp.fc1.weight"]
-        weights["model.norm.weight"] = torch.zeros(47)
+        weights[NORM] = torch.zeros(47)
         twice = weights["model.vision_encoder.post_layernorm.bias"].clone()
         weights["model.vision_encoder.vision_encoder.post_layernorm.bias"] = twice
 
@@ -462,39 +461,27 @@ def test_weights_that_do_not_fit_are_all_named(release):
         assert offender in said
 
 
-def test_an_untied_release_without_a_head_is_refused(release):
+def test_a_head_that_is_missing_or_not_the_embedding_it_is_tied_to_is_refused(release):
     folder, _ = release(tied=False)
+    change(folder, "config.json", tie_word_embeddings=True)
+    refused(folder, "tie_word_embeddings is true in config.json, but lm_head.weight is not the embedding")
+    change(folder, "config.json", tie_word_embeddings=False)
     edit(folder, lambda weights: weights.pop("lm_head.weight"))
     refused(folder, "1 weights do not fit config.json: lm_head.weight is missing")
 
 
-def test_a_head_that_is_not_the_embedding_it_is_tied_to_is_refused(release):
-    folder, _ = release(tied=False)
-    change(folder, "config.json", tie_word_embeddings=True)
-    refused(folder, "tie_word_embeddings is true in config.json, but lm_head.weight is not the embedding")
-
-
-def test_quantised_weights_are_refused(release):
-    folder, _ = release()
-    edit(folder, lambda w: w.update({"model.norm.weight": w["model.norm.weight"].to(torch.int8)}))
+def test_quantised_pickled_and_lora_weights_are_refused_unopened(folder):
+    edit(folder, lambda weights: weights.update({NORM: weights[NORM].to(torch.int8)}))
     refused(folder, r"weights can be F64, F32, F16, BF16, not model.norm.weight \(I8\)")
-
-
-def test_pickled_weights_are_refused_unopened(release):
-    folder, _ = release()
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, r"the weights are pickled \(pytorch_model.bin\).* use a release with safetensors")
+    for name in ("adapter_config.json", "non_lora_trainables.bin"):
+        (folder / name).touch()
+        refused(folder, f"{name} belongs to a LoRA run; merge it")
+        (folder / name).unlink()
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "non_lora_trainables.bin"])
-def test_a_lora_run_is_refused(release, name):
-    folder, _ = release()
-    (folder / name).touch()
-    refused(folder, f"{name} belongs to a LoRA run; merge it")
-
-
-def test_missing_and_stray_files_are_refused(release):
-    folder, _ = release()
+def test_missing_and_stray_files_are_refused(folder):
     shard(folder)
     (folder / "model-00002-of-00003.safetensors").rename(folder / "other.safetensors")
     refused(folder, "model-00002-of-00003.safetensors not there; download the release again")
@@ -503,17 +490,14 @@ def test_missing_and_stray_files_are_refused(release):
 
 
 @pytest.mark.parametrize("kept", [-100, 2000, 5, 0])
-def test_a_file_cut_short_is_refused(release, kept):
-    folder, _ = release()
+def test_a_file_cut_short_is_refused(folder, kept):
     shard(folder)
     file = folder / "model-00003-of-00003.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     refused(folder, "model-00003-of-00003.safetensors: cannot be read as safetensors .* download it again")
 
 
-def test_a_missing_or_broken_json_file_is_refused(release):
-    folder, _ = release()
-    refused(folder.parent / "nowhere", "no config.json there; give the folder of a downloaded release")
+def test_a_missing_or_broken_json_file_is_refused(folder):
     for name in ("tokenizer_config.json", "preprocessor_config.json"):
         text = (folder / name).read_text()
         (folder / name).write_text(text[:-3])
@@ -528,10 +512,6 @@ def test_a_missing_or_broken_json_file_is_refused(release):
 @pytest.mark.parametrize(
     "values, message",
     [
-        (
-            {"model_type": "video_llama_3"},
-            r"is native already \(model_type 'video_llama_3'\); use it without conversion",
-        ),
         ({"model_type": "qwen2"}, "model 'qwen2' with encoder .* is not VideoLLaMA3"),
         ({"mm_projector_type": "linear"}, "projector 'linear' is not VideoLLaMA3, which has"),
         ({"vision_encoder_config": {**VISION, "model_type": "siglip"}}, "encoder 'siglip' and projector"),
@@ -551,27 +531,23 @@ def test_a_missing_or_broken_json_file_is_refused(release):
         ),
     ],
 )
-def test_another_model_is_refused(release, values, message):
-    folder, _ = release()
+def test_another_model_is_refused(folder, values, message):
     change(folder, "config.json", **values)
     refused(folder, message)
 
 
-def test_settings_of_the_encoder_are_found_under_either_name(release):
-    folder, _ = release()
+def test_settings_of_the_encoder_are_found_under_either_name(folder):
     change(folder, "config.json", vision_encoder_config=None, vision_encoder=VISION)
     assert load_base(run(folder)).config.vision_config.num_attention_heads == 2
 
 
-def test_a_tokenizer_without_the_layout_s_tokens_is_refused(release):
-    folder, _ = release()
+def test_a_tokenizer_without_the_layout_s_tokens_is_refused(folder):
     text = (folder / "tokenizer.json").read_text()
     (folder / "tokenizer.json").write_text(text.replace("<|im_end|>", "<|other|>"))
     refused(folder, r"the tokenizer has no <\|im_end\|>; it is not VideoLLaMA3's")
 
 
-def test_nothing_is_overwritten(release):
-    folder, _ = release()
+def test_nothing_is_overwritten(folder):
     refused(folder, "is the release itself; give another folder", out=folder)
     out = folder.parent / "native"
     out.mkdir()
@@ -585,8 +561,7 @@ def test_nothing_is_overwritten(release):
     load_base(run(folder))  # an empty folder is taken
 
 
-def test_a_conversion_that_fails_leaves_nothing_behind(release, monkeypatch):
-    folder, _ = release()
+def test_a_conversion_that_fails_leaves_nothing_behind(folder, monkeypatch):
     monkeypatch.setattr(convert, "FILE_BYTES", 40_000)
 
     def stop(done, total):

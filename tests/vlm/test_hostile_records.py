@@ -1,31 +1,17 @@
 """Owns: records and weights that lie are one message, before anything of the size they name is made."""
 
-import json
 import shutil
 
 import pytest
 import torch
+from checkpoint_edits import edit_json, refused
 from safetensors.torch import load_file, save_file
 
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.adapter import attach_lora
-from moss_vllm.vlm.base import load_base, moss_to_train
+from moss_vllm.vlm.base import moss_to_train
 
 DEEP = "[" * 200_000
-
-
-@pytest.fixture(scope="module")
-def made(tiny_base, moss, processor, tmp_path_factory):
-    """A checkpoint with MOSS."""
-    model = attach_lora(load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
-    folder = tmp_path_factory.mktemp("run") / "step-000001"
-    checkpoint.save(folder, model, processor, {"step": 1})
-    return folder
-
-
-@pytest.fixture
-def trained(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "step-000001")
+WITH_MOSS = pytest.mark.parametrize("saved", ["moss"], indirect=True)
 
 
 @pytest.fixture
@@ -33,32 +19,32 @@ def base(tiny_base, tmp_path):
     return shutil.copytree(tiny_base, tmp_path / "base")
 
 
-def change(file, **values):
-    """Set values of a json file, where a name with a dot is of a part of it."""
-    found = json.loads(file.read_text())
-    for name, value in values.items():
-        *parts, last = name.split("__")
-        inner = found
-        for part in parts:
-            inner = inner[part]
-        inner[last] = value
-    file.write_text(json.dumps(found))
-
-
-def refused(folder, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        checkpoint.load(folder)
-    assert "\n" not in str(raised.value) and len(str(raised.value)) < 1500
-
-
+@WITH_MOSS
 @pytest.mark.parametrize(
     "file, values, message",
     [
-        ("adapter_config.json", {"r": 10**6}, "r=1000000, and the rank of the weights beside it is 2"),
+        ("adapter_config.json", {"r": 10**6}, "r=1000000, and the rank of the weights beside it is 4"),
         ("adapter_config.json", {"r": 10**400}, r"r=1000.*\.\.\., and the rank"),
         ("adapter_config.json", {"r": True}, "r=True, .* are not a rank from 1"),
         ("adapter_config.json", {"lora_alpha": float("inf")}, "lora_alpha=inf.* are not"),
         ("adapter_config.json", {"lora_alpha": True}, "lora_alpha=True.* are not"),
+        ("adapter_config.json", {"r": 0}, "r=0, lora_alpha=8, lora_dropout=0.1 are not a rank from 1"),
+        ("adapter_config.json", {"lora_alpha": "8"}, "lora_alpha='8'"),
+        ("adapter_config.json", {"lora_dropout": 2}, "lora_dropout=2 are not"),
+        ("adapter_config.json", {"use_dora": True}, "use_dora=True is not what this package trains with"),
+        ("adapter_config.json", {"use_rslora": True}, "use_rslora=True is not what"),
+        ("adapter_config.json", {"peft_type": "IA3"}, "peft_type='IA3' is not what"),
+        ("adapter_config.json", {"target_modules": ["q_proj"]}, r"target_modules=\['q_proj'\] is not what"),
+        ("adapter_config.json", {"new_thing": {"a": 1}}, "new_thing={'a': 1} is not what"),
+        ("run.json", {"base_model": 3}, "base_model=3 is not text"),
+        ("run.json", {"base_revision": []}, r"base_revision=\[\] is not text"),
+        ("run.json", {"protocol": None}, "run.json: protocol=None is not names with numbers"),
+        ("run.json", {"protocol": [2.0]}, "run.json: protocol=.* is not names with numbers"),
+        ("run.json", {"protocol": {"sample_fps": "2"}}, "run.json: protocol=.* is not names with numbers"),
+        ("run.json", {"moss": None}, "holds MOSS and its base was opened without; the setting moss"),
+        ("run.json", {"moss": [1]}, r"moss=\[1\] is not names with values, or null"),
+        ("run.json", {"moss": {}}, r"run\.json: moss has no moss_after_layer, .*; write there what it was"),
+        ("run.json", {"moss__moss_after_layer": 0}, "the encoder has layers 1 to 7"),
         ("run.json", {"moss__moss_orders": [*range(1, 100_000)]}, "and the weights have orders 1 to 2"),
         ("run.json", {"moss__moss_orders": [1, 10**9]}, r"moss_orders=\[1, 1000000000\], and the weights"),
         ("run.json", {"moss__moss_orders": []}, r"moss_orders=\[\], and the weights"),
@@ -69,6 +55,7 @@ def refused(folder, message):
         ("run.json", {"moss__moss_d_hidden": "8"}, r"run\.json: MOSS settings .* are wrong .*expected int"),
         ("run.json", {"moss__moss_window": [10**6 + 1] * 3}, "of another shape|are wrong"),
         ("run.json", {"moss__moss_window": [3]}, r"run\.json: MOSS settings .* are wrong \("),
+        ("run.json", {"moss__moss_after_layer": 8}, "moss_after_layer=8, but the encoder has layers 1 to 7"),
         ("run.json", {"moss__moss_after_layer": 10**9}, "the encoder has layers 1 to 7"),
         (
             "processor_config.json",
@@ -79,9 +66,9 @@ def refused(folder, message):
         ("processor_config.json", {"image_processor": 5}, "its processor cannot be read"),
     ],
 )
-def test_what_a_checkpoint_says_is_compared_with_its_weights(trained, file, values, message):
-    change(trained / file, **values)
-    refused(trained, message)
+def test_what_a_checkpoint_says_is_compared_with_its_weights(copy, file, values, message):
+    edit_json(copy / file, **values)
+    refused(copy, message)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +88,7 @@ def test_what_a_checkpoint_says_is_compared_with_its_weights(trained, file, valu
     ],
 )
 def test_what_a_base_says_is_compared_with_its_weights(base, values, message):
-    change(base / "config.json", **values)
+    edit_json(base / "config.json", **values)
     refused(base, message)
 
 
@@ -114,10 +101,12 @@ def test_a_base_with_json_that_is_none(base, name, text):
     refused(base, rf"{name}: cannot be read as JSON \(")
 
 
+@WITH_MOSS
 @pytest.mark.parametrize("name", ["run.json", "adapter_config.json", "tokenizer_config.json"])
-def test_a_checkpoint_with_json_that_is_too_deep(trained, name):
-    (trained / name).write_text(DEEP)
-    refused(trained, rf"{name}: cannot be read as JSON \(it is nested too deeply\)")
+def test_a_checkpoint_with_json_that_is_none(copy, name):
+    for text, reason in ((DEEP, "is nested too deeply"), ("[1]", "holds a list")):
+        (copy / name).write_text(text)
+        refused(copy, rf"{name}: cannot be read as JSON \(it {reason}")
 
 
 @pytest.mark.parametrize(
@@ -146,9 +135,10 @@ TYPES = {
 }
 
 
+@WITH_MOSS
 @pytest.mark.parametrize("change_type, message", TYPES.values(), ids=TYPES)
-def test_weights_of_another_type(trained, base, change_type, message):
-    for file in (trained / "adapter_model.safetensors", base / "model.safetensors"):
+def test_weights_of_another_type(copy, base, change_type, message):
+    for file in (copy / "adapter_model.safetensors", base / "model.safetensors"):
         weights = load_file(file)
         name = next(name for name in sorted(weights) if "lora_A" in name or "up_proj" in name)
         save_file({**weights, name: change_type(weights[name])}, file, {"format": "pt"})
@@ -156,9 +146,10 @@ def test_weights_of_another_type(trained, base, change_type, message):
         refused(file.parent, rf"1 {message} \({short}\)")
 
 
-def test_halves_and_doubles_in_range_are_taken(trained):
-    file = trained / "adapter_model.safetensors"
+@WITH_MOSS
+def test_halves_and_doubles_in_range_are_taken(copy):
+    file = copy / "adapter_model.safetensors"
     for dtype in (torch.bfloat16, torch.float64):
         weights = {k: v.to(dtype) if v.is_floating_point() else v for k, v in load_file(file).items()}
         save_file(weights, file, {"format": "pt"})
-        assert checkpoint.load(trained).run["step"] == 1
+        assert checkpoint.load(copy).run["step"] == 2

@@ -1,9 +1,9 @@
 """Owns: the miniature in the package is a real, small, plain-file VideoLLaMA3 that reads appearance."""
 
 import json
-import sys
 from pathlib import Path
 
+import make_miniature
 import numpy as np
 import pytest
 import torch
@@ -12,9 +12,6 @@ from transformers import VideoLlama3ForConditionalGeneration, VideoLlama3Process
 from moss_vllm.data.world import appearance
 from moss_vllm.vlm.checkpoint import load
 from moss_vllm.vlm.places import MINIATURE
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-import make_miniature  # noqa: E402
 
 RECORD = json.loads((MINIATURE / "miniature.json").read_text())
 

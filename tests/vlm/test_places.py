@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from checkpoint_edits import change_run
+from checkpoint_edits import edit_json, refused
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -42,50 +42,41 @@ def test_a_base_trained_further_has_another_fingerprint(tiny_base, tmp_path, nam
 
 def test_another_base_at_the_same_place_is_refused(saved, copy, tiny_base, tmp_path):
     folder = shutil.copytree(tiny_base, tmp_path / "base")
-    change_run(copy, base_model=str(folder))
+    edit_json(copy / "run.json", base_model=str(folder))
     checkpoint.load(copy)  # a moved base is the same base
     weights = load_file(folder / "model.safetensors")
     weights["model.language_model.layers.0.self_attn.q_proj.weight"] *= 1.5
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(
-        ValueError, match=r"base is not the base that .*step-000002 was trained on \(fingerprint"
-    ):
-        checkpoint.load(copy)
+    refused(copy, r"base is not the base that .*step-000002 was trained on \(fingerprint")
 
 
-def test_a_checkpoint_on_the_hub_opens_by_its_name(saved, monkeypatch):
-    folder = saved[1]
-    asked = []
+def serve(monkeypatch, folder, expected):
+    """A hub with one repository, of that id and revision."""
 
-    def fetch(repo_id, name, revision=None):
-        if repo_id == "someone/trained" and (folder / name).is_file():
-            return str(folder / name)
-        raise places.EntryNotFoundError(name)
-
-    def fetch_all(repo_id, allow_patterns):
-        asked.append((repo_id, allow_patterns))
-        return str(folder)
+    def fetch(*asked, revision=None):
+        if (asked[0], revision) == expected and (folder / asked[1]).is_file():
+            return str(folder / asked[1])
+        raise places.EntryNotFoundError(asked[1])
 
     monkeypatch.setattr(places, "check_reachable", lambda *_: None)
     monkeypatch.setattr(places, "hf_hub_download", fetch)
-    monkeypatch.setattr(checkpoint, "snapshot_download", fetch_all)
+
+
+def test_a_checkpoint_on_the_hub_opens_by_its_name(saved, monkeypatch):
+    asked = []
+    serve(monkeypatch, saved[1], ("someone/trained", None))
+    monkeypatch.setattr(
+        checkpoint, "snapshot_download", lambda *repo, **only: asked.append((*repo, only)) or str(saved[1])
+    )
     loaded = checkpoint.load("someone/trained")
     assert loaded.name == "someone/trained" and loaded.run["step"] == 2
-    assert asked == [("someone/trained", ["*.json", "*.jinja", "*.txt", "*.safetensors"])]
+    assert asked == [("someone/trained", {"allow_patterns": ["*.json", "*.jinja", "*.txt", "*.safetensors"]})]
 
 
 def test_a_base_of_the_hub_is_recorded_with_its_commit(tiny_base, tmp_path, monkeypatch):
     commit = "0123456789abcdef0123456789abcdef01234567"
     snapshot = shutil.copytree(tiny_base, tmp_path / "models--someone--base" / "snapshots" / commit)
-
-    def fetch(repo_id, name, revision=None):
-        assert (repo_id, revision) == ("someone/base", "main")
-        if (snapshot / name).is_file():
-            return str(snapshot / name)
-        raise places.EntryNotFoundError(name)
-
-    monkeypatch.setattr(places, "check_reachable", lambda *_: None)
-    monkeypatch.setattr(places, "hf_hub_download", fetch)
+    serve(monkeypatch, snapshot, ("someone/base", "main"))
     assert base._origin("someone/base", "main") == {
         "base_model": "someone/base",
         "base_revision": commit,
@@ -108,19 +99,14 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
         raise RuntimeError("[Errno -2] Name or service not known")
 
     monkeypatch.setattr(places, "get_hf_file_metadata", fail)
-    with pytest.raises(
-        FileNotFoundError, match=r"someone/nothing: .*RuntimeError: \[Errno -2\] Name or serv"
-    ):
-        checkpoint.load("someone/nothing")
+    message = r"someone/nothing: .*RuntimeError: \[Errno -2\] Name or serv"
+    refused("someone/nothing", message, FileNotFoundError)
     assert len(asked) == 1
 
 
 def test_a_checkpoint_whose_base_cannot_be_reached_names_both(copy):
-    change_run(copy, base_model="someone/nothing")
-    with pytest.raises(
-        FileNotFoundError, match=r"the base model of .*step-000002 is not there: someone/noth"
-    ):
-        checkpoint.load(copy)
+    edit_json(copy / "run.json", base_model="someone/nothing")
+    refused(copy, "the base model of .*step-000002 is not there: someone/noth", FileNotFoundError)
 
 
 def test_a_head_that_should_be_tied_and_is_not_is_refused(tiny_base):
@@ -134,16 +120,14 @@ def test_a_head_that_should_be_tied_and_is_not_is_refused(tiny_base):
 
 @pytest.mark.parametrize("source", ["/nowhere/at/all", "./nowhere", "nowhere", "~/no/such/folder"])
 def test_a_path_that_does_not_exist_is_named(source):
-    with pytest.raises(FileNotFoundError, match=f"{source}: no config.json there; give a checkpoint folder"):
-        checkpoint.load(source)
+    refused(source, f"{source}: no config.json there; give a checkpoint folder", FileNotFoundError)
 
 
 def test_the_folder_of_a_run_is_not_taken_for_a_hub_id(saved, monkeypatch):
     runs = saved[1].parent.parent
     monkeypatch.chdir(runs.parent)
     message = f"is the folder of a run; give one of its checkpoints, such as {runs.name}/a_run/step-"
-    with pytest.raises(FileNotFoundError, match=message):
-        checkpoint.load(f"{runs.name}/a_run")
+    refused(f"{runs.name}/a_run", message, FileNotFoundError)
 
 
 def test_resolve(tiny_base, monkeypatch):

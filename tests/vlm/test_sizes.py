@@ -1,5 +1,7 @@
 """Owns: real sizes have the released models' parameter counts, cost no memory on "meta", and can be built."""
 
+import copy
+
 import pytest
 import torch
 from rich.console import Console
@@ -95,14 +97,9 @@ def test_moss_adds_its_parameters_and_nothing_else(name):
 
 
 def test_shapes_stay_as_written():
+    before = copy.deepcopy(SHAPES)
     build_shape("2b", moss={})
-    assert set(SHAPES["2b"]["vision_config"]) == {
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "patch_size",
-    }
+    assert before == SHAPES
 
 
 def test_unknown_names_and_adapted_models_are_refused():
