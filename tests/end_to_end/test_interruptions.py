@@ -165,16 +165,9 @@ def test_the_slurm_file_starts_every_task_and_queues_an_unfinished_run_again(arg
 @pytest.mark.slow
 def test_the_run_saves_and_ends_when_its_launcher_is_ended(argv, tmp_path):
     out, output = tmp_path / "run", (tmp_path / "output.txt").open("w")
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        "1",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", str(SCRIPT), *argv("run", steps=10_000)]
+    command = f"{sys.executable} -m accelerate.commands.launch --num_processes 1 --num_machines 1"
+    command = f"{command} --mixed_precision no --dynamo_backend no".split()
+    command += [str(SCRIPT), *argv("run", steps=10_000)]
     launcher = subprocess.Popen(command, env=environment(), cwd=tmp_path, stdout=output, stderr=output)
     wait_for(lambda: (out / "train.jsonl").is_file() and len(logged(out)) > 3)
     launcher.terminate()  # as a scheduler does that knows no other process
@@ -200,13 +193,7 @@ def test_two_machines_train_save_at_a_signal_and_finish(argv, tmp_path):
     def start_both():
         port, machines = free_port(), []
         for number in range(2):
-            place = {
-                "MACHINES": "2",
-                "MACHINE": str(number),
-                "MAIN": "127.0.0.1",
-                "GPUS": "1",
-                "PORT": str(port),
-            }
+            place = {"MACHINES": "2", "MACHINE": str(number), "GPUS": "1", "PORT": str(port)}
             bin_first = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
             output = (tmp_path / f"machine-{number}.txt").open("a")
             variables = {**environment(), **place, "MAIN": "127.0.0.1", "PATH": bin_first}

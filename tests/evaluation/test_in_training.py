@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from launching import logged
+from launching import as_flags, logged
 from safetensors.torch import load_file
 
 from moss_vllm.data.rows import BadRow
@@ -22,15 +22,8 @@ def start(recipe, tiny_base, world, tmp_path):
 
     def run(out, *more):
         given = {"model": tiny_base, "data": world / "FAVOR", "out": tmp_path / out, "steps": 4}
-        given |= {
-            "batch_size": 2,
-            "workers": 0,
-            "lora_rank": 4,
-            "lora_dropout": 0.3,
-            "save_every": 2,
-            "tracker": "none",
-        }
-        return recipe.main([*(f"--{name.replace('_', '-')}={value}" for name, value in given.items()), *more])
+        given |= {"batch_size": 2, "workers": 0, "lora_rank": 4, "lora_dropout": 0.3, "save_every": 2}
+        return recipe.main([*as_flags({**given, "tracker": "none"}), *more])
 
     return run
 

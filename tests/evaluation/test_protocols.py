@@ -388,24 +388,14 @@ def test_a_pixel_budget_sets_the_short_side_of_each_video(height, width, short_s
 
 def test_flags_come_before_named_clips_before_the_checkpoints():
     trained = {"sample_fps": 4.0, "short_side_px": 84, "max_frames": 16, "compress_tokens": False, "seed": 1}
-    flags = {
-        "sample_fps": None,
-        "short_side_px": None,
-        "max_frames": 8,
-        "compress_tokens": None,
-        "still": True,
-    }
+    flags = dict.fromkeys(("sample_fps", "short_side_px", "compress_tokens"))
+    flags |= {"max_frames": 8, "still": True}
     protocol = FAVOR_BENCH.protocols["favor_official"]
     adapted = protocol.adapt(trained, CLIP_SETTINGS["favor_official"], flags)
     clips = {"sample_fps": 1.0, "short_side_px": 84, "max_pixels": 151_200, "max_frames": 8}
     assert adapted == replace(protocol, **clips, compress_tokens=False, still=True)
-    assert adapted.settings == {
-        "name": "favor_official",
-        "max_new_tokens": 256,
-        **clips,
-        "compress_tokens": False,
-        "still": True,
-    }
+    shown = {**clips, "compress_tokens": False, "still": True}
+    assert adapted.settings == {"name": "favor_official", "max_new_tokens": 256, **shown}
     assert str(adapted) == (
         "favor_official, answers of up to 256 tokens: 1 fps, at most 151,200 pixels, up to 8 frames, "
         "no token compression; one-frame control: every frame is the middle one"

@@ -182,19 +182,6 @@ def test_json_is_whole_or_not_there_and_its_place_is_tried_first(tmp_path, monke
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "old")]
 
 
-def test_a_device_is_cpu_or_cuda(capsys):
-    with pytest.raises(SystemExit):
-        efficiency.main(["--device", "mps"])
-    assert "invalid choice: 'mps'" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_an_error(capsys):
-    with pytest.raises(SystemExit):
-        efficiency.main(["--device", "cuda"])
-    assert "no CUDA device" in capsys.readouterr().err
-
-
 @pytest.mark.gpu
 def test_peak_memory_is_at_least_what_is_kept():
     row = efficiency.measure(efficiency.TABLES["4a"][1], torch.device("cuda"))
