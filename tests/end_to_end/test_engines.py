@@ -4,7 +4,6 @@ Two processes each, whose clips differ in number and size; some steps give a pro
 """
 
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults.engine import Hostile
 from launching import ENGINES, ROOT, SCRIPT, as_flags, environment, launch, logged
 from safetensors.torch import load_file
 
@@ -270,17 +270,12 @@ def test_the_random_state_of_a_gpu_is_left_out_without_one():
     run_state._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
 
 
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("pwned",)
-
-
 @pytest.mark.slow
 def test_a_hostile_pickle_in_a_deepspeed_state_does_not_run(matrix, flags, tmp_path):
     later = shutil.ignore_patterns("step-000003", "step-000004")
     out = shutil.copytree(matrix["DeepSpeed ZeRO-2"][0], tmp_path / "run", ignore=later)
     for file in (out / "step-000002" / "state" / run_state.ZERO_FOLDER).glob("*.pt"):
-        file.write_bytes(pickle.dumps(Evil()))
+        file.write_bytes(pickle.dumps(Hostile(tmp_path / "pwned")))
     argv = flags(out, batch_size=1, accumulate=2, steps=4, resume="auto")
     with pytest.raises(AssertionError, match="which could run code.; resume from an earlier checkpoint"):
         launch("DeepSpeed ZeRO-2", argv, tmp_path)

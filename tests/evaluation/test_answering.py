@@ -131,10 +131,9 @@ def test_prompts_are_those_of_encode_with_the_video_once(processor, clip, compre
 
 
 def test_one_token_at_least_is_left_to_each_question(processor, clip):
-    same = prepare_prompts(processor, clip, ["What moves?"] * 2, compress=False)
-    assert same.shared == len(same.ids[0]) - 1
-    alone = prepare_prompts(processor, clip, ["What moves?"], compress=False)
-    assert alone.shared == len(alone.ids[0]) - 1
+    for count in (1, 2):
+        prompts = prepare_prompts(processor, clip, ["What moves?"] * count, compress=False)
+        assert prompts.shared == len(prompts.ids[0]) - 1
 
 
 def test_an_answer_ends_where_the_model_ends_it(loaded, base, clip, monkeypatch):

@@ -16,7 +16,6 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -39,6 +38,7 @@ from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 from moss_vllm.runtime.provenance import answering_weights, fingerprint, settings_fingerprint
 from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.video.frames import BadVideo
+from moss_vllm.video.write import write_clip
 from moss_vllm.vlm.adapter import trained_state
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.video_llama3.chat import conversation_text
@@ -118,16 +118,10 @@ def said(texts):
     return Answers(texts, [], dict.fromkeys(("encode", "prefill", "answer"), 0.5))
 
 
-def write(path, *, frames, seed, size=(84, 112)):
+def write(path, *, frames, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8).repeat(7, 0).repeat(7, 1)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=4)
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
-        for i in range(frames):
-            frame = np.roll(noise, 5 * i, 1)[: size[0], : size[1]]
-            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
-        file.mux(stream.encode(None))
+    noise = np.random.default_rng(seed).integers(0, 255, (12, 112, 3), np.uint8).repeat(7, 0).repeat(7, 1)
+    write_clip(np.stack([np.roll(noise, 5 * i, 1)[:, :112] for i in range(frames)]), path, fps=4)
 
 
 def run(loaded, data, out, protocol=PROTOCOL, **options):
@@ -771,29 +765,25 @@ def test_motionbench_script(loaded, data, tmp_path, asked, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("flags", "folder"),
     [
-        ([], "runs/eval/favor_bench/tiny"),
-        (["--ckpt", "a/step-000200/"], "runs/eval/favor_bench/tiny-step-000200"),
-        (["--protocol", "favor_official"], "runs/eval/favor_bench/tiny"),
-        (["--protocol", "letter"], "runs/eval/favor_bench/tiny-letter"),
-        (
-            ["--ckpt", "a/step-000200", "--protocol", "letter", "--still"],
-            "runs/eval/favor_bench/tiny-step-000200-letter-still",
-        ),
-        (["--sample-fps", "0.5", "--short-side-px", "84"], "runs/eval/favor_bench/tiny-0.5fps-84px"),
-        (["--max-frames", "8", "--no-compress-tokens"], "runs/eval/favor_bench/tiny-8frames-no-compress"),
-        (
-            ["--split", "test", "--clip-settings", "paper", "--compress-tokens"],
-            "runs/eval/favor_bench/tiny-test-paper-compress",
-        ),
-        (["--split", "dev"], "runs/eval/favor_bench/tiny"),
-        (["--ckpt", "a/step-000200", "--still", "--out", "there"], "there"),
+        ("", "runs/eval/favor_bench/tiny"),
+        ("--ckpt a/step-000200/", "runs/eval/favor_bench/tiny-step-000200"),
+        ("--protocol favor_official", "runs/eval/favor_bench/tiny"),
+        ("--protocol letter", "runs/eval/favor_bench/tiny-letter"),
+        ("--ckpt a/step-000200 --protocol letter --still",
+         "runs/eval/favor_bench/tiny-step-000200-letter-still"),
+        ("--sample-fps 0.5 --short-side-px 84", "runs/eval/favor_bench/tiny-0.5fps-84px"),
+        ("--max-frames 8 --no-compress-tokens", "runs/eval/favor_bench/tiny-8frames-no-compress"),
+        ("--split test --clip-settings paper --compress-tokens",
+         "runs/eval/favor_bench/tiny-test-paper-compress"),
+        ("--split dev", "runs/eval/favor_bench/tiny"),
+        ("--ckpt a/step-000200 --still --out there", "there"),
     ],
-)
+)  # fmt: skip
 def test_runs_that_differ_have_folders_that_differ(flags, folder):
     parser = argparse.ArgumentParser()
     parser.add_argument("--split", default="dev")  # as MotionBench's script has
     add_options(parser, FAVOR_BENCH)
-    args = parser.parse_args(flags)
+    args = parser.parse_args(flags.split())
     assert choose_folder(args, "favor_bench", "hub/tiny", FAVOR_BENCH) == Path(folder)
 
 

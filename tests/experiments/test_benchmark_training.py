@@ -85,7 +85,9 @@ def test_random_clips_have_the_tokens_of_the_shape():
 
 @pytest.mark.usefixtures("one_process")
 def test_a_shape_through_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(step_parts, "MARKED_STEPS", 1)
+    for name, value in (("MARKED_STEPS", 1), ("WARM_UP", 1), ("TEXT_TOKENS", 20)):
+        monkeypatch.setattr(step_parts, name, value)
+    monkeypatch.setitem(step_parts.FRAMES_PX, "miniature", (56, 56))
     file = tmp_path / "new" / "shape.json"
     benchmark.main(["--shape", "miniature", "--clip-s", "1.5", "--steps", "1", "--json", str(file)])
     record = json.loads(file.read_text())

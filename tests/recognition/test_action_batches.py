@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from action_layouts import moving_square, write_frames, write_layout
+from drawing import RAND
 from torch.utils.data import DataLoader
 
 from moss_vllm.data.actions.datasets import ActionClip, ActionSplit, read_action
@@ -22,7 +23,6 @@ from moss_vllm.training.row_order import PlacedRow, RowOrder, StepBatches
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import read_frames
 
-RAND = "rand-m7-n4-mstd0.5-inc1"
 PLAIN = ViewSettings(frames=4, size_px=16, train_scale=24, test_scale=16, flip=0.0)
 
 

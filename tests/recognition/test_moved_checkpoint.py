@@ -66,6 +66,13 @@ def out_of(store):
     return "--out", str(store.parents[1])
 
 
+def refusal(test, copy, store):
+    """What the test of a copy ends with, in the folder of the first."""
+    with pytest.raises(SystemExit) as caught:
+        test(copy, *out_of(store))
+    return str(caught.value)
+
+
 def edit_run(folder, **model):
     run = json.loads((folder / "run.json").read_text())
     run["model"] |= model
@@ -97,9 +104,7 @@ def test_other_weights_are_refused_by_name(tested, tmp_path):
     save_file(
         {**weights, "ladder.norm.bias": weights["ladder.norm.bias"] + 1}, copy / checkpoint.WEIGHTS_FILE
     )
-    with pytest.raises(SystemExit) as caught:
-        test(copy, *out_of(store))
-    message = str(caught.value)
+    message = refusal(test, copy, store)
     assert f"checkpoint was {folder}, is {copy}" in message and "weights was " in message
     assert "model_settings" not in message and store.read_text() == killed
 
@@ -111,9 +116,7 @@ def test_other_settings_of_the_same_weights_are_refused(tested, tmp_path, monkey
         edit_run(copy, temporal_options={**WITH_MOSS["temporal_options"], "window": [1, 9, 1]})
     else:  # another version of the package, whose preset has other attention heads
         monkeypatch.setattr(presets, "MINI", dataclasses.replace(presets.MINI, heads=1))
-    with pytest.raises(SystemExit) as caught:
-        test(copy, *out_of(store))
-    message = str(caught.value)
+    message = refusal(test, copy, store)
     assert "model_settings was " in message and "weights was " not in message
 
 
@@ -130,9 +133,7 @@ def test_a_store_of_earlier_versions_resumes_where_its_checkpoint_was(tested, tm
     as_earlier(store)
     killed = store.read_text()
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    with pytest.raises(SystemExit) as caught:
-        test(copy, *out_of(store))
-    assert f"checkpoint was {folder}, is {copy}" in str(caught.value)
+    assert f"checkpoint was {folder}, is {copy}" in refusal(test, copy, store)
     test(folder)
     assert store.read_text().startswith(killed) and lines(store.read_text()) == lines(whole)
 
