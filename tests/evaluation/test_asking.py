@@ -256,7 +256,7 @@ def test_processes_share_the_videos_and_the_last_one_has_the_table(reopen, data,
     asked.clear()
     for rank in reversed(range(processes)):
         result = run(reopen(), data, tmp_path, shard=Shard(rank, processes))
-        there = sum(len(row["answers"]) for row in lines_of_all(tmp_path))
+        there = len(read_answers(tmp_path / "answers", QUESTION_SCHEMA).answers)
         assert result.pending == 6 - there == 6 - len(result.records)
     assert result.table() == straight.table() and sorted(asked) == everything
     files = [f"{rank:02d}-of-{processes:02d}.jsonl" for rank in range(processes)]
@@ -265,13 +265,6 @@ def test_processes_share_the_videos_and_the_last_one_has_the_table(reopen, data,
     assert (
         run(reopen(), data, tmp_path).records == straight.records and asked == []
     )  # by one process: nothing
-
-
-def lines_of_all(out):
-    rows = [
-        json.loads(line) for file in (out / "answers").iterdir() for line in file.read_text().splitlines()
-    ]
-    return [row for row in rows if "answers" in row]
 
 
 def test_overwriting_drops_what_other_numbers_of_processes_wrote(loaded, data, tmp_path, asked):
