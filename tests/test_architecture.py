@@ -14,9 +14,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from launching import ROOT, environment, load_script
-
-from moss_vllm.runtime.flags import Flags
+from command_lines import parsers
+from launching import ROOT, as_flags, environment
 
 PACKAGE = "moss_vllm"
 # The rooms, bottom up: an import goes down, or stays within its room.
@@ -86,31 +85,30 @@ def room(name):
 
 
 def core_needs_torch_einops_and_triton_alone(root):
-    found = []
-    for path, tree in trees(root).items():
-        here = module(root, path)
-        if room(here) != "core":
-            continue
-        for name, line in imports(tree, here, path.name == "__init__.py"):
-            if name.split(".")[0] not in CORE_NEEDS and not name.startswith(f"{PACKAGE}.core"):
-                found.append(f"{here}:{line} imports {name}")
-    return found
+    return [
+        f"{here}:{line} imports {name}"
+        for path, tree in trees(root).items()
+        if room(here := module(root, path)) == "core"
+        for name, line in imports(tree, here, path.name == "__init__.py")
+        if name.split(".")[0] not in CORE_NEEDS and not name.startswith(f"{PACKAGE}.core")
+    ]
 
 
 def imports_go_down(root):
     """Also not to a room beside: so no task imports another, and training no model."""
-    return [
-        f"{one}:{line} imports {other}"
-        for one, other, line in arrows(root)
-        if room(one) != room(other) and room(other) and FLOOR[room(one)] <= FLOOR[room(other)]
-    ]
+    return wrong_arrows(root, lambda one, other: other and FLOOR[one] <= FLOOR[other])
 
 
 def tasks_are_apart_and_training_knows_no_model(root):
+    return wrong_arrows(root, lambda one, other: one in ("training", *MODELS) and other in MODELS)
+
+
+def wrong_arrows(root, is_wrong):
+    """Imports from one room to another that are wrong by the names of both."""
     return [
         f"{one}:{line} imports {other}"
         for one, other, line in arrows(root)
-        if room(one) in ("training", *MODELS) and room(other) in MODELS and room(one) != room(other)
+        if room(one) != room(other) and is_wrong(room(one), room(other))
     ]
 
 
@@ -137,13 +135,8 @@ def scripts_import_no_script_above_them(root):
     """The package imports none of them; recipes and eval none of scripts, and those none of experiments."""
     found, levels = [], [[PACKAGE], *SCRIPTS]
     for number, folders in enumerate(levels):
-        above = {
-            path.stem
-            for names in levels[number + 1 :]
-            for name in names
-            for path in root.glob(f"{name}/*.py")
-        }
-        above |= {name for names in levels[number + 1 :] for name in names}
+        above = {name for names in levels[number + 1 :] for name in names}
+        above |= {path.stem for name in above for path in root.glob(f"{name}/*.py")}
         for path in sorted(path for name in folders for path in (root / name).rglob("*.py")):
             for name, line in imports(ast.parse(path.read_text()), path.stem, False):
                 if name.split(".")[0] in above:
@@ -295,43 +288,16 @@ def test_an_evaluation_loads_no_matplotlib():
 def test_testing_a_classifier_loads_no_video_llm(tmp_path):
     """In all of a real test of one, lazy imports too."""
     folder, script = ROOT / "tests" / "data_of_earlier", ROOT / "eval" / "action_recog.py"
-    argv = [
-        "--ckpt",
-        "classes/step-000002",
-        "--out",
-        str(tmp_path / "out"),
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-    ]
+    argv = as_flags({"ckpt": "classes/step-000002", "out": tmp_path / "out", "workers": 0, "device": "cpu"})
     code = (
         f"import sys, runpy\nmain = runpy.run_path({str(script)!r})['main']\nmain({argv})\nprint('loaded')\n"
     )
-    printed = run_python(code + LOADED.format(names=("peft", "transformers.models.video_llama_3")), folder)
+    foreign = ("moss_vllm.vlm", "moss_vllm.report", "peft", "transformers.models.video_llama_3")
+    printed = run_python(code + LOADED.format(names=foreign), folder)
     assert printed[printed.index("loaded") + 1 :] == []
 
 
 # ---- flags
-
-
-class Asked(BaseException):
-    """Carries a script's parser out of its `main`."""
-
-
-def parser_of(script, monkeypatch):
-    """The parser of a script that has one."""
-
-    def ask(self, *given):
-        raise Asked(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Flags, "parse_known_args", ask)
-        try:
-            load_script(script).main([])
-        except Asked as asked:
-            return asked.args[0]
-    raise AssertionError(f"{script} parses nothing with Flags")
 
 
 def meaning(action):
@@ -355,16 +321,8 @@ def flags_that_mean_two_things(parsers):
     ]
 
 
-def test_a_flag_means_the_same_in_every_command(monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, *(str(ROOT / name) for name in ("scripts", "experiments"))])
-    scripts = [path for names in SCRIPTS for name in names for path in sorted((ROOT / name).glob("*.py"))]
-    texts = {path: path.read_text() for path in scripts}
-    scripts = [
-        p for p, text in texts.items() if "def main(" in text and ("Flags(" in text or "parse(" in text)
-    ]
-    assert len(scripts) > 20
-    parsers = {path.relative_to(ROOT).as_posix(): parser_of(path, monkeypatch) for path in scripts}
-    assert flags_that_mean_two_things(parsers) == []
+def test_a_flag_means_the_same_in_every_command():
+    assert len(parsers()) > 20 and flags_that_mean_two_things(parsers()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,15 @@
 
 import ast
 import contextlib
-import functools
 import io
 import json
 import re
-import runpy
 import shlex
-import sys
-from pathlib import Path
 
 import pytest
+from command_lines import parser_of, parsers
+from launching import ROOT
 
-from moss_vllm.runtime.flags import Flags
-
-ROOT = Path(__file__).parents[1]
 ROOMS = ("moss_vllm", "recipes", "eval", "scripts", "experiments")
 FOLDERS = (*ROOMS, "docs", "tests", "benchmarks")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,7 +18,6 @@ PAGES.remove(ROOT / "docs" / "faults.md")  # written by tests/end_to_end/test_fa
 README = (ROOT / "README.md").read_text()
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "miniature.json").read_text())
 OTHERS = {"--mixed_precision", "--model_args", "--use_cache", "--batch_size", "--verbosity"}  # of other tools
-SLOW = ("experiments/step_parts.py",)  # started by another script, it imports all before it reads arguments
 TASKS = {"MotionBench-Dev": "MR LM CM MO AO RC", "FAVOR-Bench": "AS CM HAC MAD NSM SAD"}
 
 
@@ -57,24 +51,6 @@ def commands(text):
     lines += re.findall(r"`((?:[A-Z]+=\S+ )?(?:\S*python|accelerate launch|sbatch|bash|make) [^`]+)`", text)
     words = [shlex.split(line, comments=True) for line in lines]
     return [[word for word in line if not re.match(r"\w+=", word)] for line in words if line]
-
-
-@functools.cache
-def parser_of(script):
-    """The command line of a script, stopped as it begins to read its arguments."""
-    reached = type("Reached", (BaseException,), {})
-
-    def stop(self, *_):
-        raise reached(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Flags, "parse_known_args", stop)
-        patch.setattr(sys, "argv", [script, "--help"])
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        except reached as error:
-            return error.args[0]
-    raise AssertionError(f"{script} reads no arguments")
 
 
 def command_faults(words):
@@ -115,14 +91,7 @@ def argument_faults(script, words):
 def flag_faults(text):
     """Flags alone in inline code that no command has."""
     flags = set(re.findall(r"`(--[a-z][\w-]*)", text)) - OTHERS
-    return sorted(flags - all_flags())
-
-
-@functools.cache
-def all_flags():
-    scripts = [file for file in files_of_rooms() if is_script(file) and file not in SLOW]
-    commands = [file for file in scripts if re.search(r"answer_help|= Flags\(", (ROOT / file).read_text())]
-    return {flag for script in commands for flag in parser_of(script)._option_string_actions}
+    return sorted(flags.difference(*(parser._option_string_actions for parser in parsers().values())))
 
 
 def path_faults(text):

@@ -4,16 +4,18 @@ Two processes each, whose clips differ in number and size; some steps give a pro
 """
 
 import json
-import os
 import pickle
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launching import ENGINES, ROOT, environment, launch, logged
-from safetensors.torch import load_file, save_file
+from faults.engine import Hostile
+from launching import ENGINES, ROOT, SCRIPT, as_flags, environment, launch, logged
+from safetensors.torch import load_file
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.training import engines, run_state
@@ -47,19 +49,26 @@ def rows(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def matrix(rows, tiny_base, tmp_path_factory):
+def flags(rows, tiny_base):
+    """A function that makes the recipe's flags for a run on these rows."""
+
+    def make(out, *more, **settings):
+        given = {"model": tiny_base, "data": rows / "rows.jsonl", "out": out, "lora_rank": 4, "workers": 0}
+        return [*as_flags({**given, **settings}), *more]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def matrix(flags, tmp_path_factory):
     """Each engine's output folder, after a whole run and after one that was resumed in its middle."""
     out = tmp_path_factory.mktemp("matrix")
+    settings = {"batch_size": 1, "accumulate": 2, "steps": STEPS, "save_every": 1, "log_every": 1, **RATES}
     found = {}
     for number, engine in enumerate(ENGINES):
-        argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4"]
-        argv += ["--batch-size", "1", "--accumulate", "2", "--workers", "0", "--steps", str(STEPS)]
-        argv += ["--save-every", "1", "--log-every", "1", "--lora-dropout", "0.2"]
-        argv += [text for name, rate in RATES.items() for text in (f"--{name.replace('_', '-')}", str(rate))]
         whole, half = out / f"{number}-whole", out / f"{number}-half"
-        printed = launch(engine, [*argv, "--out", str(whole)], out)
-        resume = ["--resume", str(whole / "step-000002")]
-        launch(engine, [*argv, "--out", str(half), *resume], out)
+        printed = launch(engine, flags(whole, lora_dropout=0.2, **settings), out)
+        launch(engine, flags(half, lora_dropout=0.2, resume=whole / "step-000002", **settings), out)
         found[engine] = (whole, half, printed)
     return found
 
@@ -131,10 +140,9 @@ def test_the_engines_end_in_models_that_answer_alike(matrix, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_bfloat16_trains_and_keeps_float32_where_it_learns(rows, tiny_base, tmp_path, engine):
-    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4", "--steps", "2"]
-    argv += ["--batch-size", "2", "--workers", "0", "--precision", "bf16", "--out", str(tmp_path / "run")]
-    launch(engine, [*argv, "--save-every", "2", "--checkpoint-llm"], tmp_path)
+def test_bfloat16_trains_and_keeps_float32_where_it_learns(flags, tmp_path, engine):
+    settings = {"steps": 2, "batch_size": 2, "precision": "bf16", "save_every": 2}
+    launch(engine, flags(tmp_path / "run", "--checkpoint-llm", **settings), tmp_path)
     saved = load_file(tmp_path / "run" / "step-000002" / ADAPTER_FILE)
     assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}
     # Adam's steps are smaller than bfloat16 resolves: rounded weights would have lost them.
@@ -148,15 +156,9 @@ def test_bfloat16_trains_and_keeps_float32_where_it_learns(rows, tiny_base, tmp_
 def test_fsdp2_trains_saves_and_resumes(tiny_base, tmp_path, kind):
     def run(out, steps, resume="no"):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-        command += [
-            str(ROOT / "tests" / "end_to_end" / "fsdp_worker.py"),
-            str(tiny_base),
-            str(tmp_path / out),
-            str(steps),
-        ]
-        done = subprocess.run(
-            [*command, str(resume), kind], env=environment(), capture_output=True, text=True, timeout=300
-        )
+        worker = Path(__file__).with_name("fsdp_worker.py")
+        command += map(str, (worker, tiny_base, tmp_path / out, steps, resume, kind))
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads((tmp_path / out / "losses.json").read_text())
 
@@ -207,56 +209,25 @@ def test_what_the_launcher_says_of_itself_or_as_the_recipe_is_no_fault(monkeypat
 
 
 @pytest.mark.slow
-def test_the_launchers_mixed_precision_is_refused_by_name(rows, tiny_base, tmp_path):
-    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--out", str(tmp_path / "run")]
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--num_processes",
-        "1",
-        "--mixed_precision",
-        "bf16",
-    ]
-    done = subprocess.run(
-        [*command, str(ROOT / "recipes" / "favor_lora.py"), *argv],
-        env=environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+def test_the_launchers_mixed_precision_is_refused_by_name(flags, tmp_path):
+    command = f"{sys.executable} -m accelerate.commands.launch --num_processes 1 --mixed_precision bf16"
+    command = [*command.split(), str(SCRIPT), *flags(tmp_path / "run")]
+    where = {"env": environment(), "cwd": tmp_path}
+    done = subprocess.run(command, **where, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert "error: ACCELERATE_MIXED_PRECISION=bf16 (of accelerate launch --mixed_precision" in done.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("key, value", [("gradient_clipping", 0.5), ("train_micro_batch_size_per_gpu", 7)])
-def test_a_deepspeed_file_of_another_batch_is_refused(rows, tiny_base, tmp_path, monkeypatch, key, value):
-    file = tmp_path / "deepspeed.json"
-    file.write_text(
-        json.dumps({**json.loads((ROOT / "recipes/configs/deepspeed_zero2.json").read_text()), key: value})
-    )
+def test_a_deepspeed_file_of_another_batch_is_refused(flags, tmp_path, monkeypatch, key, value):
+    file, ours = tmp_path / "deepspeed.json", ROOT / "recipes/configs/deepspeed_zero2.json"
+    file.write_text(json.dumps({**json.loads(ours.read_text()), key: value}))
     monkeypatch.setitem(
         ENGINES, "DeepSpeed ZeRO-2", ["--use_deepspeed", "--deepspeed_config_file", str(file)]
     )
-    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--out", str(tmp_path / "run")]
     with pytest.raises(AssertionError, match=f"configuration asks for {key}={value} and the recipe for"):
-        launch("DeepSpeed ZeRO-2", [*argv, "--batch-size", "2", "--workers", "0"], tmp_path)
-
-
-def test_a_state_of_another_number_of_processes_is_refused(tmp_path):
-    for rank in range(2):
-        save_file({"torch": torch.zeros(1)}, tmp_path / f"random-{rank}.safetensors")
-    with pytest.raises(ValueError, match=r"was written by 2 processes and this run has 1; resume with 2"):
-        run_state.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
-
-
-def test_a_state_of_deepspeed_is_refused_without_it(tmp_path):
-    save_file({"torch": torch.zeros(1)}, tmp_path / "random-0.safetensors")
-    (tmp_path / run_state.ZERO_FOLDER).mkdir()
-    with pytest.raises(ValueError, match=r"was written by DeepSpeed and this run is one process; resume"):
-        run_state.load_state(engines.start(), torch.nn.Linear(1, 1), None, tmp_path)
+        launch("DeepSpeed ZeRO-2", flags(tmp_path / "run", batch_size=2), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -299,33 +270,13 @@ def test_the_random_state_of_a_gpu_is_left_out_without_one():
     run_state._restore_random_state({**state, "cuda": torch.zeros(16, dtype=torch.uint8)})
 
 
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("pwned",)
-
-
 @pytest.mark.slow
-def test_a_hostile_pickle_in_a_deepspeed_state_does_not_run(matrix, rows, tiny_base, tmp_path):
-    whole = matrix["DeepSpeed ZeRO-2"][0]
-    out = tmp_path / "run"
-    subprocess.run(["cp", "-r", str(whole), str(out)], check=True)
-    for step in ("step-000003", "step-000004"):
-        subprocess.run(["rm", "-r", str(out / step)], check=True)
+def test_a_hostile_pickle_in_a_deepspeed_state_does_not_run(matrix, flags, tmp_path):
+    later = shutil.ignore_patterns("step-000003", "step-000004")
+    out = shutil.copytree(matrix["DeepSpeed ZeRO-2"][0], tmp_path / "run", ignore=later)
     for file in (out / "step-000002" / "state" / run_state.ZERO_FOLDER).glob("*.pt"):
-        file.write_bytes(pickle.dumps(Evil()))
-    argv = ["--model", str(tiny_base), "--data", str(rows / "rows.jsonl"), "--lora-rank", "4", "--steps", "4"]
-    argv += [
-        "--batch-size",
-        "1",
-        "--accumulate",
-        "2",
-        "--workers",
-        "0",
-        "--out",
-        str(out),
-        "--resume",
-        "auto",
-    ]
+        file.write_bytes(pickle.dumps(Hostile(tmp_path / "pwned")))
+    argv = flags(out, batch_size=1, accumulate=2, steps=4, resume="auto")
     with pytest.raises(AssertionError, match="which could run code.; resume from an earlier checkpoint"):
         launch("DeepSpeed ZeRO-2", argv, tmp_path)
     assert not (tmp_path / "pwned").exists()

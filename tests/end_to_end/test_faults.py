@@ -184,6 +184,7 @@ def test_a_disk_that_is_full_while_saving_costs_no_earlier_checkpoint(ground):
     assert before.keys() - after.keys() == {"run/finished"} and not after.keys() - before.keys()
     assert changed - {"run/finished"} == {"run/train.jsonl", "run/settings.json"}
     checkpoint.load(folder)
+    assert [line["step"] for line in ground.train(resume="auto")()] == [2]  # once there is room
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import re
 import shutil
 
 import pytest
-from launching import ROOT, launch, logged
+from launching import ROOT, as_flags, launch, logged
 
 from moss_vllm.training.settings import parse
 from moss_vllm.vlm import checkpoint
@@ -22,10 +22,7 @@ def flags(tiny_base, world, tmp_path):
     def make(out, *more, **settings):
         settings = {"steps": 2, "batch_size": 2, "workers": 0, "lora_rank": 4, **settings}
         given = {"model": tiny_base, "data": world / "FAVOR", "out": tmp_path / out, **settings}
-        pairs = [
-            text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))
-        ]
-        return [*pairs, *more]
+        return [*as_flags(given), *more]
 
     return make
 

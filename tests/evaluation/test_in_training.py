@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from launching import logged
+from launching import as_flags, logged
 from safetensors.torch import load_file
 
 from moss_vllm.data.rows import BadRow
@@ -22,15 +22,8 @@ def start(recipe, tiny_base, world, tmp_path):
 
     def run(out, *more):
         given = {"model": tiny_base, "data": world / "FAVOR", "out": tmp_path / out, "steps": 4}
-        given |= {
-            "batch_size": 2,
-            "workers": 0,
-            "lora_rank": 4,
-            "lora_dropout": 0.3,
-            "save_every": 2,
-            "tracker": "none",
-        }
-        return recipe.main([*(f"--{name.replace('_', '-')}={value}" for name, value in given.items()), *more])
+        given |= {"batch_size": 2, "workers": 0, "lora_rank": 4, "lora_dropout": 0.3, "save_every": 2}
+        return recipe.main([*as_flags({**given, "tracker": "none"}), *more])
 
     return run
 
@@ -59,11 +52,11 @@ def test_evaluating_changes_nothing_of_the_training(start, world, tmp_path):
 
 
 def test_a_resumed_run_has_each_evaluation_once(start, world, tmp_path):
-    asked = ["--eval-data", str(world / "FAVOR"), "--eval-every", "1", "--eval-questions", "3"]
+    asked = ["--eval-data", str(world / "FAVOR"), "--eval-every", "2", "--eval-questions", "1"]
     start("run", *asked)
     start("run", *asked, "--resume", str(tmp_path / "run" / "step-000002"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "evals.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4] and lines[0]["benchmark"] == "FAVOR-Bench"
+    assert [line["step"] for line in lines] == [2, 4] and lines[0]["benchmark"] == "FAVOR-Bench"
 
 
 def test_questions_are_chosen_evenly(world, tmp_path):

@@ -202,15 +202,8 @@ POLISHED_ROWS = [(output, read) for read, outputs in POLISHED_ANSWERS.items() fo
 
 
 def test_no_table_has_an_answer_twice_or_fewer_than_sixty():
-    for rows in (FAVOR_ROWS, LETTER_ROWS, POLISHED_ROWS):
-        asked = [(row[:-1], row[-1]) for row in rows]
-        assert len({key for key, _ in asked}) == len(rows)
-    distinct = [
-        {row[2] for row in FAVOR_ROWS},
-        {row[1] for row in LETTER_ROWS},
-        {r[0] for r in POLISHED_ROWS},
-    ]
-    assert all(len(outputs) >= 60 for outputs in distinct)
+    for rows, output in ((FAVOR_ROWS, 2), (LETTER_ROWS, 1), (POLISHED_ROWS, 0)):
+        assert len({row[:-1] for row in rows}) == len(rows) and len({row[output] for row in rows}) >= 60
 
 
 @pytest.mark.parametrize(("options", "answer", "output", "right"), FAVOR_ROWS)
@@ -388,24 +381,14 @@ def test_a_pixel_budget_sets_the_short_side_of_each_video(height, width, short_s
 
 def test_flags_come_before_named_clips_before_the_checkpoints():
     trained = {"sample_fps": 4.0, "short_side_px": 84, "max_frames": 16, "compress_tokens": False, "seed": 1}
-    flags = {
-        "sample_fps": None,
-        "short_side_px": None,
-        "max_frames": 8,
-        "compress_tokens": None,
-        "still": True,
-    }
+    flags = dict.fromkeys(("sample_fps", "short_side_px", "compress_tokens"))
+    flags |= {"max_frames": 8, "still": True}
     protocol = FAVOR_BENCH.protocols["favor_official"]
     adapted = protocol.adapt(trained, CLIP_SETTINGS["favor_official"], flags)
     clips = {"sample_fps": 1.0, "short_side_px": 84, "max_pixels": 151_200, "max_frames": 8}
     assert adapted == replace(protocol, **clips, compress_tokens=False, still=True)
-    assert adapted.settings == {
-        "name": "favor_official",
-        "max_new_tokens": 256,
-        **clips,
-        "compress_tokens": False,
-        "still": True,
-    }
+    shown = {**clips, "compress_tokens": False, "still": True}
+    assert adapted.settings == {"name": "favor_official", "max_new_tokens": 256, **shown}
     assert str(adapted) == (
         "favor_official, answers of up to 256 tokens: 1 fps, at most 151,200 pixels, up to 8 frames, "
         "no token compression; one-frame control: every frame is the middle one"

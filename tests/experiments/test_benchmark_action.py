@@ -146,21 +146,3 @@ def test_the_recipe_itself_is_what_runs(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and found == benchmark.summarise_steps(lines)
     assert 0 < found["waiting_share"] < 1  # without workers, reading is waiting
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--batch", "0"], "take 1 or more"),
-        (["--clips", "0"], "take 1 or more"),
-        (["--steps", "2"], "--steps more than 2"),
-        (["--json", "."], ". is a folder"),
-        (["--device", "cuda"], "no CUDA device"),
-        (["--parts", "sleeping"], "invalid choice: 'sleeping'"),
-    ],
-)
-def test_bad_arguments_are_named(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit):
-        benchmark.main(arguments)
-    assert message in capsys.readouterr().err

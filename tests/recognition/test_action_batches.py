@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from action_layouts import moving_square, write_frames, write_layout
+from drawing import RAND
 from torch.utils.data import DataLoader
 
 from moss_vllm.data.actions.datasets import ActionClip, ActionSplit, read_action
@@ -23,7 +23,6 @@ from moss_vllm.training.row_order import PlacedRow, RowOrder, StepBatches
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import read_frames
 
-RAND = "rand-m7-n4-mstd0.5-inc1"
 PLAIN = ViewSettings(frames=4, size_px=16, train_scale=24, test_scale=16, flip=0.0)
 
 
@@ -183,15 +182,11 @@ def test_a_batch_counts_its_usable_rows(dataset):
     assert (batch["count"], batch["read"]) == (4, 32)
 
 
-def test_a_batch_without_a_usable_row_still_runs_and_teaches_nothing(broken):
+def test_a_batch_without_a_usable_row_still_has_a_shape(broken):
     training = ActionTrainingSet(broken, PLAIN, seed=0)
     batch = training.collate([training[0], training[1]])
     assert batch["video"].shape == (1, 4, 3, 16, 16) and (batch["count"], batch["read"]) == (0, 0)
     assert batch["row_ids"] == [] and [row.row_id for row in batch["rejected"]] == ["x", "x"]
-    logits = torch.randn(1, 2, requires_grad=True)
-    loss = F.cross_entropy(logits, batch["labels"], reduction="sum", label_smoothing=0.1)
-    loss.backward()
-    assert loss == 0 and logits.grad.abs().sum() == 0
 
 
 def test_test_views_of_a_clip(ssv2):
@@ -206,17 +201,3 @@ def test_test_views_of_a_clip(ssv2):
     torch.testing.assert_close(shown[:3], shown[3:])
     again = ActionTestSet(split, settings)[1]
     assert torch.equal(again[1], shown)
-
-
-def test_every_dataset_gives_training_and_test_views(tmp_path):
-    for data, sources in DATASET_VIEWS.items():
-        if data == "mini":  # has no layout of its own
-            continue
-        write_layout(data, tmp_path / data)
-        settings = sources["paper"].at_size(16)
-        training = ActionTrainingSet(read_action(data, tmp_path / data, "train"), settings, seed=0)
-        batch = training.collate([training[i] for i in range(4)])
-        assert batch["count"] == 4 * settings.repeats and batch["rejected"] == []
-        assert batch["video"].shape == (batch["count"], settings.frames, 3, 16, 16)
-        tests = ActionTestSet(read_action(data, tmp_path / data, "test"), settings)
-        assert [len(tests[i][1]) for i in range(2)] == [settings.clips * settings.crops] * 2

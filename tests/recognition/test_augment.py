@@ -5,16 +5,11 @@ import re
 import numpy as np
 import pytest
 from action_layouts import noise
+from drawing import RAND, rng
 from PIL import Image, ImageOps
 
 from moss_vllm.recognition import augment
 from moss_vllm.recognition.augment import ClipRandAugment, draw_box
-
-RAND = "rand-m7-n4-mstd0.5-inc1"
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
 
 
 def test_boxes_fit_and_spread():

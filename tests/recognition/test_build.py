@@ -103,20 +103,6 @@ def test_backward_keeps_of_the_encoder_only_the_layers_it_hands_over():
     assert kept.total_bytes() - of_ladder.total_bytes() <= sum(tap.nbytes for tap in taps)
 
 
-@pytest.mark.parametrize("temporal", ["moss", "stss1", "atm", "none"])
-def test_trained_names_are_all_that_a_checkpoint_needs(temporal):
-    model = small(temporal=temporal).train()
-    model(clip())  # moves BatchNorm's statistics
-    state = {name: model.state_dict()[name] for name in model.trained_names()}
-    assert not any(name.startswith("encoder.") for name in state)
-    torch.manual_seed(7)
-    rebuilt = build_classifier(variant=PRESET, classes=5, weights="random", image_size=32, temporal=temporal)
-    assert not torch.equal(rebuilt.eval()(clip()), model.eval()(clip()))
-    report = rebuilt.load_state_dict(state, strict=False)
-    assert not report.unexpected_keys and all(name.startswith("encoder.") for name in report.missing_keys)
-    assert torch.equal(rebuilt(clip()), model(clip()))
-
-
 def test_temporal_modules_their_layers_and_options():
     model = small(temporal_layers=(1, 4), temporal_options={"orders": (1,), "window": (1, 3, 3)})
     assert model.ladder.temporal_names == {1: "moss", 4: "moss2"} and model.ladder.moss.orders == (1,)
@@ -146,11 +132,12 @@ def test_another_encoder():
     assert small(variant=no_class_token)(clip()).shape == (2, 5)
 
 
-def test_a_new_head_and_what_the_pixels_should_be():
-    model = small().double()
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_new_head_and_what_the_pixels_should_be(host):
+    model = small(host=host).double()
     model.reset_head(9)
     assert model(clip().double()).shape == (2, 9)
-    assert model.mean == model.std == (0.5, 0.5, 0.5)
+    assert model.encoder_name == "test_vit.r160_in1k" and model.mean == model.std == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("host", HOSTS)

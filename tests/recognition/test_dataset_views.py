@@ -1,27 +1,17 @@
 """Owns: each dataset's views are those of Table 7, or of the authors' configuration files."""
 
+from operator import attrgetter
+
 import pytest
+from drawing import RAND
 
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS, find_views
-
-RAND = "rand-m7-n4-mstd0.5-inc1"
 
 
 def test_the_papers_views_are_those_of_table_7():
     paper = {data: sources["paper"] for data, sources in DATASET_VIEWS.items()}
-    rows = {
-        data: (
-            s.frames,
-            s.sampling,
-            s.stride,
-            s.randaugment,
-            s.flip,
-            s.repeats,
-            s.grayscale,
-            s.crops * s.clips,
-        )
-        for data, s in paper.items()
-    }
+    fields = attrgetter("frames", "sampling", "stride", "randaugment", "flip", "repeats", "grayscale")
+    rows = {data: (*fields(s), s.crops * s.clips) for data, s in paper.items()}
     ssv = (8, "uniform", 8, RAND, 0.5, 2, 0.0, 6)
     fine = (32, "uniform", 8, None, 0.5, 1, 0.0, 6)
     assert rows == {

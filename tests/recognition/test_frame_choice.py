@@ -2,12 +2,9 @@
 
 import numpy as np
 import pytest
+from drawing import rng
 
 from moss_vllm.recognition.frame_choice import SAMPLINGS, draw_indices, spread_indices
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
 
 
 def test_uniform_training_takes_one_frame_of_each_segment():

@@ -95,18 +95,6 @@ def test_what_the_table_trains_gets_gradients_and_nothing_else_moves(host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_trained_names_are_all_that_a_checkpoint_needs(host):
-    model = shaken(small(host)).train()
-    model(clip())  # moves BatchNorm's statistics
-    state = {name: model.state_dict()[name] for name in model.trained_names()}
-    rebuilt = small(host)
-    assert not rebuilt.load_state_dict(state, strict=False).unexpected_keys
-    assert torch.equal(rebuilt.eval()(clip()), model.eval()(clip()))
-    if host != "full":
-        assert sum(t.numel() for t in state.values()) < sum(t.numel() for t in model.state_dict().values())
-
-
-@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("frames", [2, 4])
 def test_bfloat16_autocast_is_near_float32(host, frames):
     model, video = shaken(small(host)).eval(), clip(frames=frames)
@@ -116,14 +104,6 @@ def test_bfloat16_autocast_is_near_float32(host, frames):
     assert (scores - expected).abs().max() < 0.1 * expected.abs().max()
     scores.float().square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_new_head(host):
-    model = small(host)
-    model.reset_head(9)
-    assert model(clip()).shape == (2, 9)
-    assert model.encoder_name == "test_vit.r160_in1k" and model.mean == (0.5, 0.5, 0.5)
 
 
 @pytest.mark.parametrize("host", HOSTS)

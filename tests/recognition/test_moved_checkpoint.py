@@ -1,7 +1,6 @@
 """Owns: a test of a classifier resumes wherever its checkpoint lies now, and no other checkpoint's does."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -9,24 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from action_layouts import SSV_NAMES, write_layout
+from launching import load_script
 from safetensors.torch import load_file, save_file
 
 from moss_vllm.core import presets
 from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.build import build_classifier
 
-SCRIPT = Path(__file__).parents[2] / "eval" / "action_recog.py"
 VIEWS = {"frames": 2, "sampling": "uniform", "clips": 1, "crops": 1, "size_px": 28}
 WITH_MOSS = {"temporal": "moss", "temporal_options": {"window": [1, 3, 3], "d_hidden": 8, "d_similarity": 8}}
 WITHOUT = {"temporal": "none"}
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("eval_action_recog", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +28,7 @@ def clips(tmp_path_factory):
 
 
 @pytest.fixture(params=[WITH_MOSS, WITHOUT], ids=["MOSS", "none"])
-def tested(request, script, clips, tmp_path):
+def tested(request, clips, tmp_path):
     """A checkpoint, a call that tests it, and its store after a kill: one of two clips is stored."""
     arguments = {"variant": "mini", "classes": 4, "weights": "random", "frames": 2, "image_size": 28}
     arguments |= request.param
@@ -53,12 +44,11 @@ def tested(request, script, clips, tmp_path):
         "step": 3,
         "command": "recipes/action_recog.py",
     }
-    folder = tmp_path / "run" / "best"
+    folder, script = tmp_path / "run" / "best", load_script("eval/action_recog.py")
     checkpoint.save(folder, model, run, state=model.trained_state())
 
     def test(folder, *more):
-        argv = ["--ckpt", str(folder), "--workers", "0", "--device", "cpu", *more]
-        return script.main(argv)
+        return script.main(["--ckpt", str(folder), "--workers", "0", "--device", "cpu", *more])
 
     test(folder)
     store = next((tmp_path / "run" / "best-test-1x1" / "answers").glob("*.jsonl"))
@@ -74,6 +64,13 @@ def lines(text):
 
 def out_of(store):
     return "--out", str(store.parents[1])
+
+
+def refusal(test, copy, store):
+    """What the test of a copy ends with, in the folder of the first."""
+    with pytest.raises(SystemExit) as caught:
+        test(copy, *out_of(store))
+    return str(caught.value)
 
 
 def edit_run(folder, **model):
@@ -107,9 +104,7 @@ def test_other_weights_are_refused_by_name(tested, tmp_path):
     save_file(
         {**weights, "ladder.norm.bias": weights["ladder.norm.bias"] + 1}, copy / checkpoint.WEIGHTS_FILE
     )
-    with pytest.raises(SystemExit) as caught:
-        test(copy, *out_of(store))
-    message = str(caught.value)
+    message = refusal(test, copy, store)
     assert f"checkpoint was {folder}, is {copy}" in message and "weights was " in message
     assert "model_settings" not in message and store.read_text() == killed
 
@@ -121,9 +116,7 @@ def test_other_settings_of_the_same_weights_are_refused(tested, tmp_path, monkey
         edit_run(copy, temporal_options={**WITH_MOSS["temporal_options"], "window": [1, 9, 1]})
     else:  # another version of the package, whose preset has other attention heads
         monkeypatch.setattr(presets, "MINI", dataclasses.replace(presets.MINI, heads=1))
-    with pytest.raises(SystemExit) as caught:
-        test(copy, *out_of(store))
-    message = str(caught.value)
+    message = refusal(test, copy, store)
     assert "model_settings was " in message and "weights was " not in message
 
 
@@ -140,9 +133,7 @@ def test_a_store_of_earlier_versions_resumes_where_its_checkpoint_was(tested, tm
     as_earlier(store)
     killed = store.read_text()
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
-    with pytest.raises(SystemExit) as caught:
-        test(copy, *out_of(store))
-    assert f"checkpoint was {folder}, is {copy}" in str(caught.value)
+    assert f"checkpoint was {folder}, is {copy}" in refusal(test, copy, store)
     test(folder)
     assert store.read_text().startswith(killed) and lines(store.read_text()) == lines(whole)
 

@@ -3,10 +3,7 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -252,23 +249,3 @@ def test_errors_of_memory_and_of_workers_are_named(split, tmp_path):
 
     with pytest.raises(RunStopped, match=rf"died .status 3. while it read {split.clips[0].path}; "):
         score(split, tmp_path / "workers", read=lambda *_, **__: os._exit(3), workers=1)
-
-
-IMPORTED = """
-import runpy, sys
-runpy.run_path("eval/action_recog.py", run_name="tested")
-print(*(name for name in sys.modules if name.startswith(("moss_vllm", "transformers.models", "peft"))))
-"""
-
-
-def test_the_test_of_a_classifier_imports_nothing_of_a_video_llm():
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", IMPORTED]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    printed = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, check=True, timeout=300
-    ).stdout
-    loaded = printed.split()
-    assert "moss_vllm.recognition.testing" in loaded and "moss_vllm.encoders.image" in loaded
-    foreign = ("moss_vllm.vlm", "moss_vllm.report", "transformers.models.video_llama_3", "peft")
-    assert [name for name in loaded if name.startswith(foreign)] == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from action_layouts import moving_square, noise
+from drawing import RAND, rng
 from PIL import Image
 
 from moss_vllm.recognition import augment, views
@@ -14,12 +15,7 @@ from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.recognition.frame_choice import draw_indices
 from moss_vllm.recognition.views import CLIP_MEAN, CLIP_STD, ViewSettings, evaluation_views, training_views
 
-RAND = "rand-m7-n4-mstd0.5-inc1"
 PLAIN = ViewSettings(frames=4, size_px=16, train_scale=24, test_scale=16, flip=0.0)
-
-
-def rng(seed=0):
-    return np.random.default_rng(seed)
 
 
 def levels(view):
@@ -138,15 +134,8 @@ def test_all_frames_of_a_view_are_changed_alike_and_views_differ():
         assert len({view.numpy().tobytes() for view in shown}) == 6
 
 
-def test_other_generators_are_left_alone():
+def test_frames_are_not_written_to_and_other_generators_left_alone():
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    settings = ViewSettings(frames=4, size_px=16, train_scale=24, test_scale=16, repeats=4)
-    training_views(noise(), settings, rng(), ClipRandAugment(RAND))
-    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
-    assert torch.equal(torch.get_rng_state(), states[2])
-
-
-def test_frames_are_not_written_to():
     frames = noise(4, 24, 24)
     before = frames.copy()
     settings = ViewSettings(frames=4, size_px=24, train_scale=24, test_scale=24, repeats=4, clips=1)
@@ -154,6 +143,8 @@ def test_frames_are_not_written_to():
     training_views(frames, settings, rng())
     evaluation_views(frames, settings)
     np.testing.assert_array_equal(frames, before)
+    assert random.getstate() == states[0] and np.random.get_state()[1].tolist() == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
 
 
 def test_one_picture_is_a_video():

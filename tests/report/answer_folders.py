@@ -6,8 +6,6 @@ from moss_vllm.evaluation.result import QUESTION_SCHEMA, collect
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 
 LETTER = MOTIONBENCH.protocols["letter"]
-
-
 OFFICIAL = FAVOR_BENCH.protocols["favor_official"]
 
 

@@ -3,11 +3,7 @@
 import json
 
 RATES = {"moss": 3e-3, "projector": 3e-4, "llm lora": 1e-3}
-
-
 TASKS = {"all": 25.0, "MR": 25.0, "CM": 20.0}
-
-
 FILES = ["settings.json", "train.jsonl", "evals.jsonl", "rejected.jsonl"]
 
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from answer_folders import LETTER, OFFICIAL, ask, question
+from answer_folders import LETTER, OFFICIAL, ask, in_turn, question
 from pages import write
 
 from moss_vllm.data.rows import BenchmarkVideo
@@ -47,22 +47,10 @@ def test_the_matrix_has_right_and_chosen_letters(tmp_path):
 
 def test_the_matrix_of_favors_own_protocol_has_positions(tmp_path):
     options = ("moves left", "moves left; then up", "stays still")
-    said = {
-        "a": "It Moves Left",
-        "b": "moves left; then up",
-        "c": "stays still, or moves left",
-        "d": "C",
-        "e": "stays still",
-    }
-    right = {
-        "a": "moves left",
-        "b": "moves left",
-        "c": "stays still",
-        "d": "moves left",
-        "e": "stays still",
-    }
-    asked = tuple(question(uid, "CM", right[uid], options) for uid in said)
-    ask(tmp_path, [BenchmarkVideo("v", Path("v"), asked)], FAVOR_BENCH, OFFICIAL, lambda q: said[q.uid])
+    said = ("It Moves Left", "moves left; then up", "stays still, or moves left", "C", "stays still")
+    right = dict(zip("abcde", (options[place] for place in (0, 0, 2, 0, 2)), strict=True))
+    asked = tuple(question(uid, "CM", answer, options) for uid, answer in right.items())
+    ask(tmp_path, [BenchmarkVideo("v", Path("v"), asked)], FAVOR_BENCH, OFFICIAL, in_turn(*said))
     page = write(tmp_path, "--strips", "0")
     start = next(
         number for number, cells in enumerate(page.cells) if cells[0] == "right" and "several" in cells

@@ -37,18 +37,14 @@ def test_unreadable_lines_are_counted_and_named(folder):
     lines[11], lines[12], lines[13] = b"\x00\xff", b"[1]", b'{"step": "14"}'
     (folder / "train.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     (folder / "rejected.jsonl").write_text("[" * 100_000 + "\n")
+    (folder / "evals.jsonl").write_text("{\n" * 1200)
     page = write(folder)
     assert "train.jsonl: 5 lines cannot be read: 3, 9, 12, 13, 14" in page.text
     assert "train.jsonl: 5 steps before step 30 without a line" in page.text
     assert "rejected.jsonl: 1 line cannot be read: 1" in page.text
-    assert set(range(1, 31)) - set(page.curve("Loss", "each step")) == {3, 9, 12, 13, 14}
-
-
-def test_only_the_first_unreadable_lines_are_named(folder):
-    (folder / "evals.jsonl").write_text("{\n" * 1200)
-    page = write(folder)
     named = ", ".join(map(str, range(1, 11)))
     assert f"evals.jsonl: 1,200 lines cannot be read: {named} and 1,190 more" in page.text
+    assert set(range(1, 31)) - set(page.curve("Loss", "each step")) == {3, 9, 12, 13, 14}
 
 
 @pytest.mark.parametrize("gone", FILES)

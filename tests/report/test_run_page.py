@@ -7,7 +7,7 @@ import shutil
 import pytest
 import report
 from action_layouts import write_layout
-from launching import load_script, logged
+from launching import as_flags, load_script, logged
 from pages import browse, write
 from run_folders import FILES, RATES, TASKS, digits, eval_line, jsonl, settings, step_line
 
@@ -188,7 +188,7 @@ def classifier_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "true")
         recipe = load_script("recipes/action_recog.py")
-        recipe.main([f"--{name.replace('_', '-')}={value}" for name, value in settings.items()])
+        recipe.main(as_flags(settings))
     return root / "run"
 
 
@@ -228,23 +228,10 @@ def test_a_classifiers_run_before_its_first_test_says_so(classifier_run, tmp_pat
 @pytest.mark.usefixtures("one_process")
 def test_a_real_run_has_a_whole_page(recipe, tiny_base, world, tmp_path):
     out = tmp_path / "run"
-    flags = {
-        "model": tiny_base,
-        "data": world / "FAVOR",
-        "out": out,
-        "steps": 4,
-        "batch_size": 2,
-        "log_every": 2,
-    }
-    flags |= {
-        "workers": 0,
-        "lora_rank": 4,
-        "save_every": 2,
-        "tracker": "none",
-        "eval_data": world / "MotionBench",
-    }
-    flags |= {"eval_every": 2, "eval_questions": 6}
-    lines = recipe.main([f"--{name.replace('_', '-')}={value}" for name, value in flags.items()])
+    flags = {"model": tiny_base, "data": world / "FAVOR", "out": out, "steps": 4, "batch_size": 2}
+    flags |= {"log_every": 2, "workers": 0, "lora_rank": 4, "save_every": 2, "tracker": "none"}
+    flags |= {"eval_data": world / "MotionBench", "eval_every": 2, "eval_questions": 6}
+    lines = recipe.main(as_flags(flags))
     page = write(out)
     assert "Finished: step 4 of 4; the last checkpoint is step-000004." in page.text
     assert "is not there" not in page.text and "cannot be read" not in page.text

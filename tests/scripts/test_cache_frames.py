@@ -18,6 +18,7 @@ from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import Sampling, read_clip
 
+SCRIPT = cache_frames
 SAMPLING = Sampling(sample_fps=2.0, short_side_px=56)
 FLAGS = ["--short-side-px", "56", "--workers", "2"]
 ENTRY_BYTES = 3 * 56 * 84 * 3
@@ -29,20 +30,6 @@ def write_gif(path, seed):
     first, *others = (Image.fromarray(np.roll(noise, 3 * i, 1)) for i in range(15))
     first.save(path, save_all=True, append_images=others, duration=100)
     return path
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Decode in this process; the names of the files that were decoded, in order."""
-    decoded = []
-
-    def run(work, jobs, *, workers, limit_s):
-        for job in jobs:
-            decoded.append(Path(job.path).name)
-            yield job, work(job)
-
-    monkeypatch.setattr(cache_frames, "run_isolated", run)
-    return decoded
 
 
 @pytest.fixture

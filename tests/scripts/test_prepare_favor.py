@@ -23,6 +23,7 @@ from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.isolated import Failure
 from moss_vllm.video.packets import index_frames
 
+SCRIPT = prepare_favor
 ID = "aB3_-xY9zQ0"
 URL = f"https://www.youtube.com/watch?v={ID}"
 MS = Fraction(1, 1000)
@@ -66,20 +67,6 @@ def read_all(path, **part):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return write(tmp_path_factory.mktemp("source") / f"{ID}.mp4")
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Cut in this process; the sources that were cut from."""
-    used = []
-
-    def run(work, jobs, *, workers, limit_s):
-        for job in list(jobs):
-            used.append(Path(job[0]).name)
-            yield job, work(job)
-
-    monkeypatch.setattr(prepare_favor, "run_isolated", run)
-    return used
 
 
 def row(name, start=None, end=None, **fields):
@@ -348,8 +335,6 @@ def test_full_disk_rejects_nobody(tmp_path, source, here, monkeypatch, capsys):
 def test_nothing_kept_is_status_1(tmp_path, here):
     put(tmp_path, [row("a.mp4", 0, 1)])
     assert prepare(tmp_path) == 1
-    with pytest.raises(SystemExit):
-        prepare(tmp_path / "nowhere")
 
 
 @pytest.mark.slow
