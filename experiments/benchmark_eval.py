@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = options()
     args = parser.parse_args(argv)
     if min(args.video_count, args.repeats, args.threads) < 1:
-        parser.error("--videos, --repeats and --threads take 1 or more")
+        parser.error("--video-count, --repeats and --threads take 1 or more")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU, and torch finds none; leave it out to run on the CPU")
     torch.set_num_threads(args.threads)

@@ -142,8 +142,6 @@ def read_test(folder: Path) -> Tested:
     if not holds_answers(folder):
         raise ValueError(f"{folder} holds no tested clips; {remedy}")
     test = Tested(folder, read_answers(folder / ANSWERS, CLIP_SCHEMA))
-    if test.header and test.header["protocol"]["name"] != "views":
-        raise ValueError(f"{folder} holds answers to questions of {test.header['benchmark']}; {remedy}")
     if not test.rows:
         raise ValueError(f"{folder} has no clip that was scored yet; wait for it, or {remedy}")
     if old := [uid for uid, row in test.rows.items() if not {"label", "guesses"} <= set(row)]:

@@ -56,6 +56,8 @@ QUESTION_SCHEMA = Schema(
         {"question": str, "options": list, "log_likelihood": dict},
     ),
     check_answer=_check_answer,
+    is_of_task=lambda header: header["protocol"]["name"] != "views",
+    source="what was --out of eval/motionbench.py or eval/favor_bench.py",
 )
 
 

@@ -10,6 +10,8 @@ CLIP_SCHEMA = Schema(
         {"versions": dict, "run": dict, "weights": str, "dtype": str, "model_settings": str},
     ),
     parts={"protocol": Fields({"name": str})},
+    is_of_task=lambda header: header["protocol"]["name"] == "views",
+    source="one that eval/action_recog.py wrote, or OUT/test of recipes/action_recog.py",
     answer=Fields(
         {"task": str, "answer": str, "output": str, "correct": bool, "in_top5": bool, "top5": list},
         {"parsed": str, "label": int, "guesses": list},

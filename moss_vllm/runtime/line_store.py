@@ -54,12 +54,15 @@ class Schema:
         header: fields of the header; `parts`: of the header's objects, by key.
         answer: fields of an answer, beside its `uid`.
         check_answer: raises ValueError for an answer whose fields contradict each other.
+        is_of_task: whether a header is of this task; `source` says which commands write such folders.
     """
 
     header: Fields
     answer: Fields
     parts: Mapping[str, Fields] = field(default_factory=dict)
     check_answer: Callable[[dict[str, Any]], None] = lambda answer: None
+    is_of_task: Callable[[Mapping[str, Any]], bool] = lambda header: True
+    source: str = ""
 
     def check_header(self, header: Any) -> None:
         """Raise ValueError for a header of other fields."""
@@ -132,7 +135,7 @@ def read_answers(folder: Path, schema: Schema, header: Mapping[str, Any] | None 
     Each answer gets its `video_id`; `videos` has the other fields of each video's lines. If two processes
     answered a question, the first answer is kept.
 
-    Raises: ValueError for a file of another run, or a line that does not fit the schema.
+    Raises: ValueError for a file of another task or run, or a line that does not fit the schema.
     """
     stored = Stored(dict(header) if header else None)
     files = {file: file.read_bytes().split(b"\n")[:-1] for file in sorted(folder.glob("*.jsonl"))}
@@ -146,10 +149,16 @@ def read_answers(folder: Path, schema: Schema, header: Mapping[str, Any] | None 
                     continue
                 first = FIRST_LINE.check(row)["header"]
                 schema.check_header(first)
+                if not schema.is_of_task(first):
+                    break
             except (ValueError, RecursionError) as error:
                 remedy = f"remove it, to ask its questions again, or {REMEDY}" if number > 1 else REMEDY
                 reason = f"line {number} is no line of an answer store ({error}); {remedy}"
                 raise ValueError(f"{file}: {reason}") from None
+        if lines and not schema.is_of_task(first):
+            raise ValueError(
+                f"{folder.parent} holds answers of another task ({first['benchmark']}); name {schema.source}"
+            )
         # A header without answers is of a run that never began; it is no reason to refuse another.
         if len(lines) > 1 or (lines and not answered):
             stored.header = stored.header or first

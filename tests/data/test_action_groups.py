@@ -278,6 +278,8 @@ def test_folders_that_are_no_tests(pair, tmp_path):
     none = write_test(tmp_path / "none", [], questions=4)
     assert "has no clip that was scored yet" in failure(none, pair[0])
     asked = write_test(tmp_path / "asked", clips(list(CLASSES), "1" * 12), name="favor", data="FAVOR-Bench")
-    assert "holds answers to questions of FAVOR-Bench" in failure(pair[0], asked)
+    assert "holds answers of another task (FAVOR-Bench); name one that eval/action_recog.py" in failure(
+        pair[0], asked
+    )
     assert "is named twice" in failure(pair[0], pair[0])
     assert "is a folder; name a file" in failure(*pair, "--out", tmp_path)

@@ -11,8 +11,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from launching import ROOT
 from PIL import Image
 
+from moss_vllm.evaluation.result import QUESTION_SCHEMA
+from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.runtime import line_store
 from moss_vllm.runtime.errors import RunStopped, errors_in_one_line
 from moss_vllm.runtime.files import whole_file, write_whole
@@ -258,3 +261,23 @@ def test_a_pipe_among_the_answers_is_refused(tmp_path):
     os.mkfifo(tmp_path / "answers" / "00-of-01.jsonl")
     with pytest.raises(ValueError, match=r"00-of-01\.jsonl is not a regular file; remove it, or"):
         holds_answers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "folder, schema, told",
+    [
+        (
+            "class_answers",
+            QUESTION_SCHEMA,
+            r"of another task \(list\); name what was --out of eval/motionbench",
+        ),
+        (
+            "answers",
+            CLIP_SCHEMA,
+            r"of another task \(MotionBench-Dev\); name one that eval/action_recog.py wrote",
+        ),
+    ],
+)
+def test_answers_of_another_task_are_named_before_their_lines_are_read(folder, schema, told):
+    with pytest.raises(ValueError, match=rf"{folder} holds answers {told}"):
+        read_answers(ROOT / "tests" / "data_of_earlier" / folder / "answers", schema)
