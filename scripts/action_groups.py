@@ -138,7 +138,7 @@ def read_test(folder: Path) -> Tested:
     Raises:
         ValueError: the folder holds no such test.
     """
-    remedy = "name one that eval/action_recog.py wrote, or OUT/test of recipes/action_recog.py"
+    remedy = f"name {CLIP_SCHEMA.source}"
     if not holds_answers(folder):
         raise ValueError(f"{folder} holds no tested clips; {remedy}")
     test = Tested(folder, read_answers(folder / ANSWERS, CLIP_SCHEMA))

@@ -91,8 +91,7 @@ def read_evaluation(folder: Path, name: str = "") -> Evaluation:
     Raises: ValueError for a folder without an answer, with damaged lines, or with those of an old version.
     """
     if not holds_answers(folder):
-        remedy = "name what was --out of eval/motionbench.py or eval/favor_bench.py"
-        raise ValueError(f"{folder} holds no answers; {remedy}")
+        raise ValueError(f"{folder} holds no answers; name {QUESTION_SCHEMA.source}")
     stored = read_answers(folder / ANSWERS, QUESTION_SCHEMA)
     if stored.header is None:
         raise ValueError(f"{folder / ANSWERS} holds no whole line yet; wait for the evaluation to write one")

@@ -149,16 +149,13 @@ def read_answers(folder: Path, schema: Schema, header: Mapping[str, Any] | None 
                     continue
                 first = FIRST_LINE.check(row)["header"]
                 schema.check_header(first)
-                if not schema.is_of_task(first):
-                    break
             except (ValueError, RecursionError) as error:
                 remedy = f"remove it, to ask its questions again, or {REMEDY}" if number > 1 else REMEDY
                 reason = f"line {number} is no line of an answer store ({error}); {remedy}"
                 raise ValueError(f"{file}: {reason}") from None
-        if lines and not schema.is_of_task(first):
-            raise ValueError(
-                f"{folder.parent} holds answers of another task ({first['benchmark']}); name {schema.source}"
-            )
+            if not schema.is_of_task(first):
+                what = f"answers of another task ({first['benchmark']})"
+                raise ValueError(f"{folder.parent} holds {what}; name {schema.source}")
         # A header without answers is of a run that never began; it is no reason to refuse another.
         if len(lines) > 1 or (lines and not answered):
             stored.header = stored.header or first

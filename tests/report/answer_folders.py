@@ -2,7 +2,7 @@
 
 from moss_vllm.data.rows import Question
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Questions
-from moss_vllm.evaluation.result import QUESTION_SCHEMA, collect
+from moss_vllm.evaluation.result import QUESTION_SCHEMA, collect, record
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 
 LETTER = MOTIONBENCH.protocols["letter"]
@@ -33,21 +33,9 @@ def ask(out, videos, benchmark, protocol, said, *, failed=None, total=None, limi
 
 
 def answer(question, protocol, said):
-    scores = {"log_likelihood": said} if isinstance(said, dict) else {}
-    output = max(said, key=said.get) if scores else said
-    correct, parsed = protocol.judge(output, question)
-    return {
-        "uid": question.uid,
-        "task": question.task,
-        "question": question.text,
-        "options": list(question.options),
-        "prompt": protocol.prompt(question),
-        "output": output,
-        "parsed": parsed,
-        "answer": question.answer,
-        "correct": None if question.answer is None else correct,
-        **scores,
-    }
+    scores = said if isinstance(said, dict) else None
+    output = max(scores, key=scores.get) if scores else said
+    return record(question, protocol, output, protocol.judge(output, question), scores)
 
 
 def in_turn(*outputs):

@@ -11,12 +11,11 @@ import time
 from itertools import product
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from video_files import bars, numbers, write_pictures
+from video_files import bars, numbers, write_pictures, write_sound
 
 from moss_vllm.video import frames
 from moss_vllm.video.clip import Sampling, read_clip
@@ -58,16 +57,6 @@ def write(path, n=60, size=(HEIGHT, WIDTH), noise=False, **settings):
         for picture in pictures:
             picture[size[0] // 2 :] = random.integers(0, 255, (size[0] - size[0] // 2, size[1], 1))
     return write_pictures(path, pictures, codec, options, **settings)
-
-
-def write_sound(path):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return path
 
 
 def overwrite(path, start, stop):

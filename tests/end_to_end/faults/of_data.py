@@ -5,8 +5,8 @@ Each is found by a dry run, but for those that only training can find.
 
 import shutil
 
-import av
 import numpy as np
+from video_files import write_sound
 
 from faults.engine import PLANNED, STARTED, fault
 from moss_vllm.data.rows import BadRow, BadRows
@@ -88,15 +88,6 @@ def _(ground):
     return ground.train()
 
 
-def sound_only(path):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 16000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
 def overwrite_pictures(path):
     data = bytearray(path.read_bytes())
     pictures = slice(data.index(b"mdat") + 1000, data.index(b"moov") - 4)  # the header stays whole
@@ -114,7 +105,7 @@ for title, damage in {
     "a text called .mp4": lambda path: path.write_text("Video unavailable\n" * 50),
     "a playlist called .mp4": make_playlist,
     "half of a video": lambda path: path.write_bytes(path.read_bytes()[:2000]),
-    "a video with sound only": sound_only,
+    "a video with sound only": write_sound,
 }.items():
 
     @fault(title, RuntimeError)
