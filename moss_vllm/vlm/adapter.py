@@ -21,7 +21,7 @@ from moss_vllm.runtime.provenance import faults, read_header
 from moss_vllm.runtime.quiet import quiet
 from moss_vllm.training.optim import Rate
 from moss_vllm.vlm import fit
-from moss_vllm.vlm.families import VIDEO_LLAMA3, Family, family_of
+from moss_vllm.vlm.families import Family, family_of
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -34,7 +34,6 @@ UNREAD |= {"inference_mode", "modules_to_save"}
 # Otherwise they would attach LoRA and projector to a base without MOSS and drop MOSS in silence.
 WITH_MOSS = "LORA with MOSS: open it with moss_vllm.vlm.checkpoint.load; peft alone would leave MOSS out"
 MOSS_PART = ".moss."  # in the names of its weights, after the path of the vision tower
-VIDEO_LLM_RATES = VIDEO_LLAMA3.rates  # the paper's table, Sec. 4.5
 
 
 def attach_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float) -> PeftModel:

@@ -23,9 +23,10 @@ from moss_vllm.training.optim import parameter_groups
 from moss_vllm.training.step import check_every_gradient, watch
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora, trained_state
+from moss_vllm.vlm.adapter import attach_lora, trained_state
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.places import base_record
 from moss_vllm.vlm.processor import load_processor
@@ -50,7 +51,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
     torch.manual_seed(0)
     moss = base_record(base)["moss"]
     model = attach_lora(load_base(base, moss=moss, dtype=dtype), rank=4, alpha=4, dropout=0.0)
-    parameter_groups(model, VIDEO_LLM_RATES)
+    parameter_groups(model, VIDEO_LLAMA3.rates)
     if resume:
         checkpoint.restore_trained(resume, model)
     objective = AnswerLoss(model, dtype)
@@ -58,7 +59,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         if type(module).__name__ in WRAPPED:
             fully_shard(module)
     fully_shard(objective)
-    groups = parameter_groups(model, VIDEO_LLM_RATES)  # sharding replaces parameters
+    groups = parameter_groups(model, VIDEO_LLAMA3.rates)  # sharding replaces parameters
     assert isinstance(objective, FSDPModule)
     optimizer = SimpleNamespace(optimizer=torch.optim.AdamW(groups))
     named: dict[str, list[torch.nn.Parameter]] = {}

@@ -20,9 +20,10 @@ from moss_vllm.training.optim import Rate, parameter_groups, with_rates
 from moss_vllm.training.row_order import RowOrder, StepBatches
 from moss_vllm.training.run_folder import latest_checkpoint
 from moss_vllm.vlm import checkpoint
-from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora, trained_state
+from moss_vllm.vlm.adapter import attach_lora, trained_state
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.batches import TrainingSet
+from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.video_llama3.chat import encode
 
@@ -34,6 +35,7 @@ CAPTIONS = (
     "The blue heart shakes 2 times.",
     "It stays still.",
 )
+VIDEO_LLM_RATES = VIDEO_LLAMA3.rates
 RATES = {"moss": 3e-3, "projector": 3e-3, "llm lora": 3e-3}
 
 

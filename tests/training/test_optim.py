@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from moss_vllm.training.optim import Rate, describe, parameter_groups, warmup_cosine, with_rates
-from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
+from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.families import VIDEO_LLAMA3
 
 
 @pytest.fixture
@@ -94,13 +95,13 @@ def test_warmup_cosine_at_its_corners():
 
 def test_the_papers_table_covers_a_real_model(tiny_base, moss):
     model = attach_lora(load_base(tiny_base, moss=moss), rank=4, alpha=4, dropout=0.0)
-    groups = parameter_groups(model, VIDEO_LLM_RATES)
+    groups = parameter_groups(model, VIDEO_LLAMA3.rates)
     assert {group["name"]: group["lr"] for group in groups} == {
         "moss": 1e-3,
         "projector": 1e-4,
         "llm lora": 1e-5,
     }
-    counts = {name: (tensors, rate) for name, _, tensors, _, rate in describe(model, VIDEO_LLM_RATES)}
+    counts = {name: (tensors, rate) for name, _, tensors, _, rate in describe(model, VIDEO_LLAMA3.rates)}
     original = sum(".original_module." in name for name, _ in model.named_parameters())
     modules = {
         name: len(list(model.get_submodule(path).modules_to_save["default"].parameters()))
