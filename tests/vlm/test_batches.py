@@ -8,10 +8,11 @@ from moss_vllm.data.sources import read_sources
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.frames import BadVideo
-from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
+from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.plan import plan
 from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, encode
@@ -148,7 +149,7 @@ def test_a_batch_without_a_video_gets_a_silent_one(make, processor, texts):
 def test_a_batch_without_a_video_reaches_every_trained_parameter(make, tiny_base, moss, texts):
     torch.manual_seed(0)
     model = attach_lora(load_base(tiny_base, moss=moss), rank=2, alpha=2, dropout=0.0)
-    parameter_groups(model, VIDEO_LLM_RATES)  # marks what trains
+    parameter_groups(model, VIDEO_LLAMA3.rates)  # marks what trains
     data = make([TEXT])
     batch = data.collate([data[0]] * texts + [Rejected("bad", "torn")])
     inputs = {key: batch[key] for key in ("input_ids", "labels", "attention_mask", *PER_VIDEO)}

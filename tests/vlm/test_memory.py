@@ -17,8 +17,9 @@ from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
 from moss_vllm.core import MOSS, encoder
 from moss_vllm.training.optim import parameter_groups
-from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
+from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.memory import memory_table
 from moss_vllm.vlm.sizes import build_shape
@@ -122,7 +123,7 @@ def build(size):
         video_token_id=2,
         tie_word_embeddings=True,
     )
-    kind, rates = VideoLlama3ForConditionalGeneration, list(VIDEO_LLM_RATES)
+    kind, rates = VideoLlama3ForConditionalGeneration, list(VIDEO_LLAMA3.rates)
     if size["moss"] is None:
         rates = [row for row in rates if row.name != "moss"]
     else:

@@ -20,8 +20,9 @@ from transformers import (
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.training.optim import parameter_groups
-from moss_vllm.vlm.adapter import VIDEO_LLM_RATES, attach_lora
+from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.model import (
@@ -142,7 +143,7 @@ def test_save_auto_load_and_generate_round_trip(attached, batch, tmp_path):
 def test_detaching_gives_the_base_back_after_training(tiny_base, base, attached, batch):
     inputs = batch()
     peft = attach_lora(attached, rank=4, alpha=4, dropout=0.0)
-    groups = parameter_groups(peft, VIDEO_LLM_RATES)
+    groups = parameter_groups(peft, VIDEO_LLAMA3.rates)
     optimizer = torch.optim.AdamW([{**group, "lr": 0.01} for group in groups])
     for _ in range(2):
         AnswerLoss(peft.train())(**inputs).backward()
@@ -239,7 +240,7 @@ def test_compression_drops_tokens_after_moss(attached, batch, noise_clip):
 
 def test_gradients_reach_moss_projector_and_lora_and_nothing_else(attached, batch):
     peft = attach_lora(attached, rank=4, alpha=4, dropout=0.0)
-    parameter_groups(peft, VIDEO_LLM_RATES)
+    parameter_groups(peft, VIDEO_LLAMA3.rates)
     AnswerLoss(wake(peft).train())(**batch()).backward()
     reached = {name for name, parameter in peft.named_parameters() if parameter.grad is not None}
     expected = {
