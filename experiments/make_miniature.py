@@ -3,26 +3,33 @@
     python experiments/make_miniature.py --out runs/miniature
 
 Three stages, all on sights drawn on the fly (`world/appearance.py`), whose labels never depend on motion:
-seeing (the encoder learns to name what each token shows), reading (the language model learns to describe and
-to answer questions, in FAVOR-Bench's and MotionBench's wording, about sights described in words), talking
-(both together, on pictures and clips). Writes the weights, the processor and `miniature.json` (command,
-minutes, accuracy by kind of question on held-out sights).
+seeing (the encoder learns to name what each token shows), at the same time reading (the language model learns
+to describe and to answer, in FAVOR-Bench's and MotionBench's wording, from tokens that name their content
+without error), then talking (the language model on what the encoder sees). Writes the weights, the processor,
+`pretraining.jsonl` (loss by stage) and `miniature.json` (command, minutes, accuracy by kind of question on
+held-out sights). An interrupted run goes on where it was saved last, with the same command.
 """
 
 import argparse
 import json
+import os
+import queue
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.screen import say
+from moss_vllm.runtime.screen import Screen, say
+
+STEPS = {"seeing": 4000, "reading": 2000, "talking": 1200}
 
 
 def options() -> Flags:
@@ -30,10 +37,15 @@ def options() -> Flags:
     parser = Flags(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--see", type=int, default=900, help="steps of 96 pictures")
-    parser.add_argument("--read", type=int, default=600, help="steps of 24 conversations about descriptions")
-    parser.add_argument("--talk", type=int, nargs="+", default=[450], help="steps of each round")
-    parser.add_argument("--measured", type=int, default=200, help="held-out pictures and clips to measure on")
+    what = {
+        "seeing": "64 pictures",
+        "reading": "24 conversations about described pictures, or 12 about clips",
+        "talking": "24 conversations about pictures, or 12 about clips",
+    }
+    for name, steps in STEPS.items():
+        parser.add_argument(f"--{name}", type=int, default=steps, help=f"steps of {what[name]}")
+    parser.add_argument("--save-every", type=int, default=200, help="steps from one saved state to the next")
+    parser.add_argument("--measured", type=int, default=600, help="held-out pictures and clips to measure on")
     return parser
 
 
@@ -41,59 +53,76 @@ if __name__ == "__main__":
     answer_help(options)
 
 import torch
-from miniature_sights import Pictures, Sights, as_question, ask, corpus, to_clip
+from miniature_sights import (
+    Conversations,
+    Pictures,
+    Sights,
+    as_question,
+    ask,
+    corpus,
+    to_clip,
+)
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.multiprocessing import get_context
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from transformers import VideoLlama3ForConditionalGeneration, VideoLlama3Processor
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.data.world import appearance
-from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.files import readable, write_whole
 from moss_vllm.training.optim import warmup_cosine
 from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS, build, build_processor, build_tokenizer
 
 HELD_OUT = 10**6  # added to the seed for sights that training never draws
+LOGIT_SCALE = 8.0  # of seeing: then a token comes out near the sum of its words' embeddings, not far beyond
+NOISE = 0.05  # of described tokens; embeddings have a standard deviation of 0.1
+LOG_EVERY = 20
+STATE = "unfinished"
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Pre-train, save, measure; returns the accuracy by kind of question, in percent."""
     args = options().parse_args(argv)
-
+    settings = {name: getattr(args, name) for name in ("seed", *STEPS)}
+    claim(args.out / STATE, settings)
     torch.manual_seed(args.seed)
     processor = build_processor(build_tokenizer(corpus()))
     torch.manual_seed(args.seed)
     model = build(processor.tokenizer).train()
+    model.share_memory()  # every stage trains in a process of its own
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
-    started = time.monotonic()
-    learn_to_see(model, processor, steps=args.see, seed=args.seed)
-    learn_to_talk(model, processor, steps=args.read, seed=args.seed, described=True)
-    model.model.vision_model.requires_grad_(False)
-    for number, steps in enumerate(args.talk):  # each round restarts the rate, lower
-        lr = 2e-3 / (1 + number)
-        learn_to_talk(model, processor, steps=steps, seed=args.seed + number, described=False, lr=lr)
-    minutes = (time.monotonic() - started) / 60
-    return save_miniature(model, processor, args, minutes)
+    for together in (("seeing", "reading"), ("talking",)):
+        run_stages([Stage(name, model, processor, args) for name in together], args.out)
+    return save_miniature(model, processor, args)
+
+
+def claim(folder: Path, settings: dict[str, int]) -> None:
+    """Note the settings in the folder of unfinished work, or refuse one that was begun with others."""
+    file = folder / "settings.json"
+    if file.is_file() and (begun := json.loads(file.read_text())) != settings:
+        raise SystemExit(f"{folder} was begun with {begun}, not {settings}; remove it or name another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(settings, indent=2) + "\n")
 
 
 def save_miniature(
-    model: VideoLlama3ForConditionalGeneration,
-    processor: VideoLlama3Processor,
-    args: argparse.Namespace,
-    minutes: float,
+    model: VideoLlama3ForConditionalGeneration, processor: VideoLlama3Processor, args: argparse.Namespace
 ) -> dict[str, float]:
     """Write the folder, and measure the saved model."""
+    lines = [json.loads(line) for line in (args.out / LOG).read_text().splitlines()]
+    last = {line["stage"]: line["minutes"] for line in lines}
     model.bfloat16().save_pretrained(args.out)
     readable(*args.out.glob("*.safetensors"))
     processor.save_pretrained(args.out)
     accuracy = measure(model.float(), processor, sights=args.measured, seed=args.seed + HELD_OUT)
-    talk = " ".join(map(str, args.talk))
+    steps = " ".join(f"--{name} {getattr(args, name)}" for name in STEPS)
     record = {
-        "command": f"python experiments/make_miniature.py --out {args.out} --seed {args.seed} "
-        f"--see {args.see} --read {args.read} --talk {talk}",
-        "minutes": round(minutes, 1),
+        "command": f"python experiments/make_miniature.py --out {args.out} --seed {args.seed} {steps}",
+        "minutes": {name: round(minutes, 1) for name, minutes in last.items()},
         "appearance_accuracy_percent": {kind: round(value, 1) for kind, value in sorted(accuracy.items())},
         "protocol": {"sample_fps": 2.0, "short_side_px": 84, "max_frames": 180, "compress_tokens": False},
         "moss": MINIATURE_MOSS,
@@ -107,7 +136,10 @@ def save_miniature(
 def measure(
     model: VideoLlama3ForConditionalGeneration, processor: VideoLlama3Processor, *, sights: int, seed: int
 ) -> dict[str, float]:
-    """Percent right by kind of question and wording, on pictures and clips in equal parts."""
+    """Percent right by kind of question and wording, on pictures and clips in equal parts.
+
+    `sign` is of all questions whose answer is a sign, `no option` the percentage of answers that name none.
+    """
     model.eval()
     rng = np.random.default_rng(seed)
     right: dict[str, list[bool]] = defaultdict(list)
@@ -128,60 +160,77 @@ def measure(
                 correct = judge_favor(answer, choice.answer, choice.options)
             else:
                 correct = parse_letter(answer, choice.options) == question.answer
-            for kind in ("all", choice.task, wording, "clips" if index % 2 else "pictures"):
+            looks = choice.task if choice.task in appearance.LOOKS else "sign"
+            for kind in {"all", choice.task, looks, wording, "clips" if index % 2 else "pictures"}:
                 right[kind].append(correct)
+            right["no option"].append(answer.strip() not in choice.options)
     return {kind: 100 * sum(values) / len(values) for kind, values in right.items()}
 
 
-def learn_to_see(
-    model: VideoLlama3ForConditionalGeneration, processor: VideoLlama3Processor, *, steps: int, seed: int
-) -> None:
-    """Train encoder and projector: each token points to the embeddings of the words for its content."""
-    tower, projector = model.model.vision_model, model.model.projector
-    embeddings = model.get_input_embeddings().weight.detach()
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pre-training: what it draws, what it trains and its loss."""
 
-    def loss(batch: tuple[Tensor, ...]) -> Tensor:
-        pixels, grid_thw, merge_sizes, words = batch
-        logits = projector(tower(pixels, grid_thw, merge_sizes).last_hidden_state) @ embeddings.T
-        return -(words * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+    name: str
+    model: VideoLlama3ForConditionalGeneration
+    processor: VideoLlama3Processor
+    args: argparse.Namespace
 
-    matrices = [p for p in tower.encoder.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in (*tower.parameters(), *projector.parameters()) if id(p) not in chosen]
-    _descend(
-        "seeing", loss, others, matrices, Pictures(processor, batch_size=96, seed=seed), steps=steps, lr=2e-3
-    )
+    @property
+    def steps(self) -> int:
+        """The number of optimizer steps."""
+        steps: int = getattr(self.args, self.name)
+        return steps
 
+    @property
+    def state(self) -> Path:
+        """The file of its unfinished work."""
+        return self.args.out / STATE / f"{self.name}.safetensors"
 
-def learn_to_talk(
-    model: VideoLlama3ForConditionalGeneration,
-    processor: VideoLlama3Processor,
-    *,
-    steps: int,
-    seed: int,
-    described: bool,
-    lr: float = 2e-3,
-) -> None:
-    """Train the language model on conversations about sights described in words or shown."""
-    core = model.model
+    def batches(self, first: int) -> Iterator[Any]:
+        """Batches from number `first` on."""
+        described = self.name == "reading"
+        make = Pictures(self.processor) if self.name == "seeing" else Conversations(self.processor, described)
+        sights = Sights(make, (self.args.seed, list(STEPS).index(self.name)), first)
+        return iter(DataLoader(sights, batch_size=None, num_workers=1, prefetch_factor=4))
 
-    def loss(batch: dict[str, Tensor]) -> Tensor:
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Its parameters. Embeddings are learned last, because seeing learns to point to them."""
+        parts = {
+            "seeing": ("model.vision_model.", "model.projector."),
+            "reading": ("model.language_model.layers.", "model.language_model.norm."),
+            "talking": ("model.language_model.", "model.projector."),
+        }[self.name]
+        return {name: value for name, value in self.model.named_parameters() if name.startswith(parts)}
+
+    def loss(self, batch: Any) -> Tensor:
+        """The loss of a batch."""
+        return self._seen(*batch) if self.name == "seeing" else self._answered(batch)
+
+    def _seen(self, pixels: Tensor, grid_thw: Tensor, merge_sizes: Tensor, words: Tensor) -> Tensor:
+        """Each token points to the embeddings of the words for its content."""
+        core, embeddings = self.model.model, self.model.get_input_embeddings().weight.detach()
+        tokens = core.projector(core.vision_model(pixels, grid_thw, merge_sizes).last_hidden_state)
+        return -(words * F.log_softmax(LOGIT_SCALE * tokens @ embeddings.T, dim=-1)).sum(-1).mean()
+
+    def _answered(self, batch: dict[str, Tensor]) -> Tensor:
+        """Every answer has equal weight: a short one would count little among the words of captions."""
+        core, words = self.model.model, batch.pop("words", None)
         labels = batch.pop("labels")[:, 1:]
-        hidden = (core.language_model(batch["input_ids"]) if described else core(**batch)).last_hidden_state
+        if words is None:
+            hidden = core(**batch).last_hidden_state
+        else:
+            table = self.model.get_input_embeddings().weight.detach()
+            ids, tokens = batch["input_ids"], words @ table
+            embeds = table[ids]
+            embeds[ids == self.model.config.video_token_id] = tokens + NOISE * torch.randn_like(tokens)
+            hidden = core.language_model(inputs_embeds=embeds).last_hidden_state
         answered = labels != IGNORED
-        each = F.cross_entropy(model.lm_head(hidden[:, :-1][answered]), labels[answered], reduction="none")
-        # Every answer has equal weight: a letter would count little among the words of captions.
+        each = F.cross_entropy(
+            self.model.lm_head(hidden[:, :-1][answered]), labels[answered], reduction="none"
+        )
         weights = answer_weights(labels)[answered]
         return (each * weights).sum() / weights.sum()
-
-    matrices = [p for p in core.language_model.layers.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}
-    trained = (
-        core.language_model.layers if described else nn.ModuleList([core.language_model, core.projector])
-    )
-    others = [p for p in trained.parameters() if id(p) not in chosen]
-    sights = Sights(processor, batch_size=24, seed=seed, described=described)
-    _descend("reading" if described else "talking", loss, others, matrices, sights, steps=steps, lr=lr)
 
 
 def answer_weights(labels: Tensor) -> Tensor:
@@ -197,41 +246,121 @@ def answer_weights(labels: Tensor) -> Tensor:
     return answered / lengths.gather(1, answer).clamp_min(1)
 
 
-def _descend(
-    name: str,
-    loss: Callable[[Any], Tensor],
-    others: list[nn.Parameter],
-    matrices: list[nn.Parameter],
-    data: IterableDataset[Any],
-    *,
-    steps: int,
-    lr: float,
-) -> None:
-    """AdamW on `others`, Muon on `matrices`; linear warm-up, cosine to zero."""
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
-    ]
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=10 * lr, weight_decay=0.05))
-    groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
-    batches = iter(DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4))
-    columns: list[Any] = [TextColumn(name), BarColumn(), TextColumn("{task.completed}/{task.total}")]
-    with Progress(*columns, TextColumn("{task.fields[loss]}"), TimeRemainingColumn()) as progress:
-        task, mean = progress.add_task("", total=steps, loss=""), 0.0
-        for step in range(steps):
-            factor = warmup_cosine(step, total=steps, warmup=max(1, steps // 20))
-            for group, rate in groups:
-                group["lr"] = rate * factor
-            value = loss(next(batches))
-            value.backward()
-            torch.nn.utils.clip_grad_norm_([*others, *matrices], 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            mean = value.item() if step == 0 else 0.98 * mean + 0.02 * value.item()
-            progress.update(task, advance=1, loss=f"loss {mean:.3f}")
-            if step % 100 == 99:
-                progress.console.print(f"{name} {step + 1}: loss {mean:.3f}")
+LOG = "pretraining.jsonl"
+
+
+def run_stages(stages: Sequence[Stage], out: Path) -> None:
+    """Train side by side, each in a process and on its share of the cores; show and note how far they are."""
+    context = get_context("spawn")
+    reports: Any = context.Queue()
+    threads = max(1, (os.cpu_count() or 1) // len(stages))
+    processes = {
+        s.name: context.Process(target=train, args=(s, threads, reports), daemon=False) for s in stages
+    }
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[loss]}"), TimeRemainingColumn()]
+    console = Screen(stderr=True)
+    with ExitStack() as stack:
+        log = stack.enter_context((out / LOG).open("a"))
+        bars = stack.enter_context(Progress(*columns, console=console, disable=not console.is_terminal))
+        tasks = {s.name: bars.add_task(s.name, total=s.steps, loss="") for s in stages}
+        for process in processes.values():
+            process.start()
+            stack.callback(process.terminate)
+        while any(process.is_alive() for process in processes.values()) or not reports.empty():
+            try:
+                line = reports.get(timeout=1)
+            except queue.Empty:
+                continue
+            log.write(json.dumps(line) + "\n")
+            log.flush()
+            bars.update(tasks[line["stage"]], completed=line["step"], loss=f"loss {line['loss']:.3f}")
+            if not console.is_terminal:
+                total = getattr(stages[0].args, line["stage"])
+                left = line["minutes_left"]
+                say(
+                    f"{line['stage']} {line['step']:,} of {total:,}, loss {line['loss']:.3f}, "
+                    f"about {left:.1f} min left",
+                    flush=True,
+                )
+        if failed := [name for name, process in processes.items() if process.exitcode]:
+            raise SystemExit(
+                f"{' and '.join(failed)} failed; the message is above. Run again to go on from here"
+            )
+
+
+def train(stage: Stage, threads: int, reports: Any) -> None:
+    """AdamW on vectors and embeddings, Muon on the other matrices; linear warm-up, cosine to zero."""
+    torch.set_num_threads(threads)
+    trained = stage.trained()
+    matrices = {n: p for n, p in trained.items() if p.dim() == 2 and ".layers." in n}
+    others = {n: p for n, p in trained.items() if n not in matrices}
+    lr = 2e-3
+    adam = torch.optim.AdamW(others.values(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    muon = torch.optim.Muon(matrices.values(), lr=10 * lr, weight_decay=0.05)
+    pairs = ((adam, others), (muon, matrices))
+    rates = [(group, group["lr"]) for optimizer, _ in pairs for group in optimizer.param_groups]
+    first, spent_s = restore(stage.state, trained, pairs)
+    for name, parameter in stage.model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    batches, started, mean, parent = stage.batches(first), time.monotonic(), 0.0, os.getppid()
+    for step in range(first, stage.steps):
+        torch.manual_seed(stage.args.seed + step)  # of the noise
+        factor = warmup_cosine(step, total=stage.steps, warmup=max(1, stage.steps // 20))
+        for group, rate in rates:
+            group["lr"] = rate * factor
+        value = stage.loss(next(batches))
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        for optimizer, _ in pairs:
+            optimizer.step()
+            optimizer.zero_grad()
+        done = step + 1
+        mean = value.item() if step == first else 0.95 * mean + 0.05 * value.item()
+        minutes = (spent_s + time.monotonic() - started) / 60
+        if done % stage.args.save_every == 0 or done == stage.steps:
+            save(stage.state, trained, pairs, done, 60 * minutes)
+        if done % LOG_EVERY == 0 or done == stage.steps:
+            left = (time.monotonic() - started) / 60 / (done - first) * (stage.steps - done)
+            line = {"stage": stage.name, "step": done, "loss": mean, "minutes": minutes}
+            reports.put({**line, "minutes_left": left})
+            if os.getppid() != parent:  # the command was killed
+                raise SystemExit(1)
+
+
+Pairs = Sequence[tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]]
+
+
+def save(file: Path, trained: dict[str, nn.Parameter], pairs: Pairs, step: int, spent_s: float) -> None:
+    """Write weights, the optimizers' states, the step and the seconds spent, whole."""
+    content = {name: value.detach() for name, value in trained.items()}
+    for optimizer, named in pairs:
+        for name, parameter in named.items():
+            for key, value in optimizer.state[parameter].items():
+                content[f"{name}/{key}"] = (
+                    value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+                )
+    content |= {"/step": torch.tensor(step), "/seconds": torch.tensor(spent_s)}
+    unfinished = file.with_suffix(".new")
+    save_file({name: value.contiguous().clone() for name, value in content.items()}, unfinished)
+    unfinished.replace(file)
+
+
+def restore(file: Path, trained: dict[str, nn.Parameter], pairs: Pairs) -> tuple[int, float]:
+    """Load what `save` wrote, if it did; returns the next step and the seconds spent."""
+    if not file.is_file():
+        return 0, 0.0
+    content = load_file(file)
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(content[name])
+    for optimizer, named in pairs:
+        for name, parameter in named.items():
+            start = f"{name}/"
+            optimizer.state[parameter] = {
+                key.removeprefix(start): value for key, value in content.items() if key.startswith(start)
+            }
+    return int(content["/step"]), float(content["/seconds"])
 
 
 if __name__ == "__main__":

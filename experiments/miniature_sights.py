@@ -1,6 +1,10 @@
 """Training data of `experiments/make_miniature.py`: endless sights as pixels and conversations."""
 
-from collections.abc import Iterator
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 if __name__ == "__main__":
     raise SystemExit("experiments/miniature_sights.py is a part of make_miniature.py, not a command")
@@ -8,7 +12,6 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset
 from transformers import VideoLlama3Processor
 
@@ -17,79 +20,96 @@ from moss_vllm.data.rows import CAPTION_PROMPT, Question, Turn
 from moss_vllm.data.world import appearance, scenes
 from moss_vllm.data.world.scenes import Choice
 from moss_vllm.video.clip import Clip
-from moss_vllm.vlm.conversation import IGNORED
-from moss_vllm.vlm.video_llama3.chat import answer_labels, collate, conversation_text, encode
+from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?")
 # Wordings of a question, and how often each. A model this small learns to answer in an option's words and not
 # with its letter (tried: at chance after 600 steps); the judges of both benchmarks accept that.
-WORDINGS = {"plain": 0.3, "letter": 0.4, "favor": 0.3}
+WORDINGS = {"plain": 0.5, "letter": 0.25, "favor": 0.25}
+CLIP_SHARE, CAPTION_SHARE, MOST_QUESTIONS = 0.35, 0.35, 3
 
 
-class Pictures(IterableDataset[tuple[Tensor, ...]]):
-    """Endless batches of pictures with the words for the content of each 28 px cell."""
+class Sights(IterableDataset[Any]):
+    """Batches number `first`, `first` + 1, ... of a stage, each drawn from its own seed.
 
-    def __init__(self, processor: VideoLlama3Processor, *, batch_size: int, seed: int) -> None:
-        self.processor, self.batch_size, self.seed = processor, batch_size, seed
+    `make` draws one from a generator.
+    """
 
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        rng = np.random.default_rng([self.seed, 1])
-        while True:
-            sights = [appearance.draw_sight(rng, frames=1) for _ in range(self.batch_size)]
-            pixels = self.processor.video_processor(
-                [sight.frames for sight in sights],
-                do_resize=False,
-                use_token_compression=False,
-                return_tensors="pt",
-            )
-            cells = [cell for sight in sights for cell in sight.cells]
-            words = torch.zeros(len(cells), len(self.processor.tokenizer))
-            for row, cell in zip(words, cells, strict=True):
-                row[self.processor.tokenizer(cell)["input_ids"]] = 1
-            words /= words.sum(-1, keepdim=True)
-            yield (
-                *(pixels[key] for key in ("pixel_values_videos", "video_grid_thw", "video_merge_sizes")),
-                words,
-            )
+    def __init__(self, make: Callable[[np.random.Generator], Any], seed: Sequence[int], first: int) -> None:
+        self.make, self.seed, self.first = make, seed, first
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in itertools.count(self.first):
+            yield self.make(np.random.default_rng([*self.seed, number]))
 
 
-class Sights(IterableDataset[dict[str, Tensor]]):
-    """Endless batches of conversations about sights: described in words, or shown as pictures and clips."""
+@dataclass(frozen=True)
+class Pictures:
+    """Draws pictures with the words for the content of each 28 px cell."""
 
-    def __init__(
-        self, processor: VideoLlama3Processor, *, batch_size: int, seed: int, described: bool
-    ) -> None:
-        self.processor, self.batch_size, self.seed, self.described = processor, batch_size, seed, described
+    processor: VideoLlama3Processor
+    batch_size: int = 64
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        rng = np.random.default_rng([self.seed, 2 + self.described])
-        while True:
-            frames = 8 if rng.random() < 0.4 else 1
-            count = self.batch_size // 2 if frames == 8 and not self.described else self.batch_size
-            examples = [self._example(rng, frames) for _ in range(count)]
-            pad_id = self.processor.tokenizer.pad_token_id
-            if not self.described:
-                yield collate(examples, pad_id=pad_id)
-            else:
-                padded = pad_sequence(
-                    [e["input_ids"] for e in examples], batch_first=True, padding_value=pad_id
-                )
-                labels = pad_sequence(
-                    [e["labels"] for e in examples], batch_first=True, padding_value=IGNORED
-                )
-                yield {"input_ids": padded, "labels": labels}
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        sights = [appearance.draw_sight(rng, frames=1) for _ in range(self.batch_size)]
+        pixels = self.processor.video_processor(
+            [sight.frames for sight in sights],
+            do_resize=False,
+            use_token_compression=False,
+            return_tensors="pt",
+        )
+        words = cell_words(sights, self.processor)
+        return (
+            *(pixels[key] for key in ("pixel_values_videos", "video_grid_thw", "video_merge_sizes")),
+            words / words.sum(-1, keepdim=True),
+        )
 
-    def _example(self, rng: np.random.Generator, frames: int) -> dict[str, Tensor]:
-        sight = appearance.draw_sight(rng, frames=frames)
-        turns = [Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption)] if rng.random() < 0.4 else []
-        wordings = rng.choice(list(WORDINGS), size=3, p=list(WORDINGS.values()))
-        turns += [ask(choice, str(wording)) for choice, wording in zip(sight.choices, wordings, strict=False)]
-        turns = [turns[i] for i in rng.permutation(len(turns))]
-        if not self.described:
-            return encode(self.processor, to_clip(sight), turns, compress=False)
-        text = conversation_text(turns, video_token=sight.caption)
-        ids = self.processor.tokenizer(text, return_tensors="pt")["input_ids"][0]
-        return {"input_ids": ids, "labels": answer_labels(ids, self.processor.tokenizer)}
+
+@dataclass(frozen=True)
+class Conversations:
+    """Draws conversations about pictures or clips; `described`: with the words of each cell in `words`."""
+
+    processor: VideoLlama3Processor
+    described: bool
+    batch_size: int = 24
+
+    def __call__(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        frames = 8 if rng.random() < CLIP_SHARE else 1
+        count = self.batch_size // 2 if frames == 8 else self.batch_size
+        sights = [appearance.draw_sight(rng, frames=frames) for _ in range(count)]
+        examples = [
+            encode(self.processor, to_clip(sight), choose_turns(sight, rng), compress=False)
+            for sight in sights
+        ]
+        batch = collate(examples, pad_id=self.processor.tokenizer.pad_token_id)
+        return {**batch, "words": cell_words(sights, self.processor)} if self.described else batch
+
+
+def cell_words(sights: Sequence[appearance.Sight], processor: VideoLlama3Processor) -> Tensor:
+    """1 at every word for the content of a cell.
+
+    Shape:
+        (cells of all sights, words of the tokenizer).
+    """
+    cells = [cell for sight in sights for cell in sight.cells]
+    distinct = list(set(cells))
+    ids = dict(zip(distinct, processor.tokenizer(distinct)["input_ids"], strict=True))
+    words = torch.zeros(len(cells), len(processor.tokenizer))
+    for row, cell in zip(words, cells, strict=True):
+        row[ids[cell]] = 1
+    return words
+
+
+def choose_turns(sight: appearance.Sight, rng: np.random.Generator) -> list[Turn]:
+    """A few of a sight's questions, of each task about as many, often with its caption among them."""
+    by_task: dict[str, list[Choice]] = defaultdict(list)
+    for choice in sight.choices:
+        by_task[choice.task].append(choice)
+    turns = [Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption)] if rng.random() < CAPTION_SHARE else []
+    tasks = rng.permutation(list(by_task))[:MOST_QUESTIONS]
+    wordings = rng.choice(list(WORDINGS), size=len(tasks), p=list(WORDINGS.values()))
+    turns += [ask(scenes.pick(rng, by_task[t]), str(w)) for t, w in zip(tasks, wordings, strict=True)]
+    return [turns[i] for i in rng.permutation(len(turns))]
 
 
 def ask(choice: Choice, wording: str) -> Turn:

@@ -32,7 +32,7 @@ TINY = WorldSize(train_clips=2, motionbench_questions=2, withheld_questions=1, f
 
 def scenes(kind, count, seed=0):
     rng = np.random.default_rng(seed)
-    return [synthetic.draw_scene_plan(rng, kind) for _ in range(count)]
+    return [synthetic.draw_scene_plan(rng, {kind: 1}) for _ in range(count)]
 
 
 # ---- nothing but motion tells
@@ -108,6 +108,41 @@ def test_the_right_option_is_as_often_first_as_last():
         options.update(choice.options)
     assert all(abs(places[place] - 500) < 120 for place in range(4))
     assert max(options.values()) < 1.5 * min(options.values())  # no option is only ever wrong
+
+
+def test_the_texts_of_four_orders_do_not_tell_the_right_one():
+    """Each of the four shares as many steps with the others, whichever is right; so with every question."""
+    rng = np.random.default_rng(0)
+    shared = Counter()
+    for scene in scenes("order", 400):
+        (choice,) = synthetic.motionbench_choices(scene, rng)
+        pairs = [tuple(option.split(", then ")) for option in choice.options]
+        assert len(set(pairs)) == 4 and all((b, a) in pairs for a, b in pairs)
+        shared[sum(set(choice.answer.split(", then ")) == set(pair) for pair in pairs)] += 1
+    assert shared == {2: 400}  # the right pair and its reverse, beside one other pair and its reverse
+
+
+@pytest.mark.parametrize(("kind", "task"), [("two", "MR"), ("order", "AS"), ("background", "NSM")])
+def test_every_option_of_a_task_is_as_often_right_as_it_is_offered(kind, task):
+    rng = np.random.default_rng(0)
+    right, offered = Counter(), Counter()
+    for scene in scenes(kind, 3000):
+        for choice in (*synthetic.motionbench_choices(scene, rng), *synthetic.favor_choices(scene, rng)):
+            if choice.task == task:
+                right[choice.answer] += 1
+                offered.update(choice.options)
+    shares = [right[option] / offered[option] for option in offered]
+    assert max(shares) < 1.25 * min(shares)
+
+
+def test_no_frame_tells_by_its_angle_what_turns():
+    """Triangles of still and of turning scenes lie at every angle, in every frame."""
+    drawn = []
+    for scene in scenes("one", 40):
+        actor = replace(scene.actors[0], shape="triangle", x_px=42.0, y_px=42.0, actions=(STILL,))
+        drawn.append(synthetic.render_scene(replace(scene, actors=(actor,)), 2.0)[0])
+    upright = [frame[56, 32:53].astype(float).sum(-1).mean() for frame in drawn]
+    assert np.std(upright) > 20
 
 
 # ---- what is drawn is what is said
@@ -186,7 +221,7 @@ def test_captions_tell_every_statement_once():
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="unknown kind of scene 'jump'; known are one, two"):
-        synthetic.draw_scene_plan(np.random.default_rng(0), "jump")
+        synthetic.draw_scene_plan(np.random.default_rng(0), {"jump": 1})
 
 
 # ---- all tasks

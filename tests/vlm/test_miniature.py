@@ -1,9 +1,11 @@
 """Owns: the miniature in the package is a real, small, plain-file VideoLLaMA3 that reads appearance."""
 
 import json
+import queue
 from pathlib import Path
 
 import make_miniature
+import miniature_sights
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import VideoLlama3ForConditionalGeneration, VideoLlama3Process
 from moss_vllm.data.world import appearance
 from moss_vllm.vlm.checkpoint import load
 from moss_vllm.vlm.places import MINIATURE
+from moss_vllm.vlm.video_llama3.miniature import build, build_processor, build_tokenizer
 
 RECORD = json.loads((MINIATURE / "miniature.json").read_text())
 
@@ -44,6 +47,57 @@ def test_labels_of_pre_training_do_not_depend_on_motion():
         slow, fast = (appearance.draw_sight(np.random.default_rng(seed), frames=8, fps=fps) for fps in (2, 8))
         assert slow.caption == fast.caption and slow.choices == fast.choices
         assert not np.array_equal(slow.frames, fast.frames) or np.array_equal(slow.frames[0], slow.frames[-1])
+
+
+def stage(folder, name):
+    """A stage of four steps from fresh weights, saved after every second one."""
+    folder.mkdir(exist_ok=True)
+    (folder / "unfinished").mkdir(exist_ok=True)
+    flags = ["--out", str(folder), "--save-every", "2", f"--{name}", "4"]
+    processor = build_processor(build_tokenizer(miniature_sights.corpus()))
+    torch.manual_seed(0)
+    return make_miniature.Stage(
+        name, build(processor.tokenizer), processor, make_miniature.options().parse_args(flags)
+    )
+
+
+@pytest.mark.parametrize("name", ["seeing", "reading", "talking"])
+def test_an_interrupted_stage_ends_as_one_that_was_not(tmp_path, monkeypatch, name):
+    drawn = {}
+
+    def batches(self, first):
+        make = (
+            miniature_sights.Pictures(self.processor, 2)
+            if name == "seeing"
+            else miniature_sights.Conversations(self.processor, name == "reading", 2)
+        )
+        for number in range(first, drawn["end"]):
+            yield make(np.random.default_rng(number))
+
+    monkeypatch.setattr(make_miniature.Stage, "batches", batches)
+    whole, halves = stage(tmp_path / "whole", name), stage(tmp_path / "halves", name)
+    drawn["end"] = 4
+    make_miniature.train(whole, 1, queue.Queue())
+    drawn["end"] = 3
+    with pytest.raises(StopIteration):
+        make_miniature.train(halves, 1, queue.Queue())
+    drawn["end"] = 4
+    again = stage(tmp_path / "halves", name)
+    reports = queue.Queue()
+    make_miniature.train(again, 1, reports)
+    assert reports.get()["step"] == 4
+    expected, found = whole.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+    fresh = stage(tmp_path / "fresh", name).model.state_dict()
+    moved = {key for key in expected if not torch.equal(expected[key], fresh[key])}
+    assert moved and moved <= {*whole.trained(), "lm_head.weight"}
+
+
+def test_unfinished_work_of_other_settings_is_refused(tmp_path):
+    make_miniature.claim(tmp_path / "unfinished", {"seed": 0, "seeing": 4})
+    make_miniature.claim(tmp_path / "unfinished", {"seed": 0, "seeing": 4})
+    with pytest.raises(SystemExit, match="was begun with .*'seeing': 4.*; remove it or name another --out"):
+        make_miniature.claim(tmp_path / "unfinished", {"seed": 0, "seeing": 5})
 
 
 def test_answer_weights_give_every_answer_the_same_share():

@@ -23,6 +23,7 @@ from moss_vllm.data.motionbench import MOTIONBENCH_TASKS
 from moss_vllm.data.world.scenes import (
     DURATION_S,
     FRAME_PX,
+    TRAIN_KINDS,
     Scene,
     caption,
     draw_scene_plan,
@@ -53,7 +54,7 @@ def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Pa
         ValueError: `root` is a world of another size, or another folder.
     """
     size = size or WorldSize()
-    wanted = {**asdict(size), "format": 1}
+    wanted = {**asdict(size), "format": 2}
     if (root / "world.json").is_file():
         existing = json.loads((root / "world.json").read_text())
         if existing != wanted:
@@ -101,7 +102,7 @@ def _train(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None
     rng = np.random.default_rng([size.seed, 1])
     rows = []
     for index in range(size.train_clips):
-        scene = draw_scene_plan(rng)
+        scene = draw_scene_plan(rng, TRAIN_KINDS)
         name = f"world_train_{index:05d}.mp4"
         clips.append((scene, root / "videos" / "FAVOR-Train" / name))
         rows.append({"video_name": name, "caption": caption(scene, rng), "subset": "motion_world"})

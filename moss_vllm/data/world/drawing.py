@@ -21,7 +21,8 @@ THING_COLOURS = {
     "pink": (240, 130, 200),
     "white": (240, 240, 240),
 }
-THING_SHAPES = ("circle", "square", "triangle", "diamond", "heart")
+THING_SHAPES = ("circle", "square", "triangle", "cross", "heart")
+GLYPH_SHARE = 0.7  # of a thing's radius
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -41,12 +42,13 @@ class Thing:
 
 @dataclass(frozen=True)
 class Wall:
-    """The background: periodic noise, optionally papered with one glyph, shifted by (x, y) per frame."""
+    """The background: periodic noise, papered with a glyph in dark or light ink, shifted by (x, y) per frame."""
 
     seed: int
     x_px: Array  # (T,)
     y_px: Array  # (T,)
     glyph: str = ""
+    light: bool = False
     things: tuple[Thing, ...] = field(default=())
 
 
@@ -76,7 +78,7 @@ def _paper(wall: Wall, size_px: int) -> Array:
         tiles = max(1, round(size_px / 28))
         axis = (np.arange(size_px, dtype=np.float32) + 0.5) * tiles / size_px % 1 * 2 - 1
         ink = glyph_mask(wall.glyph, axis[None, :] / 0.8, axis[:, None] / 0.8)
-        paper = paper * (1 - 0.65 * ink[..., None])
+        paper += 0.65 * ink[..., None] * ((255 if wall.light else 0) - paper)
     return paper
 
 
@@ -94,7 +96,7 @@ def _paint(frames: Array, thing: Thing, size_px: int) -> None:
     colour = np.array(THING_COLOURS[thing.colour], dtype=np.float32) * stripes
     for index, glyph in enumerate(thing.glyphs):
         part = slice(len(frames) * index // len(thing.glyphs), len(frames) * (index + 1) // len(thing.glyphs))
-        colour[part] *= 1 - glyph_mask(glyph, u[part] / 0.66, v[part] / 0.66)[..., None]
+        colour[part] *= 1 - glyph_mask(glyph, u[part] / GLYPH_SHARE, v[part] / GLYPH_SHARE)[..., None]
     frames += cover * (colour - frames)
 
 
@@ -111,8 +113,9 @@ def shape_distance(shape: str, u: Array, v: Array) -> Array:
         return np.maximum(abs(u), abs(v)) - 0.87
     if shape == "triangle":
         return np.maximum(v - 0.75, (2 * abs(u) - v - 1.15) / 2.2)
-    if shape == "diamond":
-        return (abs(u) + abs(v) - 1.2) / np.sqrt(2)
+    if shape == "cross":
+        bars = [np.maximum(abs(a) - 1, abs(b) - 0.42) for a, b in ((u, v), (v, u))]
+        return np.minimum(*bars)
     if shape == "heart":
         lobes = np.hypot(abs(u) - 0.45, v + 0.35) - 0.52
         return np.minimum(lobes, np.maximum(abs(u) + 0.85 * v - 0.83, -0.3 - v))
