@@ -51,6 +51,7 @@ class Pictures:
     batch_size: int = 64
 
     def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
+        """Pixels (patches, values), grids and merge sizes of the pictures, and words (cells, words)."""
         sights = [appearance.draw_sight(rng, frames=1) for _ in range(self.batch_size)]
         pixels = self.processor.video_processor(
             [sight.frames for sight in sights],
@@ -74,6 +75,7 @@ class Conversations:
     batch_size: int = 24
 
     def __call__(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """A batch as from `chat.collate`."""
         frames = 8 if rng.random() < CLIP_SHARE else 1
         count = self.batch_size // 2 if frames == 8 else self.batch_size
         sights = [appearance.draw_sight(rng, frames=frames) for _ in range(count)]

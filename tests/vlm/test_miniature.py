@@ -6,6 +6,7 @@ from pathlib import Path
 
 import make_miniature
 import miniature_sights
+import miniature_stages
 import numpy as np
 import pytest
 import torch
@@ -56,7 +57,7 @@ def stage(folder, name):
     flags = ["--out", str(folder), "--save-every", "2", f"--{name}", "4"]
     processor = build_processor(build_tokenizer(miniature_sights.corpus()))
     torch.manual_seed(0)
-    return make_miniature.Stage(
+    return miniature_stages.Stage(
         name, build(processor.tokenizer), processor, make_miniature.options().parse_args(flags)
     )
 
@@ -74,17 +75,17 @@ def test_an_interrupted_stage_ends_as_one_that_was_not(tmp_path, monkeypatch, na
         for number in range(first, drawn["end"]):
             yield make(np.random.default_rng(number))
 
-    monkeypatch.setattr(make_miniature.Stage, "batches", batches)
+    monkeypatch.setattr(miniature_stages.Stage, "batches", batches)
     whole, halves = stage(tmp_path / "whole", name), stage(tmp_path / "halves", name)
     drawn["end"] = 4
-    make_miniature.train(whole, 1, queue.Queue())
+    miniature_stages.train(whole, 1, queue.Queue())
     drawn["end"] = 3
     with pytest.raises(StopIteration):
-        make_miniature.train(halves, 1, queue.Queue())
+        miniature_stages.train(halves, 1, queue.Queue())
     drawn["end"] = 4
     again = stage(tmp_path / "halves", name)
     reports = queue.Queue()
-    make_miniature.train(again, 1, reports)
+    miniature_stages.train(again, 1, reports)
     assert reports.get()["step"] == 4
     expected, found = whole.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(expected[key], found[key]) for key in expected)
@@ -104,6 +105,6 @@ def test_answer_weights_give_every_answer_the_same_share():
     labels = torch.tensor(
         [[-100, 5, 6, -100, 7, 8, 9, 9, -100], [-100, -100, 3, -100, -100, -100, -100, -100, 4]]
     )
-    weights = make_miniature.answer_weights(labels)
+    weights = miniature_stages.answer_weights(labels)
     third = torch.tensor([[0, 0.5, 0.5, 0, 0.25, 0.25, 0.25, 0.25, 0], [0, 0, 1, 0, 0, 0, 0, 0, 1]])
     torch.testing.assert_close(weights, third)

@@ -42,7 +42,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Wall:
-    """The background: periodic noise, papered with a glyph in dark or light ink, shifted by (x, y) per frame."""
+    """The background: periodic noise, perhaps papered with a dark or light glyph, shifted per frame."""
 
     seed: int
     x_px: Array  # (T,)
