@@ -8,7 +8,7 @@ from typing import Any
 
 from moss_vllm.data.rows import Question
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, LETTERS, Protocol
-from moss_vllm.evaluation.result import SCORES, read_evaluation
+from moss_vllm.evaluation.result import OPTION_SCORES, read_evaluation
 from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS, Judged, Score, chance_accuracy, score
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.line_store import ANSWERS, Stored
@@ -130,7 +130,7 @@ def _read(answer: Mapping[str, Any], right_is_text: bool, chosen_are_texts: bool
         right=None if right is None else _place(right.strip(), texts if right_is_text else letters),
         chosen=_places(named, texts if chosen_are_texts else letters),
         outcome="withheld" if right is None else outcome,
-        scores=next((answer[key] for key in SCORES if key in answer), {}),
+        scores=next((answer[key] for key in OPTION_SCORES if key in answer), {}),
     )
 
 
