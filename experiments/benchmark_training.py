@@ -192,7 +192,7 @@ def run_pair(way: Way, world: Path, cache: Path, out: Path, steps: int, whole_ru
     step_parts = str(Path(__file__).with_name("step_parts.py"))
     workers = ["--workers", str(way.workers)]
     demo.run_commands(
-        {name: [step_parts, str(files[name]), demo.RECIPE, *flags[name], *workers] for name in flags}
+        {name: [[step_parts, str(files[name]), demo.RECIPE, *flags[name], *workers]] for name in flags}
     )
     runs = {name: json.loads(file.read_text()) for name, file in files.items()}
     numbers = {name: summarise_run(run["lines"], run["steps"], whole_run) for name, run in runs.items()}

@@ -2,11 +2,12 @@
 
     python experiments/demo.py            # or: make demo
 
-Draws the motion world (once), evaluates the miniature on it, fine-tunes it on captions without MOSS and with
-MOSS on the same clips in the same order, and evaluates both in both benchmarks' formats. It ends with the
-scores, the points that MOSS adds with their 95 % interval, and commands to try next; it writes table.md in
-the shape of the paper's Table 5, losses.png and a chart per benchmark. Every stage is a command of this
-repository, printed before it runs; a demo that was interrupted repeats no finished stage.
+Draws the motion world (once), fine-tunes the miniature on its captions without MOSS and with MOSS on the same
+clips in the same order, and evaluates the miniature and both models in both benchmarks' formats, by the
+benchmark's own protocol and by option_text. The control is the model with MOSS on clips whose every frame is
+the middle one. It ends with the scores, the points that MOSS adds, a page with examples, and commands to try
+next; it writes table.md in the shape of the paper's Table 5, losses.png and charts. Every stage is a command
+of this repository, printed before it runs; a demo that was interrupted repeats no finished stage.
 """
 
 import json
@@ -18,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,24 +50,41 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
+from demo_page import choose_examples, demo_page
+
+from moss_vllm.data.motionbench import read_motionbench
+from moss_vllm.evaluation import protocols
+from moss_vllm.evaluation.comparison import compare
+from moss_vllm.evaluation.result import read_evaluation
 from moss_vllm.evaluation.tables import table_5
-from moss_vllm.runtime.tables import Table
+from moss_vllm.report.answer_files import read_results
+from moss_vllm.report.html import PAGE_FILE, write_page
+from moss_vllm.runtime.tables import Cell, Table
 from moss_vllm.training.run_folder import latest_checkpoint
 
 BENCHMARKS = {
     "FAVOR-Bench": ("eval/favor_bench.py", "FAVOR"),
     "MotionBench-Dev": ("eval/motionbench.py", "MotionBench"),
 }
+TEXT, NAMED = "option_text", "names an option"
+PROTOCOLS = {name: (next(iter(protocols.BENCHMARKS[name].protocols)), TEXT) for name in BENCHMARKS}
 RECIPE = "recipes/favor_lora.py"
 LOGS, SHOWN_OF_A_FAILURE = "logs", 15
-PROGRESS = re.compile(r"step \d+/|done: |kept |stopped|row |\d+ of \d+ questions|measured ")
-CLIP, QUESTION = "FAVOR/videos/FAVOR-Bench/world_0006.mp4", "What does the white triangle do?"
-BASE, TRAINED, WITH_MOSS = "miniature", "+ train", "+ train + MOSS"
+PROGRESS = re.compile(r"\$ |step \d+/|done: |kept |stopped|row |\d+ of \d+ questions|measured ")
+CONTROL, BASE = "+ train + MOSS, one frame", "miniature"
+TRAINED, WITH_MOSS = "+ train", "+ train + MOSS"
 QUICK_WORLD = WorldSize(train_clips=48, motionbench_questions=24, withheld_questions=4, favor_questions=24)
+# Scripts in one process, which imports once what takes seconds.
+IN_TURN = """
+import json, runpy, shlex, sys
+for sys.argv in json.loads(sys.argv[1]):
+    print("$ python", shlex.join(sys.argv), flush=True)
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run every stage; returns accuracy in percent by row, benchmark and task."""
+    """Run every stage; returns what results.json has, see `summarise`."""
     args = options().parse_args(argv)
     started = time.monotonic()
     if args.quick:
@@ -74,80 +93,158 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         world, steps = ensure_world(args.world), args.steps
 
-    arms = train_arms(args.out, world, args.seed, steps)
-    results = evaluate_arms({BASE: "miniature", **arms}, world, args.out)
-    rows: dict[str, Any] = {
-        name: {benchmark: result["accuracy_percent"] for benchmark, result in by_benchmark.items()}
-        for name, by_benchmark in results.items()
-    }
-    chance = {benchmark: result["chance_percent"] for benchmark, result in results[BASE].items()}
-    notes = ["questions of the motion world in the benchmarks' formats: no number compares with the paper's"]
-    table = table_5({"chance": chance, **rows}, title="Motion world, accuracy (%)", notes=notes)
-    write_whole(args.out / "table.md", table.markdown())
-    write_whole(args.out / "results.json", json.dumps({"chance": chance, **rows}, indent=2) + "\n")
-    curves = {name: losses(Path(ckpt).parent) for name, ckpt in arms.items() if name != BASE}
-    plots.plot_losses(curves, args.out / "losses.png", title="Loss on the motion world's captions")
-    for benchmark in BENCHMARKS:
-        shown = {name: scores[benchmark] for name, scores in rows.items()}
-        picture, title = args.out / f"{benchmark.lower()}.png", f"Motion world in {benchmark}'s format"
-        plots.plot_accuracy(shown, picture, chance=chance[benchmark], title=title)
-    conclude(args.out, results, rows, chance, Path(arms[WITH_MOSS]), world / CLIP)
-    say(f"The demo took {(time.monotonic() - started) / 60:.1f} min. Logs are in {args.out / LOGS}.")
-    return rows
-
-
-def conclude(
-    out: Path,
-    results: Mapping[str, Mapping[str, Any]],
-    rows: Mapping[str, Any],
-    chance: Mapping[str, Any],
-    ckpt: Path,
-    clip: Path,
-) -> None:
-    """Print the scores, what MOSS adds with its interval, why rows lie below chance, and what to do next."""
-    from moss_vllm.evaluation.comparison import compare
-    from moss_vllm.evaluation.result import read_evaluation
-
-    whole = {
-        name: {benchmark: {"all": values["all"]} for benchmark, values in scores.items()}
-        for name, scores in {"chance": chance, **rows}.items()
-    }
-    title = "Right answers on the motion world (%)"
-    columns = {benchmark: ["all"] for benchmark in rows[BASE]}
-    say()
-    Screen().print(Table(title, columns, whole))
-    for benchmark, (_, folder) in BENCHMARKS.items():
-        sides = [read_evaluation(out / "eval" / folder / arm, arm) for arm in ("plain", "moss")]
-        change = compare(*sides).tasks["all"]
-        low, high = change.interval or (change.points, change.points)
-        counts = [results[name][benchmark]["counts"] for name in (TRAINED, WITH_MOSS)]
-        without, with_ = (1 - count["answered"]["all"] / count["total"]["all"] for count in counts)
-        say(
-            f"{benchmark}: {change.points:+.1f} points by MOSS, against the same training without it "
-            f"(95 % interval {low:+.1f} to {high:+.1f}).",
-            f"  Without MOSS {without:.0%} of the answers name no option, with it {with_:.0%}.",
-            sep="\n",
-        )
-    table, commands = out / "table.md", [f"python scripts/report.py {ckpt.parent}"]
-    commands.append(f"python scripts/report.py {out}/eval/MotionBench/moss")
-    commands.append(f"python eval/compare.py {out}/eval/MotionBench/plain {out}/eval/MotionBench/moss")
-    if clip.is_file():
-        commands.append(f'python scripts/ask.py {clip} "{QUESTION}" --ckpt {ckpt}')
+    plain, moss = train_arms(args.out, world, args.seed, steps)
+    evaluate_arms(args.out, world, plain, moss)
+    scores = summarise(args.out)
+    write_whole(args.out / "results.json", json.dumps(scores, indent=2) + "\n")
+    draw(args.out, scores)
+    page, clip, question = write_examples(args.out, world, scores)
+    took = f"{(time.monotonic() - started) / 60:.1f} min"
+    say("", f"The demo took {took}. {args.out} has the scores of each task, charts and {LOGS}.", "", sep="\n")
+    Screen().print(table_of_scores(scores))
+    say(*describe_differences(scores), "", sep="\n")
+    say(f"Ten clips with the answers without and with MOSS: {page}", "", sep="\n")
+    evaluated = args.out / "eval" / BENCHMARKS["MotionBench-Dev"][1]
     say(
-        "An answer that names no option counts as wrong, while a guess always names one: a row may lie",
-        f"below chance. {table} has the scores of each task; charts are beside it.",
-        "",
-        "Next, a page of the run, a page of its answers, what MOSS changed, and a question of your own:",
-        *(f"  {command}" for command in commands),
+        "Next, a question of your own, and what MOSS changed:",
+        f"  python scripts/ask.py {clip} {shlex.quote(question)} --ckpt {moss}",
+        f"  python eval/compare.py {evaluated / f'plain-{TEXT}'} {evaluated / f'moss-{TEXT}'}",
         sep="\n",
     )
+    return scores
 
 
-def train_arms(out: Path, world: Path, seed: int, steps: int | None) -> dict[str, str]:
+def summarise(out: Path) -> dict[str, Any]:
+    """The numbers of the evaluations in `out`, in percent.
+
+    "chance": {benchmark: {task}}; "rows": {row: {benchmark: {protocol: {task}}}}; "named", the share of
+    answers by the benchmark's own protocol that name an option: {row: {benchmark: {task}}}; "differences",
+    the model with MOSS minus that without: {benchmark: {protocol: {points, interval, p, ...}}}.
+    """
+    results = {
+        row: {name: {p: read_result(out, name, arm, p) for p in PROTOCOLS[name]} for name in BENCHMARKS}
+        for row, arm in {CONTROL: "moss-still", BASE: "base", TRAINED: "plain", WITH_MOSS: "moss"}.items()
+    }
+    return {
+        "chance": {name: by[TEXT]["chance_percent"] for name, by in results[BASE].items()},
+        "rows": {
+            row: {
+                name: {p: result["accuracy_percent"] for p, result in by.items()} for name, by in some.items()
+            }
+            for row, some in results.items()
+        },
+        "named": {
+            row: {name: share_named(by[PROTOCOLS[name][0]]["counts"]) for name, by in some.items()}
+            for row, some in results.items()
+        },
+        "differences": {
+            name: {protocol: difference(out, name, protocol) for protocol in PROTOCOLS[name]}
+            for name in BENCHMARKS
+        },
+    }
+
+
+def read_result(out: Path, benchmark: str, arm: str, protocol: str) -> dict[str, Any]:
+    """The result.json of an evaluation."""
+    content: dict[str, Any] = json.loads(
+        (answers_folder(out, benchmark, arm, protocol) / "result.json").read_text()
+    )
+    return content
+
+
+def share_named(counts: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
+    """Answers that name an option in percent, by task."""
+    return {task: 100 * counts["answered"][task] / total for task, total in counts["total"].items() if total}
+
+
+def difference(out: Path, benchmark: str, protocol: str) -> dict[str, Any]:
+    """What MOSS changes in all questions, against the same training without it."""
+    folders = [answers_folder(out, benchmark, arm, protocol) for arm in ("plain", "moss")]
+    found = asdict(compare(*map(read_evaluation, folders)).tasks["all"])
+    return {key: found[key] for key in ("points", "interval", "p", "gained", "lost", "questions")}
+
+
+def table_of_scores(scores: Mapping[str, Any]) -> Table:
+    """All questions by both protocols, and the share of answers that name an option."""
+    columns = {name: [own, NAMED, text] for name, (own, text) in PROTOCOLS.items()}
+    rows: dict[str, dict[str, dict[str, Cell]]] = {
+        "chance": {name: dict.fromkeys(PROTOCOLS[name], by["all"]) for name, by in scores["chance"].items()}
+    }
+    for row, by_benchmark in scores["rows"].items():
+        rows[row] = {
+            name: {p: by[p]["all"] for p in by} | {NAMED: scores["named"][row][name]["all"]}
+            for name, by in by_benchmark.items()
+        }
+    notes = [
+        "questions of the motion world in the benchmarks' formats: no number compares with the paper's",
+        f"{TEXT}: the option whose text has the lowest mean loss per token, so every question gets one; by "
+        "the benchmark's own protocol an answer that names none is wrong, so a row may lie below chance",
+    ]
+    return Table("Motion world, all questions (%)", columns, rows, notes)
+
+
+def describe_differences(scores: Mapping[str, Any]) -> list[str]:
+    """A line for each benchmark and protocol."""
+    lines = ["MOSS against the same training without it, in points:"]
+    for name, by in scores["differences"].items():
+        for protocol, found in by.items():
+            low, high = found["interval"] or (found["points"],) * 2
+            p = f"= {found['p']:.3f}" if found["p"] >= 0.001 else "< 0.001"
+            points = f"{found['points']:+.1f} (95 % interval {low:+.1f} to {high:+.1f})"
+            lines.append(f"  {name}, {protocol}: {points}, McNemar's test p {p}")
+    return lines
+
+
+def draw(out: Path, scores: Mapping[str, Any]) -> None:
+    """Write table.md, losses.png and the charts."""
+    tables, bars, chance = [table_of_scores(scores)], dict[str, dict[str, Cell]](), dict[str, float]()
+    for name, some in PROTOCOLS.items():
+        for protocol in some:
+            title = f"Motion world in {name}'s format, {protocol}"
+            shown = {row: by[name][protocol] for row, by in scores["rows"].items()}
+            file = out / f"{name.lower()}-{protocol}.png"
+            plots.plot_accuracy(shown, file, chance=scores["chance"][name], title=title)
+            for row, by_task in shown.items():
+                bars.setdefault(row, {})[f"{name}\n{protocol}"] = by_task["all"]
+            chance[f"{name}\n{protocol}"] = scores["chance"][name]["all"]
+    for place, title in enumerate(("the benchmarks' own protocols", TEXT)):
+        rows = {"chance": scores["chance"]}
+        for row, by in scores["rows"].items():
+            rows[row] = {name: by[name][some[place]] for name, some in PROTOCOLS.items()}
+        tables.append(table_5(rows, title=f"Motion world by {title}, accuracy (%)"))
+    write_whole(out / "table.md", "\n".join(table.markdown() for table in tables))
+    plots.plot_accuracy(bars, out / "accuracy.png", chance=chance, title="Motion world, all questions")
+    curves = {row: losses(out / arm) for row, arm in {TRAINED: "plain", WITH_MOSS: "moss"}.items()}
+    plots.plot_losses(curves, out / "losses.png", title="Loss on the motion world's captions")
+
+
+def write_examples(out: Path, world: Path, scores: Mapping[str, Any]) -> tuple[Path, Path, str]:
+    """The page with examples; returns it, and the video and text of its first question."""
+    name, data = "MotionBench-Dev", world / BENCHMARKS["MotionBench-Dev"][1]
+    results = {
+        arm: {p: read_results(answers_folder(out, name, arm, p)) for p in PROTOCOLS[name]}
+        for arm in ("plain", "moss")
+    }
+    videos = read_motionbench(data, data)
+    examples = choose_examples(videos, protocols.BENCHMARKS[name].tasks)
+    page = out / PAGE_FILE
+    answers = {"without MOSS": results["plain"], "with MOSS": results["moss"]}
+    bars = {
+        row: {f"{b}, {p}": by[b][p]["all"] for b, some in PROTOCOLS.items() for p in some}
+        for row, by in scores["rows"].items()
+    }
+    chance = {f"{b}, {p}": scores["chance"][b]["all"] for b, some in PROTOCOLS.items() for p in some}
+    said = describe_differences(scores)
+    write_page(demo_page(table_of_scores(scores), said, bars, chance, examples, answers), page)
+    video, question = examples[0]
+    return page, Path(str(video.path)), question.text
+
+
+def train_arms(out: Path, world: Path, seed: int, steps: int | None) -> tuple[str, str]:
     """Fine-tune without and with MOSS, or resume both; returns the last checkpoints."""
     arms = training_flags(out, world, seed, steps, cache=out / "frames")  # each run reads its clips again
-    run_commands({folder: [RECIPE, *flags] for folder, flags in arms.items()}, out / LOGS)
-    return {TRAINED: last_checkpoint(out / "plain"), WITH_MOSS: last_checkpoint(out / "moss")}
+    run_commands({folder: [[RECIPE, *flags]] for folder, flags in arms.items()}, out / LOGS)
+    return last_checkpoint(out / "plain"), last_checkpoint(out / "moss")
 
 
 def training_flags(
@@ -169,23 +266,24 @@ def last_checkpoint(out: Path) -> str:
     return str(checkpoint)
 
 
-def evaluate_arms(arms: dict[str, str], world: Path, out: Path, *extra: str) -> dict[str, dict[str, Any]]:
-    """Evaluate checkpoints through the benchmarks' scripts; returns result.json by arm and benchmark."""
-    results: dict[str, dict[str, Any]] = {}
-    for name, ckpt in arms.items():
-        arm = "base" if ckpt == "miniature" else Path(ckpt).parent.name
-        folders = {
-            benchmark: out / "eval" / folder / "-".join([arm, *(flag.strip("-") for flag in extra)])
-            for benchmark, (_, folder) in BENCHMARKS.items()
-        }
-        commands = {}
-        for benchmark, (script, folder) in BENCHMARKS.items():
-            command = [script, "--ckpt", ckpt, "--data", str(world / folder)]
-            command += ["--out", str(folders[benchmark]), "--batch-size", "32", *extra]
-            commands[f"{arm} {benchmark}"] = command
-        run_commands(commands, out / LOGS)
-        results[name] = {b: json.loads((path / "result.json").read_text()) for b, path in folders.items()}
-    return results
+def evaluate_arms(out: Path, world: Path, plain: str, moss: str) -> None:
+    """Evaluate the miniature and both checkpoints through the benchmarks' scripts, by both protocols."""
+    arms = {"base": [BASE], "plain": [plain], "moss": [moss], "moss-still": [moss, "--still"]}
+    commands = {
+        name: [
+            [script, "--data", str(world / folder), "--out", str(answers_folder(out, name, arm, protocol))]
+            + ["--protocol", protocol, "--batch-size", "32", "--cache", str(out / "frames"), "--ckpt", *ckpt]
+            for arm, ckpt in arms.items()
+            for protocol in PROTOCOLS[name]
+        ]
+        for name, (script, folder) in BENCHMARKS.items()
+    }
+    run_commands(commands, out / LOGS)
+
+
+def answers_folder(out: Path, benchmark: str, arm: str, protocol: str) -> Path:
+    """The folder of an evaluation: eval/MotionBench/moss, or moss-option_text."""
+    return out / "eval" / BENCHMARKS[benchmark][1] / (arm if protocol != TEXT else f"{arm}-{protocol}")
 
 
 def losses(out: Path) -> list[tuple[int, float]]:
@@ -194,23 +292,26 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return sorted({line["step"]: line["loss"] for line in lines}.items())
 
 
-def run_commands(commands: dict[str, list[str]], logs: Path | None = None) -> None:
-    """Run `python COMMAND`s side by side, sharing the cores; end the demo if one fails.
+def run_commands(commands: dict[str, list[list[str]]], logs: Path | None = None) -> None:
+    """Run a process for each name, side by side, sharing the cores; end the demo if one fails.
 
+    A process runs its `python COMMAND`s in turn.
     With a folder for `logs`, all output of a command goes to NAME.txt in it, and only progress is shown.
     """
     threads = max(1, (os.cpu_count() or 1) // len(commands))
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     say()
-    for name, command in commands.items():
-        say(f"[{name}] $ python {shlex.join(command)}", flush=True)
+    for name, some in commands.items():
+        if len(some) == 1:
+            say(f"[{name}] $ python {shlex.join(some[0])}", flush=True)
     if logs:
         logs.mkdir(parents=True, exist_ok=True)
 
     def follow(name: str) -> int:
         piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
         kept: list[str] = []
-        with subprocess.Popen([sys.executable, *commands[name]], **piped) as process:
+        given = commands[name][0] if len(commands[name]) == 1 else ["-c", IN_TURN, json.dumps(commands[name])]
+        with subprocess.Popen([sys.executable, *given], **piped) as process:
             for line in map(str.rstrip, process.stdout):
                 kept.append(line)
                 if line and (logs is None or PROGRESS.match(line)):

@@ -1,24 +1,22 @@
-"""The miniature's Table 5 over several seeds: means and spreads, and the one-frame control.
+"""The miniature's Table 5 over several seeds: means and spreads of what the demo measures.
 
     python experiments/reproduce_miniature.py --seeds 3      # or: make reproduce
 
 Runs `experiments/demo.py` once per seed (the seed decides MOSS's and LoRA's first weights and the order of
-clips; the motion world stays the same), then each seed's model with MOSS on clips whose every frame is the
-middle one: the questions that it still answers did not need motion. Writes means, sample standard deviations
-and every seed's numbers to `benchmarks/results/miniature.json`."""
+clips; the motion world stays the same). Writes means, sample standard deviations and every seed's numbers to
+`benchmarks/results/miniature.json`, and the tables of docs/miniature.md to tables.md in `--out`."""
 
 import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT
-from moss_vllm.evaluation.tables import table_5
 from moss_vllm.runtime.files import write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.runtime.tables import mean_and_spread
 
 RESULTS = Path("benchmarks/results/miniature.json")
 
@@ -40,9 +38,9 @@ if __name__ == "__main__":
 import demo
 import torch
 
+from moss_vllm.evaluation import protocols
 from moss_vllm.runtime.provenance import versions
-
-CONTROL = "+ train + MOSS, one frame"
+from moss_vllm.runtime.tables import Cell, Table, format_cell, mean_and_spread
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -51,33 +49,68 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     by_seed: list[dict[str, Any]] = []
     for seed in range(args.seeds):
-        out = args.out / f"seed-{seed}"
-        flags = ["--out", str(out), "--world", str(args.world), "--seed", str(seed)]
-        rows = demo.main([*flags, *([] if args.steps is None else ["--steps", str(args.steps)])])
-        with_moss = {CONTROL: demo.last_checkpoint(out / "moss")}
-        still = demo.evaluate_arms(with_moss, args.world, out, "--still")[CONTROL]
-        control = {name: result["accuracy_percent"] for name, result in still.items()}
-        by_seed.append({**rows, CONTROL: control})
-    chance = json.loads((args.out / "seed-0" / "results.json").read_text())["chance"]
-    means = {
-        row: {name: mean_and_spread([run[row][name] for run in by_seed]) for name in demo.BENCHMARKS}
-        for row in by_seed[0]
-    }
-    notes = [f"mean ± sample standard deviation over {args.seeds} seeds"]
-    table = table_5({"chance": chance, **means}, title="Motion world (%)", notes=notes)
-    Screen(width=200).print(table)
+        flags = ["--out", str(args.out / f"seed-{seed}"), "--world", str(args.world), "--seed", str(seed)]
+        by_seed.append(demo.main([*flags, *([] if args.steps is None else ["--steps", str(args.steps)])]))
     written = {
         "command": f"python experiments/reproduce_miniature.py --seeds {args.seeds}"
         + ("" if args.steps is None else f" --steps {args.steps}"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU",
         "versions": versions(),
-        "chance": chance,
-        "mean_and_spread": means,
+        "chance": by_seed[0]["chance"],
+        **average(by_seed),
         "seeds": by_seed,
     }
+    tables = tables_of(written)
+    Screen(width=200).print(*tables, sep="\n")
+    write_whole(args.out / "tables.md", "\n".join(table.markdown() for table in tables))
     write_whole(args.json, json.dumps(written, indent=2) + "\n")
-    say(f"written to {args.json}")
+    say(f"written to {args.json}, its tables to {args.out / 'tables.md'}")
     return written
+
+
+def average(by_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and sample standard deviation of the seeds' numbers, which are laid out as in `demo.summarise`.
+
+    Keys: "mean_and_spread" of "rows", "named", and "differences" in points.
+    """
+    rows = by_seed[0]["rows"]
+    return {
+        "mean_and_spread": {
+            row: {
+                name: {p: mean_and_spread([seed["rows"][row][name][p] for seed in by_seed]) for p in by}
+                for name, by in some.items()
+            }
+            for row, some in rows.items()
+        },
+        "named": {
+            row: {name: mean_and_spread([seed["named"][row][name] for seed in by_seed]) for name in some}
+            for row, some in rows.items()
+        },
+        "differences": {
+            name: mean_and_spread(
+                [{p: one["points"] for p, one in seed["differences"][name].items()} for seed in by_seed]
+            )
+            for name in by_seed[0]["differences"]
+        },
+    }
+
+
+def tables_of(written: Mapping[str, Any]) -> list[Table]:
+    """Of each benchmark and protocol; beside its own protocol the share of answers that name an option."""
+    tables = []
+    for name, some in demo.PROTOCOLS.items():
+        for place, protocol in enumerate(some):
+            rows: dict[str, dict[str, dict[str, Cell]]] = {"chance": {name: dict(written["chance"][name])}}
+            for row, by in written["mean_and_spread"].items():
+                named = {} if place else {demo.NAMED: written["named"][row][name]["all"]}
+                rows[row] = {name: by[name][protocol] | named}
+            tasks = ["all", *protocols.BENCHMARKS[name].tasks]
+            columns = {name: [*tasks, *([] if place else [demo.NAMED])]}
+            notes = [f"mean ± sample standard deviation, {len(written['seeds'])} seeds"]
+            points = format_cell(written["differences"][name][protocol])
+            notes.append(f"MOSS against the same training without it: {points} points of all")
+            tables.append(Table(f"{name}'s format by {protocol} (%)", columns, rows, notes))
+    return tables
 
 
 if __name__ == "__main__":

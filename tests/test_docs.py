@@ -18,6 +18,7 @@ PAGES.remove(ROOT / "docs" / "faults.md")  # written by tests/end_to_end/test_fa
 README = (ROOT / "README.md").read_text()
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "miniature.json").read_text())
 OTHERS = {"--mixed_precision", "--model_args", "--use_cache", "--batch_size", "--verbosity"}  # of other tools
+OWN = {"MotionBench-Dev": "letter", "FAVOR-Bench": "favor_official"}  # protocols
 TASKS = {"MotionBench-Dev": "MR LM CM MO AO RC", "FAVOR-Bench": "AS CM HAC MAD NSM SAD"}
 
 
@@ -137,18 +138,21 @@ def walk_faults(text):
 
 
 def number_faults(text, columns, rows):
-    """Lines of a table of the miniature that differ from `RESULTS`; `columns` are (head, benchmark, task)."""
+    """Lines of a table that differ from the miniature's `RESULTS`; `columns`: (head, arguments of `cell`)."""
     lines = text.splitlines()
-    wanted = [["method", *(head for head, _, _ in columns)]]
-    wanted += [[row, *(cell(row, benchmark, task) for _, benchmark, task in columns)] for row in rows]
+    wanted = [["method", *(head for head, *_ in columns)]]
+    wanted += [[row, *(cell(row, *of) for _, *of in columns)] for row in rows]
     return [line for cells in wanted if (line := f"| {' | '.join(cells)} |") not in lines]
 
 
-def cell(row, benchmark, task):
+def cell(row, benchmark, protocol, task):
+    """As in the tables that reproduce_miniature.py writes; without a protocol the share of answers read."""
     if row == "chance":
-        return f"{RESULTS['chance'][benchmark][task]:.1f}"
-    mean, spread = RESULTS["mean_and_spread"][row][benchmark][task]
-    return f"{mean:.1f} ± {spread:.1f}"
+        return f"{RESULTS['chance'][benchmark][task]:.1f}" if protocol else "-"
+    of = (
+        RESULTS["mean_and_spread"][row][benchmark][protocol] if protocol else RESULTS["named"][row][benchmark]
+    )
+    return "{:.1f} ± {:.1f}".format(*of[task])
 
 
 def is_too_long(readme):
@@ -227,14 +231,31 @@ def test_walks_name_functions_that_are_there():
 
 
 def test_the_miniatures_tables_are_those_measured():
-    rows = ["chance", *RESULTS["mean_and_spread"]]
-    columns = [(f"{name.removesuffix('-Dev')}'s format", name, "all") for name in TASKS]
-    assert not number_faults(README, columns, rows[:4])
+    """There is one for each protocol; with how many answers name an option, if that was counted."""
+    rows, there = ["chance", *RESULTS["mean_and_spread"]], RESULTS["mean_and_spread"]["+ train + MOSS"]
+    shown = [row for row in rows if not row.endswith("one frame")]
+    columns = [
+        (
+            f"{name.removesuffix('-Dev')}'s format" + f", {protocol}" * (protocol != OWN[name]),
+            name,
+            protocol,
+            "all",
+        )
+        for name in TASKS
+        for protocol in there[name]
+    ]
+    assert not number_faults(README, columns, shown)
     page = (ROOT / "docs" / "miniature.md").read_text()
     for benchmark, tasks in TASKS.items():
-        assert not number_faults(page, [(task, benchmark, task) for task in ["all", *tasks.split()]], rows)
-    assert len(number_faults(README.replace("30.8 ± 0.7", "31.8 ± 0.7"), columns, rows[:4])) == 1
-    assert len(number_faults(README, columns[::-1], rows[:4])) == 5
+        for protocol in there[benchmark]:
+            heads = [(task, benchmark, protocol, task) for task in ["all", *tasks.split()]]
+            if "named" in RESULTS and protocol == OWN[benchmark]:
+                heads.append(("names an option", benchmark, None, "all"))
+            assert not number_faults(page, heads, rows)
+    mean, spread = there["MotionBench-Dev"]["letter"]["all"]
+    wrong = README.replace(f"{mean:.1f} ± {spread:.1f}", f"{mean + 1:.1f} ± {spread:.1f}")
+    assert len(number_faults(wrong, columns, shown)) == 1
+    assert len(number_faults(README, columns[::-1], shown)) == 5
 
 
 def test_the_readme_is_short():

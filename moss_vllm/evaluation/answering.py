@@ -2,6 +2,7 @@
 
     frames -> vision encoder -> video tokens + the common start of its prompts -> KV cache     per video
     KV cache + the rests of all its prompts, packed into one sequence -> answers               several videos
+                  ... + their choices, packed again -> losses                                  several videos
 
 The answers equal those of `generate(do_sample=False)`, one question at a time, by the model's own generation
 config (a repetition penalty, say; see generation.py): token for token in float32. In half precision another
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,13 +24,14 @@ from transformers import Cache, DynamicCache, VideoLlama3Processor
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import logits_processors
-from moss_vllm.evaluation.packing import Packed, join_caches, packed_attention
+from moss_vllm.evaluation.packing import Packed, follow, join_caches, packed_attention
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.families import family_with
 
 ROOM_TOKENS = 32  # per answer, before the cache must grow
 MOST_TOKENS = 32_768  # in the cache of videos answered together: 0.9 GiB for VideoLLaMA3-2B in bfloat16
+MOST_LOGITS = 1024  # tokens whose logits are in memory at once: 0.6 GiB in float32 for 151,936 tokens
 STAGES = ("encode", "prefill", "answer")
 
 
@@ -39,30 +42,29 @@ class Prompts:
     Args:
         ids: tokens of each question; all begin with the same video tokens.
         video: as from `chat.encode`.
-        choices: the choices of each question, for `choose`.
-        most_shared: a limit on `shared`.
+        choices: the choices of each question, for `choose` and `choose_text`.
+        choice_ids: their tokens, which `choose_text` sets.
 
     Shape:
-        ids: (S,) each.
+        ids, choice_ids: (S,) each.
     """
 
     ids: list[Tensor]
     video: dict[str, Tensor]
     choices: Sequence[Sequence[str]] = ()
-    most_shared: int | None = None
+    choice_ids: list[list[Tensor]] = field(default_factory=list)
 
     @cached_property
     def shared(self) -> int:
         """The number of tokens that all prompts begin with, without the last token of any prompt."""
         first, shortest = self.ids[0], min(map(len, self.ids))
         same = torch.stack([ids[:shortest] == first[:shortest] for ids in self.ids]).all(0)
-        most = shortest - 1 if self.most_shared is None else min(self.most_shared, shortest - 1)
-        return min(int(same.cumprod(0).sum()), most)
+        return min(int(same.cumprod(0).sum()), shortest - 1)
 
 
 @dataclass
 class Answers:
-    """The answers to a video's questions, and the video's share of the seconds of each of `STAGES`."""
+    """The answers to a video's questions, scores of choices, and its share of the seconds of `STAGES`."""
 
     texts: list[str] = field(default_factory=list)
     scores: list[dict[str, float]] = field(default_factory=list)
@@ -126,6 +128,24 @@ def choose(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Ite
     return _stream(loaded, videos, batch_size, fill)
 
 
+def choose_text(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Iterator[Answers]:
+    """The choice with the lowest mean loss per token, for each question, and the mean losses of all choices.
+
+    A choice is scored as what the model's turn begins with, without the token that ends a turn: with it, the
+    model would be asked as well where an answer stops. Of equal losses the first one's choice is taken.
+
+    Raises: ValueError for a choice without a token.
+    """
+
+    def fill(batch: _Batch, hidden: Tensor) -> None:
+        found = iter(_score_choices(loaded, batch, hidden))
+        for answers, prompts in zip(batch.answers, batch.videos, strict=True):
+            answers.scores = [{choice: next(found)[0] for choice in some} for some in prompts.choices]
+            answers.texts = [min(losses, key=losses.__getitem__) for losses in answers.scores]
+
+    return _stream(loaded, (_with_choice_ids(loaded, one) for one in videos), batch_size, fill)
+
+
 def score_continuations(
     loaded: Loaded, prompts: Prompts, continuations: Sequence[str]
 ) -> list[tuple[float, bool]]:
@@ -133,23 +153,21 @@ def score_continuations(
 
     Raises: ValueError for a continuation without a token.
     """
-    tokens = [torch.tensor(loaded.processor.tokenizer(text)["input_ids"]) for text in continuations]
-    if not all(map(len, tokens)):
-        raise ValueError("a choice is empty; every choice needs a word")
-    whole = [torch.cat(pair) for pair in zip(prompts.ids, tokens, strict=True)]
-    losses: list[tuple[float, bool]] = []
+    prompts.choices, found = [[text] for text in continuations], list[tuple[float, bool]]()
 
     def fill(batch: _Batch, hidden: Tensor) -> None:
-        for own, end in zip(tokens, batch.packed.ends[0].tolist(), strict=True):
-            logits = _logits(loaded, hidden[0, end - len(own) : end])
-            wanted = own.to(logits.device)
-            loss = float(F.cross_entropy(logits, wanted))
-            losses.append((loss, bool((logits.argmax(-1) == wanted).all())))
+        found.extend(_score_choices(loaded, batch, hidden))
 
-    # Every token of a continuation is scored, so none may be in the shared part.
-    unshared = min(len(ids) for ids in prompts.ids) - 1
-    list(_stream(loaded, [Prompts(whole, prompts.video, most_shared=unshared)], 1, fill))
-    return losses
+    list(_stream(loaded, [_with_choice_ids(loaded, prompts)], 1, fill))
+    return found
+
+
+def _with_choice_ids(loaded: Loaded, prompts: Prompts) -> Prompts:
+    if not all(choice.strip() for some in prompts.choices for choice in some):
+        raise ValueError("a choice is empty; every choice needs a word")
+    every = [[loaded.processor.tokenizer(text)["input_ids"] for text in some] for some in prompts.choices]
+    prompts.choice_ids = [[torch.tensor(ids) for ids in some] for some in every]
+    return prompts
 
 
 @dataclass
@@ -197,7 +215,7 @@ def _stream(
 
 def _tokens(group: Sequence[Prompts]) -> int:
     """Tokens in the cache of videos answered together before their answers, padding included."""
-    rests = [sum(len(ids) - one.shared for ids in one.ids) for one in group]
+    rests = [sum(map(len, chain(one.ids, *one.choice_ids))) - len(one.ids) * one.shared for one in group]
     return len(group) * (max(one.shared for one in group) + max(rests))
 
 
@@ -220,6 +238,30 @@ def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> Cache:
         hook.remove()
     answers.seconds = {"encode": encoded - started, "prefill": _now(device) - encoded}
     return cache
+
+
+def _score_choices(loaded: Loaded, batch: _Batch, hidden: Tensor) -> list[tuple[float, bool]]:
+    """Mean loss per token of every choice, and whether greedy decoding yields it.
+
+    A question's last token predicts the first of each of its choices, whose tokens follow it as answers do.
+    """
+    texts = [[(n, ids) for n, some in enumerate(one.choice_ids) for ids in some] for one in batch.videos]
+    but_last = [[(n, ids[:-1]) for n, ids in some] for some in texts]
+    more = follow(batch.packed, but_last, loaded.processor.tokenizer.pad_token_id)
+    after = _forward(loaded, batch, *more) if more[0].shape[1] else hidden
+    rows, losses, greedy = list[Tensor](), list[Tensor](), list[Tensor]()
+    for some, first, rest in zip(but_last, batch.packed.at_ends(hidden), after, strict=True):
+        sizes = [len(ids) for _, ids in some]
+        for (n, _), tail in zip(some, rest[: sum(sizes)].split(sizes), strict=True):
+            rows += [first[n][None], tail]
+    wanted = [ids for some in texts for _, ids in some]
+    both = (torch.cat(each).to(hidden.device).split(MOST_LOGITS) for each in (rows, wanted))
+    for part, own in zip(*both, strict=True):
+        logits = _logits(loaded, part)
+        losses.append(F.cross_entropy(logits, own, reduction="none"))
+        greedy.append(logits.argmax(-1) == own)
+    split = (torch.cat(each).cpu().split(list(map(len, wanted))) for each in (losses, greedy))
+    return [(float(loss.mean()), bool(hit.all())) for loss, hit in zip(*split, strict=True)]
 
 
 def _decode(loaded: Loaded, batch: _Batch, hidden: Tensor, max_new_tokens: int) -> list[Tensor]:

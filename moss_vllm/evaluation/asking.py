@@ -24,9 +24,17 @@ import torch
 
 from moss_vllm.core import MOSS
 from moss_vllm.data.rows import BenchmarkVideo, Question
-from moss_vllm.evaluation.answering import Answers, Prompts, answer, base_model, choose, prepare_prompts
+from moss_vllm.evaluation.answering import (
+    Answers,
+    Prompts,
+    answer,
+    base_model,
+    choose,
+    choose_text,
+    prepare_prompts,
+)
 from moss_vllm.evaluation.generation import followed, not_followed
-from moss_vllm.evaluation.protocols import LETTERS, Protocol, Questions
+from moss_vllm.evaluation.protocols import Protocol, Questions
 from moss_vllm.evaluation.questions import digest_data
 from moss_vllm.evaluation.result import QUESTION_SCHEMA, Result, collect, record
 from moss_vllm.runtime.errors import RunStopped
@@ -158,7 +166,7 @@ def _ask(
         with encoding:
             prompts = prepare_prompts(loaded.processor, clip, texts, compress=protocol.compress_tokens)
         if protocol.max_new_tokens is None:
-            prompts.choices = [LETTERS[: len(question.options)] for question in open_questions]
+            prompts.choices = list(map(protocol.choices, open_questions))
         seconds = {"decode": time.perf_counter() - started}
         about = {"frames": len(clip.frames), "shared_tokens": prompts.shared, "seconds": seconds}
         return prompts, open_questions, {**about, **({"file": state} if state else {})}
@@ -195,10 +203,11 @@ def _answer(
     loaded: Loaded, videos: Iterator[Prompts], protocol: Protocol, batch_size: int
 ) -> Iterator[Answers]:
     try:
-        if protocol.max_new_tokens is None:
-            yield from choose(loaded, videos, batch_size=batch_size)
-        else:
+        if protocol.max_new_tokens is not None:
             yield from answer(loaded, videos, max_new_tokens=protocol.max_new_tokens, batch_size=batch_size)
+        else:
+            choosing = choose_text if protocol.by_text else choose
+            yield from choosing(loaded, videos, batch_size=batch_size)
     except torch.OutOfMemoryError as error:
         raise RunStopped(
             f"no memory for {batch_size} questions at once; lower --batch-size, --max-frames or "

@@ -66,6 +66,36 @@ class Packed:
         return [row for count, rows in zip(self.counts, values, strict=True) for row in rows[:count]]
 
 
+def follow(
+    packed: Packed, texts: Sequence[Sequence[tuple[int, Tensor]]], pad: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Texts that follow questions, several a question: their tokens, attention masks and positions.
+
+    A token sees its question, what that sees, and the earlier tokens of its text.
+
+    Args:
+        texts: for each video, the number of a question and the tokens of a text.
+
+    Shape:
+        V videos with at most Q tokens of texts -> (V, Q), (V, Q, S + R + Q), (V, Q).
+    """
+    device, parts = packed.ids.device, []
+    for some, last in zip(texts, packed.at_ends(packed.places).tolist(), strict=True):
+        sizes = torch.tensor([len(ids) for _, ids in some])
+        after = [last[question] + 1 + torch.arange(len(ids)) for question, ids in some]
+        owners = torch.tensor([question for question, _ in some]).repeat_interleave(sizes)
+        numbers = torch.arange(len(some)).repeat_interleave(sizes)
+        parts.append((torch.cat([ids for _, ids in some]), torch.cat(after), owners, numbers))
+    ids, places, owner, number = (
+        pad_sequence(list(column), batch_first=True, padding_value=value).to(device)
+        for column, value in zip(zip(*parts, strict=True), (pad, 0, 0, -1), strict=True)
+    )
+    earlier = torch.ones(2 * ids.shape[1:], dtype=torch.bool, device=device).tril()
+    same = (number[:, None] == number[:, :, None]) & earlier
+    before = packed.sees[torch.arange(len(ids), device=device)[:, None], owner]
+    return ids, torch.cat([before, same], dim=-1), places
+
+
 class RoomyLayer(DynamicLayer):
     """A cache layer of several videos' shared tokens, padded on the left, with room for more on the right.
 

@@ -4,6 +4,7 @@ favor_official   FAVOR-Bench's own prompt; an output that contains the right opt
 letter           VideoLLaMA3's multiple-choice prompt and parser
 motionbench      the question as distributed, and MotionBench's own reduction of an output to one character
 likelihood       the prompt of `letter`; the option letter with the highest likelihood, nothing is generated
+option_text      the benchmark's default prompt; the option whose text has the lowest mean loss per token
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +28,11 @@ class Protocol:
     Args:
         name: stands for `prompt` and `judge` in files.
         judge: returns whether the output is right, and the option read from it.
-        max_new_tokens: of an answer; None: the likeliest option letter is the output.
+        max_new_tokens: of an answer; None: nothing is generated, an option is the output.
         max_pixels: sets each video's short side by its aspect, in place of `short_side_px`.
         still: the one-frame control: every frame is the middle one, at the same times.
+        by_text: without `max_new_tokens` the output is the option whose text has the lowest mean loss per
+            token, not the likeliest letter; `name` stands for it, too.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Protocol:
     max_frames: int = 180
     compress_tokens: bool = True
     still: bool = False
+    by_text: bool = False
 
     def adapt(self, *preferences: Mapping[str, Any]) -> "Protocol":
         """The protocol with the clip settings in `preferences`; later ones win, None means not set."""
@@ -59,7 +63,19 @@ class Protocol:
     @property
     def settings(self) -> dict[str, Any]:
         """Every field except the functions, as a header has them."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("prompt", "judge")}
+        named = ("prompt", "judge", "by_text")
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in named}
+
+    def choices(self, question: Question) -> list[str]:
+        """What is scored where nothing is generated: the letters, or each text once, stripped."""
+        letters = list(LETTERS[: len(question.options)])
+        return list(dict.fromkeys(map(str.strip, question.options))) if self.by_text else letters
+
+    def scores_by_letter(self, question: Question, scores: Mapping[str, float]) -> dict[str, float]:
+        """The scores of `choices` by the options' letters; options of one text have one score."""
+        if not self.by_text:
+            return dict(scores)
+        return {letter: scores[text.strip()] for letter, text in zip(LETTERS, question.options, strict=False)}
 
     def __str__(self) -> str:
         size = f"short side {self.short_side_px} px" if self.short_side_px else "full size"
@@ -67,7 +83,9 @@ class Protocol:
         kept = "token compression" if self.compress_tokens else "no token compression"
         still = "; one-frame control: every frame is the middle one" if self.still else ""
         answers = f", answers of up to {self.max_new_tokens} tokens"
-        answers = " (option likelihood, nothing is generated)" if self.max_new_tokens is None else answers
+        if self.max_new_tokens is None:
+            scored = "mean loss per token of an option's text" if self.by_text else "option likelihood"
+            answers = f" ({scored}, nothing is generated)"
         clips = f"{self.sample_fps:g} fps, {size}, up to {self.max_frames} frames, {kept}"
         return f"{self.name}{answers}: {clips}{still}"
 
@@ -98,6 +116,17 @@ def judge_favor_text(output: str, question: Question) -> tuple[bool, str | None]
     return correct, "; ".join(whole) or None
 
 
+def judge_option(output: str, question: Question) -> tuple[bool, str | None]:
+    """MotionBench: the letter of the first option with this text must be the answer's."""
+    letter = LETTERS[[option.strip() for option in question.options].index(output)]
+    return letter == question.answer, letter
+
+
+def judge_favor_option(output: str, question: Question) -> tuple[bool, str | None]:
+    """FAVOR-Bench: its own rule for an output that is an option's text."""
+    return judge_favor_text(output, question)[0], output
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark's name in Table 5, its tasks (code -> name), its protocols; the first is the default."""
@@ -114,6 +143,7 @@ MOTIONBENCH = Benchmark(
         "letter": Protocol("letter", motionbench_prompt, judge_letter, 16),
         "motionbench": Protocol("motionbench", motionbench_prompt, judge_motionbench, 16),
         "likelihood": Protocol("likelihood", motionbench_prompt, judge_letter, None),
+        "option_text": Protocol("option_text", motionbench_prompt, judge_option, None, by_text=True),
     },
 )
 FAVOR_BENCH = Benchmark(
@@ -123,6 +153,7 @@ FAVOR_BENCH = Benchmark(
         "favor_official": Protocol("favor_official", favor_prompt, judge_favor_text, 256),
         "letter": Protocol("letter", favor_letter_prompt, judge_favor_letter, 16),
         "likelihood": Protocol("likelihood", favor_letter_prompt, judge_favor_letter, None),
+        "option_text": Protocol("option_text", favor_prompt, judge_favor_option, None, by_text=True),
     },
 )
 

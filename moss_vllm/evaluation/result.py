@@ -22,6 +22,8 @@ from moss_vllm.runtime.line_store import (
 )
 from moss_vllm.runtime.tables import Table
 
+# Scores of options by letter: the letter's own as the next token, or its text's per token.
+OPTION_SCORES = ("log_likelihood", "mean_loss")
 TEXT, COUNT, YES_NO = (str, type(None)), (int, type(None)), (bool, type(None))
 
 
@@ -31,9 +33,9 @@ def _check_answer(answer: dict[str, Any]) -> None:
     if withheld == judged or unread or not (withheld or answer.get("options", True)):
         values = (f"{key!r} {answer.get(key)!r}" for key in ("parsed", "answer", "correct", "options"))
         raise ValueError(f"question {answer['uid']!r} has {', '.join(values)}")
-    scores = answer.get("log_likelihood", {})
-    if wrong := [value for value in scores.values() if not isinstance(value, NUMBER)]:
-        raise ValueError(f"question {answer['uid']!r} has 'log_likelihood' {wrong[0]!r}")
+    for key in OPTION_SCORES:
+        if wrong := [value for value in answer.get(key, {}).values() if not isinstance(value, NUMBER)]:
+            raise ValueError(f"question {answer['uid']!r} has {key!r} {wrong[0]!r}")
 
 
 # What `record` and `asking.describe_evaluation` write.
@@ -53,7 +55,7 @@ QUESTION_SCHEMA = Schema(
     },
     answer=Fields(
         {"task": str, "output": str, "parsed": TEXT, "answer": TEXT, "correct": YES_NO},
-        {"question": str, "options": list, "log_likelihood": dict},
+        {"question": str, "options": list, **dict.fromkeys(OPTION_SCORES, dict)},
     ),
     check_answer=_check_answer,
     is_of_task=lambda header: header["protocol"]["name"] != "views",
@@ -225,5 +227,5 @@ def record(
         "parsed": judged[1],
         "answer": question.answer,
         "correct": None if question.answer is None else judged[0],
-        **({"log_likelihood": dict(scores)} if scores else {}),
+        **({OPTION_SCORES[protocol.by_text]: protocol.scores_by_letter(question, scores)} if scores else {}),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from moss_vllm.data.rows import Question
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, LETTERS, Protocol
-from moss_vllm.evaluation.result import read_evaluation
+from moss_vllm.evaluation.result import OPTION_SCORES, read_evaluation
 from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS, Judged, Score, chance_accuracy, score
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.line_store import ANSWERS, Stored
@@ -32,7 +32,7 @@ class Asked:
     right: int | None
     chosen: Sequence[int]
     outcome: str
-    log_likelihood: Mapping[str, float]
+    scores: Mapping[str, float]
 
     @property
     def choice(self) -> int | str:
@@ -71,7 +71,12 @@ class Results:
     @property
     def names_options(self) -> bool:
         """Whether options are chosen by their texts, not by letters."""
-        return self.protocol.name == "favor_official"
+        return names_options(self.protocol, self.benchmark)
+
+
+def names_options(protocol: Protocol, benchmark: str) -> bool:
+    """Whether what was read from an answer are options' texts, not letters."""
+    return benchmark == FAVOR_BENCH.name and protocol.name in ("favor_official", "option_text")
 
 
 def read_results(folder: Path) -> Results:
@@ -82,7 +87,7 @@ def read_results(folder: Path) -> Results:
     evaluation = read_evaluation(folder)
     stored, protocol, benchmark = evaluation.stored, evaluation.protocol, evaluation.benchmark
     answers = [
-        _read(answer, benchmark is FAVOR_BENCH, protocol.name == "favor_official")
+        _read(answer, benchmark is FAVOR_BENCH, names_options(protocol, evaluation.header["benchmark"]))
         for answer in stored.answers.values()
     ]
     tasks = dict(benchmark.tasks) if benchmark else {}
@@ -125,7 +130,7 @@ def _read(answer: Mapping[str, Any], right_is_text: bool, chosen_are_texts: bool
         right=None if right is None else _place(right.strip(), texts if right_is_text else letters),
         chosen=_places(named, texts if chosen_are_texts else letters),
         outcome="withheld" if right is None else outcome,
-        log_likelihood=answer.get("log_likelihood", {}),
+        scores=next((answer[key] for key in OPTION_SCORES if key in answer), {}),
     )
 
 

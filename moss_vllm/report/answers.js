@@ -50,7 +50,7 @@ function showOptions(card, row) {
     if (row.chosen.includes(place)) line.classList.add("chosen", row.outcome.replace(" ", "-"));
     const marks = [place === row.right && "right", row.chosen.includes(place) && "chosen"].filter(Boolean);
     if (marks.length) add(line, "span", marks.join(", "), "tag");
-    if (score !== undefined) add(line, "span", "log-likelihood " + score, "soft score");
+    if (score !== undefined) add(line, "span", data.score + " " + score, "soft score");
   });
 }
 

@@ -287,12 +287,13 @@ def _data(results: Results, strips: Mapping[str, Strip]) -> dict[str, Any]:
         "videos": videos,
         "strips": {place[video]: strip for video, strip in strips.items()},
         "letters": not results.names_options,
+        "score": "mean loss" if results.protocol.by_text else "log-likelihood",
         "questions": rows,
     }
 
 
 def _row(one: Asked, video: int, task: int) -> list[Any]:
-    scores = {name: f"{value:.2f}" for name, value in one.log_likelihood.items()}  # NaN is no JSON
+    scores = {name: f"{value:.2f}" for name, value in one.scores.items()}  # NaN is no JSON
     return [
         one.uid,
         video,

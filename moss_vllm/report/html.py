@@ -109,9 +109,10 @@ def listed(notes: Sequence[str]) -> Html:
     return tag("ul", *(tag("li", note) for note in notes), class_="notes") if notes else Html("")
 
 
-def document(title: str, parts: Sequence[Html], data: Any, script_file: str) -> str:
-    """The whole page; `data` is for the script, a file beside this module."""
-    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", script_file))
+def document(title: str, parts: Sequence[Html], data: Any = None, script_file: str | None = None) -> str:
+    """The whole page; `data` is for the script, a file beside this module; None: the page has no script."""
+    style = (ASSETS / "page.css").read_text(encoding="utf-8")
+    script = (ASSETS / script_file).read_text(encoding="utf-8") if script_file else ""
     return "\n".join(
         [
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -120,7 +121,9 @@ def document(title: str, parts: Sequence[Html], data: Any, script_file: str) -> 
             '<meta name="color-scheme" content="light dark">\n<link rel="icon" href="data:,">',
             f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>",
             *parts,
-            f"</main>\n{inline_json('data', data)}\n<script>\n{script}</script>\n</body>\n</html>\n",
+            "</main>",
+            *([inline_json("data", data), f"<script>\n{script}</script>"] if script else []),
+            "</body>\n</html>\n",
         ]
     )
 

@@ -82,7 +82,7 @@ def plot_accuracy(
         bars = axes.bar(places, means, width * 0.94, color=colour, label=in_picture(name))
         if any(spreads):
             axes.errorbar(places, means, spreads, fmt="none", ecolor="black", elinewidth=1, capsize=2.5)
-        if len(results) <= 3:
+        if len(results) <= 4:
             for bar, mean, spread in zip(bars, means, spreads, strict=True):
                 at, text = (bar.get_x() + bar.get_width() / 2, mean + spread), f"{mean:.0f}"
                 axes.annotate(text, at, (0, 2), textcoords="offset points", ha="center", fontsize=8)

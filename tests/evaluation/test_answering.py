@@ -8,7 +8,14 @@ import torch
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation import answering, packing
-from moss_vllm.evaluation.answering import STAGES, answer, choose, prepare_prompts, score_continuations
+from moss_vllm.evaluation.answering import (
+    STAGES,
+    answer,
+    choose,
+    choose_text,
+    prepare_prompts,
+    score_continuations,
+)
 from moss_vllm.evaluation.generation import followed, not_followed
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.adapter import attach_lora
@@ -208,6 +215,81 @@ def test_a_choice_of_several_tokens_is_refused(loaded, clip):
     with pytest.raises(ValueError, match="What moves: not one token of this tokenizer; use a protocol"):
         prompts.choices = [["A", "What moves"]]
         next(choose(loaded, [prompts], batch_size=1))
+
+
+TEXTS = [  # of each question: one is the start of another, 26, one token and hundreds, one alone
+    ["red", "red circle", "red circle moves left."],
+    [f"{number} times" for number in range(26)],
+    ["A", " ".join(["the red circle moves left."] * 80)],
+    ["up", "down"],
+    ["once"],
+]
+
+
+@torch.inference_mode()
+def mean_loss(loaded, clip, question, text, compress=False):
+    """By one forward of transformers over what a training on this answer reads, without its last token."""
+    example = encode(loaded.processor, clip, [Turn(question, text)], compress=compress)
+    pad = loaded.processor.tokenizer.pad_token_id
+    batch = collate([example], pad_id=pad)
+    labels = batch.pop("labels")[0, 1:]
+    end = int((labels != -100).nonzero()[-1])
+    assert int(labels[end]) == loaded.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    labels[end] = -100
+    return float(torch.nn.functional.cross_entropy(loaded.model(**batch).logits[0, :-1], labels))
+
+
+@pytest.mark.parametrize("most_logits", [1024, 3])
+def test_the_losses_of_texts_are_those_of_a_plain_forward_each(loaded, clip, monkeypatch, most_logits):
+    monkeypatch.setattr(answering, "MOST_LOGITS", most_logits)
+    clips = [Clip(clip.frames[:n], clip.frame_times_s[:n]) for n in (6, 1, 4)]
+    asked, videos = [[0, 1, 2, 3, 4], [3], [4, 0]], []
+    for one, numbers in zip(clips, asked, strict=True):
+        questions = [QUESTIONS[n] for n in numbers]
+        videos.append(prepare_prompts(loaded.processor, one, questions, compress=False))
+        videos[-1].choices = [TEXTS[n] for n in numbers]
+    expected = [
+        [{text: mean_loss(loaded, one, QUESTIONS[n], text) for text in TEXTS[n]} for n in numbers]
+        for one, numbers in zip(clips, asked, strict=True)
+    ]
+    for size in (1, 6, 16):
+        said = list(choose_text(loaded, iter(videos), batch_size=size))
+        for found, wanted in zip(said, expected, strict=True):
+            assert [list(scores) for scores in found.scores] == [list(scores) for scores in wanted]
+            for scores, right in zip(found.scores, wanted, strict=True):
+                assert list(scores.values()) == pytest.approx(list(right.values()), rel=1e-5, abs=1e-5)
+            assert found.texts == [min(scores, key=scores.get) for scores in wanted]
+            assert found.seconds.keys() == set(STAGES)
+
+
+def test_texts_of_one_token_and_compressed_videos(loaded, clip):
+    prompts = prepare_prompts(loaded.processor, clip, QUESTIONS[:2], compress=True)
+    prompts.choices = [["A", "B"], ["C", "A"]]
+    found = next(choose_text(loaded, [prompts], batch_size=1))
+    for question, scores in zip(QUESTIONS, found.scores, strict=False):
+        wanted = [mean_loss(loaded, clip, question, text, compress=True) for text in scores]
+        assert list(scores.values()) == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    prompts.choices = [["A", " \n"], ["C", "A"]]
+    with pytest.raises(ValueError, match="a choice is empty; every choice needs a word"):
+        next(choose_text(loaded, [prompts], batch_size=1))
+
+
+def test_long_texts_count_in_the_tokens_of_videos_answered_together(loaded, clip, monkeypatch):
+    def videos(text):
+        for _ in range(4):
+            prompts = prepare_prompts(loaded.processor, clip, QUESTIONS[:1], compress=False)
+            prompts.choices = [["up", text]]
+            yield prompts
+
+    groups, join = [], answering.join_caches
+    monkeypatch.setattr(
+        answering, "join_caches", lambda caches, room: groups.append(len(caches)) or join(caches, room)
+    )
+    monkeypatch.setattr(answering, "MOST_TOKENS", 2 * answering._tokens(list(videos("down"))[:1]) + 100)
+    for text, wanted in (("down", [2, 2]), ("red circle " * 60, [1] * 4)):
+        groups.clear()
+        assert len(list(choose_text(loaded, videos(text), batch_size=16))) == 4
+        assert groups == wanted
 
 
 @torch.inference_mode()

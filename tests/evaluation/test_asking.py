@@ -407,6 +407,85 @@ def test_option_likelihood_is_a_protocol_of_its_own(loaded, data, tmp_path):
     assert result.table().notes[0].startswith("protocol likelihood (option likelihood, nothing is generated)")
 
 
+TEXT = replace(MOTIONBENCH.protocols["option_text"], short_side_px=84)
+
+
+def test_the_likeliest_text_is_stored_stopped_resumed_shared_out_and_merged(
+    reopen, data, tmp_path, monkeypatch
+):
+    straight = run(reopen(), data, tmp_path / "straight", TEXT)
+    for record in straight.records:
+        losses = record["mean_loss"]
+        assert list(losses) == ["A", "B", "C"] and len(set(losses.values())) == 3
+        assert record["parsed"] == min(losses, key=losses.get)
+        assert record["output"] == record["options"]["ABC".index(record["parsed"])]
+        assert record["correct"] == (record["parsed"] == record["answer"])
+    assert straight.score.answered["all"] == 6 and straight.header["generation"] == {}
+    assert (
+        straight.table().notes[0].startswith("protocol option_text (mean loss per token of an option's text")
+    )
+    choosing, out = asking.choose_text, tmp_path / "stopped"
+
+    def stop(*given, **options):
+        yield next(choosing(*given, **options))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "choose_text", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(reopen(), data, out, TEXT, batch_size=1)
+    assert uids(out) == ["u0_0"]
+    with pytest.raises(ValueError, match="another run .protocol.name was option_text, is letter"):
+        run(reopen(), data, out)
+    for rank in (1, 0):
+        result = run(reopen(), data, out, TEXT, shard=Shard(rank, 2))
+    assert result.resumed == 4 and result.table() == straight.table()
+    for one, other in zip(result.records, straight.records, strict=True):
+        assert one["mean_loss"] == pytest.approx(other["mean_loss"], abs=1e-5)
+        assert {**one, "mean_loss": 0} == {**other, "mean_loss": 0}
+    args = argparse.Namespace(out=out, limit=None, allow_missing=False)
+    merged, _ = command.merge(args, read_motionbench(data, data), MOTIONBENCH)
+    assert merged.table() == straight.table() and merged.records == result.records
+
+
+@pytest.mark.parametrize("benchmark", [MOTIONBENCH, FAVOR_BENCH], ids=lambda one: one.name)
+def test_every_kind_of_options_gets_its_losses(loaded, data, tmp_path, benchmark):
+    """Of one text twice, the first; 26; the start of another; some hundred words."""
+    long = " ".join(["moves left and up"] * 80)
+    kinds = [
+        ("left", " left", "left ", "up"),
+        ("left", "left and up", long),
+        [f"{n} times" for n in range(26)],
+    ]
+    task, right = next(iter(benchmark.tasks)), [tuple(options)[1] for options in kinds]
+    answers = ["B"] * 3 if benchmark is MOTIONBENCH else right
+    questions = tuple(
+        Question(f"q{n}", task, "What moves?", tuple(options), answer, "What moves?")
+        for n, (options, answer) in enumerate(zip(kinds, answers, strict=True))
+    )
+    protocol = replace(benchmark.protocols["option_text"], short_side_px=84)
+    (video, *_) = read_motionbench(data, data)
+
+    def ask_about(*questions):
+        videos = [replace(video, questions=questions)]
+        return evaluate(
+            loaded, look_over(benchmark, videos, protocol.prompt), protocol, out=tmp_path, overwrite=True
+        )
+
+    for record, options in zip(ask_about(*questions).records, kinds, strict=True):
+        losses = record["mean_loss"]
+        assert list(losses) == list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[: len(options)])
+        place = "ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(min(losses, key=losses.get))
+        assert record["output"] == options[place].strip()
+        assert record["parsed"] == (
+            min(losses, key=losses.get) if benchmark is MOTIONBENCH else record["output"]
+        )
+        if options is kinds[0]:
+            assert losses["A"] == losses["B"] == losses["C"] != losses["D"]
+    with pytest.raises(ValueError, match="a choice is empty; every choice needs a word"):  # readers refuse it
+        ask_about(replace(questions[0], options=("left", "\t")))
+
+
 def test_what_a_process_draws_is_not_in_the_fingerprint(reopen):
     """peft keeps an untrained MOSS beside the trained one."""
     one, other = reopen().model, reopen().model

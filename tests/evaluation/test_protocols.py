@@ -250,6 +250,41 @@ def test_favor_official_names_the_longest_options_said(output, read):
     assert judge(output, favor_question(POT, "Turn around"))[1] == read
 
 
+@pytest.mark.parametrize(
+    ("options", "answer", "text", "right"),
+    [
+        (POT, "Turn around", "Turn around", True),
+        (POT, "Turn around", "Turn around and walk forward", False),  # it contains the answer
+        (POT, "Turn around and walk forward", "Turn around", False),
+        (PUSH, "Push", "push the door", True),  # as in FAVOR_ANSWERS: only a longer "Push ..." would count
+        (("Wave", "Wave", "Nod"), "Wave", "Wave", True),
+        (("Turn around", " Turn around", "Go"), "Turn around", "Turn around", True),
+    ],
+)
+def test_option_text_of_favor_is_right_by_the_official_rule_and_read_whole(options, answer, text, right):
+    judge = FAVOR_BENCH.protocols["option_text"].judge
+    assert judge(text, favor_question(options, answer)) == (right, text)
+
+
+def test_option_text_of_motionbench_is_the_letter_of_the_first_option_with_that_text():
+    protocol = MOTIONBENCH.protocols["option_text"]
+    asked = Question("u", "MR", "?", ("up", "left ", "left", "up and left"), "C", "?")
+    assert protocol.judge("left", asked) == (False, "B")
+    assert protocol.judge("left", replace(asked, answer="B")) == (True, "B")
+    assert protocol.judge("up and left", replace(asked, answer=None)) == (False, "D")
+    assert protocol.choices(asked) == ["up", "left", "up and left"]
+    scores = {"up": 1.0, "left": 0.5, "up and left": 2.0}
+    assert protocol.scores_by_letter(asked, scores) == {"A": 1.0, "B": 0.5, "C": 0.5, "D": 2.0}
+
+
+def test_option_text_is_asked_as_the_default_protocol_and_named_with_the_score():
+    for benchmark in (FAVOR_BENCH, MOTIONBENCH):
+        default, protocol = next(iter(benchmark.protocols.values())), benchmark.protocols["option_text"]
+        assert protocol.prompt is default.prompt and protocol.settings.keys() == default.settings.keys()
+        named = "option_text (mean loss per token of an option's text, nothing is generated): 2 fps"
+        assert str(protocol).startswith(named)
+
+
 def test_favor_exception_compares_options_with_case_and_outputs_without():
     assert judge_favor("he turns around slowly", "turns", ("turns", "Turns around")) is True
     assert judge_favor("it turns around slowly", "turns", ("turns", "it turns Around")) is False

@@ -10,7 +10,7 @@ OFFICIAL = FAVOR_BENCH.protocols["favor_official"]
 
 
 def ask(out, videos, benchmark, protocol, said, *, failed=None, total=None, limit=None, save=True):
-    """What eval/*.py leaves in `out` where `said` gives the output (or log-likelihoods) to each question."""
+    """What eval/*.py leaves in `out` where `said` gives the output (or scores by letter) to each question."""
     failed = failed or {}
     questions = [question for video in videos for question in video.questions]
     header = {"benchmark": benchmark.name, "checkpoint": "base", "weights": "0" * 16}
@@ -34,7 +34,11 @@ def ask(out, videos, benchmark, protocol, said, *, failed=None, total=None, limi
 
 def answer(question, protocol, said):
     scores = said if isinstance(said, dict) else None
-    output = max(scores, key=scores.get) if scores else said
+    if scores and protocol.by_text:  # by letter, and of each text
+        output = dict(zip(scores, question.options, strict=False))[min(scores, key=scores.get)].strip()
+        scores = dict(zip(map(str.strip, question.options), scores.values(), strict=False))
+    else:
+        output = max(scores, key=scores.get) if scores else said
     return record(question, protocol, output, protocol.judge(output, question), scores)
 
 

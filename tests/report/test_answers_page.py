@@ -32,6 +32,8 @@ def test_numbers_are_those_of_result_json(motion, favor, tmp_path, benchmark, fa
         said = in_turn("A", "moves up slowly", "", "(B) turns", "B", "clockwise")
         if name == "likelihood":
             said = in_turn({"A": -1.5, "B": -0.5}, {"A": -0.25, "B": -2.0, "C": -3.0})
+        elif name == "option_text":
+            said = in_turn(dict(zip("ABCDEF", (2.5, 0.5, 3.0, 1.0, 1.5, 2.0), strict=True)))
         ask(out, videos, benchmark, protocol, said, failed=failed)
         told, page = json.loads((out / "result.json").read_text()), write(out, "--strips", "0")
         tasks = page.row("%")
@@ -97,6 +99,32 @@ def test_every_answer_is_there_as_it_was_said(motion, tmp_path):
             "ABCDEF".index(record["answer"]) == right and output == record["output"] == "B" and chosen == [1]
         )
         assert told == {"A": "-1.25", "B": "-0.50", "C": "nan"}
+
+
+@pytest.mark.parametrize("benchmark", [MOTIONBENCH, FAVOR_BENCH], ids=lambda one: one.name)
+def test_the_losses_of_texts_stand_beside_the_options(benchmark, motion, favor, tmp_path):
+    """The chosen option has the lowest one; right is what the answer says, a letter or a text."""
+    videos, losses = (motion if benchmark is MOTIONBENCH else favor)[:6], (1.25, 0.5, 2.0, 3.0, 4.0, 5.0)
+    protocol = benchmark.protocols["option_text"]
+    ask(
+        tmp_path,
+        videos,
+        benchmark,
+        protocol,
+        lambda q: dict(zip("ABCDEF"[: len(q.options)], losses, strict=False)),
+    )
+    page = write(tmp_path, "--strips", "0")
+    assert page.data["score"] == "mean loss" and page.data["letters"] == (benchmark is MOTIONBENCH)
+    kept = read_answers(tmp_path / "answers", QUESTION_SCHEMA).answers
+    for uid, record in kept.items():
+        _, _, _, _, _, options, right, chosen, output, told = page.questions[uid]
+        assert (
+            chosen == [1]
+            and output == options[1]
+            and list(record["mean_loss"].values()) == list(losses)[: len(options)]
+        )
+        assert told == {letter: f"{loss:.2f}" for letter, loss in record["mean_loss"].items()}
+        assert record["correct"] in (None, right == 1)
 
 
 def test_time_and_sizes_are_those_of_the_videos(small):
