@@ -36,6 +36,8 @@ def options() -> Flags:
     }
     for name, steps in STEPS.items():
         parser.add_argument(f"--{name}", type=int, default=steps, help=f"steps of {what[name]}")
+    short = "steps of reading that begin with short conversations about pictures"
+    parser.add_argument("--short", type=int, default=700, help=short)
     parser.add_argument("--save-every", type=int, default=200, help="steps from one saved state to the next")
     parser.add_argument("--measured", type=int, default=600, help="held-out pictures and clips to measure on")
     return parser
@@ -61,7 +63,7 @@ HELD_OUT = 10**6  # added to the seed for sights that training never draws
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Pre-train, save, measure; returns the accuracy by kind of question, in percent."""
     args = options().parse_args(argv)
-    settings = {name: getattr(args, name) for name in ("seed", *STEPS)}
+    settings = {name: getattr(args, name) for name in ("seed", *STEPS, "short")}
     claim(args.out / STATE, settings)
     torch.manual_seed(args.seed)
     processor = build_processor(build_tokenizer(corpus()))
@@ -93,7 +95,7 @@ def save_miniature(
     readable(*args.out.glob("*.safetensors"))
     processor.save_pretrained(args.out)
     accuracy = measure(model.float(), processor, sights=args.measured, seed=args.seed + HELD_OUT)
-    steps = " ".join(f"--{name} {getattr(args, name)}" for name in STEPS)
+    steps = " ".join(f"--{name} {getattr(args, name)}" for name in (*STEPS, "short"))
     record = {
         "command": f"python experiments/make_miniature.py --out {args.out} --seed {args.seed} {steps}",
         "minutes": {name: round(minutes, 1) for name, minutes in last.items()},

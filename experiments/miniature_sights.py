@@ -23,24 +23,24 @@ from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?")
-# Wordings of a question, and how often each. A model this small learns to answer in an option's words and not
-# with its letter (tried: at chance after 600 steps); the judges of both benchmarks accept that.
-WORDINGS = {"plain": 0.5, "letter": 0.25, "favor": 0.25}
-CLIP_SHARE, CAPTION_SHARE, MOST_QUESTIONS = 0.35, 0.35, 3
+# A model this small learns to answer in an option's words and not with its letter (tried: at chance after 600
+# steps); the judges of both benchmarks accept that.
+WORDINGS = ("plain", "letter", "favor")
+WITH_OPTIONS = ("object", "HAC", "MAD")  # the options of these tasks decide which right answer is meant
+CLIP_SHARE, CAPTION_SHARE, OPEN_SHARE, MOST_QUESTIONS = 0.35, 0.35, 0.4, 3
 
 
 class Sights(IterableDataset[Any]):
-    """Batches number `first`, `first` + 1, ... of a stage, each drawn from its own seed.
+    """Batches number `first`, `first` + 1, ... of a stage; `make` draws one from a generator and its number."""
 
-    `make` draws one from a generator.
-    """
-
-    def __init__(self, make: Callable[[np.random.Generator], Any], seed: Sequence[int], first: int) -> None:
+    def __init__(
+        self, make: Callable[[np.random.Generator, int], Any], seed: Sequence[int], first: int
+    ) -> None:
         self.make, self.seed, self.first = make, seed, first
 
     def __iter__(self) -> Iterator[Any]:
         for number in itertools.count(self.first):
-            yield self.make(np.random.default_rng([*self.seed, number]))
+            yield self.make(np.random.default_rng([*self.seed, number]), number)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Pictures:
     processor: VideoLlama3Processor
     batch_size: int = 64
 
-    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
+    def __call__(self, rng: np.random.Generator, number: int = 0) -> tuple[Tensor, ...]:
         """Pixels (patches, values), grids and merge sizes of the pictures, and words (cells, words)."""
         sights = [appearance.draw_sight(rng, frames=1) for _ in range(self.batch_size)]
         pixels = self.processor.video_processor(
@@ -68,19 +68,27 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Draws conversations about pictures or clips; `described`: with the words of each cell in `words`."""
+    """Draws conversations about pictures or clips.
+
+    Args:
+        described: the words of each cell in `words`, and black frames.
+        short: so many batches at the start have pictures and questions without options only, and twice as
+            many conversations. In them a model learns to tell two things apart.
+    """
 
     processor: VideoLlama3Processor
     described: bool
+    short: int = 0
     batch_size: int = 24
 
-    def __call__(self, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, rng: np.random.Generator, number: int = 0) -> dict[str, Tensor]:
         """A batch as from `chat.collate`."""
-        frames = 8 if rng.random() < CLIP_SHARE else 1
-        count = self.batch_size // 2 if frames == 8 else self.batch_size
-        sights = [appearance.draw_sight(rng, frames=frames) for _ in range(count)]
+        short = number < self.short
+        frames = 8 if not short and rng.random() < CLIP_SHARE else 1
+        count = self.batch_size * 2 if short else self.batch_size // 2 if frames == 8 else self.batch_size
+        sights = [appearance.draw_sight(rng, frames=frames, paint=not self.described) for _ in range(count)]
         examples = [
-            encode(self.processor, to_clip(sight), choose_turns(sight, rng), compress=False)
+            encode(self.processor, to_clip(sight), choose_turns(sight, rng, short=short), compress=False)
             for sight in sights
         ]
         batch = collate(examples, pad_id=self.processor.tokenizer.pad_token_id)
@@ -102,15 +110,22 @@ def cell_words(sights: Sequence[appearance.Sight], processor: VideoLlama3Process
     return words
 
 
-def choose_turns(sight: appearance.Sight, rng: np.random.Generator) -> list[Turn]:
-    """A few of a sight's questions, of each task about as many, often with its caption among them."""
+def choose_turns(sight: appearance.Sight, rng: np.random.Generator, *, short: bool) -> list[Turn]:
+    """A few of a sight's questions, of each task about as many, often with its caption among them.
+
+    `short`: without options, and without a caption.
+    """
     by_task: dict[str, list[Choice]] = defaultdict(list)
     for choice in sight.choices:
         by_task[choice.task].append(choice)
-    turns = [Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption)] if rng.random() < CAPTION_SHARE else []
-    tasks = rng.permutation(list(by_task))[:MOST_QUESTIONS]
-    wordings = rng.choice(list(WORDINGS), size=len(tasks), p=list(WORDINGS.values()))
-    turns += [ask(scenes.pick(rng, by_task[t]), str(w)) for t, w in zip(tasks, wordings, strict=True)]
+    turns = []
+    if not short and rng.random() < CAPTION_SHARE:
+        turns.append(Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption))
+    tasks = [task for task in by_task if not short or task not in WITH_OPTIONS]
+    for task in rng.permutation(tasks)[:MOST_QUESTIONS]:
+        open_share = 1 if short else 0 if task in WITH_OPTIONS else OPEN_SHARE
+        wording = "plain" if rng.random() < open_share else str(rng.choice(["letter", "favor"]))
+        turns.append(ask(scenes.pick(rng, by_task[task]), wording))
     return [turns[i] for i in rng.permutation(len(turns))]
 
 

@@ -220,7 +220,7 @@ def test_captions_tell_every_statement_once():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="unknown kind of scene 'jump'; known are one, two"):
+    with pytest.raises(ValueError, match="unknown kind of scene 'jump'; known are one, turn, two"):
         synthetic.draw_scene_plan(np.random.default_rng(0), {"jump": 1})
 
 

@@ -25,6 +25,11 @@ GLYPHS = {
 CELL_PX = 28  # one token: a block of 2 x 2 patches of 14 px
 WALL_GLYPHS = {drift: drift.split()[1] for drift in DRIFTS}
 LOOKS = ("count", "object", "colour", "shape", "place")  # tasks whose answers are no signs
+# Relative frequencies: more often than in the motion world there are two things to tell apart.
+KINDS = {
+    **{"one": 13, "turn": 4, "two": 35, "order": 15, "camera": 8, "shake": 8},
+    **{"which": 8, "half": 8, "background": 4},
+}
 PLAIN_SHARE = 0.25  # of sights in which nothing has a sign
 CAMERA_SHARE = 0.3  # of the other sights, in which the wall has a sign
 
@@ -39,13 +44,13 @@ class Sight:
     cells: tuple[str, ...]  # the contents of each 28 x 28 px cell: frames, rows, columns, flattened
 
 
-def draw_sight(rng: np.random.Generator, *, frames: int, fps: float = 2.0) -> Sight:
-    """A random picture (`frames=1`) or clip, its caption and its questions."""
+def draw_sight(rng: np.random.Generator, *, frames: int, fps: float = 2.0, paint: bool = True) -> Sight:
+    """A random picture (`frames=1`) or clip, its caption and its questions; black without `paint`."""
     scene = _plain(rng, frames) if rng.random() < PLAIN_SHARE else _signed(rng, frames)
     wall = _wall_statement(scene)
     painted = _compose(rng, scene, wall, frames, fps)
     return Sight(
-        draw_wall(painted, FRAME_PX),
+        draw_wall(painted, FRAME_PX) if paint else np.zeros((frames, FRAME_PX, FRAME_PX, 3), np.uint8),
         _caption(rng, scene, wall),
         _choices(rng, scene, wall),
         _cells(painted, scene, wall),
@@ -68,15 +73,15 @@ def _plain(rng: np.random.Generator, frames: int) -> Scene:
 
 def _signed(rng: np.random.Generator, frames: int) -> Scene:
     """A scene whose deeds are signs; half of the things that stay still beside another have none."""
-    scene = world.draw_scene_plan(rng)
+    scene = world.draw_scene_plan(rng, KINDS)
     while frames == 1 and scene.kind == "order":  # a picture shows one sign a thing
-        scene = world.draw_scene_plan(rng)
+        scene = world.draw_scene_plan(rng, KINDS)
     if scene.kind not in ("camera", "background"):
         drift = str(rng.choice(DRIFTS)) if rng.random() < CAMERA_SHARE else ""
         scene = replace(scene, camera=drift)
     elif scene.kind == "background":
         scene = replace(scene, camera="")
-    if scene.kind == "one":
+    if scene.kind in ("one", "turn"):
         return scene
     return replace(
         scene,
