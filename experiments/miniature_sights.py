@@ -27,11 +27,12 @@ CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?
 # steps); the judges of both benchmarks accept that.
 WORDINGS = ("plain", "letter", "favor")
 WITH_OPTIONS = ("object", "HAC", "MAD")  # the options of these tasks decide which right answer is meant
+OF_ONE_THING = ("colour", "shape", "place", "MR")  # among several that are there
 CLIP_SHARE, CAPTION_SHARE, OPEN_SHARE, MOST_QUESTIONS = 0.35, 0.35, 0.4, 3
 
 
 class Sights(IterableDataset[Any]):
-    """Batches number `first`, `first` + 1, ... of a stage; `make` draws one from a generator and its number."""
+    """Batches `first`, `first` + 1, ... of a stage; `make` draws each from a generator and its number."""
 
     def __init__(
         self, make: Callable[[np.random.Generator, int], Any], seed: Sequence[int], first: int
@@ -72,8 +73,8 @@ class Conversations:
 
     Args:
         described: the words of each cell in `words`, and black frames.
-        short: so many batches at the start have pictures and questions without options only, and twice as
-            many conversations. In them a model learns to tell two things apart.
+        short: so many batches at the start are all about pictures of several things, with questions about
+            one of them: in them a model learns to tell things apart.
     """
 
     processor: VideoLlama3Processor
@@ -85,8 +86,11 @@ class Conversations:
         """A batch as from `chat.collate`."""
         short = number < self.short
         frames = 8 if not short and rng.random() < CLIP_SHARE else 1
-        count = self.batch_size * 2 if short else self.batch_size // 2 if frames == 8 else self.batch_size
+        count = self.batch_size if short else self.batch_size // 2 if frames == 8 else self.batch_size
         sights = [appearance.draw_sight(rng, frames=frames, paint=not self.described) for _ in range(count)]
+        while short and (few := [i for i, sight in enumerate(sights) if len(sight.names) < 2]):
+            for index in few:
+                sights[index] = appearance.draw_sight(rng, frames=frames, paint=not self.described)
         examples = [
             encode(self.processor, to_clip(sight), choose_turns(sight, rng, short=short), compress=False)
             for sight in sights
@@ -113,18 +117,20 @@ def cell_words(sights: Sequence[appearance.Sight], processor: VideoLlama3Process
 def choose_turns(sight: appearance.Sight, rng: np.random.Generator, *, short: bool) -> list[Turn]:
     """A few of a sight's questions, of each task about as many, often with its caption among them.
 
-    `short`: without options, and without a caption.
+    `short`: questions about one thing among several, without options and captions.
     """
     by_task: dict[str, list[Choice]] = defaultdict(list)
     for choice in sight.choices:
         by_task[choice.task].append(choice)
     turns = []
-    if not short and rng.random() < CAPTION_SHARE:
+    if short:
+        asked = [choice for choice in sight.choices if choice.task in OF_ONE_THING]
+        turns = [ask(choice, "plain") for choice in asked[: 2 * MOST_QUESTIONS]]
+    elif rng.random() < CAPTION_SHARE:
         turns.append(Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption))
-    tasks = [task for task in by_task if not short or task not in WITH_OPTIONS]
-    for task in rng.permutation(tasks)[:MOST_QUESTIONS]:
-        open_share = 1 if short else 0 if task in WITH_OPTIONS else OPEN_SHARE
-        wording = "plain" if rng.random() < open_share else str(rng.choice(["letter", "favor"]))
+    for task in [] if short else rng.permutation(list(by_task))[:MOST_QUESTIONS]:
+        plain = task not in WITH_OPTIONS and rng.random() < OPEN_SHARE
+        wording = "plain" if plain else str(rng.choice(["letter", "favor"]))
         turns.append(ask(scenes.pick(rng, by_task[task]), wording))
     return [turns[i] for i in rng.permutation(len(turns))]
 
@@ -165,7 +171,7 @@ def corpus() -> list[str]:
             *scenes.motionbench_choices(scene, rng),
             *scenes.favor_choices(scene, rng),
         ]
-        texts += [sight.caption, scenes.caption(scene, rng)]
+        texts += [sight.caption, scenes.caption(scene, rng), *sight.cells]
         for choice in choices:
             turns = [ask(choice, wording) for wording in WORDINGS]
             texts += [text for turn in turns for text in (turn.question, str(turn.answer))]

@@ -1,7 +1,8 @@
 """Sights to pre-train the miniature: pictures and clips with captions and questions about appearance only.
 
 A sight tells a scene of the motion world by printed signs: the circle that `moves left slowly` carries an
-arrow, the wall is papered with arrows where the camera or the background moves. So a model learns every word
+arrow, the wall is papered with arrows where the camera or the background moves (they point as the picture
+moves: a camera that moves left shows a wall that moves right). So a model learns every word
 and every question of the motion world as something to *see* in a frame. In clips the things and the wall move
 at random, independent of their signs: no label depends on motion. What has no sign is not asked about.
 """
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moss_vllm.data.world import scenes as world
-from moss_vllm.data.world.drawing import THING_COLOURS, THING_SHAPES, Thing, Wall, draw_wall
+from moss_vllm.data.world.drawing import THING_COLOURS, THING_SHAPES, Thing, Wall, draw_paper, draw_wall
 from moss_vllm.data.world.scenes import DRIFTS, FRAME_PX, MOVES, STILL, Actor, Choice, Scene
 
 GLYPHS = {
@@ -22,8 +23,9 @@ GLYPHS = {
     **{shake: shake.split()[1] for shake in world.SHAKES},
     STILL: "still",
 }
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 CELL_PX = 28  # one token: a block of 2 x 2 patches of 14 px
-WALL_GLYPHS = {drift: drift.split()[1] for drift in DRIFTS}
+SHADES = {"dark": 0.0, "grey": 105.4, "pale": 117.2}  # of the bare wall, from which brightness on: thirds
 LOOKS = ("count", "object", "colour", "shape", "place")  # tasks whose answers are no signs
 # Relative frequencies: more often than in the motion world there are two things to tell apart.
 KINDS = {
@@ -41,6 +43,7 @@ class Sight:
     frames: NDArray[np.uint8]  # (T, H, W, 3)
     caption: str
     choices: tuple[Choice, ...]
+    names: tuple[str, ...]  # of its things
     cells: tuple[str, ...]  # the contents of each 28 x 28 px cell: frames, rows, columns, flattened
 
 
@@ -53,6 +56,7 @@ def draw_sight(rng: np.random.Generator, *, frames: int, fps: float = 2.0, paint
         draw_wall(painted, FRAME_PX) if paint else np.zeros((frames, FRAME_PX, FRAME_PX, 3), np.uint8),
         _caption(rng, scene, wall),
         _choices(rng, scene, wall),
+        tuple(actor.name for actor in scene.actors),
         _cells(painted, scene, wall),
     )
 
@@ -122,17 +126,23 @@ def _compose(rng: np.random.Generator, scene: Scene, wall: tuple[str, str], fram
         )
     drift = world.drift_path(str(rng.choice(DRIFTS)), times_s)
     subject, says = wall
-    return Wall(scene.seed, *drift, WALL_GLYPHS.get(says, ""), subject == "background", tuple(things))
+    glyph = says.split()[1] if says else ""
+    glyph = OPPOSITE.get(glyph, glyph) if subject == "camera" else glyph
+    return Wall(scene.seed, *drift, glyph, subject == "background", tuple(things))
 
 
 def _cells(painted: Wall, scene: Scene, wall: tuple[str, str]) -> tuple[str, ...]:
     frames = len(painted.x_px)
     centres = (np.arange(FRAME_PX // CELL_PX) + 0.5) * CELL_PX
-    paper = f" {' '.join(wall)}" if wall[0] else " wall plain"
+    says = f" {' '.join(wall)}" if wall[0] else " wall plain"
+    bare = draw_paper(replace(painted, glyph=""), FRAME_PX).mean(-1)
     cells = []
     for t in range(frames):
-        for y in centres:
-            for x in centres:
+        shift = np.rint(painted.y_px[t]).astype(int), np.rint(painted.x_px[t]).astype(int)
+        shown = np.roll(bare, shift, axis=(0, 1))
+        light = shown.reshape(len(centres), CELL_PX, len(centres), CELL_PX).mean((1, 3))
+        for row, y in enumerate(centres):
+            for column, x in enumerate(centres):
                 contents = []
                 for thing, actor in zip(painted.things, scene.actors, strict=True):
                     gap = [
@@ -141,9 +151,10 @@ def _cells(painted: Wall, scene: Scene, wall: tuple[str, str]) -> tuple[str, ...
                     ]
                     if max(gap) < CELL_PX / 2 + 4:
                         deeds = actor.actions
-                        shown = f" {deeds[t * len(deeds) // frames]}" if deeds else ""
-                        contents.append(f" {thing.colour} {thing.shape}{shown}")
-                cells.append("".join(contents) or paper)
+                        deed = f" {deeds[t * len(deeds) // frames]}" if deeds else ""
+                        contents.append(f" {thing.colour} {thing.shape}{deed}")
+                shade = [name for name, least in SHADES.items() if light[row, column] >= least][-1]
+                cells.append("".join(contents) or f" {shade}{says}")
     return tuple(cells)
 
 
