@@ -28,7 +28,7 @@ CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?
 WORDINGS = ("plain", "letter", "favor")
 WITH_OPTIONS = ("object", "HAC", "MAD")  # the options of these tasks decide which right answer is meant
 OF_ONE_THING = ("colour", "shape", "place", "MR")  # among several that are there
-CLIP_SHARE, CAPTION_SHARE, OPEN_SHARE, MOST_QUESTIONS = 0.35, 0.35, 0.4, 3
+CLIP_SHARE, CAPTION_SHARE, OPEN_SHARE, MOST_QUESTIONS = 0.35, 0.5, 0.4, 3
 
 
 class Sights(IterableDataset[Any]):
@@ -117,18 +117,18 @@ def cell_words(sights: Sequence[appearance.Sight], processor: VideoLlama3Process
 def choose_turns(sight: appearance.Sight, rng: np.random.Generator, *, short: bool) -> list[Turn]:
     """A few of a sight's questions, of each task about as many, often with its caption among them.
 
-    `short`: questions about one thing among several, without options and captions.
+    `short`: questions about one thing among several, without options, and the caption at the end. A caption
+    names a thing before it tells of it, and so shows how to tell things apart.
     """
     by_task: dict[str, list[Choice]] = defaultdict(list)
     for choice in sight.choices:
         by_task[choice.task].append(choice)
-    turns = []
+    caption = Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption)
     if short:
         asked = [choice for choice in sight.choices if choice.task in OF_ONE_THING]
-        turns = [ask(choice, "plain") for choice in asked[: 2 * MOST_QUESTIONS]]
-    elif rng.random() < CAPTION_SHARE:
-        turns.append(Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption))
-    for task in [] if short else rng.permutation(list(by_task))[:MOST_QUESTIONS]:
+        return [*(ask(choice, "plain") for choice in asked[:MOST_QUESTIONS]), caption]
+    turns = [caption] if rng.random() < CAPTION_SHARE else []
+    for task in rng.permutation(list(by_task))[:MOST_QUESTIONS]:
         plain = task not in WITH_OPTIONS and rng.random() < OPEN_SHARE
         wording = "plain" if plain else str(rng.choice(["letter", "favor"]))
         turns.append(ask(scenes.pick(rng, by_task[task]), wording))
