@@ -69,6 +69,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     processor = build_processor(build_tokenizer(corpus()))
     torch.manual_seed(args.seed)
     model = build(processor.tokenizer).train()
+    with torch.no_grad():  # a token first attends to tokens like itself
+        for layer in model.model.language_model.layers:
+            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     model.share_memory()  # every stage trains in a process of its own
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
     for together in (("seeing", "reading"), ("talking",)):

@@ -31,8 +31,9 @@ BACKBONES = {
     "mae_b16": "vit_base_patch16_224.mae",
     "siglip_b16": "vit_base_patch16_siglip_224.webli",
 }
-MINI_NAME = "mini_vit"  # the encoder of `presets.MINI`; its weights are random, always the same
-RANDOM_SEED = 0
+MINI_NAME = "mini_vit"  # the encoder of `presets.MINI`
+# Its random weights are stored: every kind of processor would draw them with other last digits.
+MINI_WEIGHTS = Path(__file__).parent / "weights" / "mini_vit.safetensors"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # names of timm's weights on the hub
 FAMILIES = ("timm.models.vision_transformer", "timm.models.eva")
 # Parameters after the last layer: a file of weights may hold them, the encoder does not need them.
@@ -307,8 +308,10 @@ def _refuse_unreachable(full: str) -> None:
 
 
 def _mini_vit() -> Any:
-    sizes: dict[str, Any] = dict(presets.MINI_VIT)  # for every image size: another would draw other weights
+    sizes: dict[str, Any] = dict(presets.MINI_VIT)
     vit = _always_the_same(lambda: VisionTransformer(num_classes=0, dynamic_img_size=True, **sizes))
+    if torch.get_default_device().type != "meta":
+        vit.load_state_dict(load_file(MINI_WEIGHTS))
     vit.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     return vit
 
@@ -319,7 +322,7 @@ def _always_the_same(build: Callable[[], Any]) -> Any:
     if device.type == "meta":
         return build()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(RANDOM_SEED)
+        torch.default_generator.manual_seed(0)
         return build().to(device)
 
 

@@ -6,7 +6,6 @@ weights, `experiments/make_miniature.py` pre-trains it on appearance; the result
 
 from collections.abc import Iterable
 
-import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -109,10 +108,6 @@ def build(tokenizer: PreTrainedTokenizerFast) -> VideoLlama3ForConditionalGenera
         tie_word_embeddings=True,
     )
     model = VideoLlama3ForConditionalGeneration(config)
-    # A token first attends to tokens like itself, and soon finds which of two things a question names.
-    with torch.no_grad():
-        for layer in model.model.language_model.layers:
-            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     model.generation_config.update(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
     )
