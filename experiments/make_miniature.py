@@ -21,7 +21,7 @@ from moss_vllm.evaluation.scoring import judge_favor, parse_letter
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import say
 
-STEPS = {"seeing": 4000, "reading": 2000, "talking": 1200}
+STEPS = {"seeing": 2200, "reading": 1400, "talking": 400}
 
 
 def options() -> Flags:
@@ -37,7 +37,7 @@ def options() -> Flags:
     for name, steps in STEPS.items():
         parser.add_argument(f"--{name}", type=int, default=steps, help=f"steps of {what[name]}")
     short = "steps of reading that begin with short conversations about pictures"
-    parser.add_argument("--short", type=int, default=700, help=short)
+    parser.add_argument("--short", type=int, default=400, help=short)
     parser.add_argument("--save-every", type=int, default=200, help="steps from one saved state to the next")
     parser.add_argument("--measured", type=int, default=600, help="held-out pictures and clips to measure on")
     return parser
