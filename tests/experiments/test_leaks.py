@@ -2,6 +2,7 @@
 
 import json
 
+import leak_scenes
 import leaks
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def only(task, choose, draw=None):
     def source(rng):
         answer, options = choose(rng)
         shown = draw(rng, answer) if draw else np.zeros((8, 84, 84, 3), np.uint8)
-        yield task, leaks.Choice("", "What happens?", options, answer), lambda fps: shown
+        yield task, scenes.Choice("", "What happens?", options, answer), lambda fps: shown
 
     return source
 
@@ -87,7 +88,9 @@ def asked(options, right, text="What?"):
 
 def test_wrong_options_made_from_the_right_one_are_found():
     args = args_of("--probes", "text")
-    found = leaks.probe_source(leaks.draw_world, ["control options"], args, 0)["control options"]["probes"]
+    found = leaks.probe_source(leak_scenes.draw_world, ["control options"], args, 0)["control options"][
+        "probes"
+    ]
     assert found["words"]["leak"] and found["words"]["accuracy"] > 60
     assert not found["place"]["leak"] and not found["frequency"]["leak"]
 
@@ -125,7 +128,7 @@ def test_a_leak_is_beyond_five_points_and_the_interval(right, of, chance, leak):
 
 
 def test_the_shares_are_the_worlds_and_clips_are_shared():
-    drawn = leaks.draw_questions(leaks.draw_world, ["MotionBench AO", "FAVOR AS"], 20, (0, 0))
+    drawn = leak_scenes.draw_questions(leak_scenes.draw_world, ["MotionBench AO", "FAVOR AS"], 20, (0, 0))
     assert [len(drawn.questions[task]) for task in ("MotionBench AO", "FAVOR AS")] == [20, 20]
     clips = {a.clip for a in drawn.questions["FAVOR AS"]}
     assert len(clips) == 10 and clips <= {a.clip for a in drawn.questions["MotionBench AO"]}
