@@ -66,7 +66,7 @@ def test_the_class_is_which_places_move_alike():
                 first, second = (np.argwhere(segment.mask) for segment in scene.segments)
                 axis = 0 if name.startswith("one above") else 1
                 assert first[:, axis].max() < second[:, axis].min()
-    sizes = {kind: scenes(f"a {kind} shape", 1)[0].segments[0].mask for kind in segments.SHAPES}
+    sizes = {kind: scenes(f"a {kind} shape", 1)[0].segments[0].mask for kind in segments.SEGMENT_SHAPES}
     spans = {kind: np.ptp(np.argwhere(mask), axis=0) + 1 for kind, mask in sizes.items()}
     assert spans["tall"].tolist() == [6, 2] and spans["wide"].tolist() == [2, 6]
     assert spans["hollow"].tolist() == [4, 4] and sizes["hollow"].sum() == 12

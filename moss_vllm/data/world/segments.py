@@ -45,7 +45,7 @@ SEGMENT_CLASSES = {
 }
 SEGMENT_GROUPS = tuple(dict.fromkeys(SEGMENT_CLASSES.values()))
 # Height and width in patches of the shapes of about one size: 12 patches, the square one 9 or 16.
-SHAPES = {"tall": [(6, 2)], "wide": [(2, 6)], "square": [(3, 3), (4, 4)], "hollow": [(4, 4)]}
+SEGMENT_SHAPES = {"tall": [(6, 2)], "wide": [(2, 6)], "square": [(3, 3), (4, 4)], "hollow": [(4, 4)]}
 PAIRED, ROOM = (3, 3), 4  # of each of two shapes, and the strip at the edge of the frame where it lies
 
 
@@ -81,7 +81,7 @@ def draw_segments(rng: np.random.Generator, name: str) -> SegmentScene:
     wall, first, second = WAYS[rng.permutation(len(WAYS))[:3]]
     if group == "shape":
         kind = name.split()[1]
-        mask = np.ones(SHAPES[kind][rng.integers(len(SHAPES[kind]))], dtype=bool)
+        mask = np.ones(SEGMENT_SHAPES[kind][rng.integers(len(SEGMENT_SHAPES[kind]))], dtype=bool)
         if kind == "hollow":
             mask[1:-1, 1:-1] = False
         return SegmentScene(seed, wall, (_place(rng, mask, first, (0, 0), (SEGMENT_GRID, SEGMENT_GRID)),))
