@@ -99,6 +99,39 @@ def plot_accuracy(
     _save(figure, path)
 
 
+def plot_test_curves(
+    rows: Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]],
+    path: str | Path,
+    *,
+    chance: float,
+) -> None:
+    """Draw accuracy over steps, a panel per column and a colour per row, as a PNG.
+
+    Args:
+        rows: row -> column -> "test" (a line) and "train" (dotted) -> (step, percent).
+        path: file to write.
+        chance: percent, a dashed line in each panel.
+
+    Raises: ValueError for no row.
+    """
+    if not rows:
+        raise ValueError("a plot of tests needs one row or more")
+    columns = list(next(iter(rows.values())))
+    figure = _figure(4 * len(columns))
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, columns, strict=True):
+        for (name, curves), colour in zip(rows.items(), cycle((*COLOURS, "#000000")), strict=False):
+            for side, style in (("test", "-"), ("train", ":")):
+                steps, percents = zip(*curves[column][side], strict=True)
+                label = in_picture(name) if (axes is panels[0] and side == "test") else None
+                axes.plot(steps, percents, color=colour, linestyle=style, linewidth=1.5, label=label)
+        axes.axhline(chance, color="black", linestyle="dashed", linewidth=0.8)
+        axes.set(xlabel="step", title=in_picture(column), ylim=(0, 102))
+    panels[0].set_ylabel("right (%); dotted: training clips")
+    figure.legend(loc="outside lower center", ncols=len(rows), frameon=False)
+    _save(figure, path)
+
+
 def _figure(width: float) -> "Figure":
     from matplotlib.figure import Figure  # half a second, which tables do not need
 

@@ -15,7 +15,8 @@ from moss_vllm.runtime.flags import OLD_NAMES, Flags
 
 ROOT = Path(__file__).parents[2]
 PARTS = {"ablation_plan.py", "ablation_results.py", "clip_reading.py", "kept_for_backward.py", "measuring.py"}
-PARTS |= {"miniature_sights.py", "miniature_stages.py", "paper_tables.py", "step_parts.py"}  # no commands
+PARTS |= {"leak_probes.py", "leak_scenes.py", "miniature_sights.py", "miniature_stages.py", "orders_runs.py"}
+PARTS |= {"paper_tables.py", "step_parts.py"}  # no commands
 COMMANDS = sorted(
     str(file.relative_to(ROOT))
     for folder in ("recipes", "eval", "scripts", "experiments")
