@@ -21,7 +21,7 @@ from moss_vllm.evaluation.scoring import judge_favor, parse_letter
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import say
 
-STEPS = {"seeing": 2200, "reading": 1400, "talking": 400}
+STEPS = {"seeing": 2800, "reading": 1300, "talking": 500}
 
 
 def options() -> Flags:
@@ -36,8 +36,6 @@ def options() -> Flags:
     }
     for name, steps in STEPS.items():
         parser.add_argument(f"--{name}", type=int, default=steps, help=f"steps of {what[name]}")
-    short = "steps of reading that begin with short conversations about pictures"
-    parser.add_argument("--short", type=int, default=400, help=short)
     parser.add_argument("--save-every", type=int, default=200, help="steps from one saved state to the next")
     parser.add_argument("--measured", type=int, default=600, help="held-out pictures and clips to measure on")
     return parser
@@ -63,15 +61,12 @@ HELD_OUT = 10**6  # added to the seed for sights that training never draws
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Pre-train, save, measure; returns the accuracy by kind of question, in percent."""
     args = options().parse_args(argv)
-    settings = {name: getattr(args, name) for name in ("seed", *STEPS, "short")}
+    settings = {name: getattr(args, name) for name in ("seed", *STEPS)}
     claim(args.out / STATE, settings)
     torch.manual_seed(args.seed)
     processor = build_processor(build_tokenizer(corpus()))
     torch.manual_seed(args.seed)
     model = build(processor.tokenizer).train()
-    with torch.no_grad():  # a token first attends to tokens like itself
-        for layer in model.model.language_model.layers:
-            layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
     model.share_memory()  # every stage trains in a process of its own
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
     for together in (("seeing", "reading"), ("talking",)):
@@ -98,7 +93,7 @@ def save_miniature(
     readable(*args.out.glob("*.safetensors"))
     processor.save_pretrained(args.out)
     accuracy = measure(model.float(), processor, sights=args.measured, seed=args.seed + HELD_OUT)
-    steps = " ".join(f"--{name} {getattr(args, name)}" for name in (*STEPS, "short"))
+    steps = " ".join(f"--{name} {getattr(args, name)}" for name in STEPS)
     record = {
         "command": f"python experiments/make_miniature.py --out {args.out} --seed {args.seed} {steps}",
         "minutes": {name: round(minutes, 1) for name, minutes in last.items()},

@@ -23,25 +23,24 @@ from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?")
-# A model this small learns to answer in an option's words and not with its letter (tried: at chance after 600
-# steps); the judges of both benchmarks accept that.
-WORDINGS = ("plain", "letter", "favor")
-WITH_OPTIONS = ("object", "HAC", "MAD")  # the options of these tasks decide which right answer is meant
-OF_ONE_THING = ("colour", "shape", "place", "MR")  # among several that are there
-CLIP_SHARE, CAPTION_SHARE, OPEN_SHARE, MOST_QUESTIONS = 0.35, 0.5, 0.4, 3
+# Wordings of a question, and how often each. A model this small learns to answer in an option's words and not
+# with its letter (tried: at chance after 600 steps); the judges of both benchmarks accept that.
+WORDINGS = {"plain": 0.5, "letter": 0.25, "favor": 0.25}
+CLIP_SHARE, CAPTION_SHARE, MOST_QUESTIONS = 0.35, 0.35, 3
 
 
 class Sights(IterableDataset[Any]):
-    """Batches `first`, `first` + 1, ... of a stage; `make` draws each from a generator and its number."""
+    """Batches number `first`, `first` + 1, ... of a stage, each drawn from its own seed.
 
-    def __init__(
-        self, make: Callable[[np.random.Generator, int], Any], seed: Sequence[int], first: int
-    ) -> None:
+    `make` draws one from a generator.
+    """
+
+    def __init__(self, make: Callable[[np.random.Generator], Any], seed: Sequence[int], first: int) -> None:
         self.make, self.seed, self.first = make, seed, first
 
     def __iter__(self) -> Iterator[Any]:
         for number in itertools.count(self.first):
-            yield self.make(np.random.default_rng([*self.seed, number]), number)
+            yield self.make(np.random.default_rng([*self.seed, number]))
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Pictures:
     processor: VideoLlama3Processor
     batch_size: int = 64
 
-    def __call__(self, rng: np.random.Generator, number: int = 0) -> tuple[Tensor, ...]:
+    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
         """Pixels (patches, values), grids and merge sizes of the pictures, and words (cells, words)."""
         sights = [appearance.draw_sight(rng, frames=1) for _ in range(self.batch_size)]
         pixels = self.processor.video_processor(
@@ -69,30 +68,19 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Conversations:
-    """Draws conversations about pictures or clips.
-
-    Args:
-        described: the words of each cell in `words`, and black frames.
-        short: so many batches at the start are all about pictures of several things, with questions about
-            one of them: in them a model learns to tell things apart.
-    """
+    """Draws conversations about pictures or clips; `described`: with the words of each cell in `words`."""
 
     processor: VideoLlama3Processor
     described: bool
-    short: int = 0
     batch_size: int = 24
 
-    def __call__(self, rng: np.random.Generator, number: int = 0) -> dict[str, Tensor]:
+    def __call__(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """A batch as from `chat.collate`."""
-        short = number < self.short
-        frames = 8 if not short and rng.random() < CLIP_SHARE else 1
-        count = self.batch_size if short else self.batch_size // 2 if frames == 8 else self.batch_size
-        sights = [appearance.draw_sight(rng, frames=frames, paint=not self.described) for _ in range(count)]
-        while short and (few := [i for i, sight in enumerate(sights) if len(sight.names) < 2]):
-            for index in few:
-                sights[index] = appearance.draw_sight(rng, frames=frames, paint=not self.described)
+        frames = 8 if rng.random() < CLIP_SHARE else 1
+        count = self.batch_size // 2 if frames == 8 else self.batch_size
+        sights = [appearance.draw_sight(rng, frames=frames) for _ in range(count)]
         examples = [
-            encode(self.processor, to_clip(sight), choose_turns(sight, rng, short=short), compress=False)
+            encode(self.processor, to_clip(sight), choose_turns(sight, rng), compress=False)
             for sight in sights
         ]
         batch = collate(examples, pad_id=self.processor.tokenizer.pad_token_id)
@@ -114,24 +102,15 @@ def cell_words(sights: Sequence[appearance.Sight], processor: VideoLlama3Process
     return words
 
 
-def choose_turns(sight: appearance.Sight, rng: np.random.Generator, *, short: bool) -> list[Turn]:
-    """A few of a sight's questions, of each task about as many, often with its caption among them.
-
-    `short`: questions about one thing among several, without options, and the caption at the end. A caption
-    names a thing before it tells of it, and so shows how to tell things apart.
-    """
+def choose_turns(sight: appearance.Sight, rng: np.random.Generator) -> list[Turn]:
+    """A few of a sight's questions, of each task about as many, often with its caption among them."""
     by_task: dict[str, list[Choice]] = defaultdict(list)
     for choice in sight.choices:
         by_task[choice.task].append(choice)
-    caption = Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption)
-    if short:
-        asked = [choice for choice in sight.choices if choice.task in OF_ONE_THING]
-        return [*(ask(choice, "plain") for choice in asked[:MOST_QUESTIONS]), caption]
-    turns = [caption] if rng.random() < CAPTION_SHARE else []
-    for task in rng.permutation(list(by_task))[:MOST_QUESTIONS]:
-        plain = task not in WITH_OPTIONS and rng.random() < OPEN_SHARE
-        wording = "plain" if plain else str(rng.choice(["letter", "favor"]))
-        turns.append(ask(scenes.pick(rng, by_task[task]), wording))
+    turns = [Turn(str(rng.choice(CAPTION_PROMPTS)), sight.caption)] if rng.random() < CAPTION_SHARE else []
+    tasks = rng.permutation(list(by_task))[:MOST_QUESTIONS]
+    wordings = rng.choice(list(WORDINGS), size=len(tasks), p=list(WORDINGS.values()))
+    turns += [ask(scenes.pick(rng, by_task[t]), str(w)) for t, w in zip(tasks, wordings, strict=True)]
     return [turns[i] for i in rng.permutation(len(turns))]
 
 
@@ -171,7 +150,7 @@ def corpus() -> list[str]:
             *scenes.motionbench_choices(scene, rng),
             *scenes.favor_choices(scene, rng),
         ]
-        texts += [sight.caption, scenes.caption(scene, rng), *sight.cells]
+        texts += [sight.caption, scenes.caption(scene, rng)]
         for choice in choices:
             turns = [ask(choice, wording) for wording in WORDINGS]
             texts += [text for turn in turns for text in (turn.question, str(turn.answer))]

@@ -59,8 +59,7 @@ class Stage:
     def batches(self, first: int) -> Iterator[Any]:
         """Batches from number `first` on."""
         described = self.name == "reading"
-        make: Any = Conversations(self.processor, described, short=self.args.short if described else 0)
-        make = Pictures(self.processor) if self.name == "seeing" else make
+        make = Pictures(self.processor) if self.name == "seeing" else Conversations(self.processor, described)
         sights = Sights(make, (self.args.seed, STAGES.index(self.name)), first)
         return iter(DataLoader(sights, batch_size=None, num_workers=1, prefetch_factor=4))
 

@@ -11,6 +11,8 @@ import pytest
 from command_lines import parser_of, parsers
 from launching import ROOT
 
+from moss_vllm.runtime.tables import format_cell
+
 ROOMS = ("moss_vllm", "recipes", "eval", "scripts", "experiments")
 FOLDERS = (*ROOMS, "docs", "tests", "benchmarks")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -152,7 +154,7 @@ def cell(row, benchmark, protocol, task):
     of = (
         RESULTS["mean_and_spread"][row][benchmark][protocol] if protocol else RESULTS["named"][row][benchmark]
     )
-    return "{:.1f} ± {:.1f}".format(*of[task])
+    return format_cell(of[task])
 
 
 def is_too_long(readme):
@@ -252,9 +254,8 @@ def test_the_miniatures_tables_are_those_measured():
             if "named" in RESULTS and protocol == OWN[benchmark]:
                 heads.append(("names an option", benchmark, None, "all"))
             assert not number_faults(page, heads, rows)
-    mean, spread = there["MotionBench-Dev"]["letter"]["all"]
-    wrong = README.replace(f"{mean:.1f} ± {spread:.1f}", f"{mean + 1:.1f} ± {spread:.1f}")
-    assert len(number_faults(wrong, columns, shown)) == 1
+    row = f"| + train + MOSS | {format_cell(there['MotionBench-Dev']['letter']['all'])} |"
+    assert len(number_faults(README.replace(row, "| + train + MOSS | 99.9 |"), columns, shown)) == 1
     assert len(number_faults(README, columns[::-1], shown)) == 5
 
 

@@ -122,7 +122,9 @@ def test_the_texts_of_four_orders_do_not_tell_the_right_one():
     assert shared == {2: 400}  # the right pair and its reverse, beside one other pair and its reverse
 
 
-@pytest.mark.parametrize(("kind", "task"), [("two", "MR"), ("order", "AS"), ("background", "NSM")])
+@pytest.mark.parametrize(
+    ("kind", "task"), [("two", "MR"), ("order", "AS"), ("background", "NSM"), ("half", "LM")]
+)
 def test_every_option_of_a_task_is_as_often_right_as_it_is_offered(kind, task):
     rng = np.random.default_rng(0)
     right, offered = Counter(), Counter()

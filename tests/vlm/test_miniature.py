@@ -30,7 +30,7 @@ def test_it_is_of_the_real_classes_and_small(miniature):
     assert type(miniature.processor) is VideoLlama3Processor
     files = {path.name: path.stat().st_size for path in MINIATURE.iterdir()}
     assert sum(files.values()) < 8 * 2**20
-    assert {Path(name).suffix for name in files} <= {".json", ".jinja", ".safetensors"}
+    assert {Path(name).suffix for name in files} <= {".json", ".jsonl", ".jinja", ".safetensors"}
 
 
 def test_appearance_accuracy_is_what_the_record_says(miniature):

@@ -1,8 +1,7 @@
 """Sights to pre-train the miniature: pictures and clips with captions and questions about appearance only.
 
 A sight tells a scene of the motion world by printed signs: the circle that `moves left slowly` carries an
-arrow, the wall is papered with arrows where the camera or the background moves (they point as the picture
-moves: a camera that moves left shows a wall that moves right). So a model learns every word
+arrow, the wall is papered with arrows where the camera or the background moves. So a model learns every word
 and every question of the motion world as something to *see* in a frame. In clips the things and the wall move
 at random, independent of their signs: no label depends on motion. What has no sign is not asked about.
 """
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moss_vllm.data.world import scenes as world
-from moss_vllm.data.world.drawing import THING_COLOURS, THING_SHAPES, Thing, Wall, draw_paper, draw_wall
+from moss_vllm.data.world.drawing import THING_COLOURS, THING_SHAPES, Thing, Wall, draw_wall
 from moss_vllm.data.world.scenes import DRIFTS, FRAME_PX, MOVES, STILL, Actor, Choice, Scene
 
 GLYPHS = {
@@ -23,15 +22,9 @@ GLYPHS = {
     **{shake: shake.split()[1] for shake in world.SHAKES},
     STILL: "still",
 }
-OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 CELL_PX = 28  # one token: a block of 2 x 2 patches of 14 px
-SHADES = {"dark": 0.0, "grey": 105.4, "pale": 117.2}  # of the bare wall, from which brightness on: thirds
+WALL_GLYPHS = {drift: drift.split()[1] for drift in DRIFTS}
 LOOKS = ("count", "object", "colour", "shape", "place")  # tasks whose answers are no signs
-# Relative frequencies: more often than in the motion world there are two things to tell apart.
-KINDS = {
-    **{"one": 13, "turn": 4, "two": 35, "order": 15, "camera": 8, "shake": 8},
-    **{"which": 8, "half": 8, "background": 4},
-}
 PLAIN_SHARE = 0.25  # of sights in which nothing has a sign
 CAMERA_SHARE = 0.3  # of the other sights, in which the wall has a sign
 
@@ -43,20 +36,18 @@ class Sight:
     frames: NDArray[np.uint8]  # (T, H, W, 3)
     caption: str
     choices: tuple[Choice, ...]
-    names: tuple[str, ...]  # of its things
     cells: tuple[str, ...]  # the contents of each 28 x 28 px cell: frames, rows, columns, flattened
 
 
-def draw_sight(rng: np.random.Generator, *, frames: int, fps: float = 2.0, paint: bool = True) -> Sight:
-    """A random picture (`frames=1`) or clip, its caption and its questions; black without `paint`."""
+def draw_sight(rng: np.random.Generator, *, frames: int, fps: float = 2.0) -> Sight:
+    """A random picture (`frames=1`) or clip, its caption and its questions."""
     scene = _plain(rng, frames) if rng.random() < PLAIN_SHARE else _signed(rng, frames)
     wall = _wall_statement(scene)
     painted = _compose(rng, scene, wall, frames, fps)
     return Sight(
-        draw_wall(painted, FRAME_PX) if paint else np.zeros((frames, FRAME_PX, FRAME_PX, 3), np.uint8),
+        draw_wall(painted, FRAME_PX),
         _caption(rng, scene, wall),
         _choices(rng, scene, wall),
-        tuple(actor.name for actor in scene.actors),
         _cells(painted, scene, wall),
     )
 
@@ -77,15 +68,15 @@ def _plain(rng: np.random.Generator, frames: int) -> Scene:
 
 def _signed(rng: np.random.Generator, frames: int) -> Scene:
     """A scene whose deeds are signs; half of the things that stay still beside another have none."""
-    scene = world.draw_scene_plan(rng, KINDS)
+    scene = world.draw_scene_plan(rng)
     while frames == 1 and scene.kind == "order":  # a picture shows one sign a thing
-        scene = world.draw_scene_plan(rng, KINDS)
+        scene = world.draw_scene_plan(rng)
     if scene.kind not in ("camera", "background"):
         drift = str(rng.choice(DRIFTS)) if rng.random() < CAMERA_SHARE else ""
         scene = replace(scene, camera=drift)
     elif scene.kind == "background":
         scene = replace(scene, camera="")
-    if scene.kind in ("one", "turn"):
+    if scene.kind == "one":
         return scene
     return replace(
         scene,
@@ -126,23 +117,17 @@ def _compose(rng: np.random.Generator, scene: Scene, wall: tuple[str, str], fram
         )
     drift = world.drift_path(str(rng.choice(DRIFTS)), times_s)
     subject, says = wall
-    glyph = says.split()[1] if says else ""
-    glyph = OPPOSITE.get(glyph, glyph) if subject == "camera" else glyph
-    return Wall(scene.seed, *drift, glyph, subject == "background", tuple(things))
+    return Wall(scene.seed, *drift, WALL_GLYPHS.get(says, ""), subject == "background", tuple(things))
 
 
 def _cells(painted: Wall, scene: Scene, wall: tuple[str, str]) -> tuple[str, ...]:
     frames = len(painted.x_px)
     centres = (np.arange(FRAME_PX // CELL_PX) + 0.5) * CELL_PX
-    says = f" {' '.join(wall)}" if wall[0] else " wall plain"
-    bare = draw_paper(replace(painted, glyph=""), FRAME_PX).mean(-1)
+    paper = f" {' '.join(wall)}" if wall[0] else " wall plain"
     cells = []
     for t in range(frames):
-        shift = np.rint(painted.y_px[t]).astype(int), np.rint(painted.x_px[t]).astype(int)
-        shown = np.roll(bare, shift, axis=(0, 1))
-        light = shown.reshape(len(centres), CELL_PX, len(centres), CELL_PX).mean((1, 3))
-        for row, y in enumerate(centres):
-            for column, x in enumerate(centres):
+        for y in centres:
+            for x in centres:
                 contents = []
                 for thing, actor in zip(painted.things, scene.actors, strict=True):
                     gap = [
@@ -151,10 +136,9 @@ def _cells(painted: Wall, scene: Scene, wall: tuple[str, str]) -> tuple[str, ...
                     ]
                     if max(gap) < CELL_PX / 2 + 4:
                         deeds = actor.actions
-                        deed = f" {deeds[t * len(deeds) // frames]}" if deeds else ""
-                        contents.append(f" {thing.colour} {thing.shape}{deed}")
-                shade = [name for name, least in SHADES.items() if light[row, column] >= least][-1]
-                cells.append("".join(contents) or f" {shade}{says}")
+                        shown = f" {deeds[t * len(deeds) // frames]}" if deeds else ""
+                        contents.append(f" {thing.colour} {thing.shape}{shown}")
+                cells.append("".join(contents) or paper)
     return tuple(cells)
 
 

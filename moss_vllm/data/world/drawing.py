@@ -58,7 +58,7 @@ def draw_wall(wall: Wall, size_px: int) -> NDArray[np.uint8]:
     Shape:
         returns: (T, size_px, size_px, 3) uint8.
     """
-    paper = draw_paper(wall, size_px)
+    paper = _paper(wall, size_px)
     shifts = zip(np.rint(wall.y_px).astype(int), np.rint(wall.x_px).astype(int), strict=True)
     frames = np.stack([np.roll(paper, shift, axis=(0, 1)) for shift in shifts])
     for thing in wall.things:
@@ -66,20 +66,14 @@ def draw_wall(wall: Wall, size_px: int) -> NDArray[np.uint8]:
     return frames.clip(0, 255).astype(np.uint8)
 
 
-def draw_paper(wall: Wall, size_px: int) -> Array:
-    """The wall before it is shifted, from black 0 to white 255.
-
-    Shape:
-        returns: (size_px, size_px, 3).
-    """
+def _paper(wall: Wall, size_px: int) -> Array:
     rng = np.random.default_rng(wall.seed)
-    cells = max(3, size_px // 21)
-    tint, light = rng.uniform(0, 255, (cells, cells, 3)), rng.uniform(0, 255, (cells, cells, 1))
-    noise = 0.3 * tint + 0.7 * light  # muted, so that objects stand out
+    cells = max(3, size_px // 12)
+    noise = rng.uniform(0, 255, (cells, cells, 3))
+    noise = 0.35 * noise + 0.65 * noise.mean(-1, keepdims=True)  # muted, so that objects stand out
     tiled = Image.fromarray(np.tile(noise, (3, 3, 1)).astype(np.uint8))
-    middle = (cells, cells, 2 * cells, 2 * cells)
-    smooth = np.asarray(tiled.resize((size_px, size_px), Image.Resampling.BICUBIC, middle), dtype=np.float32)
-    paper = 60 + 0.4 * smooth
+    smooth = np.asarray(tiled.resize((3 * size_px, 3 * size_px), Image.Resampling.BICUBIC), dtype=np.float32)
+    paper = 60 + 0.4 * smooth[size_px : 2 * size_px, size_px : 2 * size_px]
     if wall.glyph:
         tiles = max(1, round(size_px / 28))
         axis = (np.arange(size_px, dtype=np.float32) + 0.5) * tiles / size_px % 1 * 2 - 1

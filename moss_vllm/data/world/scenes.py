@@ -152,14 +152,14 @@ def draw_scene_plan(rng: np.random.Generator, kinds: Mapping[str, float] = SCENE
     else:
         raise ValueError(f"unknown kind of scene '{kind}'; known are {', '.join(TRAIN_KINDS)}")
     actors = place_actors(rng, deeds)
-    if kind == "half":  # the mover keeps to its half
+    if kind == "half":  # each keeps to its half
         upright = axis_of(actors[0].deed) == "y"
-        places = zip(
-            actors, (FRAME_PX / 4, FRAME_PX * 3 / 4), SIDES[:2] if upright else SIDES[2:], strict=True
-        )
+        sides = SIDES[:2] if upright else SIDES[2:]
+        placed = zip(actors, rng.permutation(2).tolist(), strict=True)
+        halves = [(actor, FRAME_PX * (0.25 + 0.5 * half), sides[half]) for actor, half in placed]
         actors = [
             replace(a, side=side, x_px=at if upright else a.x_px, y_px=a.y_px if upright else at)
-            for a, at, side in places
+            for a, at, side in halves
         ]
     order = rng.permutation(len(actors))
     return Scene(
