@@ -106,7 +106,8 @@ def tables_of(written: Mapping[str, Any]) -> list[Table]:
                 rows[row] = {name: by[name][protocol] | named}
             tasks = ["all", *protocols.BENCHMARKS[name].tasks]
             columns = {name: [*tasks, *([] if place else [demo.NAMED])]}
-            notes = [f"mean ± sample standard deviation, {len(written['seeds'])} seeds"]
+            seeds = len(written["seeds"])
+            notes = ["seed 0" if seeds == 1 else f"mean ± sample standard deviation, {seeds} seeds"]
             points = format_cell(written["differences"][name][protocol])
             notes.append(f"MOSS against the same training without it: {points} points of all")
             tables.append(Table(f"{name}'s format by {protocol} (%)", columns, rows, notes))
