@@ -38,4 +38,4 @@ class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
 
 
 if __name__ == "__main__":
-    raise SystemExit("experiments/kept_for_backward.py is a part of other commands here")
+    raise SystemExit("experiments/kept_for_backward.py is a part of other commands, not a command")

@@ -92,7 +92,7 @@ def test_a_periodic_test_shows_one_view_and_drops_what_a_killed_run_left(tester,
     assert not classifier.training
     (line,) = tester.lines()
     one_view = ViewSettings(frames=2, size_px=14, train_scale=24, test_scale=24, clips=1, crops=1)
-    how = {"header": {"checkpoint": "again"}, "workers": 0}
+    how = {"header": {"checkpoint": "again"}, "workers": 0, "batch_size": 4}
     expected = score_clips(classifier, split, one_view, tmp_path / "again", **how)
     folder = tmp_path / "evals" / "step-000005"
     assert collect_clips(folder, split).rows == expected.rows

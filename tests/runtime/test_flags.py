@@ -14,14 +14,13 @@ from moss_vllm.evaluation.protocols import MOTIONBENCH
 from moss_vllm.runtime.flags import OLD_NAMES, Flags
 
 ROOT = Path(__file__).parents[2]
-PARTS = {"ablation_plan.py", "ablation_results.py", "clip_reading.py", "kept_for_backward.py", "measuring.py"}
-PARTS |= {"leak_probes.py", "leak_scenes.py", "miniature_sights.py", "miniature_stages.py", "orders_runs.py"}
-PARTS |= {"paper_tables.py", "step_parts.py"}  # no commands
 COMMANDS = sorted(
     str(file.relative_to(ROOT))
     for folder in ("recipes", "eval", "scripts", "experiments")
     for file in (ROOT / folder).glob("*.py")
-    if file.name not in PARTS
+    if '__name__ == "__main__"' in (text := file.read_text())
+    and "not a command" not in text
+    and file.name != "step_parts.py"  # a process of benchmark_training.py, with its positions
 )
 
 
