@@ -6,8 +6,8 @@
 Twelve classes of moss_vllm/data/world/segments.py: camouflaged shapes that no frame shows, on a grid of 10 x
 10 patches. The image encoder is the miniature Video-LLM's trained vision tower, frozen; it is run once, and
 what it saw is kept in OUT. The ladder beside it is trained for each row and seed with the same clips in the
-same order, which the seed decides, and is tested as it goes: on test clips, and on as many training clips, so
-that one sees whether a row has converged and whether it over-fits.
+same order, which the seed decides, and is tested as it goes: on test clips, and on half as many training
+clips, so that one sees whether a row has converged and whether it over-fits.
 
 A run is OUT/ROW/seed-N; after a kill the same command continues, and repeats no finished run. At the end come
 a table with the mean and spread over seeds, what order 2 adds seed by seed, and a picture of all curves.
@@ -53,16 +53,15 @@ if __name__ == "__main__":
 
 import torch
 from measuring import prepare_json, write_json
-from orders_runs import CLIPS_A_STEP, NAMES, ROWS, draw_clips, features_of, train_run
+from orders_runs import CLIPS_A_STEP, NAMES, ROWS, Tower, draw_clips, features_of, train_run
 
 from moss_vllm.data.world import segments
 from moss_vllm.report.plots import plot_test_curves
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.progress import show_progress
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.provenance import fingerprint, versions
 from moss_vllm.runtime.tables import Table, mean_and_spread
-from moss_vllm.vlm.places import base_fingerprint
 
 LOOK_EVERY_S = 1.0
 COLUMNS = ("all", *segments.SEGMENT_GROUPS)
@@ -85,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if unknown := [row for row in chosen if row not in ROWS]:
         parser.error(f"argument --rows: invalid choice: {unknown[0]!r} (choose from {', '.join(ROW_NAMES)})")
     prepare_json(parser, args.json)
-    settings = {"base_fingerprint": base_fingerprint(args.base), "test": args.test}
-    settings |= {"steps": args.steps, "train": args.train}
+    settings = {"tower_fingerprint": fingerprint(Tower(args.base).vision.state_dict())}
+    settings |= {"steps": args.steps, "train": args.train, "test": args.test}
     keep_settings(args.out, settings)
     files = prepare_clips(args)
     runs = {

@@ -39,7 +39,7 @@ ROWS: dict[str, dict[str, Any]] = {
 LAYERS = (3, 6)  # of the tower's 7; a temporal module reads the first
 CLIPS_A_STEP, LR, WEIGHT_DECAY, SMOOTHING, CLIP_NORM = 16, 2e-3, 0.15, 0.1, 20.0  # as the recipe's miniature
 WARMUP_SHARE, FLOOR = 0.1, 0.01
-TESTS = 16  # of a run, evenly spaced
+TESTS = 10  # of a run, evenly spaced
 NAMES = list(segments.SEGMENT_CLASSES)
 
 
@@ -158,7 +158,7 @@ def train_run(row: str, seed: int, steps: int, folder: Path, files: Sequence[Pat
         ladder.load_state_dict(kept["ladder"])
         optimizer.load_state_dict(kept["optimizer"])
         begun, log = kept["step"], kept["log"]
-    shown = slice(0, len(test_labels))
+    shown = slice(0, len(test_labels) // 2)
     an_epoch = len(labels) // CLIPS_A_STEP
     every = max(1, steps // TESTS)
     losses: list[float] = []

@@ -37,10 +37,11 @@ def show_progress(
             yield item
             done += size(item)
             now = time.monotonic()
-            rate = max(done, 1) / max(now - started, 1e-9)
-            words = ", ".join(filter(None, [f"{rate:{'.1f' if rate >= 1 else '.2g'}}/s", note()]))
+            rate = done / max(now - started, 1e-9)  # unknown until a unit is done
+            pace = f"{rate:{'.1f' if rate >= 1 else '.2g'}}/s" if done else ""
+            words = ", ".join(filter(None, [pace, note()]))
             bars.update(bar, completed=done, note=words)
             if not console.is_terminal and now - shown >= LINE_EVERY_S:
-                shown, minutes = now, (total - done) / rate / 60
-                line = f"{done:,} of {total:,} {unit}, {words}, about {minutes:.1f} min left"
-                console.print(line, soft_wrap=True)
+                left = f"about {(total - done) / rate / 60:.1f} min left" if done else ""
+                line, shown = [f"{done:,} of {total:,} {unit}", words, left], now
+                console.print(", ".join(filter(None, line)), soft_wrap=True)

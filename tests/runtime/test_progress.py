@@ -22,3 +22,10 @@ def test_items_may_hold_several_units(monkeypatch, capsys):
     list(show_progress(["ab", "", "cde"], 1005, "questions", size=len))
     counts = [line.split(", ")[0] for line in capsys.readouterr().err.splitlines()]
     assert counts == ["2 of 1,005 questions", "2 of 1,005 questions", "5 of 1,005 questions"]
+
+
+def test_before_anything_is_done_no_rate_is_made_up(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    list(show_progress([0, 2], 4, "steps", size=int))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "0 of 4 steps" and second.startswith("2 of 4 steps, ") and second.endswith(" min left")
