@@ -329,6 +329,8 @@ def run_commands(commands: dict[str, list[list[str]]], logs: Path | None = None)
             (logs / f"{name}.txt").write_text("\n".join([*kept, ""]))
             if process.returncode:
                 say(*(f"[{name}] {line}" for line in kept[-SHOWN_OF_A_FAILURE:]), sep="\n", flush=True)
+        if process.returncode < 0:  # as by a system without memory: nothing else says so
+            say(f"[{name}] was ended by signal {-process.returncode}", flush=True)
         return process.returncode
 
     with ThreadPoolExecutor(len(commands)) as pool:

@@ -100,6 +100,13 @@ def test_the_demo_ends_with_table_differences_page_and_commands(tmp_path, monkey
     assert text.count('<path class="level"') == 4
 
 
+def test_a_stage_that_a_signal_ended_says_so(tmp_path, capsys):
+    killed = [["-c", "import os; os.kill(os.getpid(), 9)"]]
+    with pytest.raises(SystemExit, match="moss failed; the message is above"):
+        demo.run_commands({"moss": killed}, tmp_path)
+    assert "[moss] was ended by signal 9\n" in capsys.readouterr().out
+
+
 def test_commands_to_try_are_for_a_shell():
     out, question = Path('my runs/it\'s "$HOME"'), "What's <b>moving</b>; `ls`?"
     ask, compare = map(shlex.split, demo.commands_to_try(out, out / "a clip.mp4", question, f"{out}/moss"))
