@@ -25,7 +25,8 @@ from typing import Any
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, WorldSize, ensure_world
 from moss_vllm.report import plots
-from moss_vllm.runtime.files import write_whole
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
 
@@ -85,7 +86,13 @@ for sys.argv in json.loads(sys.argv[1]):
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run every stage; returns what results.json has, see `summarise`."""
-    args = options().parse_args(argv)
+    parser = options()
+    args = parser.parse_args(argv)
+    if args.steps is not None and args.steps < 1:
+        parser.error(f"--steps is {args.steps}; it must be at least 1")
+    if args.seed < 0:
+        parser.error(f"--seed is {args.seed}; it must be at least 0")
+    refuse_unwritable(args.out, "--out")
     started = time.monotonic()
     if args.quick:
         ensure_world(args.out / "world", QUICK_WORLD)
@@ -104,14 +111,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     Screen().print(table_of_scores(scores))
     say(*describe_differences(scores), "", sep="\n")
     say(f"Ten clips with the answers without and with MOSS: {page}", "", sep="\n")
-    evaluated = args.out / "eval" / BENCHMARKS["MotionBench-Dev"][1]
-    say(
-        "Next, a question of your own, and what MOSS changed:",
-        f"  python scripts/ask.py {clip} {shlex.quote(question)} --ckpt {moss}",
-        f"  python eval/compare.py {evaluated / f'plain-{TEXT}'} {evaluated / f'moss-{TEXT}'}",
-        sep="\n",
-    )
+    commands = commands_to_try(args.out, clip, question, moss)
+    say("Next, a question of your own, and what MOSS changed:", *(f"  {one}" for one in commands), sep="\n")
     return scores
+
+
+def commands_to_try(out: Path, clip: Path, question: str, checkpoint: str) -> list[str]:
+    """Commands for a shell: ask about a clip, and compare the models."""
+    compared = [answers_folder(out, "MotionBench-Dev", arm, TEXT) for arm in ("plain", "moss")]
+    some = [["scripts/ask.py", clip, question, "--ckpt", checkpoint], ["eval/compare.py", *compared]]
+    return [shlex.join(["python", *map(str, words)]) for words in some]
 
 
 def summarise(out: Path) -> dict[str, Any]:
@@ -320,6 +329,8 @@ def run_commands(commands: dict[str, list[list[str]]], logs: Path | None = None)
             (logs / f"{name}.txt").write_text("\n".join([*kept, ""]))
             if process.returncode:
                 say(*(f"[{name}] {line}" for line in kept[-SHOWN_OF_A_FAILURE:]), sep="\n", flush=True)
+        if process.returncode < 0:  # as by a system without memory: nothing else says so
+            say(f"[{name}] was ended by signal {-process.returncode}", flush=True)
         return process.returncode
 
     with ThreadPoolExecutor(len(commands)) as pool:
@@ -331,4 +342,5 @@ def run_commands(commands: dict[str, list[list[str]]], logs: Path | None = None)
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line():
+        main()

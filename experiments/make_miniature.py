@@ -60,7 +60,11 @@ HELD_OUT = 10**6  # added to the seed for sights that training never draws
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Pre-train, save, measure; returns the accuracy by kind of question, in percent."""
-    args = options().parse_args(argv)
+    parser = options()
+    args = parser.parse_args(argv)
+    for name in (*STEPS, "save_every", "measured"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     settings = {name: getattr(args, name) for name in ("seed", *STEPS)}
     claim(args.out / STATE, settings)
     torch.manual_seed(args.seed)

@@ -23,7 +23,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from moss_vllm.runtime.files import whole_file
+from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.screen import Screen, say
 
 MIB = 2**20
@@ -38,11 +38,15 @@ def load_recipe(file: Path) -> Any:
 
 
 def prepare_json(parser: ArgumentParser, file: Path | None) -> None:
-    """Refuse a folder in place of a file, and make the file's folder before the minutes of measuring."""
+    """Refuse what is no file to write, and make the file's folder before the minutes of measuring."""
     if file and file.is_dir():
         parser.error(f"--json {file} is a folder; name a file")
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            refuse_unwritable(file.parent, f"--json {file}: its folder")
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
 
 
 def write_json(file: Path | None, record: Mapping[str, Any], console: Screen) -> None:

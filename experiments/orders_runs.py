@@ -1,6 +1,7 @@
 """The runs of `experiments/orders.py`: its clips, what the frozen vision tower sees of them, one training."""
 
 import json
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -162,7 +163,10 @@ def train_run(row: str, seed: int, steps: int, folder: Path, files: Sequence[Pat
     an_epoch = len(labels) // CLIPS_A_STEP
     every = max(1, steps // TESTS)
     losses: list[float] = []
+    parent = os.getppid()
     for step in range(begun, steps):
+        if os.getppid() != parent:  # the command was killed; when it continues it starts this run again
+            raise SystemExit(1)
         epoch, place = divmod(step, an_epoch)
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1000 * seed + epoch))
         rows = order[place * CLIPS_A_STEP :][:CLIPS_A_STEP]

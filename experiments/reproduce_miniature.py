@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT
-from moss_vllm.runtime.files import write_whole
+from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.files import refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
 
@@ -37,6 +38,7 @@ if __name__ == "__main__":
 
 import demo
 import torch
+from measuring import prepare_json
 
 from moss_vllm.evaluation import protocols
 from moss_vllm.runtime.provenance import versions
@@ -45,7 +47,13 @@ from moss_vllm.runtime.tables import Cell, Table, format_cell, mean_and_spread
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the seeds; returns the content of the --json file."""
-    args = options().parse_args(argv)
+    parser = options()
+    args = parser.parse_args(argv)
+    for name in ("seeds", "steps"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            parser.error(f"--{name} is {value}; it must be at least 1")
+    refuse_unwritable(args.out, "--out")
+    prepare_json(parser, args.json)
 
     by_seed: list[dict[str, Any]] = []
     for seed in range(args.seeds):
@@ -115,4 +123,5 @@ def tables_of(written: Mapping[str, Any]) -> list[Table]:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_in_one_line("the same command continues, and repeats no finished stage"):
+        main()

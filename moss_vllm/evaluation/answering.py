@@ -9,6 +9,7 @@ config (a repetition penalty, say; see generation.py): token for token in float3
 order of summation may decide a tie the other way.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from transformers import Cache, DynamicCache, VideoLlama3Processor
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.generation import logits_processors
 from moss_vllm.evaluation.packing import Packed, follow, join_caches, packed_attention
+from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.families import family_with
@@ -44,6 +46,7 @@ class Prompts:
         video: as from `chat.encode`.
         choices: the choices of each question, for `choose` and `choose_text`.
         choice_ids: their tokens, which `choose_text` sets.
+        names: what a message calls each question.
 
     Shape:
         ids, choice_ids: (S,) each.
@@ -53,6 +56,7 @@ class Prompts:
     video: dict[str, Tensor]
     choices: Sequence[Sequence[str]] = ()
     choice_ids: list[list[Tensor]] = field(default_factory=list)
+    names: Sequence[str] = ()
 
     @cached_property
     def shared(self) -> int:
@@ -94,6 +98,8 @@ def answer(
 
     Args:
         videos: as many as have `batch_size` questions or `MOST_TOKENS` tokens are answered together.
+
+    Raises: RunStopped for logits that are not finite, as the functions below.
     """
 
     def fill(batch: _Batch, hidden: Tensor) -> None:
@@ -123,6 +129,7 @@ def choose(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Ite
                     remedy = "not one token of this tokenizer; use a protocol that generates"
                     raise ValueError(f"{', '.join(wrong)}: {remedy}")
                 answers.scores.append({choice: float(row[ids[0]]) for choice, ids in tokens.items()})
+            _refuse_not_finite(loaded, prompts, [sum(scores.values()) for scores in answers.scores])
             answers.texts = [max(scores, key=scores.__getitem__) for scores in answers.scores]
 
     return _stream(loaded, videos, batch_size, fill)
@@ -141,6 +148,7 @@ def choose_text(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -
         found = iter(_score_choices(loaded, batch, hidden))
         for answers, prompts in zip(batch.answers, batch.videos, strict=True):
             answers.scores = [{choice: next(found)[0] for choice in some} for some in prompts.choices]
+            _refuse_not_finite(loaded, prompts, [sum(losses.values()) for losses in answers.scores])
             answers.texts = [min(losses, key=losses.__getitem__) for losses in answers.scores]
 
     return _stream(loaded, (_with_choice_ids(loaded, one) for one in videos), batch_size, fill)
@@ -157,6 +165,7 @@ def score_continuations(
 
     def fill(batch: _Batch, hidden: Tensor) -> None:
         found.extend(_score_choices(loaded, batch, hidden))
+        _refuse_not_finite(loaded, prompts, [loss for loss, _ in found])
 
     list(_stream(loaded, [_with_choice_ids(loaded, prompts)], 1, fill))
     return found
@@ -168,6 +177,18 @@ def _with_choice_ids(loaded: Loaded, prompts: Prompts) -> Prompts:
     every = [[loaded.processor.tokenizer(text)["input_ids"] for text in some] for some in prompts.choices]
     prompts.choice_ids = [[torch.tensor(ids) for ids in some] for some in every]
     return prompts
+
+
+def _refuse_not_finite(loaded: Loaded, prompts: Prompts, values: Sequence[float]) -> None:
+    """RunStopped naming the first question whose value is NaN or infinite: any answer to it is made up."""
+    for number, value in enumerate(values):
+        if not math.isfinite(value):
+            name = prompts.names[number] if prompts.names else f"question {number + 1} of {len(values)}"
+            raise RunStopped(
+                f"checkpoint {loaded.name} has no answer to {name}: its numbers are not finite ({value}); in "
+                "fp16 they may overflow: pass --precision bf16 or fp32; in those its weights are broken: use "
+                "another checkpoint"
+            )
 
 
 @dataclass
@@ -272,11 +293,16 @@ def _decode(loaded: Loaded, batch: _Batch, hidden: Tensor, max_new_tokens: int) 
     hidden = batch.packed.at_ends(hidden)
     new = torch.empty(*places.shape, 0, dtype=torch.long, device=hidden.device)
     process = _logits_rule(loaded, batch, max_new_tokens)
+    highest = torch.zeros(places.shape, device=hidden.device)
     while True:
-        new = torch.cat([new, process(new, _logits(loaded, hidden)).argmax(-1, keepdim=True)], dim=-1)
+        logits = _logits(loaded, hidden)
+        highest = highest + logits.amax(-1)  # NaN and infinities stay
+        new = torch.cat([new, process(new, logits).argmax(-1, keepdim=True)], dim=-1)
         rows = torch.stack(batch.packed.real(new))
         ended = torch.isin(rows, ends)
         if new.shape[-1] == max_new_tokens or bool(ended.any(-1).all()):
+            for prompts, values in zip(batch.videos, highest.tolist(), strict=True):
+                _refuse_not_finite(loaded, prompts, values[: len(prompts.ids)])
             kept = ((~ended).cumprod(-1).sum(-1) + 1).tolist()
             return [row[:count] for row, count in zip(rows, kept, strict=True)]
         places, sees = places + 1, torch.cat([sees, itself], dim=-1)

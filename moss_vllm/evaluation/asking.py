@@ -165,6 +165,7 @@ def _ask(
         texts = [protocol.prompt(question) for question in open_questions]
         with encoding:
             prompts = prepare_prompts(loaded.processor, clip, texts, compress=protocol.compress_tokens)
+        prompts.names = [f"question {question.uid!r} about {video.path}" for question in open_questions]
         if protocol.max_new_tokens is None:
             prompts.choices = list(map(protocol.choices, open_questions))
         seconds = {"decode": time.perf_counter() - started}

@@ -123,8 +123,9 @@ def judge_option(output: str, question: Question) -> tuple[bool, str | None]:
 
 
 def judge_favor_option(output: str, question: Question) -> tuple[bool, str | None]:
-    """FAVOR-Bench: its own rule for an output that is an option's text."""
-    return judge_favor_text(output, question)[0], output
+    """FAVOR-Bench: its own rule for an output that is an option's text, without blanks around texts."""
+    answer, options = question.answer, [option.strip() for option in question.options]
+    return answer is not None and judge_favor(output, answer.strip(), options), output
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from moss_vllm.evaluation.answering import (
     score_continuations,
 )
 from moss_vllm.evaluation.generation import followed, not_followed
+from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
@@ -272,6 +273,34 @@ def test_texts_of_one_token_and_compressed_videos(loaded, clip):
     prompts.choices = [["A", " \n"], ["C", "A"]]
     with pytest.raises(ValueError, match="a choice is empty; every choice needs a word"):
         next(choose_text(loaded, [prompts], batch_size=1))
+
+
+@pytest.mark.parametrize("how", [answer, choose, choose_text])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_stop_the_run_and_name_the_question(
+    loaded, clip, monkeypatch, how, value
+):
+    def last_is_broken(loaded, hidden):
+        logits = sound(loaded, hidden)
+        logits.flatten(0, -2)[-1] = value
+        return logits
+
+    sound, videos = answering._logits, []
+    monkeypatch.setattr(answering, "_logits", last_is_broken)
+    for number in range(2):
+        videos.append(prepare_prompts(loaded.processor, clip, QUESTIONS[:2], compress=False))
+        videos[-1].choices = [["A", "B"], ["C", "A"]]
+        videos[-1].names = [f"question {number}_0", f"question {number}_1"]
+    more = {"max_new_tokens": 2} if how is answer else {}
+    told = (
+        r"checkpoint tiny has no answer to question 1_1: its numbers are not finite \((nan|-?inf)\); in fp16"
+    )
+    with pytest.raises(RunStopped, match=told):
+        list(how(loaded, videos, batch_size=4, **more))
+    if how is choose_text:
+        with pytest.raises(RunStopped, match="no answer to question 2 of 2: "):
+            videos[0].names = ()
+            score_continuations(loaded, videos[0], ["A", "left"])
 
 
 def test_long_texts_count_in_the_tokens_of_videos_answered_together(loaded, clip, monkeypatch):

@@ -33,7 +33,7 @@ from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Questions
 from moss_vllm.evaluation.questions import look_over
 from moss_vllm.evaluation.result import QUESTION_SCHEMA, collect, read_evaluation
 from moss_vllm.runtime import progress
-from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.runtime.errors import RunStopped, errors_in_one_line
 from moss_vllm.runtime.line_store import AnswerFile, Shard, read_answers
 from moss_vllm.runtime.provenance import answering_weights, fingerprint, settings_fingerprint
 from moss_vllm.video.clip import Clip, Sampling, read_clip
@@ -446,6 +446,24 @@ def test_the_likeliest_text_is_stored_stopped_resumed_shared_out_and_merged(
     args = argparse.Namespace(out=out, limit=None, allow_missing=False)
     merged, _ = command.merge(args, read_motionbench(data, data), MOTIONBENCH)
     assert merged.table() == straight.table() and merged.records == result.records
+
+
+@pytest.mark.parametrize("name", ["letter", "likelihood", "option_text"])
+def test_broken_weights_have_no_answer_and_cost_none_given_before(reopen, data, tmp_path, name):
+    broken, protocol = reopen(), replace(MOTIONBENCH.protocols[name], short_side_px=84)
+    weights = broken.model.get_input_embeddings().weight
+
+    def reads_then_breaks(path, **given):
+        if path.endswith("v1.mp4"):
+            weights.data[:] = float("nan")
+        return read_clip(path, **given)
+
+    told = (
+        r"checkpoint .* has no answer to question 'u1_0' about .*v1.mp4: its numbers are not finite \(nan\)"
+    )
+    with pytest.raises(RunStopped, match=told):
+        run(broken, data, tmp_path, protocol, batch_size=1, read=reads_then_breaks, workers=0)
+    assert uids(tmp_path) == ["u0_0"]
 
 
 @pytest.mark.parametrize("benchmark", [MOTIONBENCH, FAVOR_BENCH], ids=lambda one: one.name)

@@ -259,6 +259,7 @@ def test_favor_official_names_the_longest_options_said(output, read):
         (PUSH, "Push", "push the door", True),  # as in FAVOR_ANSWERS: only a longer "Push ..." would count
         (("Wave", "Wave", "Nod"), "Wave", "Wave", True),
         (("Turn around", " Turn around", "Go"), "Turn around", "Turn around", True),
+        (("Turn around ", "Go"), "Turn around ", "Turn around", True),  # blanks are in no output
     ],
 )
 def test_option_text_of_favor_is_right_by_the_official_rule_and_read_whole(options, answer, text, right):

@@ -100,6 +100,43 @@ def test_the_demo_ends_with_table_differences_page_and_commands(tmp_path, monkey
     assert text.count('<path class="level"') == 4
 
 
+def test_a_stage_that_a_signal_ended_says_so(tmp_path, capsys):
+    killed = [["-c", "import os; os.kill(os.getpid(), 9)"]]
+    with pytest.raises(SystemExit, match="moss failed; the message is above"):
+        demo.run_commands({"moss": killed}, tmp_path)
+    assert "[moss] was ended by signal 9\n" in capsys.readouterr().out
+
+
+def test_commands_to_try_are_for_a_shell():
+    out, question = Path('my runs/it\'s "$HOME"'), "What's <b>moving</b>; `ls`?"
+    ask, compare = map(shlex.split, demo.commands_to_try(out, out / "a clip.mp4", question, f"{out}/moss"))
+    assert ask == ["python", "scripts/ask.py", str(out / "a clip.mp4"), question, "--ckpt", f"{out}/moss"]
+    folders = [str(out / "eval" / "MotionBench" / f"{arm}-option_text") for arm in ("plain", "moss")]
+    assert compare == ["python", "eval/compare.py", *folders]
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "told"),
+    [
+        (demo, "--quick --steps 0", "--steps is 0; it must be at least 1"),
+        (demo, "--steps -1", "--steps is -1"),
+        (demo, "--seed -1", "--seed is -1; it must be at least 0"),
+        (reproduce_miniature, "--seeds 0", "--seeds is 0; it must be at least 1"),
+        (reproduce_miniature, "--steps 0", "--steps is 0"),
+        (reproduce_miniature, "--json .", "--json . is a folder; name a file"),
+        (reproduce_miniature, "--json README.md/a.json", "README.md is a file"),
+    ],
+)
+def test_bad_arguments_are_refused_before_the_work(script, flags, told, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(demo, "ensure_world", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(SystemExit) as stopped:
+        script.main([*flags.split(), "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--out .*README.md/out is not a folder that can be written to"):
+        script.main(["--out", "README.md/out"])
+
+
 def test_means_and_spreads_are_over_the_seeds_and_stand_in_the_tables(tmp_path, monkeypatch, capsys):
     def of_seed(argv):
         seed = int(argv[argv.index("--seed") + 1])

@@ -89,6 +89,14 @@ def test_a_stopped_run_continues_as_if_it_had_not_stopped(row, files, tmp_path, 
     assert not (tmp_path / "stopped" / "state.pt").exists()
 
 
+def test_a_run_ends_with_the_command_that_was_killed(files, tmp_path, monkeypatch):
+    parents = iter([7, 7, 7, 1])
+    monkeypatch.setattr(orders_runs.os, "getppid", lambda: next(parents))
+    with pytest.raises(SystemExit):
+        orders_runs.train_run("none", 0, 9, tmp_path, files, torch.get_num_threads())
+    assert orders.steps_of(tmp_path) == 2 and (tmp_path / "state.pt").is_file()
+
+
 def test_every_row_can_be_built():
     assert tuple(orders_runs.ROWS) == orders.ROW_NAMES
     sizes = {row: sum(p.numel() for p in orders_runs.build(row, 8).parameters()) for row in orders_runs.ROWS}

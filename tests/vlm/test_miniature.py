@@ -94,6 +94,14 @@ def test_an_interrupted_stage_ends_as_one_that_was_not(tmp_path, monkeypatch, na
     assert moved and moved <= {*whole.trained(), "lm_head.weight"}
 
 
+@pytest.mark.parametrize("flag", ["--seeing", "--save-every", "--measured"])
+def test_counts_below_one_are_refused_before_the_work(tmp_path, capsys, flag):
+    with pytest.raises(SystemExit) as stopped:
+        make_miniature.main(["--out", str(tmp_path / "out"), flag, "0"])
+    assert stopped.value.code == 2 and f"{flag} is 0; it must be at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_unfinished_work_of_other_settings_is_refused(tmp_path):
     make_miniature.claim(tmp_path / "unfinished", {"seed": 0, "seeing": 4})
     make_miniature.claim(tmp_path / "unfinished", {"seed": 0, "seeing": 4})
