@@ -82,8 +82,8 @@ class AdaTAD(nn.Module):
         """Predict at every point."""
         if mask.dim() != 2 or len(mask) != len(clips):
             raise ValueError(
-                f"{len(clips)} clips with a mask of shape {tuple(mask.shape)}; give (B, T) of the same clips, "
-                "True on real steps"
+                f"{len(clips)} clips with a mask of shape {tuple(mask.shape)}; give (B, T) of the same "
+                "clips, True on real steps"
             )
         return self.detector(self.features(clips, mask.shape[1]), mask)
 

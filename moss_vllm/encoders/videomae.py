@@ -74,7 +74,7 @@ def open_video_encoder(
     fetched = weights == "pretrained" or str(name) not in VIDEO_ENCODERS
     try:
         if fetched and not Path(source).is_dir():
-            refuse_unreachable(source, ("config.json",), revision)
+            refuse_unreachable(source, ("config.json", *WEIGHT_FILES), revision)
         config = _config(str(name), revision)
         native_px: Any = config.image_size
         # transformers (5.23) makes a position table of this size in seconds of Python; ours is another.
@@ -104,6 +104,8 @@ def _config(name: str, revision: str | None) -> VideoMAEConfig:
         options |= {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}
         return VideoMAEConfig(intermediate_size=4 * width, **options)
     found, _ = VideoMAEConfig.get_config_dict(name, revision=revision)
+    if not found:  # transformers raises nothing where there is no file
+        raise FileNotFoundError(f"{name}: has no config.json")
     if found.get("model_type") != "videomae":
         raise ValueError(f"'{name}' is a model of type {found.get('model_type')!r}; give a VideoMAE")
     config = VideoMAEConfig.from_dict({**found, **options})
@@ -130,7 +132,7 @@ def _with_weights(
             ignore_mismatched_sizes=True,  # they are refused below
         )
     model, info = opened
-    origin = str(file or source)
+    origin = str(file or source) + (f" at {revision}" if revision and not file else "")
     left_out = sorted(name for name in info["unexpected_keys"] if BESIDE_THE_LAYERS.match(name))
     refuse_partial(
         origin,
