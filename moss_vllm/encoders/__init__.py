@@ -1,1 +1,1 @@
-"""Frozen image encoders."""
+"""Frozen encoders of images and videos."""

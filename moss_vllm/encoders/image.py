@@ -5,7 +5,7 @@ work inside the encoder. Both open timm's vision transformers, unchanged.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -13,14 +13,13 @@ from typing import Any, cast
 import timm
 import torch
 from einops import rearrange
-from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import load_file
 from timm.models import model_entrypoint
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from moss_vllm.core import presets
+from moss_vllm.encoders.opening import always_the_same, refuse_partial, refuse_unreachable, weights_file
 
 # Short names: the encoders of Tables 1, 2 and 10e, and two more. "Merged-2B" of Table 1 is the EVA02 encoder.
 BACKBONES = {
@@ -123,7 +122,7 @@ def open_encoder(
         ValueError: see `open_vit` and `ImageEncoder`.
         OSError: weights that cannot be downloaded or read.
     """
-    full, file = full_name(name), _weights_file(weights)
+    full, file = full_name(name), weights_file(weights)
     vit = _create(full, pretrained=weights == "pretrained", image_size=image_size, num_classes=0)
     encoder = ImageEncoder(vit, layers=layers, name=full)  # cuts off layers that the file may then lack
     if file is not None:
@@ -144,7 +143,7 @@ def open_vit(name: str, *, weights: str | Path = "pretrained", image_size: int =
             gives them the wrong activation, a file that is not .safetensors or does not fit.
         OSError: weights that cannot be downloaded or read.
     """
-    full, file = full_name(name), _weights_file(weights)
+    full, file = full_name(name), weights_file(weights)
     projection = {} if "_clip_" in full and "_ft_" not in full else {"num_classes": 0}
     vit = _create(full, pretrained=weights == "pretrained", image_size=image_size, **projection)
     if file is not None:
@@ -206,11 +205,7 @@ def load_weights(vit: nn.Module, path: Path) -> None:
             if name in loaded and loaded[name].shape != expected[name].shape
         ],
     }
-    if any(problems.values()):
-        listed = "; ".join(
-            f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names
-        )
-        raise ValueError(f"weights {path} do not fit the encoder: {listed}. Is it the file of another model?")
+    refuse_partial(str(path), problems)
     vit.load_state_dict({name: loaded[name] for name in expected})
 
 
@@ -279,12 +274,14 @@ def _create(full: str, *, pretrained: bool, image_size: int, **options: Any) -> 
         return _mini_vit()
     options |= {"img_size": image_size, "dynamic_img_size": True}
     if not pretrained:
-        return _always_the_same(lambda: timm.create_model(full, **options))
+        return always_the_same(lambda: timm.create_model(full, **options))
+    config = timm.get_pretrained_cfg(full)
+    hub_id = (config.hf_hub_id or "").partition("@")[0] if config else ""
     try:
-        _refuse_unreachable(full)
+        if hub_id:
+            refuse_unreachable(hub_id, HUB_FILES)
         return timm.create_model(full, pretrained=True, **options)
     except (OSError, RuntimeError) as error:
-        config = timm.get_pretrained_cfg(full)
         place = f"huggingface.co/{config.hf_hub_id}" if config else "the internet"
         raise OSError(
             f"the weights of '{full}' could not be loaded from {place} or the local cache "
@@ -293,58 +290,15 @@ def _create(full: str, *, pretrained: bool, image_size: int, **options: Any) -> 
         ) from error
 
 
-def _refuse_unreachable(full: str) -> None:
-    """Raise ConnectionError at once if the hub does not answer: timm would retry for a minute."""
-    config = timm.get_pretrained_cfg(full)
-    hub_id = (config.hf_hub_id or "").partition("@")[0] if config else ""
-    if not hub_id or any(isinstance(try_to_load_from_cache(hub_id, name), str) for name in HUB_FILES):
-        return
-    try:
-        get_hf_file_metadata(hf_hub_url(hub_id, HUB_FILES[0]))
-    except HfHubHTTPError:  # the hub answers: timm tries other names, or reports the reason
-        return
-    except Exception as error:  # the class depends on the HTTP client of the installed huggingface_hub
-        raise ConnectionError(str(error)) from error
-
-
 def _mini_vit() -> Any:
     sizes: dict[str, Any] = dict(presets.MINI_VIT)
-    vit = _always_the_same(lambda: VisionTransformer(num_classes=0, dynamic_img_size=True, **sizes))
+    vit = always_the_same(lambda: VisionTransformer(num_classes=0, dynamic_img_size=True, **sizes))
     if torch.get_default_device().type != "meta":
         vit.load_state_dict(load_file(MINI_WEIGHTS))
     vit.pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
     return vit
 
 
-def _always_the_same(build: Callable[[], Any]) -> Any:
-    """The result of `build` with a fixed seed, on the CPU on every device; the generator's state is kept."""
-    device = torch.get_default_device()
-    if device.type == "meta":
-        return build()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(0)
-        return build().to(device)
-
-
-def _weights_file(weights: str | Path) -> Path | None:
-    """The file to read, or None; checked before anything is built."""
-    if weights in ("pretrained", "random"):
-        return None
-    path = Path(weights)
-    if path.suffix != ".safetensors":
-        raise ValueError(
-            f"weights {path}: neither 'pretrained', 'random' nor a .safetensors file. Others can run code "
-            "when read; convert once: safetensors.torch.save_file(torch.load(path, weights_only=True), new)"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"weights {path}: no such file")
-    return path
-
-
 def _is_after(name: str, layers: int) -> bool:
     block = re.match(r"^blocks\.(\d+)\.", name)
     return int(block[1]) >= layers if block else AFTER_THE_LAYERS.match(name) is not None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -9,7 +9,7 @@ from kept_for_backward import KeptForBackward
 from safetensors.torch import save_file
 from torch import nn
 
-from moss_vllm.encoders import image
+from moss_vllm.encoders import image, opening
 from moss_vllm.encoders.image import add_to_patches, full_name, open_encoder, open_vit, to_grid
 
 SMALL = "test_vit"  # 64 wide, 6 layers, patches of 16
@@ -26,15 +26,15 @@ def test_a_hub_out_of_reach_is_said_at_once(monkeypatch, tmp_path):
         asked.append(url)
         raise Unreachable("name resolution")
 
-    monkeypatch.setattr(image, "get_hf_file_metadata", ask)
-    monkeypatch.setattr(image, "try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.setattr(opening, "get_hf_file_metadata", ask)
+    monkeypatch.setattr(opening, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("timm was let wait"))
     with pytest.raises(
         OSError, match=r"could not be loaded from huggingface.co/timm/vit_.*\(ConnectionError\)"
     ):
         image.open_encoder("clip_b16", layers=[2])
     assert len(asked) == 1 and asked[0].endswith("model.safetensors")
-    monkeypatch.setattr(image, "try_to_load_from_cache", lambda *_, **__: str(tmp_path))  # no need to ask
+    monkeypatch.setattr(opening, "try_to_load_from_cache", lambda *_, **__: str(tmp_path))  # no need to ask
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: "of the cache")
     assert image._create("vit_base_patch16_224.mae", pretrained=True, image_size=224) == "of the cache"
     assert len(asked) == 1
@@ -52,7 +52,7 @@ def weights(tmp_path_factory):
 
 def by_hooks(name, frames, layers, **options):
     """What a forward hook on each layer of timm's own model sees, with the weights of `open_encoder`."""
-    model = image._always_the_same(lambda: timm.create_model(name, num_classes=0, **options)).eval()
+    model = opening.always_the_same(lambda: timm.create_model(name, num_classes=0, **options)).eval()
     seen = {}
     for layer in layers:
         model.blocks[layer - 1].register_forward_hook(lambda *run, layer=layer: seen.update({layer: run[2]}))
