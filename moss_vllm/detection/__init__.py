@@ -1,0 +1,1 @@
+"""Temporal action detection: AdaTAD with MOSS, its training and its tests."""
