@@ -59,7 +59,7 @@ class WindowSettings:
 
 
 @dataclass(frozen=True)
-class Window:
+class VideoWindow:
     """A part of a video, and the actions in it.
 
     Shape: frame_indices int64 (T,); segments float32 (N, 2), in steps from the window's start; labels int64
@@ -104,7 +104,7 @@ def _in_frames(video: DetectionVideo, action: Action) -> tuple[int, int, int]:
     return start, end, action.label
 
 
-def windows_to_test(video: DetectionVideo, n_frames: int, settings: WindowSettings) -> list[Window]:
+def windows_to_test(video: DetectionVideo, n_frames: int, settings: WindowSettings) -> list[VideoWindow]:
     """Overlapping windows over the whole video; the last one ends with it.
 
     A video whose length is a multiple of the advance has its last window twice, as AdaTAD's has.
@@ -118,7 +118,7 @@ def windows_to_test(video: DetectionVideo, n_frames: int, settings: WindowSettin
     return [_place(video, n_frames, settings, start, settings.steps) for start in starts]
 
 
-def windows_to_validate(video: DetectionVideo, n_frames: int, settings: WindowSettings) -> list[Window]:
+def windows_to_validate(video: DetectionVideo, n_frames: int, settings: WindowSettings) -> list[VideoWindow]:
     """Windows with an action: with more than `kept_share` of its length from first to last step.
 
     Raises: as `windows_to_test`.
@@ -137,7 +137,7 @@ def windows_to_validate(video: DetectionVideo, n_frames: int, settings: WindowSe
 
 def draw_window(
     video: DetectionVideo, n_frames: int, settings: WindowSettings, rng: np.random.Generator
-) -> Window:
+) -> VideoWindow:
     """A random window to train on, drawn until it has an action, MAX_DRAWS times at most.
 
     The last draw is then returned as it is: without an action and not `accepted`.
@@ -158,7 +158,7 @@ def draw_window(
 
 def training_window(
     video: DetectionVideo, n_frames: int, settings: WindowSettings, start: int, length: int
-) -> Window:
+) -> VideoWindow:
     """The training window of `length` steps from the step `start`.
 
     Actions with at least `kept_share` of their length in it are kept and cut at its ends; a window of the
@@ -208,7 +208,7 @@ def _place(
     labels: np.ndarray | Sequence[int] = (),
     *,
     accepted: bool = True,
-) -> Window:
+) -> VideoWindow:
     """The window of up to `length` steps from `start`, filled up to the settings' size."""
     steps = min(start + length, _steps_of(n_frames, settings))
     if steps <= start:
@@ -217,7 +217,7 @@ def _place(
             f"its annotation {video.frames:,} ({video.video_id}); use the video that was annotated"
         )
     indices = np.minimum(start + np.arange(settings.steps), steps - 1) * settings.stride
-    return Window(
+    return VideoWindow(
         start_frame=start * settings.stride,
         frame_indices=indices,
         valid=steps - start,

@@ -61,11 +61,11 @@ class Notes:
 
     def lines(self) -> tuple[str, ...]:
         """One line per kind, in the order in which the kinds occurred."""
-        lines = [f"{kind}: {len(some):,} ({shorten(some)})" for kind, some in self.examples.items()]
+        lines = [f"{kind}: {len(some):,} ({name_first(some)})" for kind, some in self.examples.items()]
         return (*self.texts, *lines)
 
 
-def shorten(names: Sequence[str]) -> str:
+def name_first(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
@@ -215,23 +215,24 @@ def _count_frames(row: Mapping[str, Any], duration_s: float, file: str, where: s
 
 def _positive(row: Mapping[str, Any], key: str, file: str, where: str) -> float:
     value: Any = row.get(key)
-    if not _is_number(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         reason = f"{key!r} is {value!r}" if key in row else f"has no {key!r}"
         raise BadRow(file, where, f"{reason}, a number above 0 is needed", f"fill in {key!r}")
     return float(value)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a json file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_segment(row: Any, file: str, where: str) -> tuple[float, float]:
-    """Start and end of `{"segment": [start, end]}` in seconds, the end perhaps before the start.
+    """Start and end of `{"segment": [start, end]}` in seconds; the end may be before the start.
 
     Raises: BadRow.
     """
-    segment = row.get("segment") if isinstance(row, dict) else row
-    if not isinstance(segment, list) or len(segment) != 2 or not all(map(_is_number, segment)):
+    segment: Any = row.get("segment") if isinstance(row, dict) else None
+    if not isinstance(segment, list) or len(segment) != 2 or not all(map(is_number, segment)):
         named = f"'segment' is {segment!r:.80}" if isinstance(row, dict) else f"is {row!r:.80}"
         reason = f"{named}, two times in seconds are needed"
         raise BadRow(file, where, reason, 'write {"segment": [start, end], ...} with two numbers')
@@ -280,6 +281,6 @@ def _note_double(videos: Sequence[ListedVideo], classes: Sequence[str], notes: N
             at[action.start_s, action.end_s].append(classes[action.label])
         pairs.update(pair for labels in at.values() for pair in combinations(sorted(labels), 2))
     if pairs:
-        told = shorten([f"{one} and {other} {count:,}" for (one, other), count in pairs.most_common()])
+        told = name_first([f"{one} and {other} {count:,}" for (one, other), count in pairs.most_common()])
         kind = "segments annotated as two classes, both of which count"
         notes.texts.append(f"{kind}: {pairs.total():,} ({told})")

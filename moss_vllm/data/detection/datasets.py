@@ -20,10 +20,10 @@ from moss_vllm.data.detection.annotation import (
     ListedVideo,
     Notes,
     collect_labels,
+    name_first,
     read_classes,
     read_database,
     read_videos,
-    shorten,
 )
 from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
 from moss_vllm.video.frames import BadVideo, list_images
@@ -39,7 +39,16 @@ DETECTION_FILES = {
 # A file's names of (train, test); THUMOS trains on its validation videos.
 SUBSETS = {"OpenTAD": ("training", "validation"), "ActionFormer": ("Validation", "Test")}
 # Below the root, unless folders are named.
-VIDEO_FOLDERS = ("raw_data/video", "raw_data/videos", "video", "videos", "validation", "test", "frames", "")
+DETECTION_FOLDERS = (
+    "raw_data/video",
+    "raw_data/videos",
+    "video",
+    "videos",
+    "validation",
+    "test",
+    "frames",
+    "",
+)
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 # Left out of the 213 test videos by AdaTAD, which is scored on the other 211.
 REMOVED = {
@@ -154,7 +163,7 @@ def read_detection(
         listed = [video for video in listed if video.actions]
     if not any(video.actions for video in listed):
         raise BadRow(str(path), "file", f"no video to {split} with has an action", "check the subsets")
-    folders = [Path(folder) for folder in videos] or [root / folder for folder in VIDEO_FOLDERS]
+    folders = [Path(folder) for folder in videos] or [root / folder for folder in DETECTION_FOLDERS]
     found = _find_files(listed, folders, str(path), named=bool(videos))
     missing = [video.video_id for video in listed if video.video_id not in found]
     if missing and not (allow_missing and found):
@@ -253,7 +262,9 @@ def _missing(file: str, missing: Sequence[str], total: int, folders: Sequence[Pa
     every = len(missing) == total
     remedy = "download them, or allow missing videos (--allow-missing)"
     remedy = "pass the folders of the videos" if every else remedy
-    reason = f"neither a video nor a folder of frames in {', '.join(map(str, folders))}: {shorten(missing)}"
+    reason = (
+        f"neither a video nor a folder of frames in {', '.join(map(str, folders))}: {name_first(missing)}"
+    )
     return MissingVideo(
         file, f"{'all ' if every else ''}{len(missing):,} of {total:,} videos", reason, remedy
     )
