@@ -21,7 +21,7 @@ from moss_vllm.runtime.files import write_whole
 
 SEGMENT_DECIMALS = 2
 SCORE_DECIMALS = 4
-REMEDY = "repair the row, or write the file again"
+REWRITE = "repair the row, or write the file again"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> dict[str, Detections
     a segment that ends before it starts, a score outside 0 to 1.
     """
     file, ids = str(path), class_ids(classes, "the class list")
-    results = read_object(path, REMEDY).get("results")
+    results = read_object(path, REWRITE).get("results")
     if not isinstance(results, dict):
         reason = "has no object 'results'"
         raise BadRow(file, "file", reason, 'it must be {"results": {"video id": [{"segment": ...}]}}')
@@ -111,7 +111,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> dict[str, Detections
 def _read_row(row: Any, ids: dict[str, int], file: str, where: str) -> tuple[float, float, float, int]:
     start_s, end_s = read_segment(row, file, where)
     if end_s < start_s:
-        raise BadRow(file, where, f"segment {row['segment']} ends before it starts", REMEDY)
+        raise BadRow(file, where, f"segment {row['segment']} ends before it starts", REWRITE)
     label = row.get("label")
     if not isinstance(label, str) or label not in ids:  # most rows need no more than this
         label_id = class_id(text_field(row, "label", file=file, where=where), ids, file, where)
@@ -120,5 +120,5 @@ def _read_row(row: Any, ids: dict[str, int], file: str, where: str) -> tuple[flo
     score: Any = row.get("score")
     if not is_number(score) or not 0 <= score <= 1:
         reason = f"'score' is {score!r}" if "score" in row else "has no 'score'"
-        raise BadRow(file, where, f"{reason}, a number from 0 to 1 is needed", REMEDY)
+        raise BadRow(file, where, f"{reason}, a number from 0 to 1 is needed", REWRITE)
     return start_s, end_s, score, label_id
