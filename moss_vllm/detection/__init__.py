@@ -1,1 +1,1 @@
-"""Temporal action detection: AdaTAD with MOSS, its training and its tests."""
+"""Temporal action detection: AdaTAD with MOSS, from a video to its actions with their times."""

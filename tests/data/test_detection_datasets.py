@@ -239,7 +239,7 @@ def test_folders_that_are_not_there_or_hold_a_video_twice_are_refused(root):
     with pytest.raises(BadRow, match="gone: folder: is not a folder; pass a folder of videos or frames"):
         read_detection("thumos14", root, "test", videos=[root / "raw_data" / "video", root / "gone"])
     (root / "raw_data" / "video" / TEST[0]).mkdir()
-    with pytest.raises(BadRow, match=f"'{TEST[0]}': is 2 of .*: {TEST[0]}, {TEST[0]}.mp4; keep one"):
+    with pytest.raises(BadRow, match=f"is the name of 2 in .*: {TEST[0]}, {TEST[0]}.mp4; keep one"):
         read_detection("thumos14", root, "test")
 
 

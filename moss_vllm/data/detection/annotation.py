@@ -71,7 +71,7 @@ def name_first(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def read_object(path: Path, remedy: str = "download it again") -> dict[str, Any]:
+def read_object(path: Path, remedy: str = "repair it, or download it again") -> dict[str, Any]:
     """The json object in a file.
 
     Raises: BadRow for a file that cannot be read, broken json (with its line), a key that an object has

@@ -237,7 +237,8 @@ def _find_files(
         name = unicodedata.normalize("NFC", video.video_id)
         paths = next((index[name] for index in indices if name in index), [])
         if len(paths) > 1:
-            reason = f"is {len(paths)} of {Path(paths[0]).parent}: {', '.join(map(os.path.basename, paths))}"
+            there = ", ".join(map(os.path.basename, paths))
+            reason = f"is the name of {len(paths)} in {Path(paths[0]).parent}: {there}"
             bad.append(BadRow(file, f"video {video.video_id!r}", reason, "keep one of them there"))
         elif paths:
             found[video.video_id] = paths[0]
