@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 from action_layouts import DATASETS, TINY, write_layout
+from detection_layouts import write_thumos
 from launching import ROOT, as_flags, load_script
 
+from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.vlm import checkpoint
 
 CLIPS = "FAVOR/videos/FAVOR-Train"
@@ -150,4 +152,17 @@ def action_ground(request, action_recipe, action_tester, layouts, tmp_path, one_
         train=train,
         test=test,
         finished_run=finished_run,
+    )
+
+
+@pytest.fixture
+def detection_ground(tmp_path):
+    """A small THUMOS-14, and a function that reads its test."""
+    file = write_thumos(tmp_path / "thumos")
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path},
+        file=file,
+        videos=tmp_path / "thumos" / "raw_data" / "video",
+        read=partial(partial, read_detection, "thumos14", tmp_path / "thumos", "test"),
     )

@@ -25,7 +25,15 @@ from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.batches import TrainingSet
 
 RECIPE = ROOT / "recipes" / "favor_lora.py"
-for name in ("of_data", "of_training", "of_models", "of_scripts", "of_actions"):  # as in the list
+SECTIONS = (
+    "of_data",
+    "of_training",
+    "of_models",
+    "of_scripts",
+    "of_actions",
+    "of_detection",
+)  # as in the list
+for name in SECTIONS:
     importlib.import_module(f"faults.{name}")
 
 

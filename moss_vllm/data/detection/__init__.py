@@ -1,0 +1,1 @@
+"""Videos with actions at known times, read from the files as they are distributed."""
