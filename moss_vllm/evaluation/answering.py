@@ -9,7 +9,6 @@ config (a repetition penalty, say; see generation.py): token for token in float3
 order of summation may decide a tie the other way.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,9 +23,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, VideoLlama3Processor
 
 from moss_vllm.data.rows import Turn
-from moss_vllm.evaluation.generation import logits_processors
+from moss_vllm.evaluation.finite import refuse_not_finite
+from moss_vllm.evaluation.generation import end_ids, logits_rule
 from moss_vllm.evaluation.packing import Packed, follow, join_caches, packed_attention
-from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.families import family_with
@@ -129,7 +128,7 @@ def choose(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Ite
                     remedy = "not one token of this tokenizer; use a protocol that generates"
                     raise ValueError(f"{', '.join(wrong)}: {remedy}")
                 answers.scores.append({choice: float(row[ids[0]]) for choice, ids in tokens.items()})
-            _refuse_not_finite(loaded, prompts, [sum(scores.values()) for scores in answers.scores])
+            refuse_not_finite(loaded.name, prompts.names, [sum(scores.values()) for scores in answers.scores])
             answers.texts = [max(scores, key=scores.__getitem__) for scores in answers.scores]
 
     return _stream(loaded, videos, batch_size, fill)
@@ -148,7 +147,7 @@ def choose_text(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -
         found = iter(_score_choices(loaded, batch, hidden))
         for answers, prompts in zip(batch.answers, batch.videos, strict=True):
             answers.scores = [{choice: next(found)[0] for choice in some} for some in prompts.choices]
-            _refuse_not_finite(loaded, prompts, [sum(losses.values()) for losses in answers.scores])
+            refuse_not_finite(loaded.name, prompts.names, [sum(losses.values()) for losses in answers.scores])
             answers.texts = [min(losses, key=losses.__getitem__) for losses in answers.scores]
 
     return _stream(loaded, (_with_choice_ids(loaded, one) for one in videos), batch_size, fill)
@@ -165,7 +164,7 @@ def score_continuations(
 
     def fill(batch: _Batch, hidden: Tensor) -> None:
         found.extend(_score_choices(loaded, batch, hidden))
-        _refuse_not_finite(loaded, prompts, [loss for loss, _ in found])
+        refuse_not_finite(loaded.name, prompts.names, [loss for loss, _ in found])
 
     list(_stream(loaded, [_with_choice_ids(loaded, prompts)], 1, fill))
     return found
@@ -177,18 +176,6 @@ def _with_choice_ids(loaded: Loaded, prompts: Prompts) -> Prompts:
     every = [[loaded.processor.tokenizer(text)["input_ids"] for text in some] for some in prompts.choices]
     prompts.choice_ids = [[torch.tensor(ids) for ids in some] for some in every]
     return prompts
-
-
-def _refuse_not_finite(loaded: Loaded, prompts: Prompts, values: Sequence[float]) -> None:
-    """RunStopped naming the first question whose value is NaN or infinite: any answer to it is made up."""
-    for number, value in enumerate(values):
-        if not math.isfinite(value):
-            name = prompts.names[number] if prompts.names else f"question {number + 1} of {len(values)}"
-            raise RunStopped(
-                f"checkpoint {loaded.name} has no answer to {name}: its numbers are not finite ({value}); in "
-                "fp16 they may overflow: pass --precision bf16 or fp32; in those its weights are broken: use "
-                "another checkpoint"
-            )
 
 
 @dataclass
@@ -287,12 +274,12 @@ def _score_choices(loaded: Loaded, batch: _Batch, hidden: Tensor) -> list[tuple[
 
 def _decode(loaded: Loaded, batch: _Batch, hidden: Tensor, max_new_tokens: int) -> list[Tensor]:
     """The new tokens of each answer, up to the one that ends it."""
-    ends = torch.tensor(_end_ids(base_model(loaded)), device=hidden.device)
+    ends = torch.tensor(end_ids(base_model(loaded)), device=hidden.device)
     places, sees = batch.packed.at_ends(batch.packed.places), batch.packed.sees
     itself = torch.eye(sees.shape[1], dtype=torch.bool, device=hidden.device).expand(len(sees), -1, -1)
     hidden = batch.packed.at_ends(hidden)
     new = torch.empty(*places.shape, 0, dtype=torch.long, device=hidden.device)
-    process = _logits_rule(loaded, batch, max_new_tokens)
+    process = logits_rule(base_model(loaded), [one.ids for one in batch.videos], max_new_tokens)
     highest = torch.zeros(places.shape, device=hidden.device)
     while True:
         logits = _logits(loaded, hidden)
@@ -302,31 +289,11 @@ def _decode(loaded: Loaded, batch: _Batch, hidden: Tensor, max_new_tokens: int) 
         ended = torch.isin(rows, ends)
         if new.shape[-1] == max_new_tokens or bool(ended.any(-1).all()):
             for prompts, values in zip(batch.videos, highest.tolist(), strict=True):
-                _refuse_not_finite(loaded, prompts, values[: len(prompts.ids)])
+                refuse_not_finite(loaded.name, prompts.names, values[: len(prompts.ids)])
             kept = ((~ended).cumprod(-1).sum(-1) + 1).tolist()
             return [row[:count] for row, count in zip(rows, kept, strict=True)]
         places, sees = places + 1, torch.cat([sees, itself], dim=-1)
         hidden = _forward(loaded, batch, new[..., -1], sees, places)
-
-
-def _logits_rule(loaded: Loaded, batch: _Batch, max_new_tokens: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The generation config's changes to logits (V, N, C) after the new tokens (V, N, T)."""
-    device, base = _device(loaded), base_model(loaded)
-    rows = [(v, n, ids.to(device)) for v, one in enumerate(batch.videos) for n, ids in enumerate(one.ids)]
-    if not logits_processors(base, rows[0][2], max_new_tokens):
-        return lambda new, logits: logits
-    rules = [logits_processors(base, ids, max_new_tokens) for _, _, ids in rows]
-
-    def process(new: Tensor, logits: Tensor) -> Tensor:
-        for (video, number, ids), rule in zip(rows, rules, strict=True):
-            before = torch.cat([ids, new[video, number]])[None]
-            row = logits[video, number][None]
-            for each in rule:
-                row = each(before, row)
-            logits[video, number] = row[0]
-        return logits
-
-    return process
 
 
 def _forward(loaded: Loaded, batch: _Batch, ids: Tensor, sees: Tensor, places: Tensor) -> Tensor:
@@ -351,12 +318,6 @@ def _logits(loaded: Loaded, hidden: Tensor) -> Tensor:
     with loaded.autocast():
         logits: Tensor = base_model(loaded).lm_head(hidden)
     return logits.float()
-
-
-def _end_ids(base: Any) -> list[int]:
-    """Tokens at which `generate` ends an answer."""
-    ends = base.generation_config.eos_token_id
-    return list(ends) if isinstance(ends, Sequence) else [] if ends is None else [ends]
 
 
 def base_model(loaded: Loaded) -> Any:

@@ -44,6 +44,12 @@ def not_followed(model: PreTrainedModel) -> str:
     return f"the model's generation config has {ignored}: not followed, answers are greedy" if ignored else ""
 
 
+def end_ids(model: PreTrainedModel) -> list[int]:
+    """Tokens at which `generate` ends an answer."""
+    ends: Any = model.generation_config.eos_token_id
+    return list(ends) if isinstance(ends, Sequence) else [] if ends is None else [ends]
+
+
 def _set(model: PreTrainedModel, usual: dict[str, Any]) -> dict[str, Any]:
     values = {name: getattr(model.generation_config, name, None) for name in usual}
     return {
@@ -76,3 +82,33 @@ def _take_processors(
     **_: Any,
 ) -> Any:
     return logits_processor
+
+
+def logits_rule(
+    model: PreTrainedModel, prompts: Sequence[Sequence[Tensor]], max_new_tokens: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The generation config's changes to logits (V, N, C) after the new tokens (V, N, T).
+
+    Shape:
+        prompts: of each video its questions' token ids (S,).
+    """
+    embeddings: Any = model.get_input_embeddings()
+    rows = [
+        (v, n, ids.to(embeddings.weight.device))
+        for v, some in enumerate(prompts)
+        for n, ids in enumerate(some)
+    ]
+    if not logits_processors(model, rows[0][2], max_new_tokens):
+        return lambda new, logits: logits
+    rules = [logits_processors(model, ids, max_new_tokens) for _, _, ids in rows]
+
+    def process(new: Tensor, logits: Tensor) -> Tensor:
+        for (video, number, ids), rule in zip(rows, rules, strict=True):
+            before = torch.cat([ids, new[video, number]])[None]
+            row = logits[video, number][None]
+            for each in rule:
+                row = each(before, row)
+            logits[video, number] = row[0]
+        return logits
+
+    return process
