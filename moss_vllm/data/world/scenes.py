@@ -64,13 +64,13 @@ SCENE_KINDS = {
 # The captions to learn from tell more of what is hard: two motions, orders, counts, turns, the camera.
 TRAIN_KINDS = {
     "one": 10,
-    "turn": 8,
+    "turn": 7,
     "two": 22,
-    "order": 20,
+    "order": 18,
     "camera": 18,
-    "shake": 12,
-    "which": 3,
-    "half": 4,
+    "shake": 10,
+    "which": 6,
+    "half": 6,
     "background": 3,
 }
 
