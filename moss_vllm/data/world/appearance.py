@@ -3,8 +3,8 @@
 A sight tells a scene of the motion world by printed signs: the circle that `moves left slowly` carries an
 arrow, and where the camera or the background moves, the wall is papered with arrows the way it goes. So a
 model learns every word and every question of the motion world as something to *see* in a frame. In clips the
-things and the wall move at random, independent of their signs: no label depends on motion. What has no sign is
-not asked about.
+things and the wall move at random, independent of their signs: no label depends on motion. What has no sign
+is not asked about.
 """
 
 from collections.abc import Mapping, Sequence
