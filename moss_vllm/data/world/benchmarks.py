@@ -95,7 +95,7 @@ def write_world(root: Path, size: WorldSize) -> None:
 
 
 def _write_scene(scene: Scene, path: Path) -> None:
-    write_clip(render_scene(scene, FILE_FPS), path)
+    write_clip(render_scene(scene, FILE_FPS), path, alike_in_size=True)
 
 
 def _train(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None:
