@@ -191,7 +191,7 @@ def render_scene(scene: Scene, fps: float, *, size_px: int = FRAME_PX) -> NDArra
         angle = angle + rng.uniform(0, 2 * np.pi)  # no single frame tells what turns
         things.append(Thing(actor.shape, actor.colour, radius * scale, x * scale, y * scale, angle, phase))
     # The wall's noise has a lattice; starting anywhere, it does not tell in one frame how far it has gone.
-    start_x, start_y = rng.uniform(0, FRAME_PX, 2)
+    start_x, start_y = np.random.default_rng((scene.seed, 1)).uniform(0, FRAME_PX, 2)
     wall_x, wall_y = (start_x + wall_x + camera_x) * scale, (start_y + wall_y + camera_y) * scale
     wall = Wall(scene.seed, wall_x, wall_y, things=tuple(things))
     return draw_wall(wall, size_px)
