@@ -148,7 +148,7 @@ def test_no_frame_tells_by_its_angle_what_turns():
 
 
 def test_no_frame_tells_by_the_walls_lattice_how_far_it_went():
-    """The wall's noise has a lattice of 12 px: where it lies in the last frame is the same for all directions."""
+    """The noise of a wall has a lattice of 12 px; where it lies in the last frame tells no direction."""
     lattice = np.exp(2j * np.pi * np.arange(FRAME_PX) / 12)
     phases = []
     for seed in range(200):
