@@ -147,7 +147,7 @@ def measure_files(clips: Sequence[Clip], wanted: Sequence[int]) -> tuple[Tensor,
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         for number in show_progress(wanted, len(wanted), "files written"):
-            write_clip(clips[number](FILE_FPS), path)
+            write_clip(clips[number](FILE_FPS), path, alike_in_size=True)
             with av.open(str(path)) as container:
                 packets = [p.size for p in container.demux(video=0) if p.size]
                 lengths[number] = torch.tensor([len(packets), (container.duration or 0) / av.time_base])

@@ -21,7 +21,7 @@ from moss_vllm.evaluation.scoring import judge_favor, parse_letter
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import say
 
-STEPS = {"seeing": 2800, "reading": 1300, "talking": 500}
+STEPS = {"seeing": 2800, "reading": 2000, "talking": 600}
 
 
 def options() -> Flags:

@@ -26,7 +26,7 @@ CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?
 # Wordings of a question, and how often each. A model this small learns to answer in an option's words and not
 # with its letter (tried: at chance after 600 steps); the judges of both benchmarks accept that.
 WORDINGS = {"plain": 0.5, "letter": 0.25, "favor": 0.25}
-CLIP_SHARE, CAPTION_SHARE, MOST_QUESTIONS = 0.35, 0.35, 3
+CLIP_SHARE, CAPTION_SHARE, MOST_QUESTIONS = 0.35, 0.5, 5
 
 
 class Sights(IterableDataset[Any]):
@@ -78,7 +78,8 @@ class Conversations:
         """A batch as from `chat.collate`."""
         frames = 8 if rng.random() < CLIP_SHARE else 1
         count = self.batch_size // 2 if frames == 8 else self.batch_size
-        sights = [appearance.draw_sight(rng, frames=frames) for _ in range(count)]
+        kinds = appearance.TOLD_APART_KINDS
+        sights = [appearance.draw_sight(rng, frames=frames, kinds=kinds) for _ in range(count)]
         examples = [
             encode(self.processor, to_clip(sight), choose_turns(sight, rng), compress=False)
             for sight in sights

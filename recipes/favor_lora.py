@@ -64,7 +64,7 @@ class FavorLora:
     lora_alpha: int = setting(16, "alpha of LoRA")
     lora_dropout: float = setting(0.0, "dropout of LoRA")
 
-    steps: int = setting(360, "optimizer steps", heading="steps, checkpoints and memory")
+    steps: int = setting(540, "optimizer steps", heading="steps, checkpoints and memory")
     batch_size: int = setting(16, "clips per process and micro-batch")
     accumulate: int = setting(1, "micro-batches per step")
     clips_a_step: int | None = setting(

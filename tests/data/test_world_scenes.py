@@ -147,6 +147,17 @@ def test_no_frame_tells_by_its_angle_what_turns():
     assert np.std(upright) > 20
 
 
+def test_no_frame_tells_by_the_walls_lattice_how_far_it_went():
+    """The noise of a wall has a lattice of 12 px; where it lies in the last frame tells no direction."""
+    lattice = np.exp(2j * np.pi * np.arange(FRAME_PX) / 12)
+    phases = []
+    for seed in range(200):
+        last = synthetic.render_scene(Scene("camera", seed, (), camera="moves left"), 2.0)[-1].astype(float)
+        slopes = abs(last - np.roll(last, 1, axis=1)).sum((0, -1))  # steepest halfway between two nodes
+        phases.append(np.angle((slopes * lattice).sum()))
+    assert abs(np.exp(1j * np.array(phases)).mean()) < 0.25
+
+
 # ---- what is drawn is what is said
 
 
@@ -278,6 +289,7 @@ def test_readers_read_the_world(world):
     assert all(question.answer is None for video in test for question in video.questions)
     assert all(question.answer in "ABCDE" for video in dev for question in video.questions)
     for path in (train[0].path, favor[0].path, dev[0].path, test[-1].path):
+        assert path.stat().st_size == train[-1].path.stat().st_size  # no size tells how much moves
         clip = read_clip(path, Sampling(short_side_px=FRAME_PX))
         assert clip.frames.shape == (8, FRAME_PX, FRAME_PX, 3)
         assert clip.frame_times_s.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5]

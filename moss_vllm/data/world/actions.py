@@ -222,7 +222,7 @@ def write_mini_actions(root: Path, size: MiniSize) -> None:
 
 def _write_action(path: Path, name: str, seed: Sequence[int]) -> None:
     rng = np.random.default_rng(seed)
-    write_clip(render_action(draw_still(rng), draw_motion(rng, name)), path)
+    write_clip(render_action(draw_still(rng), draw_motion(rng, name)), path, alike_in_size=True)
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

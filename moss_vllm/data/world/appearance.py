@@ -1,12 +1,13 @@
 """Sights to pre-train the miniature: pictures and clips with captions and questions about appearance only.
 
 A sight tells a scene of the motion world by printed signs: the circle that `moves left slowly` carries an
-arrow, the wall is papered with arrows where the camera or the background moves. So a model learns every word
-and every question of the motion world as something to *see* in a frame. In clips the things and the wall move
-at random, independent of their signs: no label depends on motion. What has no sign is not asked about.
+arrow, and where the camera or the background moves, the wall is papered with arrows the way it goes. So a
+model learns every word and every question of the motion world as something to *see* in a frame. In clips the
+things and the wall move at random, independent of their signs: no label depends on motion. What has no sign
+is not asked about.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from moss_vllm.data.world import scenes as world
 from moss_vllm.data.world.drawing import THING_COLOURS, THING_SHAPES, Thing, Wall, draw_wall
-from moss_vllm.data.world.scenes import DRIFTS, FRAME_PX, MOVES, STILL, Actor, Choice, Scene
+from moss_vllm.data.world.scenes import DRIFTS, FRAME_PX, MOVES, SCENE_KINDS, STILL, Actor, Choice, Scene
 
 GLYPHS = {
     **{move: f"{move.split()[1]} {move.split()[2]}".removesuffix(" slowly") for move in MOVES},
@@ -23,10 +24,28 @@ GLYPHS = {
     STILL: "still",
 }
 CELL_PX = 28  # one token: a block of 2 x 2 patches of 14 px
-WALL_GLYPHS = {drift: drift.split()[1] for drift in DRIFTS}
+# Where the wall goes in the picture: a camera that moves left shows it moving right.
+WALL_GLYPHS = {
+    "background": {drift: drift.split()[1] for drift in DRIFTS},
+    "camera": {
+        drift: seen.split()[1]
+        for drift, seen in zip(DRIFTS, [DRIFTS[i] for i in (1, 0, 3, 2, 4)], strict=True)
+    },
+}
 LOOKS = ("count", "object", "colour", "shape", "place")  # tasks whose answers are no signs
 PLAIN_SHARE = 0.25  # of sights in which nothing has a sign
 CAMERA_SHARE = 0.3  # of the other sights, in which the wall has a sign
+# Of sights to read: to tell one thing from another beside it takes most of the practice.
+TOLD_APART_KINDS = {
+    "one": 8,
+    "two": 30,
+    "order": 14,
+    "camera": 6,
+    "shake": 6,
+    "which": 12,
+    "half": 20,
+    "background": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +58,11 @@ class Sight:
     cells: tuple[str, ...]  # the contents of each 28 x 28 px cell: frames, rows, columns, flattened
 
 
-def draw_sight(rng: np.random.Generator, *, frames: int, fps: float = 2.0) -> Sight:
-    """A random picture (`frames=1`) or clip, its caption and its questions."""
-    scene = _plain(rng, frames) if rng.random() < PLAIN_SHARE else _signed(rng, frames)
+def draw_sight(
+    rng: np.random.Generator, *, frames: int, fps: float = 2.0, kinds: Mapping[str, float] = SCENE_KINDS
+) -> Sight:
+    """A random picture (`frames=1`) or clip, its caption and its questions; `kinds` as of a scene."""
+    scene = _plain(rng, frames) if rng.random() < PLAIN_SHARE else _signed(rng, frames, kinds)
     wall = _wall_statement(scene)
     painted = _compose(rng, scene, wall, frames, fps)
     return Sight(
@@ -66,11 +87,11 @@ def _plain(rng: np.random.Generator, frames: int) -> Scene:
     return Scene("plain", int(rng.integers(2**31)), tuple(actors), camera="")
 
 
-def _signed(rng: np.random.Generator, frames: int) -> Scene:
+def _signed(rng: np.random.Generator, frames: int, kinds: Mapping[str, float]) -> Scene:
     """A scene whose deeds are signs; half of the things that stay still beside another have none."""
-    scene = world.draw_scene_plan(rng)
+    scene = world.draw_scene_plan(rng, kinds)
     while frames == 1 and scene.kind == "order":  # a picture shows one sign a thing
-        scene = world.draw_scene_plan(rng)
+        scene = world.draw_scene_plan(rng, kinds)
     if scene.kind not in ("camera", "background"):
         drift = str(rng.choice(DRIFTS)) if rng.random() < CAMERA_SHARE else ""
         scene = replace(scene, camera=drift)
@@ -117,7 +138,8 @@ def _compose(rng: np.random.Generator, scene: Scene, wall: tuple[str, str], fram
         )
     drift = world.drift_path(str(rng.choice(DRIFTS)), times_s)
     subject, says = wall
-    return Wall(scene.seed, *drift, WALL_GLYPHS.get(says, ""), subject == "background", tuple(things))
+    glyph = WALL_GLYPHS[subject][says] if subject else ""
+    return Wall(scene.seed, *drift, glyph, subject == "background", tuple(things))
 
 
 def _cells(painted: Wall, scene: Scene, wall: tuple[str, str]) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Pa
         ValueError: `root` is a world of another size, or another folder.
     """
     size = size or WorldSize()
-    wanted = {**asdict(size), "format": 2}
+    wanted = {**asdict(size), "format": 3}
     if (root / "world.json").is_file():
         existing = json.loads((root / "world.json").read_text())
         if existing != wanted:
@@ -95,7 +95,7 @@ def write_world(root: Path, size: WorldSize) -> None:
 
 
 def _write_scene(scene: Scene, path: Path) -> None:
-    write_clip(render_scene(scene, FILE_FPS), path)
+    write_clip(render_scene(scene, FILE_FPS), path, alike_in_size=True)
 
 
 def _train(root: Path, size: WorldSize, clips: list[tuple[Scene, Path]]) -> None:
