@@ -441,7 +441,7 @@ def test_the_likeliest_text_is_stored_stopped_resumed_shared_out_and_merged(
         result = run(reopen(), data, out, TEXT, shard=Shard(rank, 2))
     assert result.resumed == 4 and result.table() == straight.table()
     for one, other in zip(result.records, straight.records, strict=True):
-        assert one["mean_loss"] == pytest.approx(other["mean_loss"], abs=1e-5)
+        assert one["mean_loss"] == pytest.approx(other["mean_loss"], rel=1e-5)
         assert {**one, "mean_loss": 0} == {**other, "mean_loss": 0}
     args = argparse.Namespace(out=out, limit=None, allow_missing=False)
     merged, _ = command.merge(args, read_motionbench(data, data), MOTIONBENCH)

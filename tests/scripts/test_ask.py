@@ -85,12 +85,17 @@ def test_flags_win_over_the_checkpoint_and_it_over_the_paper(video, trained, tin
     assert clips[0][1].frame_times_s.tolist() == [0.0, 1.0]
 
 
+def shown(answer):
+    """What the command prints of it: characters that act are escaped, new lines stay."""
+    return "\n".join(map(plain, answer.split("\n"))) + "\n"
+
+
 def test_without_a_question_it_asks_for_some(video, trained, clips, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What moves?\n\n  Where is it?  \n"))
     answers = ask.main([str(video), "--ckpt", str(trained), "--max-new-tokens", "5"])
     assert len(clips) == 1  # one video, read once
     assert answers == [expected(trained, clips[0][1], each, 5) for each in ("What moves?", "Where is it?")]
-    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
+    assert capsys.readouterr().out == "".join(shown(answer) for answer in answers)
 
 
 def test_a_checkpoint_answers_alike_each_time_it_is_opened(video, checkpoints, clips):
@@ -104,7 +109,7 @@ def test_it_answers_in_half_precision(video, trained, capsys, clips):
     answers = ask.main(
         [str(video), "What moves?", "--ckpt", str(trained), "--precision", "bf16", "--max-new-tokens", "4"]
     )
-    assert capsys.readouterr().out == plain(answers[0]) + "\n"
+    assert capsys.readouterr().out == shown(answers[0])
 
 
 def test_words_come_before_the_answer_is_over(trained, monkeypatch, noise_clip):

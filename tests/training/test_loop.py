@@ -182,7 +182,7 @@ def test_accumulation_equals_one_large_batch(run, use_moss, monkeypatch):
         monkeypatch.setattr(nn.BatchNorm2d, "train", lambda self, mode=True: nn.Module.train(self, False))
     whole, weights = run(loop(3), out="whole", use_moss=use_moss)
     parts, again = run(loop(3, batch_size=2, accumulate=2), out="parts", use_moss=use_moss)
-    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
     # Adam divides by the gradient's own size, which blows rounding up where a gradient is all but zero: the
     # first gradient is the exact comparison.
     assert parts[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-5)

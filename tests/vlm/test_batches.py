@@ -10,6 +10,7 @@ from moss_vllm.data.sources import read_sources
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.frames import BadVideo
+from moss_vllm.video.write import write_clip
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.batches import TrainingSet
@@ -57,8 +58,9 @@ def test_a_row_is_its_clip_and_all_its_turns(make, video, processor):
     assert spoken(processor, example) == "The red circle moves left.<|im_end|>Yes.<|im_end|>"
 
 
-def test_compression_reaches_the_conversation(make, video):
-    row = ClipRow("a", video, TURNS, None, None)
+def test_compression_reaches_the_conversation(make, noise_clip, tmp_path):
+    write_clip(noise_clip(frames=1).frames.repeat(16, 0), tmp_path / "still.mp4")
+    row = ClipRow("a", tmp_path / "still.mp4", TURNS, None, None)
     (_, whole), (_, compressed) = make([row])[0], make([row], compress=True)[0]
     assert whole["video_compression_mask"].all() and not compressed["video_compression_mask"].all()
 

@@ -90,7 +90,7 @@ def _(ground):
 
 def overwrite_pictures(path):
     data = bytearray(path.read_bytes())
-    pictures = slice(data.index(b"mdat") + 1000, data.index(b"moov") - 4)  # the header stays whole
+    pictures = slice(data.index(b"mdat") + 10_000, data.index(b"moov") - 4)  # header and first pictures stay
     data[pictures] = np.random.default_rng(0).bytes(pictures.stop - pictures.start)
     path.write_bytes(data)
 
