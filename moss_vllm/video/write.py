@@ -23,7 +23,7 @@ def write_clip(
             size does not tell how much moves in it.
     """
     # mbtree of the x264 in PyAV 18 gives other bytes from one call to the next, now and then.
-    options, x264 = {"preset": "veryfast", "threads": "1"}, {"mbtree": 0}
+    options, x264 = {"preset": "veryfast", "threads": "1"}, dict[str, object](mbtree=0)
     if alike_in_size:
         kilobits = round(BITS_A_PIXEL * fps * frames[0, ..., 0].size / 1000)
         rate = {"bitrate": kilobits, "vbv-maxrate": kilobits, "vbv-bufsize": kilobits // fps}
