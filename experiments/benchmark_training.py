@@ -67,6 +67,7 @@ from measuring import (
     spread,
     write_json,
 )
+from side_by_side import run_commands
 from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, run_shape, shares
 
 from moss_vllm.core.encoder import stss_path
@@ -191,7 +192,7 @@ def run_pair(way: Way, world: Path, cache: Path, out: Path, steps: int, whole_ru
     files = {name: out / f"{name}.json" for name in flags}
     step_parts = str(Path(__file__).with_name("step_parts.py"))
     workers = ["--workers", str(way.workers)]
-    demo.run_commands(
+    run_commands(
         {name: [[step_parts, str(files[name]), demo.RECIPE, *flags[name], *workers]] for name in flags}
     )
     runs = {name: json.loads(file.read_text()) for name, file in files.items()}

@@ -12,10 +12,7 @@ of this repository, printed before it runs; a demo that was interrupted repeats 
 
 import json
 import os
-import re
 import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +49,7 @@ if __name__ == "__main__":
     answer_help(options)
 
 from demo_page import choose_examples, demo_page
+from side_by_side import run_commands
 
 from moss_vllm.data.motionbench import read_motionbench
 from moss_vllm.evaluation import protocols
@@ -70,18 +68,10 @@ BENCHMARKS = {
 TEXT, NAMED = "option_text", "names an option"
 PROTOCOLS = {name: (next(iter(protocols.BENCHMARKS[name].protocols)), TEXT) for name in BENCHMARKS}
 RECIPE = "recipes/favor_lora.py"
-LOGS, SHOWN_OF_A_FAILURE = "logs", 15
-PROGRESS = re.compile(r"\$ |step \d+/|done: |kept |stopped|row |\d+ of \d+ questions|measured ")
+LOGS = "logs"
 CONTROL, BASE = "+ train + MOSS, one frame", "miniature"
 TRAINED, WITH_MOSS = "+ train", "+ train + MOSS"
 QUICK_WORLD = WorldSize(train_clips=48, motionbench_questions=24, withheld_questions=4, favor_questions=24)
-# Scripts in one process, which imports once what takes seconds.
-IN_TURN = """
-import json, runpy, shlex, sys
-for sys.argv in json.loads(sys.argv[1]):
-    print("$ python", shlex.join(sys.argv), flush=True)
-    runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -100,8 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         world, steps = ensure_world(args.world), args.steps
 
-    plain, moss = train_arms(args.out, world, args.seed, steps)
-    evaluate_arms(args.out, world, plain, moss)
+    train_and_evaluate(args.out, world, args.seed, steps)
     scores = summarise(args.out)
     write_whole(args.out / "results.json", json.dumps(scores, indent=2) + "\n")
     draw(args.out, scores)
@@ -111,7 +100,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     Screen().print(table_of_scores(scores))
     say(*describe_differences(scores), "", sep="\n")
     say(f"Ten clips with the answers without and with MOSS: {page}", "", sep="\n")
-    commands = commands_to_try(args.out, clip, question, moss)
+    commands = commands_to_try(args.out, clip, question, last_checkpoint(args.out / "moss"))
     say("Next, a question of your own, and what MOSS changed:", *(f"  {one}" for one in commands), sep="\n")
     return scores
 
@@ -249,11 +238,30 @@ def write_examples(out: Path, world: Path, scores: Mapping[str, Any]) -> tuple[P
     return page, Path(str(video.path)), question.text
 
 
-def train_arms(out: Path, world: Path, seed: int, steps: int | None) -> tuple[str, str]:
-    """Fine-tune without and with MOSS, or resume both; returns the last checkpoints."""
-    arms = training_flags(out, world, seed, steps, cache=out / "frames")  # each run reads its clips again
-    run_commands({folder: [[RECIPE, *flags]] for folder, flags in arms.items()}, out / LOGS)
-    return last_checkpoint(out / "plain"), last_checkpoint(out / "moss")
+def train_and_evaluate(out: Path, world: Path, seed: int, steps: int | None) -> None:
+    """Fine-tune without and with MOSS, or resume both, and evaluate them and the miniature.
+
+    The training with MOSS takes longest: beside it, the rest is evaluated when the other training is done.
+    """
+    flags = training_flags(out, world, seed, steps, cache=out / "frames")  # each run reads its clips again
+    cores = os.cpu_count() or 1
+
+    def train(arm: str) -> str:
+        run_commands({arm: [[RECIPE, *flags[arm]]]}, out / LOGS, threads=cores // 2)
+        return last_checkpoint(out / arm)
+
+    def train_plain() -> None:
+        some = {"base": [BASE], "plain": [train("plain")]}
+        by_benchmark = evaluations(out, world, some)
+        commands = [one for commands in by_benchmark.values() for one in commands]
+        run_commands({" and ".join(some): commands}, out / LOGS, threads=cores // 2)
+
+    with ThreadPoolExecutor(2) as pool:
+        plain, moss = pool.submit(train_plain), pool.submit(train, "moss")
+    plain.result()
+    checkpoint = moss.result()
+    arms = {"moss": [checkpoint], "moss-still": [checkpoint, "--still"]}
+    run_commands(evaluations(out, world, arms), out / LOGS)
 
 
 def training_flags(
@@ -275,10 +283,9 @@ def last_checkpoint(out: Path) -> str:
     return str(checkpoint)
 
 
-def evaluate_arms(out: Path, world: Path, plain: str, moss: str) -> None:
-    """Evaluate the miniature and both checkpoints through the benchmarks' scripts, by both protocols."""
-    arms = {"base": [BASE], "plain": [plain], "moss": [moss], "moss-still": [moss, "--still"]}
-    commands = {
+def evaluations(out: Path, world: Path, arms: Mapping[str, list[str]]) -> dict[str, list[list[str]]]:
+    """Commands by benchmark that evaluate arms by both protocols; an arm is its --ckpt and more flags."""
+    return {
         name: [
             [script, "--data", str(world / folder), "--out", str(answers_folder(out, name, arm, protocol))]
             + ["--protocol", protocol, "--batch-size", "32", "--cache", str(out / "frames"), "--ckpt", *ckpt]
@@ -287,7 +294,6 @@ def evaluate_arms(out: Path, world: Path, plain: str, moss: str) -> None:
         ]
         for name, (script, folder) in BENCHMARKS.items()
     }
-    run_commands(commands, out / LOGS)
 
 
 def answers_folder(out: Path, benchmark: str, arm: str, protocol: str) -> Path:
@@ -299,46 +305,6 @@ def losses(out: Path) -> list[tuple[int, float]]:
     """(step, loss) of a run; a step that was repeated after an interruption counts once."""
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     return sorted({line["step"]: line["loss"] for line in lines}.items())
-
-
-def run_commands(commands: dict[str, list[list[str]]], logs: Path | None = None) -> None:
-    """Run a process for each name, side by side, sharing the cores; end the demo if one fails.
-
-    A process runs its `python COMMAND`s in turn.
-    With a folder for `logs`, all output of a command goes to NAME.txt in it, and only progress is shown.
-    """
-    threads = max(1, (os.cpu_count() or 1) // len(commands))
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    say()
-    for name, some in commands.items():
-        if len(some) == 1:
-            say(f"[{name}] $ python {shlex.join(some[0])}", flush=True)
-    if logs:
-        logs.mkdir(parents=True, exist_ok=True)
-
-    def follow(name: str) -> int:
-        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
-        kept: list[str] = []
-        given = commands[name][0] if len(commands[name]) == 1 else ["-c", IN_TURN, json.dumps(commands[name])]
-        with subprocess.Popen([sys.executable, *given], **piped) as process:
-            for line in map(str.rstrip, process.stdout):
-                kept.append(line)
-                if line and (logs is None or PROGRESS.match(line)):
-                    say(f"[{name}] {line}", flush=True)
-        if logs:
-            (logs / f"{name}.txt").write_text("\n".join([*kept, ""]))
-            if process.returncode:
-                say(*(f"[{name}] {line}" for line in kept[-SHOWN_OF_A_FAILURE:]), sep="\n", flush=True)
-        if process.returncode < 0:  # as by a system without memory: nothing else says so
-            say(f"[{name}] was ended by signal {-process.returncode}", flush=True)
-        return process.returncode
-
-    with ThreadPoolExecutor(len(commands)) as pool:
-        codes = dict(zip(commands, pool.map(follow, commands), strict=True))
-    if failed := [name for name, code in codes.items() if code]:
-        raise SystemExit(
-            f"{' and '.join(failed)} failed; the message is above. Run again to go on from here."
-        )
 
 
 if __name__ == "__main__":

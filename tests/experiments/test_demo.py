@@ -12,6 +12,7 @@ import reproduce_miniature
 from command_lines import parser_of
 from demo_page import EXAMPLES, RULE, choose_examples
 from launching import ROOT
+from side_by_side import run_commands
 
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.data.world.benchmarks import WorldSize
@@ -103,7 +104,7 @@ def test_the_demo_ends_with_table_differences_page_and_commands(tmp_path, monkey
 def test_a_stage_that_a_signal_ended_says_so(tmp_path, capsys):
     killed = [["-c", "import os; os.kill(os.getpid(), 9)"]]
     with pytest.raises(SystemExit, match="moss failed; the message is above"):
-        demo.run_commands({"moss": killed}, tmp_path)
+        run_commands({"moss": killed}, tmp_path)
     assert "[moss] was ended by signal 9\n" in capsys.readouterr().out
 
 
