@@ -50,7 +50,7 @@ def count_frames(video: DetectionVideo) -> int:
 
     Raises: BadVideo.
     """
-    return clip.count_frames(video.path)
+    return clip.count_shown(video.path)
 
 
 def read_window(

@@ -119,6 +119,11 @@ def windows_to_test(video: DetectionVideo, n_frames: int, settings: WindowSettin
     return [_place(video, n_frames, settings, start, settings.steps) for start in starts]
 
 
+def count_test_windows(video: DetectionVideo, settings: WindowSettings) -> int:
+    """The number of `windows_to_test`, whatever the file has."""
+    return len(window_starts(_steps_of(video.frames, settings), settings, settings.test_overlap))
+
+
 def windows_to_validate(video: DetectionVideo, n_frames: int, settings: WindowSettings) -> list[VideoWindow]:
     """Windows with an action: with more than `kept_share` of its length from first to last step.
 

@@ -155,8 +155,8 @@ def read_frames(
     return frames if np.array_equal(order, np.arange(len(shown))) else frames[order]
 
 
-def count_frames(path: str | os.PathLike[str]) -> int:
-    """The number of frames of a file or folder; of a damaged one, of those that are left.
+def count_shown(path: str | os.PathLike[str]) -> int:
+    """The number of frames that a file or folder shows; of a damaged one, those that are left.
 
     Raises: BadVideo for what cannot be opened.
     """

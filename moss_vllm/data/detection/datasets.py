@@ -26,7 +26,7 @@ from moss_vllm.data.detection.annotation import (
     read_videos,
 )
 from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
-from moss_vllm.video.clip import count_frames
+from moss_vllm.video.clip import count_shown
 from moss_vllm.video.frames import BadVideo
 
 DETECTION_DATASETS = ("thumos14", "json")
@@ -276,7 +276,7 @@ def _with_frames(video: ListedVideo, path: str, file: str, notes: Notes) -> Dete
     frames = video.frames
     if frames is None:
         try:
-            frames = count_frames(path)
+            frames = count_shown(path)
         except BadVideo as error:
             reason = f"has no 'frame', and its frames cannot be counted: {error.path}: {error.reason}"
             raise BadRow(file, f"video {video.video_id!r}", reason, error.remedy) from None
