@@ -155,6 +155,15 @@ def read_frames(
     return frames if np.array_equal(order, np.arange(len(shown))) else frames[order]
 
 
+def count_shown(path: str | os.PathLike[str]) -> int:
+    """The number of frames that a file or folder shows; of a damaged one, those that are left.
+
+    Raises: BadVideo for what cannot be opened.
+    """
+    with _open_video(os.fspath(path)) as video:
+        return len(video.index.frame_times_s)
+
+
 def choose_frames(
     path: str,
     sampling: Sampling,
