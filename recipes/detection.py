@@ -199,7 +199,9 @@ def train_and_test(
         "model": arguments,
         "classes": list(splits["train"].classes),
         "data": settings.data,
-        **{name: record[name] for name in ("windows", "pixels", "settings", "processes", "engine", "command")},
+        **{
+            name: record[name] for name in ("windows", "pixels", "settings", "processes", "engine", "command")
+        },
     }
     model.to(accelerator.device)
     average = WeightAverage(model.trained_state, decay=settings.ema_decay)

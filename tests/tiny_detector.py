@@ -32,7 +32,7 @@ ACTIONS = {
     TEST[2]: annotations((0.5, 1.5, "CricketShot")),
 }
 MOSS = {"temporal": "moss", "temporal_options": {"window": [3, 3, 3], "d_hidden": 8, "d_similarity": 4}}
-WITHOUT = {"temporal": "none"}
+WITHOUT = {"temporal": "none", "temporal_options": {}}
 
 
 def pictures(name):

@@ -1,4 +1,4 @@
-"""What the training of a detector minimises, step by step: `DetectionLoss`, and the average of its weights."""
+"""What the training of a detector minimises, and the average of its weights, step by step."""
 
 from typing import cast
 
@@ -53,11 +53,15 @@ class DetectionObjective(Objective):
         """A loss of 0 that reaches every weight.
 
         This process could read no video. It runs the model, because the other processes wait for its
-        gradients; in evaluation mode, so that BatchNorm's statistics stay as they are.
+        gradients. Temporal modules run in evaluation mode, so that BatchNorm's statistics stay as they are;
+        all else does not, as backward computes it again in the mode that it then has.
         """
-        self.model.eval()
+        temporal = [self.model.get_submodule(name) for name in self.model.temporal_names.values()]
+        for module in temporal:
+            module.eval()
         with self.autocast(clips.device):
             levels = self.model(clips, torch.ones_like(mask))
-        self.model.train()
+        for module in temporal:
+            module.train()
         outputs = [output.float().sum() for level in levels for output in (level.cls_logits, level.distances)]
         return cast(Tensor, 0.0 * torch.stack(outputs).sum())

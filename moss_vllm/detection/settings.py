@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moss_vllm.core.presets import DETECTORS
-from moss_vllm.data.detection.datasets import DETECTION_DATASETS, DETECTION_FILES, DetectionSplit, read_detection
+from moss_vllm.data.detection.datasets import (
+    DETECTION_DATASETS,
+    DETECTION_FILES,
+    DetectionSplit,
+    read_detection,
+)
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.pixels import PixelSettings
 from moss_vllm.detection.rates import warmup_cosine_rate
@@ -58,9 +63,8 @@ def open_split(settings: Any, split: Literal["train", "test"]) -> DetectionSplit
         raise ValueError(f"data is {data!r}; it must be one of {', '.join(DETECTION_DATASETS)}")
     if settings.root is None:
         raise ValueError(
-            f"data is {data!r}; name the folder of its annotation and videos with --root: "
-            f"{' or '.join(DETECTION_FILES[data])} below annotations/, videos below raw_data/video/ (others in "
-            "docs/detection.md)"
+            f"data is {data!r}; name the folder of its annotation and videos with --root: annotations/ with "
+            f"{' or '.join(DETECTION_FILES[data])}, raw_data/video/ (other layouts in docs/detection.md)"
         )
     return read_detection(
         data,
@@ -82,7 +86,9 @@ def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
         **parse_temporal(settings),
         "in_chunks": settings.in_chunks,
         "encoder": _absolute(settings.encoder) if settings.encoder else DETECTORS[settings.variant].encoder,
-        "weights": settings.weights if settings.weights in by_name else str(Path(settings.weights).absolute()),
+        "weights": settings.weights
+        if settings.weights in by_name
+        else str(Path(settings.weights).absolute()),
     }
 
 
@@ -96,15 +102,13 @@ def choose_sizes(settings: Any, model: AdaTAD) -> tuple[WindowSettings, PixelSet
     Raises:
         ValueError: sizes that the encoder does not take.
     """
-    encoder, wrong = model.encoder, []
-    for name, unit, what in (
-        ("frames", encoder.chunk_frames, "a chunk"),
-        ("size_px", encoder.patch_size, "a patch"),
-    ):
-        if getattr(settings, name) % unit:
-            wrong.append(
-                f"{name} is {getattr(settings, name)}; it must be a multiple of {unit}, {what} of {encoder.name}"
-            )
+    encoder = model.encoder
+    units = {"frames": (encoder.chunk_frames, "chunk"), "size_px": (encoder.patch_size, "patch")}
+    wrong = [
+        f"{name} is {getattr(settings, name)}; it must be a multiple of {unit}, a {what} of {encoder.name}"
+        for name, (unit, what) in units.items()
+        if getattr(settings, name) % unit
+    ]
     if wrong:
         raise ValueError("; ".join(wrong))
     # 182 for 160 px and 256 for 224, as in AdaTAD.
