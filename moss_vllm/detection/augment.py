@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as change
 
 from moss_vllm.video.rand_augment import ClipRandAugment
 
-MIN_AREA, RATIO = 0.08, (3 / 4, 4 / 3)
+MIN_AREA, LOG_RATIO = 0.08, (math.log(3 / 4), math.log(4 / 3))
 FILTER = Image.Resampling.BILINEAR
 RAND_AUGMENT = ClipRandAugment(
     "rand-m9-n2-p1", {"translate_pct": 0.2, "img_mean": (0, 0, 0), "interpolation": FILTER}
@@ -33,7 +33,8 @@ def change_frames(frames: np.ndarray, size_px: int, rng: np.random.Generator) ->
 
     Shape: uint8 (T, H, W, 3) -> (T, S, S, 3), RGB.
     """
-    box, is_mirrored = draw_crop(*frames.shape[1:3], rng), rng.random() < 0.5
+    box = draw_crop(frames.shape[1], frames.shape[2], rng)
+    is_mirrored = rng.random() < 0.5
     images = [Image.fromarray(frame).resize((size_px, size_px), FILTER, box=box) for frame in frames]
     if is_mirrored:
         images = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
@@ -48,12 +49,12 @@ def change_frames(frames: np.ndarray, size_px: int, rng: np.random.Generator) ->
 def draw_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a random part of a frame, to be resized to a square.
 
-    Its area is uniform from MIN_AREA of the frame, and its width over its height log-uniform in RATIO. After
-    ten boxes that do not fit, it is the largest square, in the middle.
+    Its area is uniform from MIN_AREA of the frame, its width over its height log-uniform from 3:4 to 4:3.
+    After ten boxes that do not fit, it is the largest square, in the middle.
     """
     for _ in range(10):
         area = height * width * rng.uniform(MIN_AREA, 1.0)
-        ratio = math.exp(rng.uniform(*map(math.log, RATIO)))
+        ratio = math.exp(rng.uniform(*LOG_RATIO))
         w, h = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
         if w <= width and h <= height:
             left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))

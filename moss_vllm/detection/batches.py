@@ -98,12 +98,17 @@ class DetectionTrainingSet:
             size = self.pixels.size_px
             clips = torch.zeros(1, self.windows.steps, 3, size, size, dtype=torch.uint8)
             mask = torch.zeros(1, self.windows.steps, dtype=torch.bool)
-        actions = [tuple(map(torch.from_numpy, (row.window.segments, row.window.labels))) for row in used]
+        actions = [
+            (torch.from_numpy(row.window.segments), torch.from_numpy(row.window.labels)) for row in used
+        ]
         segments = torch.zeros(len(clips), max((len(kinds) for _, kinds in actions), default=0), 2)
         labels = torch.full(segments.shape[:2], NO_ACTION)
         for place, (times, kinds) in enumerate(actions):
             segments[place, : len(kinds)], labels[place, : len(kinds)] = times, kinds
-        pyramid = {"classes": self.classes, "levels": self.levels}
+        positives = [
+            count_positives(row_mask, times, kinds, classes=self.classes, levels=self.levels)
+            for row_mask, (times, kinds) in zip(mask, actions, strict=False)
+        ]
         return {
             "clips": clips,
             "mask": mask,
@@ -111,8 +116,6 @@ class DetectionTrainingSet:
             "labels": labels,
             "row_ids": [row.video_id for row in used],
             "rejected": [row for row in rows if isinstance(row, Rejected)],
-            "count": sum(
-                count_positives(real, *one, **pyramid) for real, one in zip(mask, actions, strict=False)
-            ),
+            "count": sum(positives),
             "read": sum(row.window.valid for row in used),
         }
