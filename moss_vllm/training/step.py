@@ -131,9 +131,7 @@ class Learner:
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with engines.accumulating(accelerator, self.objective, last=last):
                 loss = self.objective(**batch)
-                engines.backward(
-                    accelerator, self.objective, loss / divisor, last=last, scaler=self.scaler
-                )
+                engines.backward(accelerator, self.objective, loss / divisor, last=last, scaler=self.scaler)
             total += loss.detach()
         if self.hooks:
             check_every_gradient(self.unreached, self.hooks)

@@ -198,7 +198,7 @@ def detector_ground(tiny_detection, tmp_path):
 
     return SimpleNamespace(
         tmp=tmp_path,
-        places={"tmp": tmp_path},
+        places={"tmp": tmp_path, "encoder": tiny_detection / "videomae"},
         best=tmp_path / "run" / "best",
         file=tmp_path / "thumos" / "annotations" / "thumos_14_anno.json",
         videos=tmp_path / "thumos" / "raw_data" / "video",
