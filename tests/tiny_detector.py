@@ -23,7 +23,7 @@ from moss_vllm.training.average import WeightAverage
 WINDOWS = WindowSettings(steps=16, stride=2)
 PIXELS = PixelSettings(size_px=32, train_short_side_px=40)
 FPS = 10
-FRAMES = dict(zip((*VALIDATION, *TEST), (120, 90, 150, 96, 25), strict=True))  # the last fills no window
+FRAMES = dict(zip((*VALIDATION, *TEST), (120, 90, 150, 94, 25), strict=True))  # the last fills no window
 ACTIONS = {
     VALIDATION[0]: annotations((1.0, 3.0, "CricketShot")),
     VALIDATION[1]: annotations((2.0, 5.5, "Diving"), (2.0, 5.5, "CliffDiving")),

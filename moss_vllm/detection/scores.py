@@ -228,27 +228,31 @@ def class_table(scores: DetectionScores, classes: Sequence[str]) -> Table:
     return Table("AP at temporal IoU by class (%)", {BY_CLASS: columns}, rows)
 
 
-def score_test(
-    folder: Path, split: DetectionSplit, about: Mapping[str, Any]
-) -> tuple[DetectionScores, dict[str, str]]:
+def score_test(folder: Path, split: DetectionSplit, about: Mapping[str, Any]) -> DetectionScores:
     """Score what all processes stored in `folder`; write predictions.json, result.json and per_class.csv.
 
     A video that could not be read has no detections, so its actions count as missed.
 
-    Returns: the scores, and why videos could not be read, by video.
+    Args:
+        about: further entries of result.json, which has a reason for each such video as well.
+
+    Raises: ValueError if no video could be read.
     """
     stored = read_answers(folder / ANSWERS, DETECTION_SCHEMA)
+    names = [video.video_id for video in split.videos]
+    failed = {name: stored.failed[name] for name in names if name in stored.failed}
+    if len(failed) == len(names):
+        raise ValueError(
+            f"none of the {len(names):,} videos could be read; the first one: {failed[names[0]]}"
+        )
     found = detections_of(stored, split)
-    failed = {
-        one.video_id: stored.failed[one.video_id] for one in split.videos if one.video_id in stored.failed
-    }
     scores = score_detections(split, found)
     if failed:
         note = f"videos that could not be read, whose actions count as missed: {len(failed):,}"
         scores = replace(scores, notes=(f"{note} ({name_first(list(failed))})", *scores.notes))
     write_predictions(folder / "predictions.json", found, split.classes)
     save_detection_scores(scores, split.classes, folder, {**about, "failed": failed})
-    return scores, failed
+    return scores
 
 
 def save_detection_scores(

@@ -79,9 +79,9 @@ def test_a_videos_detections_are_those_of_its_windows(model, split, tmp_path):
 
 def test_predictions_written_and_read_back_score_the_same(model, split, tmp_path):
     run(model, split, tmp_path)
-    scores, failed = score_test(tmp_path, split, {"step": 1})
+    scores = score_test(tmp_path, split, {"step": 1})
     found = read_predictions(tmp_path / "predictions.json", CLASSES)
-    assert same(found, collect(tmp_path, split)) and failed == {}
+    assert same(found, collect(tmp_path, split))
     assert score_detections(split, found) == scores
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["mAP"] == scores.mean and result["failed"] == {} and result["step"] == 1
@@ -206,17 +206,17 @@ def test_videos_that_cannot_be_read_are_named_and_their_actions_count_as_missed(
     split, videos = copy
     whole = (videos / f"{TEST[0]}.mp4").read_bytes()
     (videos / f"{TEST[0]}.mp4").write_bytes(whole[: len(whole) // 2])
-    for number in range(60, 97):
+    for number in range(60, 95):
         (videos / TEST[1] / f"{number:05d}.jpg").unlink()
     for _ in range(2):  # the second time nothing is left to do
         assert run(plain, split, tmp_path / "out") == 0
-        scores, failed = score_test(tmp_path / "out", split, {})
+        scores = score_test(tmp_path / "out", split, {})
+        failed = json.loads((tmp_path / "out" / "result.json").read_text())["failed"]
         assert list(failed) == [TEST[0], TEST[1]] and scores.videos == 3 and sum(scores.actions.values()) == 5
         assert failed[TEST[1]].startswith(f"{videos / TEST[1]}: 59 frames are there, the annotation of ")
         assert scores.classes[2] == (0.0,) * 5  # both dives
         note = f"videos that could not be read, whose actions count as missed: 2 ({TEST[0]}, {TEST[1]})"
         assert scores.notes[0] == note
-        assert json.loads((tmp_path / "out" / "result.json").read_text())["failed"] == failed
     told = capsys.readouterr().err
     assert told.count(f"video {TEST[0]} not tested: ") == 1 and "59 frames are there" in told
 
@@ -232,7 +232,7 @@ def test_a_video_that_breaks_in_the_middle_has_no_detections(plain, split, tmp_p
     damaged = dataclasses.replace(split, videos=videos)
     run(plain, damaged, tmp_path / "out", batch_size=batch_size)
     found, whole = (own_lines(tmp_path / name) for name in ("out", "whole"))
-    assert json.loads(found.pop(TEST[1]))["failed"].startswith(f"{broken}/00061.jpg: the image cannot be")
+    assert json.loads(found.pop(TEST[1]))["failed"].startswith(f"{broken}/00061.jpg: the image is no JPEG")
     whole.pop(TEST[1])
     assert found == whole
 
