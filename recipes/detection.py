@@ -144,7 +144,7 @@ SCHEDULES = Path(__file__).parent / "configs" / "detection.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> DetectionScores | None:
-    """Train, then test the best checkpoint; returns its scores (None for a dry run)."""
+    """Train, then test the best checkpoint; returns its scores in the main process (None for a dry run)."""
     settings, flags = parse(Detection, argv, __doc__)
     settings = fill_in(settings)
     check_settings(settings)
@@ -244,9 +244,10 @@ def train_and_test(
     accelerator.wait_for_everyone()
     test_detector(best.model, *shown, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
-    about = {"data": settings.data, "step": identity["step"], "size_px": pixels.size_px}
-    scores, _ = score_test(out / "test", splits["test"], about)  # of all processes
+    scores = None
     if accelerator.is_main_process:
+        about = {"data": settings.data, "step": identity["step"], "size_px": pixels.size_px}
+        scores = score_test(out / "test", splits["test"], about)
         finish(scores, settings, identity["step"], out / "test", test_model.best.report())
     accelerator.end_training()
     return scores
