@@ -1,0 +1,116 @@
+"""Owns: the estimate of a detector's training step is what a real one holds, and near what AdaTAD's code takes.
+
+The figures for AdaTAD were counted on its authors' blocks under 16-bit autocast: GB of one 768-frame window.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from rich.console import Console
+
+from moss_vllm.detection.build import build_adatad
+from moss_vllm.detection.memory import GIB, estimate_memory, memory_table
+from moss_vllm.training.alive import AliveBytes
+
+# (checkpoints, one block computed again, MOSS, about in all)
+COUNTED_GB = {
+    ("b", 160): (1.4, 0.9, 0.4, 4.5),
+    ("b", 224): (2.8, 1.7, 0.8, 7),
+    ("l", 160): (3.8, 1.2, 0.6, 9),
+    ("l", 224): (7.4, 2.3, 1.2, 15),
+}
+SMALL = {"embed": 1, "stem": 1, "levels": 3, "dim": 64}
+
+
+def build(**more):
+    options = {"variant": "s", "classes": 4, "detector_options": SMALL, "weights": "random", **more}
+    return build_adatad(**options)
+
+
+def train_step(model, precision, frames=64, size_px=48):
+    """Bytes alive at the peak of a second step with AdamW, weights and states counted."""
+    clips = torch.randint(256, (1, frames, 3, size_px, size_px), dtype=torch.uint8)
+    mask = torch.ones(1, frames, dtype=torch.bool)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    given = [*model.parameters(), *model.buffers(), clips]
+    for _ in range(2):
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        always = sum(tensor.nbytes for tensor in (*given, *states))
+        with AliveBytes(*given, mask, *states) as alive:
+            with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
+                levels = model(clips, mask)
+                loss = sum(out.float().square().sum() for level in levels for out in level[:2])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        del loss, levels
+    return always + alive.peak
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("more", [{}, {"temporal": "none"}, {"checkpointing": False}, {"temporal": "selfy"}])
+def test_the_estimate_is_what_a_step_holds(more, precision):
+    torch.manual_seed(0)
+    model = build(**more).train()
+    found = estimate_memory(model, windows=1, frames=64, size_px=48, precision=precision, average=False)
+    assert 1 <= found.total / train_step(model, precision) <= 1.1  # gradients are counted that come later
+
+
+def test_the_model_is_left_as_it_was():
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.eval()
+    estimate_memory(model, windows=2, frames=32, size_px=32, precision="fp32")
+    assert not model.training and all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.detector._forward_pre_hooks and not model.moss._forward_hooks
+
+
+def test_checkpoints_are_each_layers_input_and_moss_adds_its_own():
+    stream = 64 // 2 * 3 * 3 * 384 * 4  # of S, 48 px
+    sizes = {"windows": 1, "frames": 64, "size_px": 48, "precision": "bf16"}
+    plain = estimate_memory(build(temporal="none"), **sizes)
+    assert plain.encoder == pytest.approx(12 * stream, rel=0.05) and plain.temporal == 0
+    moss = estimate_memory(build(), **sizes)
+    assert moss.encoder - plain.encoder == pytest.approx(stream, rel=0.02)  # its input; its sum is the adapter's
+    assert moss.temporal > 0 and moss.detector == plain.detector
+    kept = estimate_memory(build(temporal="none", checkpointing=False), **sizes)
+    assert kept.encoder > 4 * plain.encoder and kept.layer_at_work < plain.layer_at_work
+
+
+def test_an_average_is_as_large_as_what_trains():
+    sizes = {"windows": 1, "frames": 16, "size_px": 32, "precision": "fp32"}
+    with_average = estimate_memory(build(), **sizes)
+    trained = sum(p.nbytes for p in build().parameters() if p.requires_grad)
+    assert with_average.trained_weights == with_average.average == with_average.gradients == trained
+    without = estimate_memory(build(), average=False, **sizes)
+    assert with_average.adam_states == 2 * trained and with_average.total - without.total == trained
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "size_px"), COUNTED_GB)
+def test_true_sizes_are_those_counted_on_the_authors_code(variant, size_px):
+    checkpoints, block, moss, about = COUNTED_GB[variant, size_px]
+    sizes = {"windows": 1, "frames": 768, "size_px": size_px, "precision": "bf16"}
+    with torch.device("meta"):
+        plain = build_adatad(variant=variant, weights="random", temporal="none")
+        model = build_adatad(variant=variant, weights="random")
+    without, found = estimate_memory(plain, **sizes), estimate_memory(model, **sizes)
+    assert without.encoder / 1e9 == pytest.approx(checkpoints, rel=0.05)
+    assert (found.kept - found.detector - without.encoder) / 1e9 == pytest.approx(moss, rel=0.2)
+    assert found.total / 1e9 == pytest.approx(about, rel=0.2)
+
+
+def test_the_table_has_every_part_and_an_unknown_precision_is_refused():
+    model = build()
+    found = estimate_memory(model, windows=1, frames=16, size_px=32, precision="fp32")
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(memory_table({"small": found}, title="a step"))
+    rows = [line.split("│") for line in capture.get().splitlines() if line.startswith("│")]
+    shown = {row[1].strip(): float(row[2]) for row in rows}
+    assert shown["total"] == pytest.approx(found.total / GIB, abs=0.005)
+    assert sum(shown.values()) == pytest.approx(2 * shown["total"], abs=0.1)
+    with pytest.raises(ValueError, match="unknown precision 'int8'"):
+        estimate_memory(model, windows=1, frames=16, size_px=32, precision="int8")
