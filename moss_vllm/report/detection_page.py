@@ -47,7 +47,8 @@ def detection_page(test: DetectionTest, strips: int | None = None) -> str:
         for video in test.split.videos
     }
     chosen = choose_videos(test.split.videos, lines)[: MOST_VIDEOS if strips is None else strips]
-    frames = read_strips(chosen, STRIP_FPS, MOST_BYTES if strips is None else None)
+    paths = {video.video_id: video.path for video in chosen}
+    frames = read_strips(paths, STRIP_FPS, MOST_BYTES if strips is None else None)
     name = f"{test.name} on {test.split.dataset}"
     made = f"Made by moss_vllm {moss_vllm.__version__}, {moment(datetime.now(timezone.utc))}"
     parts = [
@@ -66,15 +67,15 @@ def detection_page(test: DetectionTest, strips: int | None = None) -> str:
     return document(name, parts)
 
 
-def choose_videos(videos: Sequence[DetectionVideo], lines: Mapping[str, Timeline]) -> dict[str, str]:
-    """The paths of the videos by id; those with most missed actions and false detections come first."""
+def choose_videos(videos: Sequence[DetectionVideo], lines: Mapping[str, Timeline]) -> list[DetectionVideo]:
+    """The videos, those with most missed actions and false detections first."""
 
     def went_wrong(video: DetectionVideo) -> int:
         lanes = lines[video.video_id].lanes
         missed = sum(not one.found for lane in lanes for one in lane.actions)
         return missed + sum(not one.right for lane in lanes for one in lane.detections)
 
-    return {video.video_id: video.path for video in sorted(videos, key=went_wrong, reverse=True)}
+    return sorted(videos, key=went_wrong, reverse=True)
 
 
 def _differences(test: DetectionTest, scores: DetectionScores) -> list[str]:

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from rich.console import Console
+from transformers import VideoMAEConfig
 
 from moss_vllm.detection.build import build_adatad
 from moss_vllm.detection.memory import GIB, estimate_memory, memory_table
@@ -20,18 +21,31 @@ COUNTED_GB = {
     ("l", 160): (3.8, 1.2, 0.6, 9),
     ("l", 224): (7.4, 2.3, 1.2, 15),
 }
-SMALL = {"embed": 1, "stem": 1, "levels": 3, "dim": 64}
+WIDTH, LAYERS = 64, 3
+DETECTOR = {"embed": 1, "stem": 1, "levels": 3, "dim": 64}
+MOSS = {"window": (3, 5, 5), "d_hidden": 32, "d_similarity": 16}
+SIZES = {"windows": 1, "frames": 64, "size_px": 64}
 
 
-def build(**more):
-    options = {"variant": "s", "classes": 4, "detector_options": SMALL, "weights": "random", **more}
-    return build_adatad(**options)
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """A function that builds AdaTAD on a small VideoMAE."""
+    folder = tmp_path_factory.mktemp("videomae")
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2}
+    VideoMAEConfig(intermediate_size=4 * WIDTH, **sizes).save_pretrained(folder)
+
+    def run(temporal="moss", **more):
+        options = {"encoder": folder, "weights": "random", "classes": 4, "detector_options": DETECTOR, **more}
+        options["temporal_options"] = MOSS if temporal == "moss" else {}
+        return build_adatad(temporal=temporal, temporal_layers=(2,), **options)
+
+    return run
 
 
-def train_step(model, precision, frames=64, size_px=48):
+def train_step(model, precision):
     """Bytes alive at the peak of a second step with AdamW, weights and states counted."""
-    clips = torch.randint(256, (1, frames, 3, size_px, size_px), dtype=torch.uint8)
-    mask = torch.ones(1, frames, dtype=torch.bool)
+    clips = torch.randint(256, (1, 64, 3, 64, 64), dtype=torch.uint8)
+    mask = torch.ones(1, 64, dtype=torch.bool)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     given = [*model.parameters(), *model.buffers(), clips]
     for _ in range(2):
@@ -50,14 +64,14 @@ def train_step(model, precision, frames=64, size_px=48):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("more", [{}, {"temporal": "none"}, {"checkpointing": False}, {"temporal": "selfy"}])
-def test_the_estimate_is_what_a_step_holds(more, precision):
+def test_the_estimate_is_what_a_step_holds(build, more, precision):
     torch.manual_seed(0)
     model = build(**more).train()
-    found = estimate_memory(model, windows=1, frames=64, size_px=48, precision=precision, average=False)
+    found = estimate_memory(model, precision=precision, average=False, **SIZES)
     assert 1 <= found.total / train_step(model, precision) <= 1.1  # gradients are counted that come later
 
 
-def test_the_model_is_left_as_it_was():
+def test_the_model_is_left_as_it_was(build):
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.eval()
@@ -67,24 +81,23 @@ def test_the_model_is_left_as_it_was():
     assert not model.detector._forward_pre_hooks and not model.moss._forward_hooks
 
 
-def test_checkpoints_are_each_layers_input_and_moss_adds_its_own():
-    stream = 64 // 2 * 3 * 3 * 384 * 4  # of S, 48 px
-    sizes = {"windows": 1, "frames": 64, "size_px": 48, "precision": "bf16"}
-    plain = estimate_memory(build(temporal="none"), **sizes)
-    assert plain.encoder == pytest.approx(12 * stream, rel=0.05) and plain.temporal == 0
-    moss = estimate_memory(build(), **sizes)
-    assert moss.encoder - plain.encoder == pytest.approx(stream, rel=0.02)  # its input; its sum is the adapter's
+def test_checkpoints_are_each_layers_input_and_moss_adds_its_own(build):
+    stream = 64 // 2 * 4 * 4 * WIDTH * 4
+    plain = estimate_memory(build("none"), precision="fp32", **SIZES)
+    features = 64 * WIDTH * 4
+    assert plain.encoder == pytest.approx(LAYERS * stream + features, rel=0.01) and plain.temporal == 0
+    moss = estimate_memory(build(), precision="fp32", **SIZES)
+    assert moss.encoder - plain.encoder == 2 * stream  # what MOSS reads, and what the adapter after it reads
     assert moss.temporal > 0 and moss.detector == plain.detector
-    kept = estimate_memory(build(temporal="none", checkpointing=False), **sizes)
+    kept = estimate_memory(build("none", checkpointing=False), precision="fp32", **SIZES)
     assert kept.encoder > 4 * plain.encoder and kept.layer_at_work < plain.layer_at_work
 
 
-def test_an_average_is_as_large_as_what_trains():
-    sizes = {"windows": 1, "frames": 16, "size_px": 32, "precision": "fp32"}
-    with_average = estimate_memory(build(), **sizes)
+def test_an_average_is_as_large_as_what_trains(build):
+    with_average = estimate_memory(build(), precision="fp32", **SIZES)
     trained = sum(p.nbytes for p in build().parameters() if p.requires_grad)
     assert with_average.trained_weights == with_average.average == with_average.gradients == trained
-    without = estimate_memory(build(), average=False, **sizes)
+    without = estimate_memory(build(), precision="fp32", average=False, **SIZES)
     assert with_average.adam_states == 2 * trained and with_average.total - without.total == trained
 
 
@@ -102,9 +115,9 @@ def test_true_sizes_are_those_counted_on_the_authors_code(variant, size_px):
     assert found.total / 1e9 == pytest.approx(about, rel=0.2)
 
 
-def test_the_table_has_every_part_and_an_unknown_precision_is_refused():
+def test_the_table_has_every_part_and_an_unknown_precision_is_refused(build):
     model = build()
-    found = estimate_memory(model, windows=1, frames=16, size_px=32, precision="fp32")
+    found = estimate_memory(model, precision="fp32", **SIZES)
     console = Console(width=100)
     with console.capture() as capture:
         console.print(memory_table({"small": found}, title="a step"))
@@ -113,4 +126,4 @@ def test_the_table_has_every_part_and_an_unknown_precision_is_refused():
     assert shown["total"] == pytest.approx(found.total / GIB, abs=0.005)
     assert sum(shown.values()) == pytest.approx(2 * shown["total"], abs=0.1)
     with pytest.raises(ValueError, match="unknown precision 'int8'"):
-        estimate_memory(model, windows=1, frames=16, size_px=32, precision="int8")
+        estimate_memory(model, precision="int8", **SIZES)
