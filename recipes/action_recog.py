@@ -125,7 +125,7 @@ from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.batches import ActionTrainingSet
 from moss_vllm.recognition.build import build_classifier, full_variant
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
-from moss_vllm.recognition.in_training import BEST, PeriodicTest
+from moss_vllm.recognition.in_training import PeriodicTest
 from moss_vllm.recognition.loss import ClassLoss
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.scores import Accuracy, collect_clips, save_accuracy
@@ -143,6 +143,7 @@ from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.training import engines, start
+from moss_vllm.training.best import BEST
 from moss_vllm.training.loop import train
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.training.run_folder import choose_resume
@@ -219,7 +220,7 @@ def train_and_test(
         "read": read,
     }
     keeper = checkpoint.Keeper(model, run)
-    test_model = PeriodicTest(accelerator, model, splits["test"], views, out, save=keeper.save, test=test)
+    test_model = PeriodicTest(accelerator, model, splits["test"], views, out, keeper=keeper, test=test)
     lines = train(
         accelerator,
         ClassLoss(model.to(accelerator.device), test["dtype"], smoothing=settings.smoothing),
@@ -235,7 +236,7 @@ def train_and_test(
     if lines and lines[-1]["step"] < loop.steps:  # stopped by a signal
         accelerator.end_training()
         return None
-    if test_model.last_step() != loop.steps:
+    if test_model.best.last_step() != loop.steps:
         test_model(loop.steps)
     best = checkpoint.load(out / BEST, weights=arguments["weights"], device=accelerator.device)
     header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}

@@ -3,7 +3,7 @@
 Windows of a test overlap by half. So a window reads only the frames that the one before it does not have,
 and takes the others from that one: two windows of a video are in memory, however long the video is.
 
-Reference: Sec. C.1; AdaTAD (Liu et al., 2024c) for the sizes. It scales bilinearly, the reader here bicubically.
+Reference: Sec. C.1; AdaTAD (Liu et al., 2024c) for the sizes. It scales bilinearly, the reader bicubically.
 """
 
 from collections.abc import Callable

@@ -11,6 +11,7 @@ import pytest
 from action_layouts import DATASETS, TINY, write_layout
 from detection_layouts import write_thumos
 from launching import ROOT, as_flags, load_script
+from tiny_detector import write_checkpoint, write_encoder, write_videos
 
 from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.vlm import checkpoint
@@ -165,4 +166,41 @@ def detection_ground(tmp_path):
         file=file,
         videos=tmp_path / "thumos" / "raw_data" / "video",
         read=partial(partial, read_detection, "thumos14", tmp_path / "thumos", "test"),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_detection(tmp_path_factory):
+    """A small THUMOS-14 with videos, and a detector's checkpoint as run/best; not to be changed."""
+    root = tmp_path_factory.mktemp("detection")
+    write_videos(root / "thumos")
+    write_checkpoint(root / "run" / "best", root / "thumos", write_encoder(root / "videomae"))
+    return root
+
+
+@pytest.fixture
+def detector_ground(tiny_detection, tmp_path):
+    """A copy of `tiny_detection`, and a function that tests the checkpoint."""
+    tester = load_script(ROOT / "eval" / "detection.py")
+    for name in ("thumos", "run"):
+        shutil.copytree(tiny_detection / name, tmp_path / name)
+
+    def test(**flags):
+        given = {"ckpt": tmp_path / "run" / "best", "root": tmp_path / "thumos", "workers": 0, **flags}
+        given |= {"device": "cpu"}
+        return partial(
+            tester.main,
+            [
+                word.replace("<tmp>", str(tmp_path))
+                for word in as_flags({name: value for name, value in given.items() if value is not None})
+            ],
+        )
+
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path, "encoder": tiny_detection / "videomae"},
+        best=tmp_path / "run" / "best",
+        file=tmp_path / "thumos" / "annotations" / "thumos_14_anno.json",
+        videos=tmp_path / "thumos" / "raw_data" / "video",
+        test=test,
     )

@@ -7,12 +7,13 @@ import pytest
 
 from moss_vllm.data.actions.datasets import ActionSplit
 from moss_vllm.recognition import checkpoint
-from moss_vllm.recognition.in_training import BEST, PeriodicTest
+from moss_vllm.recognition.in_training import PeriodicTest
 from moss_vllm.recognition.scores import Accuracy, collect_clips
 from moss_vllm.recognition.settings import choose_views
 from moss_vllm.recognition.testing import score_clips
 from moss_vllm.recognition.views import CLIP_MEAN, CLIP_STD, ViewSettings
 from moss_vllm.training import engines
+from moss_vllm.training.best import BEST
 from moss_vllm.training.run_folder import tidy
 
 
@@ -22,12 +23,9 @@ def row(label, correct):
 
 @pytest.fixture
 def tester(split, classifier, tmp_path, one_process):
-    def save(folder, state, step):
-        run = {"model": {}, "classes": [], "views": {}, "data": "list", "step": step}
-        checkpoint.save(folder, classifier, run, state=state)
-
+    run = {"model": {}, "classes": [], "views": {}, "data": "list"}
     settings = ViewSettings(frames=2, size_px=14, train_scale=24, test_scale=24)
-    given = {"save": save, "test": {"workers": 0, "batch_size": 4}}
+    given = {"keeper": checkpoint.Keeper(classifier, run), "test": {"workers": 0, "batch_size": 4}}
     return PeriodicTest(engines.start(), classifier, split, settings, tmp_path, **given)
 
 
@@ -44,7 +42,7 @@ def test_one_view_is_scaled_as_in_the_authors_code(split, tmp_path):
         ("ssv2", (256, 320), (256, 320)),
     ):
         views = choose_views(data, "paper", "b", {}, encoder)
-        shown = PeriodicTest(None, None, split, views, tmp_path, save=None, test={}).views
+        shown = PeriodicTest(None, None, split, views, tmp_path, keeper=None, test={}).views
         assert (shown.test_scale, shown.size_px, shown.clips, shown.crops) == (scale, 224, 1, 1)
         assert choose_views(data, "paper", "b", {"crops": 1}, encoder).test_scale == one_crop
     halved = choose_views("diving48", "paper", "b", {"crops": 1, "size_px": 112}, encoder)
@@ -57,8 +55,8 @@ def test_the_best_is_kept_and_of_two_as_good_the_first(tester, tmp_path):
         tester.keep(step, Accuracy([row(0, index < right) for index in range(4)]))
         wanted.append(kept(tmp_path))
     assert wanted == [1, 2, 2, 2, 5]
-    assert [line["score"] for line in tester.lines()] == [25.0, 75.0, 50.0, 75.0, 100.0]
-    assert tester.last_step() == 5 and not list(tmp_path.glob(".*"))
+    assert [line["score"] for line in tester.best.lines()] == [25.0, 75.0, 50.0, 75.0, 100.0]
+    assert tester.best.last_step() == 5 and not list(tmp_path.glob(".*"))
 
 
 def test_for_finegym_the_mean_over_classes_decides(tester, split, tmp_path):
@@ -77,7 +75,7 @@ def test_a_best_that_is_gone_or_of_steps_the_run_has_left_is_replaced(tester, tm
     tester.keep(1, bad)
     tester.keep(2, good)
     tidy(tmp_path, 1)  # goes on from step 1
-    assert [line["step"] for line in tester.lines()] == [1] and kept(tmp_path) == 2
+    assert [line["step"] for line in tester.best.lines()] == [1] and kept(tmp_path) == 2
     tester.keep(3, bad)
     assert kept(tmp_path) == 3
     (tmp_path / BEST).rename(tmp_path / f".{BEST}.old.unfinished")  # killed between two renamings
@@ -90,7 +88,7 @@ def test_a_periodic_test_shows_one_view_and_drops_what_a_killed_run_left(tester,
     classifier.train()
     tester(5)
     assert not classifier.training
-    (line,) = tester.lines()
+    (line,) = tester.best.lines()
     one_view = ViewSettings(frames=2, size_px=14, train_scale=24, test_scale=24, clips=1, crops=1)
     how = {"header": {"checkpoint": "again"}, "workers": 0, "batch_size": 4}
     expected = score_clips(classifier, split, one_view, tmp_path / "again", **how)
@@ -101,4 +99,4 @@ def test_a_periodic_test_shows_one_view_and_drops_what_a_killed_run_left(tester,
     whole = file.read_text()
     file.write_text(whole.replace('"correct": false', '"correct": true')[:-50])  # of other weights, cut short
     tester(5)
-    assert file.read_text() == whole and tester.lines() == [line, line]
+    assert file.read_text() == whole and tester.best.lines() == [line, line]
