@@ -148,7 +148,9 @@ def print_reading(console: Screen, record: dict[str, Any]) -> None:
         seconds = found[f"{name}_s"]
         share = step and seconds["median"] / step["ways"]["ours"]["step_s"]["median"]
         table.add_row(f"from the {name}", show_spread(seconds), f"{share:.3f}" if share else "not measured")
-    console.print(table, f"{found['cache_mib']:,.0f} MiB of cache for a video of {found['video_frames']:,} frames")
+    console.print(
+        table, f"{found['cache_mib']:,.0f} MiB of cache for a video of {found['video_frames']:,} frames"
+    )
 
 
 def print_test(console: Screen, record: dict[str, Any]) -> None:
@@ -157,7 +159,9 @@ def print_test(console: Screen, record: dict[str, Any]) -> None:
     table = Table("part of a test", "s a window", "%", title=describe(record))
     for part, seconds in found["seconds"].items():
         table.add_row(part, show_spread(seconds), f"{100 * found['shares'][part]:.1f}")
-    console.print(table, f"{found['windows_per_s']:.3g} windows a second, {found['detections']:,} detections each")
+    console.print(
+        table, f"{found['windows_per_s']:.3g} windows a second, {found['detections']:,} detections each"
+    )
 
 
 def print_true(console: Screen, record: dict[str, Any]) -> None:

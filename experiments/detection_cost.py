@@ -111,7 +111,15 @@ def detection_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Ours, and in brackets what was counted on AdaTAD's own code."""
     title = f"Table 8: a window of {FRAMES} frames; in brackets: counted on AdaTAD's own code"
     columns = ["trained (M)", "encoder (TMAC)", "all (TMAC)"]
-    columns += ["checkpoints (GB)", "MOSS", "layer at work", "weights, Adam", "step, bf16", "kept", "step, fp32"]
+    columns += [
+        "checkpoints (GB)",
+        "MOSS",
+        "layer at work",
+        "weights, Adam",
+        "step, bf16",
+        "kept",
+        "step, fp32",
+    ]
     table = Table("", title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="right")
@@ -120,7 +128,9 @@ def detection_table(rows: Sequence[dict[str, Any]]) -> Table:
         parts, counted_parts = row["parameters"], row["counted_parameters"]
         ours = sum(value for part, value in parts.items() if part != "encoder")
         has_moss = parts["moss"] > 0
-        theirs = sum(counted_parts[part] for part in PARTS if part != "encoder" and (has_moss or part != "moss"))
+        theirs = sum(
+            counted_parts[part] for part in PARTS if part != "encoder" and (has_moss or part != "moss")
+        )
         table.add_row(
             row["name"],
             f"{ours:.2f} ({theirs:.2f})",

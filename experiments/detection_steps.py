@@ -223,7 +223,10 @@ def _update(model: AdaTAD, optimizer: torch.optim.Optimizer) -> float:
 def train_steps(setting: Setting, steps: int) -> dict[str, Any]:
     """Whole training steps, after comparing the first outputs with those without MOSS."""
     model, clips, clock = setting.build(), setting.clips(), Clock(setting)
-    step, without, optimizer = *(Step(model, way, setting) for way in ("ours", "without MOSS")), _optimizer(model)
+    step, without, optimizer = (
+        *(Step(model, way, setting) for way in ("ours", "without MOSS")),
+        _optimizer(model),
+    )
     with torch.no_grad():
         plain = without.outputs(clips)
     lines, is_equal = [], False

@@ -33,6 +33,7 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
+from moss_vllm.data.detection.datasets import DetectionVideo
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS
 from moss_vllm.report.detection_files import read_test
 from moss_vllm.report.timeline import draw_as_png, lay_out
@@ -52,18 +53,20 @@ def main(argv: list[str] | None = None) -> Path:
     out = args.out or test.folder / f"timeline_{video.video_id}.png"
     refuse_unwritable(out.parent, "the folder of --out,")
     timeline = lay_out(video, test.split.classes, test.match(), TIOU_THRESHOLDS)
-    strip, without = read_strip(video.path, video.duration_s)
+    strip, without = read_strip(video)
     told = f"{video.video_id}: {timeline.describe()}"
     draw_as_png(timeline, out, title=told, strip=strip)
     say(f"{told}{without}; written to {out}")
     return out
 
 
-def read_strip(path: str, duration_s: float) -> tuple[Clip | None, str]:
+def read_strip(video: DetectionVideo) -> tuple[Clip | None, str]:
     """Frames spread over the video; or none, and why."""
-    sampling = Sampling(FRAMES / max(duration_s, 1.0), SHORT_SIDE_PX, FRAMES)
+    if not video.path:
+        return None, "; without frames, as the video is not there"
     try:
-        return read_clip(path, sampling), ""
+        sampling = Sampling(FRAMES / max(video.duration_s, 1.0), SHORT_SIDE_PX, FRAMES)
+        return read_clip(video.path, sampling), ""
     except (BadVideo, OSError) as error:
         return None, f"; without frames: {error}"
 

@@ -1,7 +1,7 @@
 """What a test of a detector left: its detections, the actions they are held against, and what was tested."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from moss_vllm.detection.predictions import Detections, read_predictions
 from moss_vllm.runtime.files import read_json
 
 RESULT, PREDICTIONS = "result.json", "predictions.json"
-REMEDY = "test again with eval/detection.py, or name a file of predictions with --root"
+ONLY_HERE = '"split_at_tiou"'  # a key of result.json that no other test's has
+REMEDY = "test again with eval/detection.py, or name a file of predictions, with --root"
 
 
 @dataclass(frozen=True)
@@ -20,16 +21,18 @@ class DetectionTest:
     """Detections and actions of a test.
 
     Args:
-        folder: where predictions and pages lie.
-        about: what result.json holds; of a predictions file alone, nothing.
-        split: the videos with their actions.
+        folder: where pages and pictures go.
+        about: what result.json holds; nothing, where there are predictions alone.
+        split: the videos with their actions; videos that are not on disk have the path "".
         predictions: detections by video.
+        notes: what is missing.
     """
 
     folder: Path
     about: Mapping[str, Any]
     split: DetectionSplit
     predictions: Mapping[str, Detections]
+    notes: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -54,47 +57,47 @@ class DetectionTest:
 
 
 def holds_detections(folder: Path) -> bool:
-    """Whether the folder is that of a detector's test which came to its end."""
-    return (folder / PREDICTIONS).is_file()
+    """Whether a folder is that of a detector's test which came to its end."""
+    file = folder / RESULT
+    return file.is_file() and ONLY_HERE in file.read_text(encoding="utf-8", errors="replace")
 
 
-def read_test(
-    result: Path,
-    *,
-    data: str | None = None,
-    root: Path | None = None,
-    annotation: Path | None = None,
-) -> DetectionTest:
+def read_test(result: Path, **changes: Any) -> DetectionTest:
     """Read a test.
 
     Args:
-        result: a folder with predictions.json and result.json, or a file of predictions, of any project.
-        data, root, annotation: as in `read_detection`; those that are None are those of result.json.
+        result: a folder with result.json and predictions, or a file of predictions, of any project.
+        changes: arguments of `read_detection`; those that are None are those of result.json.
 
     Raises: FileNotFoundError or ValueError for files that are missing or of another form, and for predictions
     alone without `root`; see `read_detection` and `read_predictions`.
     """
-    about: dict[str, Any] = {}
-    if result.is_dir():
-        folder, predictions = result, result / PREDICTIONS
-        about = read_json(result / RESULT, REMEDY)
-    else:
-        folder, predictions = result.parent, result
-    root = root or about.get("root")
-    if root is None:
+    is_folder = result.is_dir()
+    about = read_json(result / RESULT, REMEDY) if is_folder else {}
+    arguments = {"data": "thumos14", **about.get("split", {})}
+    arguments |= {name: value for name, value in changes.items() if value is not None}
+    if arguments.get("root") is None:
         raise ValueError(f"{result} does not say where its videos and annotations are; name them with --root")
-    split = _read_split(data or about.get("data") or "thumos14", root, annotation or about.get("annotation"))
-    if "classes" in about and tuple(about["classes"]) != split.classes:
+    split, notes = _read_split(arguments)
+    if is_folder and tuple(about["classes"]) != split.classes:
         raise ValueError(
             f"{result / RESULT} has {len(about['classes'])} classes and {split.file} {len(split.classes)}, or "
             "others; name the data of the test with --root"
         )
-    return DetectionTest(folder, about, split, read_predictions(predictions, split.classes))
+    file = Path(about.get("predictions", result / PREDICTIONS)) if is_folder else result
+    folder = result if is_folder else result.parent
+    return DetectionTest(folder, about, split, read_predictions(file, split.classes), notes)
 
 
-def _read_split(data: str, root: Path | str, annotation: Path | str | None) -> DetectionSplit:
-    """The videos to test with; those that are not on disk may be missing, but not all of them."""
+def _read_split(arguments: dict[str, Any]) -> tuple[DetectionSplit, tuple[str, ...]]:
+    """All annotated videos, with the paths of those on disk, and a note on the others."""
+    split = read_detection(**arguments, split="test", find_videos=False)
     try:
-        return read_detection(data, root, "test", annotation=annotation, allow_missing=True)
-    except MissingVideo as error:
-        raise ValueError(f"{error}; or name another --root") from None
+        found = read_detection(**arguments, split="test", allow_missing=True).videos
+    except MissingVideo:
+        found = ()
+    paths = {video.video_id: video.path for video in found}
+    videos = tuple(replace(video, path=paths.get(video.video_id, "")) for video in split.videos)
+    gone = len(videos) - len(paths)
+    note = f"{gone:,} of {len(videos):,} videos are not below {arguments['root']}, and have no frames here"
+    return replace(split, videos=videos), (note,) if gone else ()

@@ -19,7 +19,7 @@ from moss_vllm.report import timeline
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.detection_files import RESULT, DetectionTest
 from moss_vllm.report.html import Html, document, listed, moment, section, table, tag, tiles
-from moss_vllm.report.strips import MOST_BYTES, MOST_FRAMES, MOST_VIDEOS, Strip, read_strips
+from moss_vllm.report.strips import MOST_FRAMES, Strip, limits, read_strips
 from moss_vllm.report.timeline import Timeline, draw_on_page, lay_out
 
 PARTS = {
@@ -30,6 +30,7 @@ PARTS = {
     "run": "What was tested",
 }
 STRIP_FPS = 1.0  # of which MOST_FRAMES are kept, spread evenly
+COUNTS = ("mAP", "interval_95", "false_positives", "videos", "actions", "detections", "notes")
 SAME_MAP = 0.005  # as far as result.json may differ
 
 
@@ -39,16 +40,15 @@ def detection_page(test: DetectionTest, strips: int | None = None) -> str:
     Args:
         strips: the number of videos with frames; None means 200, and at most 10 MB of frames.
     """
-    if strips is not None and strips < 0:
-        raise ValueError(f"--strips {strips} is negative; 0 makes a page without frames")
+    most, most_bytes = limits(strips)
     scores, matches = score_detections(test.split, test.predictions), test.match()
     lines = {
         video.video_id: lay_out(video, test.split.classes, matches, TIOU_THRESHOLDS)
         for video in test.split.videos
     }
-    chosen = choose_videos(test.split.videos, lines)[: MOST_VIDEOS if strips is None else strips]
-    paths = {video.video_id: video.path for video in chosen}
-    frames = read_strips(paths, STRIP_FPS, MOST_BYTES if strips is None else None)
+    there = [video for video in test.split.videos if video.path]
+    paths = {video.video_id: video.path for video in sort_by_mistakes(there, lines)[:most]}
+    frames = read_strips(paths, STRIP_FPS, most_bytes)
     name = f"{test.name} on {test.split.dataset}"
     made = f"Made by moss_vllm {moss_vllm.__version__}, {moment(datetime.now(timezone.utc))}"
     parts = [
@@ -56,18 +56,18 @@ def detection_page(test: DetectionTest, strips: int | None = None) -> str:
         tag("p", test.split.report()),
         tag("nav", *(tag("a", title, href=f"#{part}") for part, title in PARTS.items())),
         tiles(_figures(scores)),
-        listed([*_differences(test, scores), *scores.notes, *test.split.notes]),
+        listed([*_differences(test, scores), *test.notes, *scores.notes, *test.split.notes]),
         section("score", PARTS["score"], *_score(test, scores)),
         section("errors", PARTS["errors"], *_errors(scores)),
         section("classes", PARTS["classes"], _classes(scores, test.split.classes)),
         section("videos", PARTS["videos"], *_videos(lines, frames)),
-        section("run", PARTS["run"], table((), [*test.about.items()], class_="pairs")),
+        section("run", PARTS["run"], table((), _run(test), class_="pairs")),
         tag("p", made, class_="soft"),
     ]
     return document(name, parts)
 
 
-def choose_videos(videos: Sequence[DetectionVideo], lines: Mapping[str, Timeline]) -> list[DetectionVideo]:
+def sort_by_mistakes(videos: Sequence[DetectionVideo], lines: Mapping[str, Timeline]) -> list[DetectionVideo]:
     """The videos, those with most missed actions and false detections first."""
 
     def went_wrong(video: DetectionVideo) -> int:
@@ -87,6 +87,13 @@ def _differences(test: DetectionTest, scores: DetectionScores) -> list[str]:
     return [f"{RESULT} has an average mAP of {told:.2f}, {here}; this page counts the latter"]
 
 
+def _run(test: DetectionTest) -> list[tuple[str, Any]]:
+    """What result.json holds beside scores, which stand above."""
+    return [(key, value) for key, value in test.about.items() if key not in (*COUNTS, "classes", "split")] + [
+        (f"split.{key}", value) for key, value in test.about.get("split", {}).items()
+    ]
+
+
 def _figures(scores: DetectionScores) -> list[tuple[str, str]]:
     low, high = scores.intervals[AVERAGE]
     return [
@@ -104,9 +111,7 @@ def _score(test: DetectionTest, scores: DetectionScores) -> list[Html]:
     columns, name = list(scores.mean), "this test"
     published = PAPER_TABLE_8.get(str(test.about.get("variant")), {})
     published = published if test.split.dataset == "thumos14" else {}
-    paper = {
-        f"{row} (paper)": dict(zip(columns, values, strict=True)) for row, values in published.items()
-    }
+    paper = {f"{row} (paper)": dict(zip(columns, values, strict=True)) for row, values in published.items()}
     series = [Bars(row, values, f"paper{place}") for place, (row, values) in enumerate(paper.items())]
     series.append(Bars(name, scores.mean, "c0", scores.intervals, labelled=True))
     rows = [[row, *(f"{values[column]:.1f}" for column in columns)] for row, values in paper.items()]
@@ -129,7 +134,9 @@ def _errors(scores: DetectionScores) -> list[Html]:
         share = 100 * count / total
         bar.append(tag("i", class_=f"c{place}", style=f"flex:{share:.2f}", title=f"{kind}: {share:.1f} %"))
         head = tag("td", tag("i", class_=f"box c{place}"), kind)
-        rows.append(tag("tr", head, *(tag("td", one, class_="number") for one in (f"{count:,}", f"{share:.1f}"))))
+        rows.append(
+            tag("tr", head, *(tag("td", one, class_="number") for one in (f"{count:,}", f"{share:.1f}")))
+        )
     note = f"Of the {PER_ACTION} best detections per action and class, at tIoU {scores.split_at:g}."
     return [
         tag("div", *bar, class_="stages"),

@@ -220,9 +220,9 @@ def draw_as_png(timeline: Timeline, path: Path, *, title: str, strip: Clip | Non
 
 def _draw_lane(axes: "Axes", lane: Lane, top: float) -> None:
     for action in lane.actions:
-        face = TRUTH if action.found else "none"
+        face, edge = (TRUTH, "white") if action.found else ("none", TRUTH)
         width = action.end_s - action.start_s
-        axes.barh(top + 0.5, width, 0.8, action.start_s, facecolor=face, edgecolor=TRUTH, linewidth=0.8)
+        axes.barh(top + 0.5, width, 0.8, action.start_s, facecolor=face, edgecolor=edge, linewidth=0.8)
     for one in lane.detections:
         colour = RIGHT if one.right else FALSE
         width, place = one.end_s - one.start_s, top + 1.5 + one.row

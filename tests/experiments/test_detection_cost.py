@@ -24,7 +24,9 @@ def test_the_table_is_near_what_was_counted():
     assert len(rows) == 2 * len(COUNTED)
     for plain, moss in zip(rows[::2], rows[1::2], strict=True):
         counted, half = plain["counted"], plain["memory"]["bf16"]
-        assert plain["encoder_macs"] == moss["encoder_macs"] == pytest.approx(counted["encoder_macs"], rel=0.02)
+        assert (
+            plain["encoder_macs"] == moss["encoder_macs"] == pytest.approx(counted["encoder_macs"], rel=0.02)
+        )
         assert half["checkpoints"] == pytest.approx(counted["checkpoints"], rel=0.05)
         assert half["moss"] == plain["parameters"]["moss"] == 0 < moss["memory"]["bf16"]["moss"]
         assert moss["memory"]["bf16"]["total"] == pytest.approx(counted["total"], rel=0.2)

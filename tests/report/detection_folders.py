@@ -36,15 +36,7 @@ def write_test(tmp_path, found=FOUND, **about):
     folder.mkdir()
     write_predictions(folder / "predictions.json", predictions, CLASSES)
     scores = score_detections(split, predictions, draws=20)
-    about = {
-        "data": "thumos14",
-        "root": str(root),
-        "annotation": None,
-        "checkpoint": "runs/detection/best",
-        "classes": list(CLASSES),
-        **about,
-    }
-    save_detection_scores(scores, split.classes, folder, about)
+    save_detection_scores(scores, split, folder, {"checkpoint": "runs/detection/best", **about})
     return folder
 
 
