@@ -6,14 +6,14 @@
 
 Weights and pixels are random, one window a step, everything in one process and one thread.
 
-step: forward and backward in three ways, in turns: as here (each layer is computed again in backward), without
-MOSS, and with all that the layers compute kept instead. At the start all three have the same loss, to the bit.
-Then the parts of our step: where its time goes.
+step: forward and backward in three ways, in turns: as here (backward computes each layer again), without
+MOSS, and with all that the layers compute kept instead. At the start all three have the same loss, to the
+bit. Then the parts of our step: where its time goes.
 
 reading: a video as THUMOS-14 has them (320 x 180, 30 frames a second, generated), one window of it read from
 the file and from a filled frame cache, beside the time of our step.
 
-test: the forward pass of a window, decoding its outputs and soft-NMS of a video of 4 windows: windows a second.
+test: the forward pass of a window, decoding its outputs, and soft-NMS of a video of 4 windows.
 
 true: --steps whole training steps, with targets, clipping and AdamW, one after the other: seconds, losses,
 the peak of memory beside its estimate, and whether outputs equal those without MOSS, bit for bit.

@@ -154,6 +154,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
+        """Time what happens inside `with`."""
         self.setting.wait()
         start = time.perf_counter()
         yield

@@ -1,6 +1,6 @@
 """The cost of the paper's models: parameters, FLOPs and memory beside its Tables 3, 4, 6, 8 and 10.
 
-    python experiments/efficiency.py                         # all tables in half a minute: no weights, no GPU
+    python experiments/efficiency.py                         # all tables in two minutes: no weights, no GPU
     python experiments/efficiency.py --table 4 --json cost.json
     python experiments/efficiency.py --table 6 --device cuda  # also measures training steps' peak memory
     python experiments/efficiency.py --table 8                # detection: AdaTAD with and without MOSS
@@ -21,7 +21,7 @@ float32 and under bfloat16 autocast.
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ if __name__ == "__main__":
 
 import torch
 import torch.nn.functional as F
-from detection_cost import detection_costs, detection_table
+from detection_cost import NOTES, detection_costs, detection_table
 from kept_for_backward import KeptForBackward
 from multiply_adds import MacCounter, correlation_macs
 from paper_tables import TABLES, Row
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         console.print(correlation_table(results["stss"]))
     if args.table in ("8", "all"):
         results["8"] = detection_costs()
-        console.print(detection_table(results["8"]))
+        console.print(detection_table(results["8"]), *NOTES, sep="\n")
     if args.table in ("video-llm", "all"):
         results["video-llm"] = video_llm_parameters()
         console.print(video_llm_table(results["video-llm"]), *VIDEO_LLM_READINGS, sep="\n")

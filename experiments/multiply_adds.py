@@ -35,6 +35,7 @@ def _attention_macs(out: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any
 
 
 def correlation_macs(out: Any, x: Tensor, window: Sequence[int], *_: Any) -> int:
+    """Of one order's similarity: whole frames against whole frames at every offset, as the paper counts."""
     batch, frames, height, width, channels = x.shape
     return batch * window[0] * frames * (height * width) ** 2 * channels
 

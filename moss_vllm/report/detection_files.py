@@ -77,13 +77,11 @@ def read_test(result: Path, **changes: Any) -> DetectionTest:
     arguments = {"data": "thumos14", **about.get("split", {})}
     arguments |= {name: value for name, value in changes.items() if value is not None}
     if arguments.get("root") is None:
-        raise ValueError(f"{result} does not say where its videos and annotations are; name them with --root")
+        raise ValueError(f"{result} does not say where its annotation is; name the folder with --root")
     split, notes = _read_split(arguments)
     if is_folder and tuple(about["classes"]) != split.classes:
-        raise ValueError(
-            f"{result / RESULT} has {len(about['classes'])} classes and {split.file} {len(split.classes)}, or "
-            "others; name the data of the test with --root"
-        )
+        counts = f"{len(about['classes'])} classes and {split.file} {len(split.classes)}"
+        raise ValueError(f"{result / RESULT} has {counts}, or others; name the test's data with --root")
     file = Path(about.get("predictions", result / PREDICTIONS)) if is_folder else result
     folder = result if is_folder else result.parent
     return DetectionTest(folder, about, split, read_predictions(file, split.classes), notes)

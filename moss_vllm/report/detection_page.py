@@ -1,4 +1,4 @@
-"""A detector's test as one HTML page: mAP beside the paper's, false positives, classes, every video over time."""
+"""A detector's test as one HTML page: mAP beside the paper's, false positives, classes, videos over time."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone

@@ -23,13 +23,14 @@ def test_the_table_is_near_what_was_counted():
     rows = detection_cost.detection_costs()
     assert len(rows) == 2 * len(COUNTED)
     for plain, moss in zip(rows[::2], rows[1::2], strict=True):
-        counted, half = plain["counted"], plain["memory"]["bf16"]
+        counted, alone, both = plain["counted"], plain["memory"], moss["memory"]
         assert (
-            plain["encoder_macs"] == moss["encoder_macs"] == pytest.approx(counted["encoder_macs"], rel=0.02)
+            plain["encoder_macs"] == moss["encoder_macs"] == pytest.approx(counted["encoder_macs"], rel=0.025)
         )
-        assert half["checkpoints"] == pytest.approx(counted["checkpoints"], rel=0.05)
-        assert half["moss"] == plain["parameters"]["moss"] == 0 < moss["memory"]["bf16"]["moss"]
-        assert moss["memory"]["bf16"]["total"] == pytest.approx(counted["total"], rel=0.2)
+        assert alone["checkpoints"] == pytest.approx(counted["checkpoints"], rel=0.03)
+        assert alone["moss"] == plain["parameters"]["moss"] == 0
+        assert both["moss"] == pytest.approx(counted["moss"], rel=0.06)
+        assert both["total"] == pytest.approx(counted["total"], rel=0.1)
         assert moss["macs"] > plain["macs"] > plain["encoder_macs"]
     console = Console(width=200)
     with console.capture() as capture:

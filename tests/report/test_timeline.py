@@ -1,4 +1,4 @@
-"""Owns: a timeline shows the video's own actions and detections, right where the scores count them as right."""
+"""Owns: a timeline shows the video's own actions and detections, right where the scores count them so."""
 
 import json
 
@@ -48,7 +48,7 @@ def test_only_the_best_of_the_whole_test_are_drawn_and_rows_are_limited(tmp_path
     many += [(30.0 + place, 30.5 + place, 0.2, 1) for place in range(6)]
     folder = write_test(tmp_path, {TEST[0]: many, TEST[2]: [(2.5, 4.5, 0.95, 1)]})
     (lane,) = line_of(folder, TEST[0]).lanes
-    # CricketShot has 3 actions: 9 detections count, one of them in another video; 4 of 6 at one time have a row.
+    # CricketShot has 3 actions: 9 detections count, one in another video; 4 of 6 at one time have a row.
     assert len(lane.detections) == 6 and lane.left_out == 2 and lane.rows == timeline.ROWS
     assert [one.score for one in lane.detections] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.2, 0.2])
     assert "; 2 more not drawn" in line_of(folder, TEST[0]).describe()
@@ -116,7 +116,7 @@ def test_predictions_of_another_project_need_a_root(tmp_path):
     file = folder / "predictions.json"
     out = script.main([str(file), "--video", TEST[0], "--root", str(tmp_path / "thumos")])
     assert out.is_file()
-    with pytest.raises(SystemExit, match="name them with --root"):
+    with pytest.raises(SystemExit, match="name the folder with --root"):
         script.main([str(file), "--video", TEST[0]])
 
 
