@@ -20,7 +20,12 @@ from moss_vllm.training.run_folder import latest_checkpoint
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["moss_vllm.vlm.start_report", "moss_vllm.recognition.build", "moss_vllm.evaluation.asking"]
+    [
+        "moss_vllm.vlm.start_report",
+        "moss_vllm.recognition.build",
+        "moss_vllm.evaluation.asking",
+        "moss_vllm.detection.testing",
+    ]
 )
 CLOCK = {"memory_gib", "seconds", "waited_s", "elapsed_s"}  # what a log's line has of the machine
 
