@@ -30,9 +30,10 @@ def options() -> Flags:
     add("--predictions", type=Path, help="score this file instead of a checkpoint")
     add("--root", type=Path, help="folder of annotation and videos (default: the checkpoint's)")
     add("--annotation", type=Path, help="the json, or its folder (default: below the root)")
-    add("--videos", type=Path, help="folder of videos or folders of frames (default: below the root)")
+    videos = "folder of videos or folders of frames, or several with ':' between (default: below the root)"
+    add("--videos", help=videos)
     add("--data", help="thumos14 or json (default: the checkpoint's; of a file thumos14)")
-    add("--subset", help="of the json, to test on (default: validation, or ActionFormer's Test)")
+    add("--subset", help="of the json, to test on (default: the checkpoint's, or validation)")
     add("--out", type=Path, help="folder of the results (default: CKPT-test; of a file none)")
     add("--overwrite", action=yes, help="drop the lines in --out and start again")
     add("--allow-missing", action=yes, help="leave out videos that are not there, and print their number")
@@ -63,6 +64,8 @@ from moss_vllm.detection.scores import (
     score_table,
     score_test,
 )
+
+WHERE = ("data", "root", "annotation", "videos", "subset")
 
 
 @errors_in_one_line()
@@ -160,16 +163,16 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
 
 def open_split(args: argparse.Namespace, known: dict[str, Any]) -> DetectionSplit:
     """The videos to test on, from the flags and, where they are left out, from what is `known`."""
-    root, annotation = args.root or known.get("root"), args.annotation or known.get("annotation")
-    if root is None and annotation is None:
+    where = {name: getattr(args, name) or known.get(name) for name in WHERE}
+    if where["root"] is None and where["annotation"] is None:
         raise ValueError("give --root, the folder of annotation and videos, or --annotation")
     split = read_detection(
-        args.data or known["data"],
-        root or Path(annotation).parent,
+        where["data"],
+        where["root"] or Path(where["annotation"]).parent,
         "test",
-        annotation=annotation,
-        videos=[args.videos] if args.videos else (),
-        subset=args.subset,
+        annotation=where["annotation"],
+        videos=where["videos"].split(os.pathsep) if where["videos"] else (),
+        subset=where["subset"],
         allow_missing=args.allow_missing,
         find_videos=args.predictions is None,
     )

@@ -147,6 +147,7 @@ from moss_vllm.training.best import BEST
 from moss_vllm.training.loop import train
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.training.run_folder import choose_resume
+from moss_vllm.training.temporal_settings import refused_options_named
 from moss_vllm.video.cache import choose_frame_reader
 
 SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
@@ -179,7 +180,8 @@ def train_and_test(
         raise ValueError(f"{settings.data}: train and test name other classes; are they of one release?")
     set_seed(settings.seed)
     arguments = model_arguments(settings, len(splits["train"].classes))
-    model = build_model(settings, arguments)
+    with refused_options_named(settings):
+        model = build_classifier(**arguments)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     views = choose_run_views(settings, splits["train"], arguments["variant"], model)
     if settings.start and not resume:
@@ -251,19 +253,6 @@ def train_and_test(
         finish(accuracy, out / "test", settings.data, views, best.run["step"])
     accelerator.end_training()
     return accuracy
-
-
-def build_model(settings: ActionRecog, arguments: dict[str, Any]) -> VideoClassifier:
-    """`build_classifier`; ValueError where the temporal module refuses its options."""
-    try:
-        return build_classifier(**arguments)
-    except (TypeError, RuntimeError) as error:  # an unknown keyword, an impossible size
-        if not arguments["temporal_options"]:
-            raise
-        raise ValueError(
-            f"{settings.temporal!r} cannot be built with temporal_options {settings.temporal_options!r} "
-            f"({error}); moss_vllm/core has its arguments"
-        ) from error
 
 
 def choose_run_views(

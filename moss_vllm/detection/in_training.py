@@ -11,7 +11,7 @@ from accelerate.utils import broadcast
 from moss_vllm.data.detection.datasets import DetectionSplit
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.pixels import PixelSettings
-from moss_vllm.detection.schema import collect
+from moss_vllm.detection.schema import collect_detections
 from moss_vllm.detection.scores import AVERAGE, DetectionScores, score_detections
 from moss_vllm.detection.testing import test_detector
 from moss_vllm.detection.windows import WindowSettings
@@ -71,7 +71,7 @@ class PeriodicTest:
             )
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            self.keep(step, score_detections(self.split, collect(folder, self.split)))
+            self.keep(step, score_detections(self.split, collect_detections(folder, self.split)))
         self.accelerator.wait_for_everyone()
 
     def keep(self, step: int, scores: DetectionScores) -> None:

@@ -40,7 +40,7 @@ DETECTION_SCHEMA = Schema(
 )
 
 
-def collect(folder: Path, split: DetectionSplit) -> dict[str, Detections]:
+def collect_detections(folder: Path, split: DetectionSplit) -> dict[str, Detections]:
     """The detections of a split's videos that all processes have stored in `folder` so far.
 
     Raises: ValueError for lines of another task, or that cannot be read.

@@ -21,7 +21,6 @@ from moss_vllm.runtime.tables import Cell, Table
 
 AVERAGE = "avg"
 BENCHMARK = "THUMOS-14"
-BY_CLASS, ACTIONS = "classes", "actions"
 # As printed: mAP at 0.3, 0.4, 0.5, 0.6, 0.7 and their mean. "rerun" is AdaTAD as MOSS's authors trained it.
 PAPER_TABLE_8: dict[str, dict[str, tuple[float, ...]]] = {
     "b": {
@@ -220,12 +219,12 @@ def class_table(scores: DetectionScores, classes: Sequence[str]) -> Table:
     """Average precision of each class at each threshold, and its number of actions."""
     rows = {
         classes[label]: {
-            BY_CLASS: {**_columns(scores.thresholds, np.array(values)), ACTIONS: scores.actions[label]}
+            "classes": {**_columns(scores.thresholds, np.array(values)), "actions": scores.actions[label]}
         }
         for label, values in scores.classes.items()
     }
-    columns = [*_columns(scores.thresholds, np.zeros(len(scores.thresholds))), ACTIONS]
-    return Table("AP at temporal IoU by class (%)", {BY_CLASS: columns}, rows)
+    columns = [*_columns(scores.thresholds, np.zeros(len(scores.thresholds))), "actions"]
+    return Table("AP at temporal IoU by class (%)", {"classes": columns}, rows)
 
 
 def score_test(folder: Path, split: DetectionSplit, about: Mapping[str, Any]) -> DetectionScores:

@@ -20,10 +20,15 @@ from moss_vllm.runtime.provenance import RUN_FILE, faults, fingerprint, versions
 
 
 class BesideEncoder(Protocol):
-    """A model with a frozen encoder; `trained_names` are the names of `state_dict` that training changes."""
+    """A model with a frozen encoder."""
 
-    def state_dict(self) -> Any: ...
-    def trained_names(self) -> tuple[str, ...]: ...
+    def state_dict(self) -> Any:
+        """Tensors by name."""
+        ...
+
+    def trained_names(self) -> tuple[str, ...]:
+        """Names of those that are not frozen."""
+        ...
 
 
 def encoder_fingerprint(model: BesideEncoder) -> str:
@@ -33,7 +38,7 @@ def encoder_fingerprint(model: BesideEncoder) -> str:
 
 
 def refuse_other_encoder(folder: Path, run: Mapping[str, Any], model: BesideEncoder, encoder: str) -> None:
-    """ValueError unless the model's frozen encoder, which errors call `encoder`, is that of the checkpoint."""
+    """ValueError unless the model's frozen encoder, called `encoder` in errors, is the checkpoint's."""
     was, own = run["encoder_fingerprint"], encoder_fingerprint(model)
     if own != was:
         raise ValueError(

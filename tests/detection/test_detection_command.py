@@ -94,7 +94,7 @@ def test_other_weights_and_other_settings_are_refused_by_name(script, folder, tm
         run(script, copy, "--out", out)
     save_file(weights, file)
     edit_run(copy, model={"in_chunks": True})
-    with pytest.raises(SystemExit, match=r"\(model_settings was \w+, is \w+, checkpoint was"):
+    with pytest.raises(SystemExit, match=rf"is {copy}, model_settings was \w+, is \w+\)"):
         run(script, copy, "--out", out)
 
 

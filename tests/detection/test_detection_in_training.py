@@ -10,7 +10,7 @@ from tiny_detector import PIXELS, WINDOWS, WITHOUT, arguments, detector
 from moss_vllm.detection import checkpoint, testing
 from moss_vllm.detection.in_training import PeriodicTest
 from moss_vllm.detection.predictions import Detections
-from moss_vllm.detection.schema import collect
+from moss_vllm.detection.schema import collect_detections
 from moss_vllm.detection.scores import score_detections
 from moss_vllm.training import engines
 from moss_vllm.training.average import WeightAverage
@@ -49,7 +49,7 @@ def test_the_average_is_tested_and_both_are_kept(tester, trained, split, encoder
         folder = tmp_path / str(is_it)
         given = {"header": {"checkpoint": "again"}, "workers": 0, "quiet": True}
         testing.test_detector(tested, split, WINDOWS, PIXELS, folder, **given)
-        expected = score_detections(split, collect(folder, split))
+        expected = score_detections(split, collect_detections(folder, split))
         assert (line == {"step": 5, "score": expected.mean["avg"], **expected.summary()}) == is_it
     assert f"; last {line['score']:.2f} (step 5), best {line['score']:.2f} (step 5), of 1 tests" in (
         capsys.readouterr().out

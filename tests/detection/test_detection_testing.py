@@ -18,7 +18,7 @@ from moss_vllm.detection.decoding import DecodeSettings, decode_windows, merge_w
 from moss_vllm.detection.pixels import PixelSettings, fill_up, read_window
 from moss_vllm.detection.points import pyramid_points
 from moss_vllm.detection.predictions import read_predictions
-from moss_vllm.detection.schema import collect
+from moss_vllm.detection.schema import collect_detections
 from moss_vllm.detection.scores import class_table, score_detections, score_test
 from moss_vllm.detection.windows import windows_to_test
 from moss_vllm.runtime.errors import RunStopped
@@ -62,7 +62,7 @@ def own_lines(folder):
 
 def test_a_videos_detections_are_those_of_its_windows(model, split, tmp_path):
     assert run(model, split, tmp_path) == 0
-    found = collect(tmp_path, split)
+    found = collect_detections(tmp_path, split)
     assert list(found) == list(TEST)
     video = split.videos[0]
     windows = []
@@ -81,7 +81,7 @@ def test_predictions_written_and_read_back_score_the_same(model, split, tmp_path
     run(model, split, tmp_path)
     scores = score_test(tmp_path, split, {"step": 1})
     found = read_predictions(tmp_path / "predictions.json", CLASSES)
-    assert same(found, collect(tmp_path, split))
+    assert same(found, collect_detections(tmp_path, split))
     assert score_detections(split, found) == scores
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["mAP"] == scores.mean and result["failed"] == {} and result["step"] == 1
@@ -96,7 +96,9 @@ def test_predictions_written_and_read_back_score_the_same(model, split, tmp_path
 def test_how_many_windows_at_once_changes_next_to_nothing(model, split, tmp_path, batch_size):
     run(model, split, tmp_path / "one")
     run(model, split, tmp_path / "more", batch_size=batch_size)
-    one, other = (score_detections(split, collect(tmp_path / name, split)) for name in ("one", "more"))
+    one, other = (
+        score_detections(split, collect_detections(tmp_path / name, split)) for name in ("one", "more")
+    )
     assert one.mean == pytest.approx(other.mean, abs=0.5)  # ties may fall another way
 
 
@@ -135,10 +137,10 @@ def test_a_killed_test_goes_on_with_the_videos_that_are_left(model, split, tmp_p
 def test_two_processes_share_the_videos(model, split, tmp_path):
     run(model, split, tmp_path / "whole")
     assert run(model, split, tmp_path / "out", shard=Shard(1, 2)) == 2
-    assert list(collect(tmp_path / "out", split)) == [TEST[1]]
+    assert list(collect_detections(tmp_path / "out", split)) == [TEST[1]]
     assert run(model, split, tmp_path / "out", shard=Shard(0, 2)) == 0
     assert own_lines(tmp_path / "out") == own_lines(tmp_path / "whole")
-    assert same(collect(tmp_path / "out", split), collect(tmp_path / "whole", split))
+    assert same(collect_detections(tmp_path / "out", split), collect_detections(tmp_path / "whole", split))
     assert run(nn.Identity(), split, tmp_path / "none", shard=Shard(5, 6)) == 3  # no video is its own
 
 
@@ -265,4 +267,4 @@ def test_a_line_whose_columns_do_not_fit_is_named(plain, split, tmp_path):
     row["answers"][0]["labels"].pop()
     file.write_text("".join([*lines[:2], json.dumps(row) + "\n", lines[3]]))
     with pytest.raises(ValueError, match=r"jsonl: line 3 is no line of an answer store .*scores and"):
-        collect(tmp_path, split)
+        collect_detections(tmp_path, split)
