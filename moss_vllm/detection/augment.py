@@ -20,7 +20,7 @@ RAND_AUGMENT = ClipRandAugment(
     "rand-m9-n2-p1", {"translate_pct": 0.2, "img_mean": (0, 0, 0), "interpolation": FILTER}
 )
 # What changes a colour, and the ends of its range; 1, and for the hue 0, change nothing.
-COLOURS = (
+COLOUR_CHANGES = (
     (change.adjust_brightness, 0.5, 1.5),
     (change.adjust_contrast, 0.5, 1.5),
     (change.adjust_saturation, 0.5, 1.5),
@@ -39,8 +39,8 @@ def change_frames(frames: np.ndarray, size_px: int, rng: np.random.Generator) ->
     if is_mirrored:
         images = [image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in images]
     images = RAND_AUGMENT(images, rng)
-    for number in rng.permutation(len(COLOURS)):
-        adjust, low, high = COLOURS[number]
+    for number in rng.permutation(len(COLOUR_CHANGES)):
+        adjust, low, high = COLOUR_CHANGES[number]
         value = rng.uniform(low, high)
         images = [adjust(image, value) for image in images]
     return np.stack([np.asarray(image) for image in images])

@@ -68,9 +68,9 @@ def test_flips_and_colours_are_drawn_in_their_ranges(monkeypatch):
     names = ("brightness", "contrast", "saturation", "hue")
     noted = [
         (lambda image, value, name=name: seen.append((name, value)) or image, low, high)
-        for name, (_, low, high) in zip(names, augment.COLOURS, strict=True)
+        for name, (_, low, high) in zip(names, augment.COLOUR_CHANGES, strict=True)
     ]
-    monkeypatch.setattr(augment, "COLOURS", noted)
+    monkeypatch.setattr(augment, "COLOUR_CHANGES", noted)
     monkeypatch.setattr(augment, "RAND_AUGMENT", lambda images, rng: images)
     monkeypatch.setattr(augment, "draw_crop", lambda height, width, rng: (0, 0, width, height))
     frame = window(1, 32, 32)
