@@ -188,9 +188,8 @@ def _(ground):
 @engine.fault("eval/compare.py: tests of a detector", 1, ground="detector_ground")
 def _(ground):
     ground.test()()
-    return partial(
-        load_script(ROOT / "eval" / "compare.py").main, [str(ground.tmp / "run" / "best-test")] * 2
-    )
+    folders = [str(ground.tmp / "run" / "best-test")] * 2
+    return partial(load_script(ROOT / "eval" / "compare.py").main, [*folders, "--names", "one", "other"])
 
 
 # ---- files of predictions
