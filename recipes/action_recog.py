@@ -125,7 +125,7 @@ from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.batches import ActionTrainingSet
 from moss_vllm.recognition.build import build_classifier, full_variant
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
-from moss_vllm.recognition.in_training import BEST, PeriodicTest
+from moss_vllm.recognition.in_training import PeriodicTest
 from moss_vllm.recognition.loss import ClassLoss
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.scores import Accuracy, collect_clips, save_accuracy
@@ -143,9 +143,11 @@ from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.training import engines, start
+from moss_vllm.training.best import BEST
 from moss_vllm.training.loop import train
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.training.run_folder import choose_resume
+from moss_vllm.training.temporal_settings import refused_options_named
 from moss_vllm.video.cache import choose_frame_reader
 
 SCHEDULES = Path(__file__).parent / "configs" / "action_recog.yaml"
@@ -178,7 +180,8 @@ def train_and_test(
         raise ValueError(f"{settings.data}: train and test name other classes; are they of one release?")
     set_seed(settings.seed)
     arguments = model_arguments(settings, len(splits["train"].classes))
-    model = build_model(settings, arguments)
+    with refused_options_named(settings):
+        model = build_classifier(**arguments)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     views = choose_run_views(settings, splits["train"], arguments["variant"], model)
     if settings.start and not resume:
@@ -219,7 +222,7 @@ def train_and_test(
         "read": read,
     }
     keeper = checkpoint.Keeper(model, run)
-    test_model = PeriodicTest(accelerator, model, splits["test"], views, out, save=keeper.save, test=test)
+    test_model = PeriodicTest(accelerator, model, splits["test"], views, out, keeper=keeper, test=test)
     lines = train(
         accelerator,
         ClassLoss(model.to(accelerator.device), test["dtype"], smoothing=settings.smoothing),
@@ -235,7 +238,7 @@ def train_and_test(
     if lines and lines[-1]["step"] < loop.steps:  # stopped by a signal
         accelerator.end_training()
         return None
-    if test_model.last_step() != loop.steps:
+    if test_model.best.last_step() != loop.steps:
         test_model(loop.steps)
     best = checkpoint.load(out / BEST, weights=arguments["weights"], device=accelerator.device)
     header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
@@ -250,19 +253,6 @@ def train_and_test(
         finish(accuracy, out / "test", settings.data, views, best.run["step"])
     accelerator.end_training()
     return accuracy
-
-
-def build_model(settings: ActionRecog, arguments: dict[str, Any]) -> VideoClassifier:
-    """`build_classifier`; ValueError where the temporal module refuses its options."""
-    try:
-        return build_classifier(**arguments)
-    except (TypeError, RuntimeError) as error:  # an unknown keyword, an impossible size
-        if not arguments["temporal_options"]:
-            raise
-        raise ValueError(
-            f"{settings.temporal!r} cannot be built with temporal_options {settings.temporal_options!r} "
-            f"({error}); moss_vllm/core has its arguments"
-        ) from error
 
 
 def choose_run_views(

@@ -50,9 +50,9 @@ from matplotlib.patches import Patch
 
 from moss_vllm.data.actions.groups import find_groups, read_groups
 from moss_vllm.evaluation.comparison import DRAWS, SEED, Difference, measure_difference
-from moss_vllm.recognition.in_training import BEST
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.runtime.provenance import RUN_FILE
+from moss_vllm.training.best import BEST
 
 GAIN, LOSS, PALE = COLOURS[0], COLOURS[5], 0.4
 NAMED = 3

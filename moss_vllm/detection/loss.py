@@ -14,7 +14,7 @@ EPS = 1e-7
 
 
 class DetectionLosses(NamedTuple):
-    """Both losses of a batch, already divided, and its number of positive points."""
+    """Both losses of a batch, and its number of positive points."""
 
     classes: Tensor
     segments: Tensor
@@ -25,7 +25,7 @@ class DetectionLoss(nn.Module):
     """The sums over a batch's points, divided by a moving average of how many of them are positive.
 
     In evaluation mode they are divided by the batch's own number. `normaliser` is part of the state of a run:
-    it is saved with the model.
+    it is saved with the model. A step of several batches divides their `sums` by one `next_divisor`.
 
     Args:
         alpha: weight of positives in the focal loss; negatives have 1 - alpha.
@@ -54,7 +54,23 @@ class DetectionLoss(nn.Module):
     def forward(
         self, levels: Sequence[LevelOutput], segments: Sequence[Tensor], labels: Sequence[Tensor]
     ) -> DetectionLosses:
-        """Losses of a batch of B windows.
+        """Losses of a batch of B windows, divided; arguments as in `sums`."""
+        sums = self.sums(levels, segments, labels)
+        own = sums.positives.clamp(min=1)
+        divisor = self.next_divisor(sums.positives) if self.training else own
+        return DetectionLosses(sums.classes / divisor, sums.segments / divisor, sums.positives)
+
+    @torch.no_grad()
+    def next_divisor(self, positives: int | Tensor) -> Tensor:
+        """The moving average with one more step, of so many positive points."""
+        own = torch.as_tensor(positives).clamp(min=1).to(self.normaliser)
+        self.normaliser.lerp_(own, 1 - self.momentum)
+        return self.normaliser.clone()
+
+    def sums(
+        self, levels: Sequence[LevelOutput], segments: Sequence[Tensor], labels: Sequence[Tensor]
+    ) -> DetectionLosses:
+        """Losses of a batch of B windows, not divided.
 
         Shape:
             segments: for each window (N, 2), start and end of its actions in level-0 steps.
@@ -83,17 +99,7 @@ class DetectionLoss(nn.Module):
         )
         predicted, expected = (decode_segments(points, each) for each in (distances, target_distances))
         segment_sum = diou_loss(predicted[positive], expected[positive]).sum()
-        positives = positive.sum()
-        divisor = self._divisor(positives)
-        return DetectionLosses(class_sum / divisor, segment_sum / divisor, positives)
-
-    @torch.no_grad()
-    def _divisor(self, positives: Tensor) -> Tensor:
-        own = positives.clamp(min=1).to(self.normaliser)
-        if not self.training:
-            return own
-        self.normaliser.lerp_(own, 1 - self.momentum)
-        return self.normaliser.clone()
+        return DetectionLosses(class_sum, segment_sum, positive.sum())
 
 
 def diou_loss(predicted: Tensor, expected: Tensor) -> Tensor:

@@ -82,6 +82,22 @@ def assign_targets(
     return Targets((counts.to(points) @ one_hot).clamp(max=1), distances / stride)
 
 
+def count_positives(
+    mask: Tensor, segments: Tensor, labels: Tensor, *, classes: int, levels: int, radius: float = 1.5
+) -> int:
+    """How many real points of one window are for an action; no prediction is needed to know it.
+
+    Args:
+        mask: (T,), True on real steps.
+        levels: of the pyramid.
+        segments, labels, classes, radius: as in `assign_targets`.
+    """
+    masks = [mask[:: 2**level] for level in range(levels)]
+    points = pyramid_points([len(one) for one in masks])
+    targets = assign_targets(points, segments, labels, classes=classes, radius=radius)
+    return int((torch.cat(masks) & targets.classes.any(dim=1)).sum())
+
+
 def decode_segments(points: Tensor, distances: Tensor) -> Tensor:
     """Start and end, in level-0 steps, from distances in strides.
 

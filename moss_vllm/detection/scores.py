@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from moss_vllm.data.detection.annotation import name_first
 from moss_vllm.data.detection.datasets import DetectionSplit
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, ClassMatches, match_detections
 from moss_vllm.detection.false_positives import FALSE_POSITIVES, PER_ACTION, split_false_positives
-from moss_vllm.detection.predictions import Detections
+from moss_vllm.detection.predictions import Detections, write_predictions
+from moss_vllm.detection.schema import DETECTION_SCHEMA, detections_of
 from moss_vllm.runtime.files import whole_file, write_whole
+from moss_vllm.runtime.line_store import ANSWERS, read_answers
 from moss_vllm.runtime.tables import Cell, Table
 
 AVERAGE = "avg"
@@ -213,11 +215,52 @@ def score_table(name: str, scores: DetectionScores, *, variant: str | None = Non
     return table_8({name: scores.mean}, variant=variant, notes=notes)
 
 
+def class_table(scores: DetectionScores, classes: Sequence[str]) -> Table:
+    """Average precision of each class at each threshold, and its number of actions."""
+    rows = {
+        classes[label]: {
+            "classes": {**_columns(scores.thresholds, np.array(values)), "actions": scores.actions[label]}
+        }
+        for label, values in scores.classes.items()
+    }
+    columns = [*_columns(scores.thresholds, np.zeros(len(scores.thresholds))), "actions"]
+    return Table("AP at temporal IoU by class (%)", {"classes": columns}, rows, rows_are="class")
+
+
+def score_test(folder: Path, split: DetectionSplit, about: Mapping[str, Any]) -> DetectionScores:
+    """Score what all processes stored in `folder`; write predictions.json, result.json and per_class.csv.
+
+    A video that could not be read has no detections, so its actions count as missed.
+
+    Args:
+        about: further entries of result.json, which has a reason for each such video as well.
+
+    Raises: ValueError if no video could be read.
+    """
+    stored = read_answers(folder / ANSWERS, DETECTION_SCHEMA)
+    names = [video.video_id for video in split.videos]
+    failed = {name: stored.failed[name] for name in names if name in stored.failed}
+    if len(failed) == len(names):
+        raise ValueError(
+            f"none of the {len(names):,} videos could be read; the first one: {failed[names[0]]}"
+        )
+    found = detections_of(stored, split)
+    scores = score_detections(split, found)
+    if failed:
+        note = f"videos that could not be read, whose actions count as missed: {len(failed):,}"
+        scores = replace(scores, notes=(f"{note} ({name_first(list(failed))})", *scores.notes))
+    write_predictions(folder / "predictions.json", found, split.classes)
+    save_detection_scores(scores, split, folder, {**about, "failed": failed})
+    return scores
+
+
 def save_detection_scores(
-    scores: DetectionScores, classes: Sequence[str], folder: Path, about: Mapping[str, Any]
+    scores: DetectionScores, split: DetectionSplit, folder: Path, about: Mapping[str, Any]
 ) -> None:
-    """Write result.json and per_class.csv."""
-    write_whole(folder / "result.json", json.dumps({**about, **scores.summary()}, indent=2) + "\n")
+    """Write result.json and per_class.csv; `about` has further entries of the first."""
+    of_split = {"classes": list(split.classes), "split": split.arguments}
+    result = {**about, **of_split, **scores.summary()}
+    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
     with whole_file(folder / "per_class.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file, lineterminator="\n").writerow
         columns = [f"{threshold:g}" for threshold in scores.thresholds]
@@ -225,4 +268,4 @@ def save_detection_scores(
         for label, values in scores.classes.items():
             shares = [f"{value:.2f}" for value in (*values, sum(values) / len(values))]
             kinds = scores.false_positives[label].values()
-            write([label, classes[label], *shares, scores.actions[label], *kinds])
+            write([label, split.classes[label], *shares, scores.actions[label], *kinds])

@@ -16,6 +16,7 @@ import numpy as np
 
 from moss_vllm.data.detection.annotation import Action
 from moss_vllm.data.detection.datasets import DetectionVideo
+from moss_vllm.video.frames import BadVideo
 
 MAX_DRAWS = 200
 
@@ -112,10 +113,15 @@ def windows_to_test(video: DetectionVideo, n_frames: int, settings: WindowSettin
     Args:
         n_frames: of the file.
 
-    Raises: ValueError if the file ends before a window starts.
+    Raises: BadVideo if the file ends before a window starts.
     """
     starts = window_starts(_steps_of(video.frames, settings), settings, settings.test_overlap)
     return [_place(video, n_frames, settings, start, settings.steps) for start in starts]
+
+
+def count_test_windows(video: DetectionVideo, settings: WindowSettings) -> int:
+    """The number of `windows_to_test`, whatever the file has."""
+    return len(window_starts(_steps_of(video.frames, settings), settings, settings.test_overlap))
 
 
 def windows_to_validate(video: DetectionVideo, n_frames: int, settings: WindowSettings) -> list[VideoWindow]:
@@ -212,10 +218,9 @@ def _place(
     """The window of up to `length` steps from `start`, filled up to the settings' size."""
     steps = min(start + length, _steps_of(n_frames, settings))
     if steps <= start:
-        raise ValueError(
-            f"{video.path}: window at frame {start * settings.stride:,}, the file has {n_frames:,} frames, "
-            f"its annotation {video.frames:,} ({video.video_id}); use the video that was annotated"
-        )
+        reason = f"window at frame {start * settings.stride:,}, the file has {n_frames:,} frames, its "
+        reason += f"annotation {video.frames:,} ({video.video_id})"
+        raise BadVideo(video.path, reason, "use the video that was annotated")
     indices = np.minimum(start + np.arange(settings.steps), steps - 1) * settings.stride
     return VideoWindow(
         start_frame=start * settings.stride,

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from moss_vllm.data.actions.datasets import ActionClip, ActionSplit
 from moss_vllm.data.rows import Rejected
-from moss_vllm.recognition.augment import ClipRandAugment
 from moss_vllm.recognition.frame_choice import draw_indices, spread_indices
 from moss_vllm.recognition.views import ViewSettings, evaluation_views, training_views
 from moss_vllm.training.row_order import PlacedRow
 from moss_vllm.video.clip import read_frames
 from moss_vllm.video.frames import BadVideo
+from moss_vllm.video.rand_augment import ClipRandAugment
 
 NO_LABEL = -100  # what torch's cross entropy ignores
 Example = tuple[str, Tensor, Tensor]

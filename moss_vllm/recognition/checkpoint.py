@@ -17,15 +17,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from moss_vllm.recognition.build import build_classifier, find_preset
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
-from moss_vllm.runtime.errors import RunStopped
-from moss_vllm.runtime.files import read_json, readable
-from moss_vllm.runtime.provenance import RUN_FILE, faults, fingerprint, versions
+from moss_vllm.runtime.provenance import RUN_FILE
+from moss_vllm.runtime.trained_weights import (
+    read_record,
+    read_trained,
+    refuse_other_bits,
+    refuse_other_encoder,
+    refuse_unfit,
+    step_name,
+    write_record,
+    write_trained,
+)
 
 WEIGHTS_FILE = "classifier.safetensors"
 NEEDED = ("model", "encoder_fingerprint", "classes", "views", "data")
@@ -57,10 +63,8 @@ def save(
 ) -> None:
     """Write the folder's files; `run["model"]` holds the arguments of `build_classifier`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / WEIGHTS_FILE)
-    readable(folder / WEIGHTS_FILE)
-    record = {**run, "encoder_fingerprint": encoder_fingerprint(model), "versions": versions()}
-    (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+    write_trained(folder / WEIGHTS_FILE, state)
+    write_record(folder, run, model)
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,7 @@ class Keeper:
 
     def check(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """RunStopped unless the weights on disk are those of `state`, bit for bit."""
-        weights = load_file(folder / WEIGHTS_FILE)
-        wrong = [
-            name
-            for name in sorted(weights.keys() | state.keys())
-            if name not in weights or name not in state or not torch.equal(weights[name], state[name])
-        ]
-        if wrong:
-            raise RunStopped(
-                f"{folder / WEIGHTS_FILE} differs from the weights in memory in {', '.join(wrong[:5])}; do "
-                "not use it, and check the disk"
-            )
+        refuse_other_bits(folder / WEIGHTS_FILE, state)
 
 
 def load(
@@ -120,8 +114,7 @@ def load(
             f"{folder / RUN_FILE}: its model cannot be built ({error}); use a whole checkpoint"
         ) from error
     restore(folder, model)
-    step = folder.name if folder.name.startswith("step-") else folder.parent.name
-    return LoadedClassifier(model.to(device).eval(), run, step)
+    return LoadedClassifier(model.to(device).eval(), run, step_name(folder))
 
 
 def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> None:
@@ -132,46 +125,20 @@ def restore(folder: Path, model: VideoClassifier, *, but_head: bool = False) -> 
 
     Raises: as `load`.
     """
-    run, file = read_run(folder), folder / WEIGHTS_FILE
-    if (own := encoder_fingerprint(model)) != run["encoder_fingerprint"]:
-        raise ValueError(
-            f"{folder} was trained beside other weights of {model.encoder_name} (fingerprint "
-            f"{run['encoder_fingerprint']}, these have {own}); pass those with --weights"
-        )
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file}: cannot be read ({error}); use another checkpoint") from error
+    file = folder / WEIGHTS_FILE
+    refuse_other_encoder(folder, read_run(folder), model, model.encoder_name)
+    weights = read_trained(file)
     head = re.compile(rf"^{re.escape(model.head_name)}\.")
     if but_head:
         weights = {name: value for name, value in weights.items() if not head.match(name)}
     expected = {
         name: value for name, value in model.trained_state().items() if not (but_head and head.match(name))
     }
-    if wrong := faults(weights, expected):
-        raise ValueError(f"{file}: {wrong}; use a checkpoint of this classifier, whole")
+    refuse_unfit(file, weights, expected, "classifier")
     model.load_state_dict(weights, strict=False)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The run.json of a checkpoint.
-
-    Raises:
-        FileNotFoundError: the folder holds no checkpoint.
-        ValueError: run.json cannot be read, or lacks a field of NEEDED.
-    """
-    for name in (RUN_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder}: no {name}; name a folder that recipes/action_recog.py wrote (step-NNNNNN or best)"
-            )
-    run = read_json(folder / RUN_FILE)
-    if missing := [name for name in NEEDED if name not in run]:
-        raise ValueError(f"{folder / RUN_FILE}: has no {', '.join(missing)}; is it of a classifier?")
-    return run
-
-
-def encoder_fingerprint(model: VideoClassifier) -> str:
-    """A digest of the frozen encoder's weights; the same for all models whose encoder trains."""
-    trained = set(model.trained_names())
-    return fingerprint({name: value for name, value in model.state_dict().items() if name not in trained})
+    """The run.json of a checkpoint; raises as `read_record`."""
+    kind: dict[str, Any] = {"kind": "classifier", "recipe": "action_recog.py"}
+    return read_record(folder, files=(WEIGHTS_FILE,), needed=NEEDED, **kind)

@@ -1,8 +1,6 @@
 """Tests of a classifier while it trains; the best checkpoint so far is kept."""
 
 import dataclasses
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +8,13 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from moss_vllm.data.actions.datasets import ActionSplit
-from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.scores import Accuracy, collect_clips
 from moss_vllm.recognition.testing import score_clips
 from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.screen import say
-from moss_vllm.training.run_folder import put_in_place
-
-BEST = "best"
+from moss_vllm.training.best import BestSoFar
+from moss_vllm.training.loop import CheckpointKeeper
 
 
 class PeriodicTest:
@@ -33,7 +29,7 @@ class PeriodicTest:
         split: the clips to test on.
         views: the run's; number of clips, crops and test scale are replaced.
         out: the run's folder.
-        save: called with a folder, the trained state and the step, to write a checkpoint.
+        keeper: writes the checkpoints.
         test: further arguments of `score_clips`.
     """
 
@@ -45,11 +41,11 @@ class PeriodicTest:
         views: ViewSettings,
         out: Path,
         *,
-        save: Callable[..., None],
+        keeper: CheckpointKeeper,
         test: dict[str, Any],
     ) -> None:
         self.accelerator, self.model, self.split, self.out = accelerator, model, split, out
-        self.save, self.test = save, test
+        self.best, self.test = BestSoFar(out, keeper), test
         # Scaled as in training, as the authors' code does: K400 and Diving48 to 256, of which 224 are cut.
         self.views = dataclasses.replace(views, clips=1, crops=1, test_scale=views.train_scale)
 
@@ -70,32 +66,8 @@ class PeriodicTest:
 
     def keep(self, step: int, accuracy: Accuracy) -> None:
         """Log the scores; write OUT/best if no earlier test scored as high."""
-        score = accuracy.main(self.split.dataset)
-        earlier = {line["step"]: line["score"] for line in self.lines()}
-        # OUT/best may be missing (killed while it was replaced) or from a step that this run no longer has
-        # (resumed from an earlier one): then it is written anew.
-        if self.best_step() not in earlier or score > max(earlier.values()):
-            unfinished = self.out / f".{BEST}.unfinished"
-            self.save(unfinished, self.model.trained_state(), step)
-            put_in_place(unfinished, self.out / BEST)
-        line = {"step": step, "score": score, **accuracy.summary()}
-        with (self.out / "evals.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.accelerator.log(
-            {f"test/{name}": line[name] for name in ("top1", "top5", "class_mean")}, step=step
-        )
+        summary = accuracy.summary()
+        self.best.add(step, accuracy.main(self.split.dataset), summary)
+        values = {f"test/{name}": summary[name] for name in ("top1", "top5", "class_mean")}
+        self.accelerator.log(values, step=step)
         say(f"step {step}, one view each: {accuracy}", flush=True)
-
-    def lines(self) -> list[dict[str, Any]]:
-        """The tests so far; a resumed run drops those after its checkpoint."""
-        file = self.out / "evals.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-    def best_step(self) -> int:
-        """The step of OUT/best; 0 if there is none."""
-        folder = self.out / BEST
-        return int(checkpoint.read_run(folder)["step"]) if folder.is_dir() else 0
-
-    def last_step(self) -> int:
-        """The step of the last test; 0 if there is none."""
-        return max((line["step"] for line in self.lines()), default=0)

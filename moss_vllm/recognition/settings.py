@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from moss_vllm.data.actions.datasets import ANNOTATION_FILES, DATASETS, ActionSplit, read_action
 from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, ensure_mini_actions
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS, find_views
@@ -16,6 +14,7 @@ from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.training.loop import Loop
 from moss_vllm.training.settings import accumulate_for, refuse
+from moss_vllm.training.temporal_settings import parse_temporal
 from moss_vllm.video.decoders import check_decoder
 
 MINI_DATA = "mini"
@@ -118,35 +117,14 @@ def choose_views(
 
 
 def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
-    """The arguments of `build_classifier`, in types that json keeps.
-
-    Raises:
-        ValueError: temporal layers or options that cannot be parsed.
-    """
-    layers, options = settings.temporal_layers, settings.temporal_options
+    """The arguments of `build_classifier`, in types that json keeps; raises as `parse_temporal`."""
     views = find_views(settings.data, settings.protocol, settings.variant)
-    try:
-        numbers = None if layers is None else [int(layer) for layer in layers.split(",")]
-        if numbers and len(set(numbers)) < len(numbers):
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"temporal_layers is {layers!r}; write different layers as '4' or '4,6'") from None
-    try:
-        parsed = {} if options is None else yaml.safe_load(options)
-        if not isinstance(parsed, dict):
-            raise ValueError(f"it holds a {type(parsed).__name__}")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"temporal_options is {options!r:.200} ({error}); write them as '{{orders: [1, 2]}}'"
-        ) from error
     return {
         "host": settings.host,
         "variant": settings.variant,
         "backbone": settings.backbone,
         "classes": classes,
-        "temporal": settings.temporal,
-        "temporal_layers": numbers,
-        "temporal_options": parsed,
+        **parse_temporal(settings),
         "weights": settings.weights
         if settings.weights in ("pretrained", "random")
         else str(Path(settings.weights).absolute()),

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from moss_vllm.recognition.augment import ClipRandAugment, draw_box, grey
+from moss_vllm.recognition.augment import draw_box, grey
 from moss_vllm.recognition.frame_choice import SAMPLINGS
 from moss_vllm.video.frames import scaled_size
+from moss_vllm.video.rand_augment import ClipRandAugment
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

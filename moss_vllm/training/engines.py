@@ -165,14 +165,35 @@ def _enabled(section: Any) -> bool:
     return isinstance(section, dict) and section.get("enabled") is True
 
 
-def backward(accelerator: Accelerator, objective: nn.Module, loss: Tensor, *, last: bool) -> None:
+def loss_scaler(accelerator: Accelerator, dtype: torch.dtype | None) -> torch.amp.GradScaler | None:
+    """What multiplies the loss so that float16 can hold its gradients; None for other formats.
+
+    Raises:
+        ValueError: an engine that scales its gradients itself, or shards them.
+    """
+    if dtype != torch.float16:
+        return None
+    if (engine := name(accelerator)) not in ("one process", "DDP"):
+        raise ValueError(f"--precision fp16 does not go with {engine}; use bf16, or one process or DDP")
+    return torch.amp.GradScaler(accelerator.device.type)
+
+
+def backward(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    loss: Tensor,
+    *,
+    last: bool,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
     """Add the gradient of `loss`; at the `last` micro-batch, sum the gradients over the processes."""
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         engine = cast(Any, objective)
         engine.set_gradient_accumulation_boundary(is_boundary=last)
         engine.backward(loss * accelerator.num_processes, scale_wrt_gas=False)
     else:
-        (loss * accelerator.num_processes).backward()
+        loss = loss * accelerator.num_processes
+        (loss if scaler is None else scaler.scale(loss)).backward()
 
 
 def accumulating(accelerator: Accelerator, objective: nn.Module, *, last: bool) -> Any:
@@ -189,8 +210,12 @@ def step(
     clip_norm: float,
     *,
     by_group: bool,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[float, dict[str, float]]:
     """Clip the gradient and update the weights; a gradient that is not finite is used under ZeRO only.
+
+    Args:
+        scaler: that scaled the losses; a gradient that is not finite halves its scale.
 
     Returns: the L2 norm of the gradient before clipping, and with `by_group` the norm of each group.
     """
@@ -201,6 +226,8 @@ def step(
         norms = _norms(groups, safe_get_full_grad) if by_group else {}
         engine.step()
         return float(engine.get_global_grad_norm() or 0.0), norms
+    if scaler:
+        scaler.unscale_(cast(Any, optimizer).optimizer)
     norms = _norms(groups, lambda parameter: parameter.grad)
     total = sum(norm**2 for norm in norms.values()) ** 0.5
     if math.isfinite(total):
@@ -208,6 +235,8 @@ def step(
             for parameter in (p for members in groups.values() for p in members if p.grad is not None):
                 cast(Tensor, parameter.grad).mul_(factor)
         optimizer.step()
+    if scaler:
+        scaler.update()
     optimizer.zero_grad()
     return total, norms if by_group else {}
 

@@ -21,6 +21,7 @@ from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.screen import plain
 from moss_vllm.runtime.signals import stop_asked
 from moss_vllm.training import engines, run_folder, run_state
+from moss_vllm.training.optim import warmup_cosine
 from moss_vllm.training.reading import Batches
 from moss_vllm.training.row_order import RowOrder, StepBatches
 from moss_vllm.training.run_log import RunLog
@@ -36,6 +37,7 @@ class Loop:
     accumulate: int = 1
     warmup_share: float = 0.03
     floor: float = 0.0  # rates at the end, as a share of their peaks
+    schedule: Callable[[int, float], float] | None = None  # rates by step and peak, in place of those two
     clip_norm: float = 1.0
     save_every: int = 250
     keep: int | None = None  # newest checkpoints; None keeps all
@@ -45,6 +47,13 @@ class Loop:
     seed: int = 0
     max_bad_share: float = 0.005
     unit: str = "tokens"  # that a batch's `read` counts
+
+    def rate(self, step: int, peak: float) -> float:
+        """The learning rate of step number `step`, counted from 0, where its peak is `peak`."""
+        if self.schedule:
+            return self.schedule(step, peak)
+        warmup = max(1, round(self.warmup_share * self.steps))
+        return peak * warmup_cosine(step, total=self.steps, warmup=warmup, floor=self.floor)
 
 
 class RowDataset(Protocol):
@@ -106,6 +115,17 @@ class Objective(nn.Module):
     def autocast(self, device: torch.device) -> Any:
         """The context of all that may be computed in `dtype`."""
         return torch.autocast(device.type, self.dtype) if self.dtype else nullcontext()
+
+    def divisor(self, terms: int) -> float:
+        """What the sum of a step's losses is divided by; every process calls it once before the step.
+
+        Args:
+            terms: the batches' `count`, over all processes.
+        """
+        return max(1, terms)
+
+    def after_step(self) -> None:
+        """What follows each step; every process calls it."""
 
 
 @dataclass
@@ -186,7 +206,9 @@ def train(
         keeper.restore(resume)
     learner = Learner(accelerator, objective, groups, loop, out)
     if resume:
-        run_state.load_state(accelerator, learner.objective, learner.optimizer, resume / "state")
+        run_state.load_state(
+            accelerator, learner.objective, learner.optimizer, resume / "state", learner.scaler
+        )
     if started:
         started()
     if accelerator.is_main_process:
@@ -249,7 +271,9 @@ def _save(
         accelerator,
         out / f"step-{step:06d}",
         save=lambda part: keeper.save(part, state, step),
-        save_state=lambda part: run_state.save_state(accelerator, learner.objective, learner.optimizer, part),
+        save_state=lambda part: run_state.save_state(
+            accelerator, learner.objective, learner.optimizer, part, learner.scaler
+        ),
         progress={
             "step": step,
             "rejected": counts.rejected,

@@ -104,7 +104,13 @@ class RunLog:
         }
         for name in ("lr", "grad_norms"):
             scalars |= {f"{name}/{group}": value for group, value in line.get(name, {}).items()}
-        self.accelerator.log(scalars, step=line["step"])
+        self.accelerator.log({k: v for k, v in scalars.items() if v is not None}, step=line["step"])
+        if line.get("skipped"):
+            say(
+                f"step {line['step']} changed no weight: its gradient exceeds float16 at a loss scale of "
+                f"{line['loss_scale']:g}, which is halved",
+                flush=True,
+            )
         if line["step"] % self.every == 0 and self.progress.disable:
             seconds = sum(one["seconds"] for one in self.recent) / len(self.recent)
             remaining_min = (self.steps - line["step"]) * seconds / 60

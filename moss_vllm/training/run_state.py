@@ -1,8 +1,10 @@
 """What a resumed run needs besides the weights: the optimizer's state and the random states of each process.
 
-state/random-RANK.safetensors, state/optimizer.safetensors; under DeepSpeed ZeRO's own files in state/zero
+state/random-RANK.safetensors, state/optimizer.safetensors; under DeepSpeed ZeRO's own files in state/zero;
+in float16 state/loss_scale.json
 """
 
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -30,13 +32,20 @@ from moss_vllm.training import engines
 
 ZERO_FOLDER = "zero"
 OPTIMIZER_FILE = "optimizer.safetensors"
+SCALE_FILE = "loss_scale.json"
 FULL = StateDictOptions(full_state_dict=True)
 # What torch, numpy, random and safetensors raise for a state that is damaged or has another shape.
 UNREADABLE = (OSError, SafetensorError, RuntimeError, LookupError, ValueError, TypeError)
 
 
-def save_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Write the optimizer's and the random states; every process must call it."""
+def save_state(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: Any,
+    folder: Path,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Write the optimizer's and the random states, and the loss scale; every process must call it."""
     rank = accelerator.process_index
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_random_state(), folder / f"random-{rank}.safetensors")
@@ -55,10 +64,18 @@ def save_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, f
         flat = {f"{name}/{key}": t.contiguous() for name, one in named.items() for key, t in one.items()}
         save_file(flat, folder / OPTIMIZER_FILE)
         readable(folder / OPTIMIZER_FILE)
+        if scaler:
+            (folder / SCALE_FILE).write_text(json.dumps(scaler.state_dict()) + "\n")
 
 
-def load_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, folder: Path) -> None:
-    """Restore what `save_state` wrote.
+def load_state(
+    accelerator: Accelerator,
+    objective: nn.Module,
+    optimizer: Any,
+    folder: Path,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Restore what `save_state` wrote; a run that was not in float16 before begins with a new loss scale.
 
     Raises:
         ValueError: another number of processes or another kind of engine wrote it, or it cannot be read.
@@ -81,6 +98,8 @@ def load_state(accelerator: Accelerator, objective: nn.Module, optimizer: Any, f
                 cast(Any, objective).load_checkpoint(str(folder), ZERO_FOLDER, load_module_strict=False)
         else:
             _load_optimizer(objective, optimizer.optimizer, load_file(folder / OPTIMIZER_FILE))
+            if scaler and (folder / SCALE_FILE).is_file():
+                _load_scale(scaler, folder / SCALE_FILE)
         _restore_random_state(load_file(folder / f"random-{accelerator.process_index}.safetensors"))
     except UnpicklingError as error:  # torch's own message advises to load the file anyway
         raise ValueError(
@@ -111,6 +130,15 @@ def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, save
     for name, one in state["state"].items():
         one.update({key: saved[f"{name}/{key}"] for key in one})
     set_optimizer_state_dict(objective, optimizer, state, options=FULL)
+
+
+def _load_scale(scaler: torch.amp.GradScaler, file: Path) -> None:
+    own, saved = scaler.state_dict(), json.loads(file.read_text())
+    if {name: type(value) for name, value in saved.items()} != {k: type(v) for k, v in own.items()}:
+        raise ValueError(f"{SCALE_FILE} holds other values than {', '.join(own)}")
+    if not 0 < saved["scale"] < 2**64:
+        raise ValueError(f"{SCALE_FILE} has the scale {saved['scale']}")
+    scaler.load_state_dict(saved)
 
 
 @contextmanager

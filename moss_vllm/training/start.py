@@ -97,13 +97,19 @@ def show_parameters(console: Screen, parameters: Sequence[Sequence[Any]]) -> Non
     console.print(rows)
 
 
-def plan_disk(model: nn.Module, out: Path, loop: Loop, resume: Path | None) -> dict[str, int]:
-    """Bytes of a checkpoint (float32 weights and Adam's two states), their number, and bytes free."""
+def plan_disk(
+    model: nn.Module, out: Path, loop: Loop, resume: Path | None, *, copies: int = 3
+) -> dict[str, int]:
+    """Bytes of a checkpoint, the number of checkpoints, and bytes free.
+
+    Args:
+        copies: float32 numbers per trained one: it, and Adam's two states of it.
+    """
     first = step_of(resume) if resume else 0
     count = math.ceil((loop.steps - first) / loop.save_every)
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     return {
-        "checkpoint": 12 * sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "checkpoint": 4 * copies * sum(p.numel() for p in model.parameters() if p.requires_grad),
         # While the newest is written there is one more.
         "checkpoints": count if loop.keep is None else min(count, loop.keep + 1),
         "free": shutil.disk_usage(nearest).free,

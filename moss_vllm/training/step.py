@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from moss_vllm.data.rows import Rejected
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.training import engines
-from moss_vllm.training.optim import warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,11 @@ class Learner:
         out: Path,
     ) -> None:
         self.accelerator, self.loop, self.out = accelerator, loop, out
-        self.model: nn.Module = objective.model
+        self.unwrapped, self.model = objective, objective.model
+        self.scaler = engines.loss_scaler(accelerator, objective.dtype)
         group_of = {id(p): group["name"] for group in groups for p in group["params"]}
         trained = {name: group_of[id(p)] for name, p in self.model.named_parameters() if p.requires_grad}
-        self.rates = {group["name"]: group["initial_lr"] for group in groups}
-        self.peaks = [group["initial_lr"] for group in groups]
+        self.peaks = [(group["name"], group["initial_lr"]) for group in groups]
         self.objective, self.optimizer = engines.wrap(
             accelerator,
             objective,
@@ -115,40 +114,51 @@ class Learner:
     def learn(self, step: int, rows: StepRows) -> dict[str, Any]:
         """Forward, backward and update of step number `step`, counted from 0.
 
-        Returns: `loss`, `grad_norm`, `lr` of each group, and `grad_norms` in steps that are shown.
+        Returns: `loss`, `grad_norm`, `lr` of each group, and `grad_norms` in steps that are shown; in float16
+        also `loss_scale`, and whether the step was `skipped`.
 
         Raises:
             RunStopped: a loss or gradient that is not finite (its rows are written to the run's folder), or
                 a trained parameter that the first backward pass does not reach.
         """
         loop, accelerator = self.loop, self.accelerator
-        warmup = max(1, round(loop.warmup_share * loop.steps))
-        factor = warmup_cosine(step, total=loop.steps, warmup=warmup, floor=loop.floor)
-        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
+        for group, (_, peak) in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = loop.rate(step, peak)
+        divisor = self.unwrapped.divisor(rows.terms)
         total = torch.zeros((), device=accelerator.device)
         for number, batch in enumerate(rows.micro_batches, start=1):
             last = number == loop.accumulate
             batch = {key: value.to(accelerator.device) for key, value in batch.items()}
             with engines.accumulating(accelerator, self.objective, last=last):
                 loss = self.objective(**batch)
-                engines.backward(accelerator, self.objective, loss / max(1, rows.terms), last=last)
+                engines.backward(accelerator, self.objective, loss / divisor, last=last, scaler=self.scaler)
             total += loss.detach()
         if self.hooks:
             check_every_gradient(self.unreached, self.hooks)
             self.hooks = []
-        mean_loss = float(cast(Tensor, accelerator.reduce(total, "sum"))) / max(1, rows.terms)
+        mean_loss = float(cast(Tensor, accelerator.reduce(total, "sum"))) / divisor
         self._check_finite(mean_loss, "loss", step + 1, rows.row_ids)
         by_group = (step + 1) % loop.log_every == 0
+        scale = self.scaler.get_scale() if self.scaler else 0.0
         norm, norms = engines.step(
-            accelerator, self.objective, self.optimizer, self.groups, loop.clip_norm, by_group=by_group
+            accelerator,
+            self.objective,
+            self.optimizer,
+            self.groups,
+            loop.clip_norm,
+            by_group=by_group,
+            scaler=self.scaler,
         )
-        self._check_finite(norm, "gradient", step + 1, rows.row_ids)
+        skipped = scale >= 1 and not np.isfinite(norm)  # the scale was too large, and is halved now
+        if not skipped:
+            self._check_finite(norm, "gradient", step + 1, rows.row_ids)
+        self.unwrapped.after_step()
         return {
             "loss": mean_loss,
-            "grad_norm": norm,
-            **({"grad_norms": norms} if by_group else {}),
-            "lr": {name: rate * factor for name, rate in self.rates.items()},
+            "grad_norm": None if skipped else norm,
+            **({"grad_norms": norms} if by_group and not skipped else {}),
+            "lr": {name: loop.rate(step, peak) for name, peak in self.peaks},
+            **({"loss_scale": scale, "skipped": skipped} if self.scaler else {}),
         }
 
     def _check_finite(self, value: float, what: str, step: int, row_ids: Sequence[str]) -> None:

@@ -99,7 +99,22 @@ def _open_video(path: str, folder_fps: float = 1.0) -> Iterator[_Video]:
         yield _Video(path, Index(np.arange(len(names)) / folder_fps, len(names) / folder_fps), names, None)
         return
     with open_file(path) as container:
-        yield _Video(path, index_frames(path, container), [], container)
+        yield _Video(path, _index_of(path, container), [], container)
+
+
+_known: dict[tuple[object, ...], Index] = {}  # the index of one file, by its state
+
+
+def _index_of(path: str, container: av.container.InputContainer) -> Index:
+    """The index of an open file; the last one is kept, as a detector's test reads a video in parts."""
+    state = os.stat(path)
+    key = (path, state.st_ino, state.st_size, state.st_mtime_ns)
+    index = _known.get(key)
+    if index is None:
+        index = index_frames(path, container)
+        _known.clear()
+        _known[key] = index
+    return index
 
 
 def read_clip(
@@ -153,6 +168,15 @@ def read_frames(
         shown, order = unique_frames(choose(n_frames), n_frames)
         frames = video.read(shown, partial(scaled_size, scale=scale), decoder)
     return frames if np.array_equal(order, np.arange(len(shown))) else frames[order]
+
+
+def count_shown(path: str | os.PathLike[str]) -> int:
+    """The number of frames that a file or folder shows; of a damaged one, those that are left.
+
+    Raises: BadVideo for what cannot be opened.
+    """
+    with _open_video(os.fspath(path)) as video:
+        return len(video.index.frame_times_s)
 
 
 def choose_frames(

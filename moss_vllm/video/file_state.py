@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from moss_vllm.runtime.errors import UnusableData
 from moss_vllm.video.frames import BadVideo, list_images
 
 PIECES, PIECE_BYTES = 16, 64 * 1024  # spread evenly over a larger file
@@ -49,18 +50,18 @@ def tell_change(path: str | os.PathLike[str], earlier: Mapping[str, Any]) -> str
 def refuse_others(
     paths: Mapping[str, str | os.PathLike[str]], earlier: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Raise ValueError naming each of `paths` whose file is not the one in `earlier`; both are by video."""
+    """Raise UnusableData naming each of `paths` whose file is not the one in `earlier`; both are by video."""
     changes = {
         video: (path, tell_change(path, earlier[video])) for video, path in paths.items() if video in earlier
     }
     lines = [f"  {video}: {path} {change}" for video, (path, change) in changes.items() if change]
     if lines:
         more = [f"  and {len(lines) - _NAMED} more"] if len(lines) > _NAMED else []
-        raise ValueError(
-            "\n".join(
-                [f"videos that changed since they were asked about: {len(lines)}", *lines[:_NAMED], *more]
-            )
-            + "\nput the earlier files back, or evaluate again with --overwrite, or into another --out"
+        raise UnusableData(
+            f"videos that changed since they were asked about: {len(lines)}",
+            *lines[:_NAMED],
+            *more,
+            "put the earlier files back, or evaluate again with --overwrite, or into another --out",
         )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.runtime.errors import RunStopped
+from moss_vllm.runtime.trained_weights import differing
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.adapter import trained_state
 from moss_vllm.vlm.base import autocast
@@ -59,14 +60,7 @@ def verify(folder: Path, model: PeftModel, state: Mapping[str, Tensor], reloaded
     Raises:
         RunStopped: something differs.
     """
-    reloaded_state = trained_state(reloaded)
-    wrong = [
-        name
-        for name in sorted(reloaded_state.keys() | state.keys())
-        if name not in reloaded_state
-        or name not in state
-        or not _same_bits(reloaded_state[name], state[name])
-    ]
+    wrong = differing(trained_state(reloaded), state)
     was, now = _makeup(model), _makeup(reloaded)
     wrong += [f"{name} {now[name]} (was {was[name]})" for name in was if was[name] != now[name]]
     if wrong:
@@ -75,10 +69,6 @@ def verify(folder: Path, model: PeftModel, state: Mapping[str, Tensor], reloaded
             f"{folder} does not reload to the model that was saved: it differs in {', '.join(wrong[:5])}"
             f"{more}; do not use it, and report it with its run.json"
         )
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
 
 
 def _makeup(model: PeftModel) -> dict[str, Any]:

@@ -10,7 +10,10 @@ from types import SimpleNamespace
 import pytest
 from action_layouts import DATASETS, TINY, write_layout
 from detection_layouts import write_thumos
+from detection_runs import flags as detection_flags
+from detection_runs import small_detectors
 from launching import ROOT, as_flags, load_script
+from tiny_detector import write_checkpoint, write_encoder, write_videos
 
 from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.vlm import checkpoint
@@ -165,4 +168,84 @@ def detection_ground(tmp_path):
         file=file,
         videos=tmp_path / "thumos" / "raw_data" / "video",
         read=partial(partial, read_detection, "thumos14", tmp_path / "thumos", "test"),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_detection(tmp_path_factory):
+    """A small THUMOS-14 with videos, and a detector's checkpoint as run/best; not to be changed."""
+    root = tmp_path_factory.mktemp("detection")
+    write_videos(root / "thumos")
+    write_checkpoint(root / "run" / "best", root / "thumos", write_encoder(root / "videomae"))
+    return root
+
+
+@pytest.fixture
+def detector_ground(tiny_detection, tmp_path):
+    """A copy of `tiny_detection`, and a function that tests the checkpoint."""
+    tester = load_script(ROOT / "eval" / "detection.py")
+    for name in ("thumos", "run"):
+        shutil.copytree(tiny_detection / name, tmp_path / name)
+
+    def test(**flags):
+        given = {"ckpt": tmp_path / "run" / "best", "root": tmp_path / "thumos", "workers": 0, **flags}
+        given |= {"device": "cpu"}
+        return partial(
+            tester.main,
+            [
+                word.replace("<tmp>", str(tmp_path))
+                for word in as_flags({name: value for name, value in given.items() if value is not None})
+            ],
+        )
+
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path, "encoder": tiny_detection / "videomae"},
+        best=tmp_path / "run" / "best",
+        file=tmp_path / "thumos" / "annotations" / "thumos_14_anno.json",
+        videos=tmp_path / "thumos" / "raw_data" / "video",
+        test=test,
+    )
+
+
+@pytest.fixture(scope="session")
+def detection_recipe():
+    return load_script(ROOT / "recipes" / "detection.py")
+
+
+@pytest.fixture
+def small_detector():
+    """Every detector that names no sizes is a small one."""
+    with small_detectors():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained_detection(detection_recipe, tiny_detection, tmp_path_factory):
+    """The folder of a run of two steps; not to be changed."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    out = tmp_path_factory.mktemp("trained") / "run"
+    with small_detectors():
+        detection_recipe.main(detection_flags(tiny_detection / "thumos", tiny_detection / "videomae", out))
+    return out
+
+
+@pytest.fixture
+def detection_run_ground(request, tiny_detection, tmp_path, detection_recipe, small_detector, one_process):
+    """A copy of the small THUMOS-14, and a function that trains on it."""
+    shutil.copytree(tiny_detection / "thumos", tmp_path / "thumos")
+
+    def train(**given):
+        known = {"root": tmp_path / "thumos", "encoder": tiny_detection / "videomae", "out": tmp_path / "run"}
+        return partial(detection_recipe.main, detection_flags(**{**known, **given}))
+
+    def finished_run():
+        return shutil.copytree(request.getfixturevalue("trained_detection"), tmp_path / "run")
+
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path, "encoder": tiny_detection / "videomae"},
+        videos=tmp_path / "thumos" / "raw_data" / "video",
+        train=train,
+        finished_run=finished_run,
     )

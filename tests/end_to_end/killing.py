@@ -7,6 +7,7 @@ the script itself, as its own main program.
 import json
 import multiprocessing
 import os
+import random
 import runpy
 import signal
 import sys
@@ -20,7 +21,12 @@ from moss_vllm.training.run_folder import latest_checkpoint
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["moss_vllm.vlm.start_report", "moss_vllm.recognition.build", "moss_vllm.evaluation.asking"]
+    [
+        "moss_vllm.vlm.start_report",
+        "moss_vllm.recognition.build",
+        "moss_vllm.detection.objective",
+        "moss_vllm.evaluation.asking",
+    ]
 )
 CLOCK = {"memory_gib", "seconds", "waited_s", "elapsed_s"}  # what a log's line has of the machine
 
@@ -74,6 +80,57 @@ def kill_once(reached, process, folder, wait_s=0.0):
     assert process.exitcode == -signal.SIGKILL
 
 
+def is_saving(out, first, steps, of_a_test):
+    """A checkpoint is being written, after one that this life has written whole."""
+    return latest_checkpoint(out) != first and any(out.glob(".step-*.unfinished"))
+
+
+def is_keeping_the_best(out, first, steps, of_a_test):
+    return any(out.glob(".best.unfinished")) or latest_checkpoint(out) != first
+
+
+def is_testing(out, first, steps, of_a_test):
+    """The model in training has been tested on a part of the rows."""
+    tested = sorted(out.glob("evals/step-*/answers/*.jsonl"))
+    news = tested and int(tested[-1].parts[-3][5:]) > steps
+    return bool(news) and 2 <= tested[-1].read_bytes().count(b"\n") < of_a_test
+
+
+def is_training(out, first, steps, of_a_test):
+    return trained_steps(out) > steps + 1
+
+
+def is_far(out, steps):
+    """So much is done in this life that others would find nothing left."""
+    return trained_steps(out) > steps + 9
+
+
+MOMENTS = (is_saving, is_keeping_the_best, is_testing, is_training)
+
+
+def kill_ten_times(script, argv, out, folder, *, of_a_test, prepare=None):
+    """Kill a run at moments of all kinds; each life goes on from the one before.
+
+    Args:
+        of_a_test: lines that a whole test in training has on disk.
+
+    Returns: how many kills left a folder half-written.
+    """
+    rng, left = random.Random(0), 0
+    for number in range(10):
+        first, steps = latest_checkpoint(out), saved_steps(out)
+        process = begin(script, argv, folder, prepare)
+        latest = time.monotonic() + rng.uniform(0, 3)  # every fifth time any moment
+
+        def reached(kind=number % 5, first=first, steps=steps, latest=latest):
+            at = time.monotonic() > latest if kind == 4 else MOMENTS[kind](out, first, steps, of_a_test)
+            return at or is_far(out, steps)
+
+        kill_once(reached, process, folder, rng.uniform(0, 0.01))
+        left += bool(list(out.glob(".*.unfinished")))
+    return left
+
+
 def saved_steps(out):
     last = latest_checkpoint(out)
     return int(last.name[5:]) if last else 0
@@ -87,8 +144,7 @@ def trained_steps(out):
 def weights(out):
     """Everything of the last checkpoint that must not depend on what happened before it."""
     last = latest_checkpoint(out)
-    (trained,) = last.glob("*.safetensors")
-    files = {"": trained}
+    files = {path.stem: path for path in last.glob("*.safetensors")}
     files |= {name: last / "state" / f"{name}.safetensors" for name in ("optimizer", "random-0")}
     return {f"{part} {k}": v for part, file in files.items() for k, v in load_file(file).items()}
 

@@ -10,7 +10,6 @@ stands beside the tolerance.
 import hashlib
 import json
 import os
-import random
 import signal
 import time
 from functools import partial
@@ -23,8 +22,8 @@ from killing import (
     check_whole,
     finish,
     kill_once,
+    kill_ten_times,
     outputs,
-    saved_steps,
     trained_steps,
 )
 from launching import ROOT, free_port, launch, logged, start
@@ -109,47 +108,9 @@ def lines(file):
 # ---- kills
 
 
-def is_saving(out, first, steps):
-    """A checkpoint is being written, after one that this life has written whole."""
-    return latest_checkpoint(out) != first and any(out.glob(".step-*.unfinished"))
-
-
-def is_keeping_the_best(out, first, steps):
-    return any(out.glob(".best.unfinished")) or latest_checkpoint(out) != first
-
-
-def is_testing(out, first, steps):
-    """The model in training has been tested on a part of the clips."""
-    tested = sorted(out.glob("evals/step-*/answers/*.jsonl"))
-    news = tested and int(tested[-1].parts[-3][5:]) > steps
-    return bool(news) and 2 <= tested[-1].read_bytes().count(b"\n") < 13
-
-
-def is_training(out, first, steps):
-    return trained_steps(out) > steps + 1
-
-
-def is_far(out, steps):
-    """So much is done in this life that others would find nothing left."""
-    return trained_steps(out) > steps + 9
-
-
-MOMENTS = (is_saving, is_keeping_the_best, is_testing, is_training)
-
-
 def test_eleven_kills_end_as_a_run_without_any(argv, straight, tmp_path):
-    out, rng, left = tmp_path / "run", random.Random(0), 0
-    for number in range(10):
-        first, steps = latest_checkpoint(out), saved_steps(out)
-        process = begin(SCRIPT, argv(out), tmp_path)
-        latest = time.monotonic() + rng.uniform(0, 3)  # every fifth time any moment
-
-        def reached(number=number, first=first, steps=steps, latest=latest):
-            at = time.monotonic() > latest if number % 5 == 4 else MOMENTS[number % 5](out, first, steps)
-            return at or is_far(out, steps)
-
-        kill_once(reached, process, tmp_path, rng.uniform(0, 0.01))
-        left += bool(list(out.glob(".*.unfinished")))
+    out = tmp_path / "run"
+    left = kill_ten_times(SCRIPT, argv(out), out, tmp_path, of_a_test=13)
     assert left >= 2  # kills that left a folder half-written
     assert 0 < int(latest_checkpoint(out).name[5:]) < STEPS and not (out / "finished").exists()
     process = begin(SCRIPT, argv(out), tmp_path)  # and one in the last test, of which some clips are done

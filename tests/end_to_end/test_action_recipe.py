@@ -18,6 +18,7 @@ from moss_vllm.recognition.build import build_classifier
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.runtime.line_store import read_answers
+from moss_vllm.runtime.trained_weights import encoder_fingerprint
 from moss_vllm.training.settings import parse
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -303,7 +304,7 @@ def test_each_host_trains(recipe, layouts, tmp_path, host):
     # The encoder is in the checkpoint where it trains, and has a fingerprint where it does not.
     names = load_file(tmp_path / "run" / "best" / WEIGHTS).keys()
     assert ("vit.blocks.0.attn.qkv.weight" in names) == (host == "full")
-    assert (loaded.run["encoder_fingerprint"] == checkpoint.encoder_fingerprint(loaded.model)) and len(
+    assert (loaded.run["encoder_fingerprint"] == encoder_fingerprint(loaded.model)) and len(
         loaded.run["encoder_fingerprint"]
     ) == 16
 

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from moss_vllm.data.actions.datasets import ActionClip, ActionSplit, read_action
 from moss_vllm.data.rows import Rejected
 from moss_vllm.recognition import batches
-from moss_vllm.recognition.augment import ClipRandAugment
 from moss_vllm.recognition.batches import ActionTestSet, ActionTrainingSet
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.recognition.frame_choice import draw_indices
@@ -22,6 +21,7 @@ from moss_vllm.recognition.views import ViewSettings, evaluation_views, training
 from moss_vllm.training.row_order import PlacedRow, RowOrder, StepBatches
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import read_frames
+from moss_vllm.video.rand_augment import ClipRandAugment
 
 PLAIN = ViewSettings(frames=4, size_px=16, train_scale=24, test_scale=16, flip=0.0)
 

@@ -10,13 +10,8 @@ from safetensors.torch import load_file, save_file
 from moss_vllm.encoders.image import open_encoder
 from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.build import HOSTS, build_classifier
-from moss_vllm.recognition.checkpoint import (
-    WEIGHTS_FILE,
-    encoder_fingerprint,
-    load,
-    restore,
-    save,
-)
+from moss_vllm.recognition.checkpoint import WEIGHTS_FILE, load, restore, save
+from moss_vllm.runtime.trained_weights import encoder_fingerprint
 
 MINI = {"variant": "mini", "classes": 3, "weights": "random", "frames": 2, "image_size": 28}
 

@@ -1,4 +1,4 @@
-"""Owns: a classifier in training is tested with one view per clip, and the best checkpoint is kept."""
+"""Owns: a classifier in training is tested with one view per clip; what decides which is best."""
 
 import json
 from types import SimpleNamespace
@@ -7,13 +7,13 @@ import pytest
 
 from moss_vllm.data.actions.datasets import ActionSplit
 from moss_vllm.recognition import checkpoint
-from moss_vllm.recognition.in_training import BEST, PeriodicTest
+from moss_vllm.recognition.in_training import PeriodicTest
 from moss_vllm.recognition.scores import Accuracy, collect_clips
 from moss_vllm.recognition.settings import choose_views
 from moss_vllm.recognition.testing import score_clips
 from moss_vllm.recognition.views import CLIP_MEAN, CLIP_STD, ViewSettings
 from moss_vllm.training import engines
-from moss_vllm.training.run_folder import tidy
+from moss_vllm.training.best import BEST
 
 
 def row(label, correct):
@@ -22,12 +22,9 @@ def row(label, correct):
 
 @pytest.fixture
 def tester(split, classifier, tmp_path, one_process):
-    def save(folder, state, step):
-        run = {"model": {}, "classes": [], "views": {}, "data": "list", "step": step}
-        checkpoint.save(folder, classifier, run, state=state)
-
+    run = {"model": {}, "classes": [], "views": {}, "data": "list"}
     settings = ViewSettings(frames=2, size_px=14, train_scale=24, test_scale=24)
-    given = {"save": save, "test": {"workers": 0, "batch_size": 4}}
+    given = {"keeper": checkpoint.Keeper(classifier, run), "test": {"workers": 0, "batch_size": 4}}
     return PeriodicTest(engines.start(), classifier, split, settings, tmp_path, **given)
 
 
@@ -44,21 +41,11 @@ def test_one_view_is_scaled_as_in_the_authors_code(split, tmp_path):
         ("ssv2", (256, 320), (256, 320)),
     ):
         views = choose_views(data, "paper", "b", {}, encoder)
-        shown = PeriodicTest(None, None, split, views, tmp_path, save=None, test={}).views
+        shown = PeriodicTest(None, None, split, views, tmp_path, keeper=None, test={}).views
         assert (shown.test_scale, shown.size_px, shown.clips, shown.crops) == (scale, 224, 1, 1)
         assert choose_views(data, "paper", "b", {"crops": 1}, encoder).test_scale == one_crop
     halved = choose_views("diving48", "paper", "b", {"crops": 1, "size_px": 112}, encoder)
     assert (halved.test_scale, halved.size_px) == (128, 112)
-
-
-def test_the_best_is_kept_and_of_two_as_good_the_first(tester, tmp_path):
-    wanted = []
-    for step, right in enumerate((1, 3, 2, 3, 4), start=1):
-        tester.keep(step, Accuracy([row(0, index < right) for index in range(4)]))
-        wanted.append(kept(tmp_path))
-    assert wanted == [1, 2, 2, 2, 5]
-    assert [line["score"] for line in tester.lines()] == [25.0, 75.0, 50.0, 75.0, 100.0]
-    assert tester.last_step() == 5 and not list(tmp_path.glob(".*"))
 
 
 def test_for_finegym_the_mean_over_classes_decides(tester, split, tmp_path):
@@ -72,25 +59,11 @@ def test_for_finegym_the_mean_over_classes_decides(tester, split, tmp_path):
         assert kept(tmp_path) == best
 
 
-def test_a_best_that_is_gone_or_of_steps_the_run_has_left_is_replaced(tester, tmp_path):
-    good, bad = Accuracy([row(0, True)]), Accuracy([row(0, False)])
-    tester.keep(1, bad)
-    tester.keep(2, good)
-    tidy(tmp_path, 1)  # goes on from step 1
-    assert [line["step"] for line in tester.lines()] == [1] and kept(tmp_path) == 2
-    tester.keep(3, bad)
-    assert kept(tmp_path) == 3
-    (tmp_path / BEST).rename(tmp_path / f".{BEST}.old.unfinished")  # killed between two renamings
-    tidy(tmp_path, 3)
-    tester.keep(4, bad)
-    assert kept(tmp_path) == 4 and not list(tmp_path.glob(".*"))
-
-
 def test_a_periodic_test_shows_one_view_and_drops_what_a_killed_run_left(tester, split, classifier, tmp_path):
     classifier.train()
     tester(5)
     assert not classifier.training
-    (line,) = tester.lines()
+    (line,) = tester.best.lines()
     one_view = ViewSettings(frames=2, size_px=14, train_scale=24, test_scale=24, clips=1, crops=1)
     how = {"header": {"checkpoint": "again"}, "workers": 0, "batch_size": 4}
     expected = score_clips(classifier, split, one_view, tmp_path / "again", **how)
@@ -101,4 +74,4 @@ def test_a_periodic_test_shows_one_view_and_drops_what_a_killed_run_left(tester,
     whole = file.read_text()
     file.write_text(whole.replace('"correct": false', '"correct": true')[:-50])  # of other weights, cut short
     tester(5)
-    assert file.read_text() == whole and tester.lines() == [line, line]
+    assert file.read_text() == whole and tester.best.lines() == [line, line]

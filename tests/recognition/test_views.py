@@ -10,10 +10,11 @@ from drawing import RAND, rng
 from PIL import Image
 
 from moss_vllm.recognition import augment, views
-from moss_vllm.recognition.augment import ClipRandAugment, grey
+from moss_vllm.recognition.augment import grey
 from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.recognition.frame_choice import draw_indices
 from moss_vllm.recognition.views import CLIP_MEAN, CLIP_STD, ViewSettings, evaluation_views, training_views
+from moss_vllm.video.rand_augment import ClipRandAugment
 
 PLAIN = ViewSettings(frames=4, size_px=16, train_scale=24, test_scale=16, flip=0.0)
 

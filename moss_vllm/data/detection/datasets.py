@@ -9,7 +9,7 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +26,8 @@ from moss_vllm.data.detection.annotation import (
     read_videos,
 )
 from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
-from moss_vllm.video.frames import BadVideo, list_images
-from moss_vllm.video.packets import index_frames
+from moss_vllm.video.clip import count_shown
+from moss_vllm.video.frames import BadVideo
 
 DETECTION_DATASETS = ("thumos14", "json")
 DETECTION_SPLITS = ("train", "test")
@@ -89,6 +89,7 @@ class DetectionSplit:
         missing: annotated videos that are not on disk.
         notes: what was left out, or kept against expectation, one sentence each.
         file: the annotation file.
+        arguments: those of `read_detection`, but for `split`, that read the same videos again; for json.
     """
 
     dataset: str
@@ -98,6 +99,7 @@ class DetectionSplit:
     missing: tuple[Rejected, ...]
     notes: tuple[str, ...]
     file: str
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def actions(self) -> int:
@@ -126,6 +128,7 @@ def read_detection(
     classes: str | os.PathLike[str] | None = None,
     subset: str | None = None,
     allow_missing: bool = False,
+    find_videos: bool = True,
 ) -> DetectionSplit:
     """Read one split of THUMOS-14 or of the user's own json.
 
@@ -140,6 +143,8 @@ def read_detection(
             without that the labels of the json in alphabetical order.
         subset: the json's name of this split, if not one of SUBSETS.
         allow_missing: leave videos that are not on disk out instead of raising.
+        find_videos: look for the videos. Scores do not need them: without, all have the path "", and those
+            without a frame count have 0 frames.
 
     Raises: BadRow or BadRows (ValueErrors) for a file that is missing or has another form, an unknown class
     or subset, and segments that cannot be meant; MissingVideo for videos that are not on disk, unless
@@ -164,7 +169,9 @@ def read_detection(
     if not any(video.actions for video in listed):
         raise BadRow(str(path), "file", f"no video to {split} with has an action", "check the subsets")
     folders = [Path(folder) for folder in videos] or [root / folder for folder in DETECTION_FOLDERS]
-    found = _find_files(listed, folders, str(path), named=bool(videos))
+    found = dict.fromkeys((video.video_id for video in listed), "")
+    if find_videos:
+        found = _find_files(listed, folders, str(path), named=bool(videos))
     missing = [video.video_id for video in listed if video.video_id not in found]
     if missing and not (allow_missing and found):
         raise _missing(str(path), missing, len(listed), folders)
@@ -182,6 +189,14 @@ def read_detection(
         ),
         notes=notes.lines(),
         file=str(path),
+        arguments={
+            "data": data,
+            "root": os.path.abspath(root),
+            "annotation": None if annotation is None else os.path.abspath(annotation),
+            "videos": [os.path.abspath(folder) for folder in videos],
+            "classes": None if classes is None else os.path.abspath(classes),
+            "subset": subset,
+        },
     )
 
 
@@ -274,12 +289,11 @@ def _missing(file: str, missing: Sequence[str], total: int, folders: Sequence[Pa
 def _with_frames(video: ListedVideo, path: str, file: str, notes: Notes) -> DetectionVideo:
     """The video with the frame count of its file, where the annotation has none."""
     frames = video.frames
-    if frames is None:
+    if frames is None and path:
         try:
-            is_folder = os.path.isdir(path)
-            frames = len(list_images(path) if is_folder else index_frames(path).frame_times_s)
+            frames = count_shown(path)
         except BadVideo as error:
             reason = f"has no 'frame', and its frames cannot be counted: {error.path}: {error.reason}"
             raise BadRow(file, f"video {video.video_id!r}", reason, error.remedy) from None
         notes.count("videos without 'frame' and 'fps', whose files were counted", video.video_id)
-    return DetectionVideo(video.video_id, path, video.duration_s, frames, video.actions)
+    return DetectionVideo(video.video_id, path, video.duration_s, frames or 0, video.actions)

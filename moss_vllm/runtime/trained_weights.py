@@ -1,0 +1,125 @@
+"""A checkpoint beside a frozen encoder: files of trained weights, and the record of how they were made.
+
+The encoder is not saved. It is opened again by its name, or from its file, and must have the weights of the
+record's fingerprint.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from moss_vllm.runtime.errors import RunStopped
+from moss_vllm.runtime.files import read_json, readable
+from moss_vllm.runtime.provenance import RUN_FILE, faults, fingerprint, versions
+
+
+class BesideEncoder(Protocol):
+    """A model with a frozen encoder."""
+
+    def state_dict(self) -> Any:
+        """Tensors by name."""
+        ...
+
+    def trained_names(self) -> tuple[str, ...]:
+        """Names of those that are not frozen."""
+        ...
+
+
+def encoder_fingerprint(model: BesideEncoder) -> str:
+    """A digest of the frozen encoder's weights; the same for all models whose encoder trains."""
+    trained = set(model.trained_names())
+    return fingerprint({name: value for name, value in model.state_dict().items() if name not in trained})
+
+
+def refuse_other_encoder(folder: Path, run: Mapping[str, Any], model: BesideEncoder, encoder: str) -> None:
+    """ValueError unless the model's frozen encoder, called `encoder` in errors, is the checkpoint's."""
+    was, own = run["encoder_fingerprint"], encoder_fingerprint(model)
+    if own != was:
+        raise ValueError(
+            f"{folder} was trained beside other weights of {encoder} (fingerprint {was}, these have {own}); "
+            "pass those with --weights"
+        )
+
+
+def write_trained(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors."""
+    save_file({name: value.contiguous() for name, value in state.items()}, file)
+    readable(file)
+
+
+def read_trained(file: Path) -> dict[str, Tensor]:
+    """Read tensors from safetensors; ValueError for a file that cannot be read."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); use another checkpoint") from error
+
+
+def refuse_unfit(
+    file: Path, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], kind: str
+) -> None:
+    """ValueError unless the weights of a file are like the `expected` ones of a model, a `kind` of it."""
+    if wrong := faults(weights, expected):
+        raise ValueError(f"{file}: {wrong}; use a checkpoint of this {kind}, whole")
+
+
+def refuse_other_bits(file: Path, state: Mapping[str, Tensor]) -> None:
+    """RunStopped unless the weights on disk are those of `state`, bit for bit."""
+    if wrong := differing(load_file(file), state):
+        raise RunStopped(
+            f"{file} differs from the weights in memory in {', '.join(wrong[:5])}; do not use it, and check "
+            "the disk"
+        )
+
+
+def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that only one has, or whose types or numbers are not the same."""
+
+    def same(first: Tensor, second: Tensor) -> bool:
+        return first.dtype == second.dtype and torch.equal(first.cpu(), second.cpu())
+
+    names = sorted(one.keys() | other.keys())
+    return [name for name in names if not (name in one and name in other and same(one[name], other[name]))]
+
+
+def write_record(folder: Path, run: Mapping[str, Any], model: BesideEncoder) -> None:
+    """Write run.json: `run`, the encoder's fingerprint and versions."""
+    record = {**run, "encoder_fingerprint": encoder_fingerprint(model), "versions": versions()}
+    (folder / RUN_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_record(
+    folder: Path, *, files: Sequence[str], needed: Sequence[str], kind: str, recipe: str
+) -> dict[str, Any]:
+    """The run.json of a checkpoint.
+
+    Args:
+        files: that are beside it.
+        needed: fields of run.json.
+        kind: of the model, for errors.
+        recipe: that writes such checkpoints.
+
+    Raises:
+        FileNotFoundError: the folder holds no checkpoint.
+        ValueError: run.json cannot be read, or lacks a field.
+    """
+    for name in (RUN_FILE, *files):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder}: no {name}; name a folder that recipes/{recipe} wrote (step-NNNNNN or best)"
+            )
+    run = read_json(folder / RUN_FILE)
+    if missing := [name for name in needed if name not in run]:
+        raise ValueError(f"{folder / RUN_FILE}: has no {', '.join(missing)}; is it of a {kind}?")
+    return run
+
+
+def step_name(folder: Path) -> str:
+    """A checkpoint's name: step-NNNNNN, or that of its run for another folder such as `best`."""
+    return folder.name if folder.name.startswith("step-") else folder.parent.name
