@@ -249,7 +249,8 @@ def train_and_test(
     accelerator.wait_for_everyone()
     scores = None
     if accelerator.is_main_process:
-        about = {"data": settings.data, "step": identity["step"], "size_px": pixels.size_px}
+        about = {"checkpoint": header["checkpoint"], "variant": settings.variant, "data": settings.data}
+        about |= {"step": identity["step"], "size_px": pixels.size_px}
         scores = score_test(out / "test", splits["test"], about)
         finish(scores, settings, identity["step"], out / "test", test_model.best.report())
     accelerator.end_training()
