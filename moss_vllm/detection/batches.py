@@ -1,6 +1,7 @@
 """Videos of a split as a detector trains on them: a random window of each, with its actions."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 from moss_vllm.data.detection.datasets import DetectionSplit
 from moss_vllm.data.rows import Rejected
 from moss_vllm.detection.augment import change_frames
-from moss_vllm.detection.pixels import PixelSettings, fill_up, read_placed
+from moss_vllm.detection.pixels import PixelSettings, cut_square, fill_up, read_placed
 from moss_vllm.detection.points import count_positives
 from moss_vllm.detection.windows import VideoWindow, WindowSettings, draw_window
 from moss_vllm.training.row_order import PlacedRow
@@ -78,7 +79,8 @@ class DetectionTrainingSet:
             )
         except BadVideo as error:
             return Rejected(video.video_id, str(error))
-        changed = change_frames(frames, self.pixels.size_px, rng)
+        change = partial(change_frames, rng=rng) if self.pixels.augment else cut_square
+        changed = change(frames, self.pixels.size_px)
         return Example(video.video_id, window, fill_up(changed, window))
 
     def collate(self, rows: Sequence[Example | Rejected]) -> dict[str, Any]:
