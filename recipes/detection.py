@@ -6,7 +6,8 @@
     python eval/detection.py --ckpt runs/detection/best --root DATA/thumos-14
 
 Datasets: thumos14 as OpenTAD and ActionFormer distribute it; `json`, a file of your own in the same format
-(docs/detection.md); `mini`, drawn by this repository. Settings that are left out follow AdaTAD's configuration (configs/detection.yaml).
+(docs/detection.md); `mini`, drawn by this repository. Settings that are left out follow AdaTAD's
+configuration (configs/detection.yaml).
 
     average mAP (tIoU 0.3:0.7)   AdaTAD, published   AdaTAD, the paper's run   with MOSS
     VideoMAE-B                   71.5                71.4                      72.2
@@ -54,9 +55,7 @@ class Detection:
     out: str = setting("runs/detection", "where checkpoints and logs go")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
-    variant: str | None = setting(
-        None, "s, b, l, mini (default: b; with --data mini: mini)", heading="model"
-    )
+    variant: str | None = setting(None, "s, b, l, mini (default: b; with --data mini: mini)", heading="model")
     encoder: str | None = setting(
         None, "another video encoder: videomae_s, _b, _l, a hub id or a folder (default: the variant's)"
     )

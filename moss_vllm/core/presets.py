@@ -255,8 +255,9 @@ DETECTION_L = DetectionPreset(
     paper=(88.1, 84.5, 77.6, 67.7, 52.8, 74.1),
 )
 
-# The miniature, which trains on `data/world/untrimmed.py` in minutes. Its encoder has random weights, wide enough
-# that a token is more of its pixels than of its place: similarities of tokens follow what moves.
+# The miniature, which trains on `data/world/untrimmed.py` in minutes. Its encoder has random weights, larger
+# than transformers draws them: a token is then more of its pixels than of its place, and similarities of
+# tokens follow what moves.
 MINI_VIDEOMAE = {  # transformers' names
     "image_size": 64,
     "patch_size": 16,

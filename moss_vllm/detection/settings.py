@@ -67,7 +67,9 @@ def open_split(settings: Any, split: Literal["train", "test"]) -> DetectionSplit
     if data == MINI_DATA:
         given = ("videos", "annotation", "train_subset", "subset", "allow_missing")
         if wrong := [name for name in given if getattr(settings, name)]:
-            raise ValueError(f"data is {data!r}, drawn whole with its own files; leave out {', '.join(wrong)}")
+            raise ValueError(
+                f"data is {data!r}, drawn whole with its own files; leave out {', '.join(wrong)}"
+            )
         return read_detection(data, draw_untrimmed(settings.root or UNTRIMMED_ROOT), split)
     if settings.root is None:
         raise ValueError(

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moss_vllm.data.world.actions import ROUND, Motion, Still, draw_still, render_action
+from moss_vllm.data.world.actions import ROUND, Motion, draw_still, render_action
 from moss_vllm.data.world.drawing import DIRECTIONS
 from moss_vllm.runtime.files import read_json, whole_file, write_whole
 from moss_vllm.runtime.progress import show_progress
@@ -47,16 +47,17 @@ SPEED_PX = 4  # from one frame to the next; in tubelets of 2 frames at stride 2 
 SIDE_FRAMES = 8  # from one turn to the next
 VIDEO_S, ACTION_S, BACKGROUND_S = (30.0, 60.0), (2.0, 5.0), (1.5, 5.0)
 
-UNTRIMMED_CLASSES = (
-    "the camera moves left",
-    "the camera moves right",
-    "one moves left",
-    "one moves right",
-    "one goes round clockwise",
-    "one goes round anticlockwise",
-    "both move together",
-    "both move against each other",
-)
+# Class -> group; a class's id is its place here.
+UNTRIMMED_CLASSES = {
+    "the camera moves left": "camera",
+    "the camera moves right": "camera",
+    "one moves left": "direction",
+    "one moves right": "direction",
+    "one goes round clockwise": "order",
+    "one goes round anticlockwise": "order",
+    "both move together": "relation",
+    "both move against each other": "relation",
+}
 BACKGROUND = (
     "the camera moves up or down",
     "one moves up or down",
@@ -132,7 +133,8 @@ def draw_untrimmed(root: str | os.PathLike[str] = UNTRIMMED_ROOT, size: Untrimme
         size = UntrimmedSize(**existing)
     elif existing != asdict(size):
         raise ValueError(
-            f"{root} holds untrimmed videos of {existing}, not {asdict(size)}; remove it or name another folder"
+            f"{root} holds untrimmed videos of {existing}, not {asdict(size)}; remove it or name another "
+            "folder"
         )
     size = size or UntrimmedSize()
     write_whole(settings, json.dumps({**asdict(size), "format": FORMAT}, indent=2) + "\n")
@@ -176,7 +178,7 @@ def plan_split(split: str, size: UntrimmedSize) -> list[UntrimmedVideo]:
     """The videos of a split. Each class, and each kind of background, is there as often, give or take one."""
     part = list(SUBSETS).index(split)
     rng = np.random.default_rng((size.seed, part))
-    actions, background = _deal(rng, UNTRIMMED_CLASSES), _deal(rng, BACKGROUND)
+    actions, background = _deal(rng, list(UNTRIMMED_CLASSES)), _deal(rng, BACKGROUND)
     subset, prefix = SUBSETS[split]
     count = size.train_videos if split == "train" else size.test_videos
     return [
