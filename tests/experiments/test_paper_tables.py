@@ -74,7 +74,6 @@ def test_rows_of_table_8_are_models_of_its_recipe(tmp_path, data):
     assert names == ["detection-none", "detection-stss1", "detection-moss", "detection-moss-one_frame"]
 
 
-
 def test_on_the_miniature_modules_are_as_large_beside_moss_as_in_the_paper():
     def millions(variant, settings):
         options = yaml.safe_load(settings.get("temporal_options", "{}"))
