@@ -122,14 +122,17 @@ from accelerate.utils import set_seed
 
 from moss_vllm.core.presets import DETECTORS
 from moss_vllm.detection import checkpoint
+from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.batches import DetectionTrainingSet
 from moss_vllm.detection.build import build_adatad
 from moss_vllm.detection.in_training import PeriodicTest
+from moss_vllm.detection.memory import estimate_memory, memory_table
 from moss_vllm.detection.objective import DetectionObjective
 from moss_vllm.detection.rates import rate_table
 from moss_vllm.detection.schema import DETECTION_SCHEMA
 from moss_vllm.detection.scores import PAPER_TABLE_8, DetectionScores, score_table, score_test
 from moss_vllm.detection.settings import (
+    MINI_DATA,
     check_settings,
     choose_sizes,
     model_arguments,
@@ -200,6 +203,7 @@ def train_and_test(
         show(record, tuple(model.temporal_names))
         if dry_run:
             show_settings_and_batch(record, dataset)
+            show_memory(record, model, loop.batch_size)
     if dry_run:
         return None
     start.refuse_full_disk(record["disk"], out)
@@ -285,13 +289,12 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
     span = "chunks of it" if settings["in_chunks"] else "the whole window"
     console.print(record["encoder"])
     console.print(f"AdaTAD {settings['variant']}; {settings['temporal']} {place}, on {span}")
-    sizes = {160: "AdaTAD's code has 160", 224: "the paper has 224"}
-    told = sizes.get(record["pixels"]["size_px"], "AdaTAD's code has 160, the paper 224")
+    sizes = "" if settings["data"] == MINI_DATA else " (AdaTAD's code has 160, the paper 224)"
     console.print(
         f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {record['steps']} "
         f"steps of {record['clips_a_step']} windows of {windows['steps']} frames, every {windows['stride']}, "
-        f"{record['pixels']['size_px']} px ({told}); rates fall over {settings['schedule_epochs']} epochs, "
-        f"training ends after {settings['epochs']}"
+        f"{record['pixels']['size_px']} px{sizes}; rates fall over "
+        f"{settings['schedule_epochs']} epochs, training ends after {settings['epochs']}"
     )
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])
@@ -299,10 +302,18 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
 
 def show_settings_and_batch(record: dict[str, Any], dataset: DetectionTrainingSet) -> None:
     """Print what a dry run shows more: every setting, and the shapes of a batch."""
-    values = record["settings"] | record["windows"] | record["pixels"]
-    say(*(f"{name}: {value}" for name, value in values.items()), sep="\n")
+    sizes = {f"{kind} {name}": v for kind in ("windows", "pixels") for name, v in record[kind].items()}
+    say(*(f"{name}: {value}" for name, value in (record["settings"] | sizes).items()), sep="\n")
     for name, value in dataset.collate([dataset[index] for index in range(min(2, len(dataset)))]).items():
         say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
+
+
+def show_memory(record: dict[str, Any], model: AdaTAD, windows: int) -> None:
+    """Print what a step of this size takes in each process."""
+    sizes: dict[str, Any] = {"frames": record["windows"]["steps"], "size_px": record["pixels"]["size_px"]}
+    memory = estimate_memory(model, windows=windows, **sizes, precision=record["settings"]["precision"])
+    head = f"{windows} windows at {sizes['size_px']} px"
+    Screen().print(memory_table({head: memory}, title="memory of a step in each process, estimated"))
 
 
 def drop_other_test(folder: Path, identity: dict[str, Any]) -> None:

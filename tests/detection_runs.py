@@ -1,6 +1,7 @@
 """Runs of recipes/detection.py on the small THUMOS-14 of `tiny_detector`, with a small detector."""
 
 import json
+from contextlib import contextmanager
 
 from detection_layouts import CLASSES, REMOVED, TEST, VALIDATION, annotations
 from launching import as_flags
@@ -18,6 +19,17 @@ WITHOUT_MOSS = {"temporal": "none", "temporal_layers": None, "temporal_options":
 def shrink_detector():
     """Have every detector of this process that names no sizes be a small one."""
     Detector.__init__.__kwdefaults__.update(SIZES)
+
+
+@contextmanager
+def small_detectors():
+    """`shrink_detector` within a `with`."""
+    before = dict(Detector.__init__.__kwdefaults__)
+    shrink_detector()
+    try:
+        yield
+    finally:
+        Detector.__init__.__kwdefaults__.update(before)
 
 
 def flags(root, encoder, out, **settings):

@@ -34,13 +34,14 @@ def check_settings(settings: Any) -> None:
         if not getattr(settings, name) > 0
     ]
     if settings.temporal == "none" and settings.temporal_layers is not None:
-        wrong.append(f"temporal_layers is {settings.temporal_layers!r} with temporal 'none', which has none")
+        layers = settings.temporal_layers
+        wrong.append(f"temporal_layers is {layers!r} with temporal 'none'; leave one of the two out")
     if settings.cache_gib is not None and not settings.cache:
         wrong.append("cache_gib limits what is added to cache, which is not given; leave it out")
     if settings.schedule_epochs < settings.epochs:
         wrong.append(
-            f"schedule_epochs is {settings.schedule_epochs}, below epochs, {settings.epochs}; the rates fall "
-            "over at least as many epochs as are trained"
+            f"schedule_epochs is {settings.schedule_epochs}, below epochs, {settings.epochs}; raise it, the "
+            "rates fall over at least as many epochs as are trained"
         )
     refuse(
         settings,

@@ -134,12 +134,10 @@ def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, save
 
 def _load_scale(scaler: torch.amp.GradScaler, file: Path) -> None:
     own, saved = scaler.state_dict(), json.loads(file.read_text())
-    whole = {name for name, value in own.items() if isinstance(value, int)}
-    if saved.keys() != own.keys() or not all(
-        type(value) is int if name in whole else isinstance(value, float) and 0 < value < 2**64
-        for name, value in saved.items()
-    ):
-        raise ValueError(f"{SCALE_FILE} holds {saved}, not numbers like {own}")
+    if {name: type(value) for name, value in saved.items()} != {k: type(v) for k, v in own.items()}:
+        raise ValueError(f"{SCALE_FILE} holds other values than {', '.join(own)}")
+    if not 0 < saved["scale"] < 2**64:
+        raise ValueError(f"{SCALE_FILE} has the scale {saved['scale']}")
     scaler.load_state_dict(saved)
 
 

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 from action_layouts import DATASETS, TINY, write_layout
 from detection_layouts import write_thumos
+from detection_runs import flags as detection_flags
+from detection_runs import small_detectors
 from launching import ROOT, as_flags, load_script
 from tiny_detector import write_checkpoint, write_encoder, write_videos
 
@@ -203,4 +205,47 @@ def detector_ground(tiny_detection, tmp_path):
         file=tmp_path / "thumos" / "annotations" / "thumos_14_anno.json",
         videos=tmp_path / "thumos" / "raw_data" / "video",
         test=test,
+    )
+
+
+@pytest.fixture(scope="session")
+def detection_recipe():
+    return load_script(ROOT / "recipes" / "detection.py")
+
+
+@pytest.fixture
+def small_detector():
+    """Every detector that names no sizes is a small one."""
+    with small_detectors():
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained_detection(detection_recipe, tiny_detection, tmp_path_factory):
+    """The folder of a run of two steps; not to be changed."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    out = tmp_path_factory.mktemp("trained") / "run"
+    with small_detectors():
+        detection_recipe.main(detection_flags(tiny_detection / "thumos", tiny_detection / "videomae", out))
+    return out
+
+
+@pytest.fixture
+def detection_run_ground(request, tiny_detection, tmp_path, detection_recipe, small_detector, one_process):
+    """A copy of the small THUMOS-14, and a function that trains on it."""
+    shutil.copytree(tiny_detection / "thumos", tmp_path / "thumos")
+
+    def train(**given):
+        known = {"root": tmp_path / "thumos", "encoder": tiny_detection / "videomae", "out": tmp_path / "run"}
+        return partial(detection_recipe.main, detection_flags(**{**known, **given}))
+
+    def finished_run():
+        return shutil.copytree(request.getfixturevalue("trained_detection"), tmp_path / "run")
+
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path, "encoder": tiny_detection / "videomae"},
+        videos=tmp_path / "thumos" / "raw_data" / "video",
+        train=train,
+        finished_run=finished_run,
     )

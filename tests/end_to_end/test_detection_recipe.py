@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from detection_layouts import CLASSES, REMOVED, TEST, VALIDATION
-from detection_runs import SIZES, WITHOUT_MOSS, flags, write_quirks
+from detection_runs import WITHOUT_MOSS, flags, write_quirks
 from launching import ROOT, load_script, logged
 from safetensors.torch import load_file
 from tiny_detector import write_encoder
@@ -14,21 +14,20 @@ from tiny_detector import write_encoder
 from moss_vllm.core.presets import DETECTORS
 from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.detection import checkpoint
-from moss_vllm.detection.detector import Detector
 from moss_vllm.detection.predictions import read_predictions
 from moss_vllm.detection.schema import DETECTION_SCHEMA
 from moss_vllm.detection.scores import score_detections
 from moss_vllm.runtime.line_store import read_answers
 from moss_vllm.training.settings import parse
 
-pytestmark = pytest.mark.usefixtures("one_process")
+pytestmark = pytest.mark.usefixtures("one_process", "small_detector")
 
 FILES = (checkpoint.WEIGHTS_FILE, checkpoint.AVERAGE_FILE, "state/optimizer.safetensors")
 
 
-@pytest.fixture(scope="module")
-def recipe():
-    return load_script(ROOT / "recipes" / "detection.py")
+@pytest.fixture
+def recipe(detection_recipe):
+    return detection_recipe
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +40,6 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
     return write_encoder(tmp_path_factory.mktemp("videomae"))
-
-
-@pytest.fixture(autouse=True)
-def small_detector(monkeypatch):
-    monkeypatch.setattr(Detector.__init__, "__kwdefaults__", {**Detector.__init__.__kwdefaults__, **SIZES})
 
 
 @pytest.fixture
@@ -203,7 +197,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     for text in ("clips: (2, 16, 3, 32, 32)", "mask: (2, 16)", "ema_decay: 0.999", "schedule_epochs: 100"):
         assert text in printed
-    assert "count: " in printed and "0 checkpoints" not in printed
+    assert "count: " in printed and "2 windows at 32 px" in printed and "total" in printed
 
 
 def settings_of(recipe, *words):
@@ -242,7 +236,7 @@ def test_the_steps_of_thumos_are_adatads(recipe):
         ({"variant": "g"}, "variant is 'g'; it must be one of s, b, l"),
         ({"data": "activitynet"}, "data is 'activitynet'; it must be one of thumos14, json"),
         ({"root": None}, "name the folder of its annotation and videos with --root"),
-        ({"epochs": 120}, "schedule_epochs is 100, below epochs, 120; the rates fall over at least"),
+        ({"epochs": 120}, "schedule_epochs is 100, below epochs, 120; raise it"),
         ({"temporal": "none", "temporal_options": None}, "temporal_layers is '1' with temporal 'none'"),
         ({"temporal_options": "{depth: 3}"}, "'moss' cannot be built with temporal_options '{depth: 3}'"),
         ({"cache_gib": 1}, "cache_gib limits what is added to cache, which is not given"),

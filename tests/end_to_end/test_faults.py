@@ -32,6 +32,7 @@ SECTIONS = (
     "of_scripts",
     "of_actions",
     "of_detection",
+    "of_detection_training",
     "of_detection_tests",
 )  # as in the list
 for name in SECTIONS:

@@ -156,10 +156,16 @@ def test_float16_resumes_bit_for_bit_with_its_scale(run, tmp_path):
     assert [line["loss_scale"] for line in resumed] == [32768.0] * 3
     # The divisor and the factors of this objective count from each start, a scale that is a power of 2 not.
     assert objective.steps == 3 and len(straight) == 6 and weights.keys() == again.keys()
-    (half / "state" / "loss_scale.json").write_text('{"scale": -1.0}')
-    with pytest.raises(ValueError, match=r"state: cannot be read .*loss_scale.json holds .*'scale': -1.0"):
-        run("other", resume=half, **settings)
-    (half / "state" / "loss_scale.json").unlink()  # as of a run in another precision
+    file = half / "state" / "loss_scale.json"
+    whole = json.loads(file.read_text())
+    for damaged, told in (
+        ({"scale": 1.0}, "holds other values than scale, "),
+        ({**whole, "scale": -1.0}, "has the scale -1.0"),
+    ):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(ValueError, match=f"state: cannot be read .loss_scale.json {told}"):
+            run("other", resume=half, **settings)
+    file.unlink()  # as of a run in another precision
     fresh, *_ = run("fresh", resume=half, **settings)
     assert fresh[0]["loss_scale"] == 65536.0
 
