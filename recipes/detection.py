@@ -293,8 +293,8 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
     console.print(
         f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {record['steps']} "
         f"steps of {record['clips_a_step']} windows of {windows['steps']} frames, every {windows['stride']}, "
-        f"{record['pixels']['size_px']} px{sizes}; rates fall over "
-        f"{settings['schedule_epochs']} epochs, training ends after {settings['epochs']}"
+        f"{record['pixels']['size_px']} px{sizes}; rates fall over {settings['schedule_epochs']} epochs, "
+        f"training ends after {settings['epochs']}"
     )
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])

@@ -125,21 +125,20 @@ def draw_untrimmed(root: str | os.PathLike[str] = UNTRIMMED_ROOT, size: Untrimme
             f"{root} exists and is no world of untrimmed videos (no {SETTINGS}); remove it or name another "
             "folder"
         )
-    existing = read_json(settings, f"remove {root}") if settings.is_file() else {"format": None}
-    if existing.pop("format") != FORMAT:
+    existing = read_json(settings, f"remove {root}") if settings.is_file() else {}
+    wanted = {**asdict(size or UntrimmedSize()), "format": FORMAT}
+    if existing.keys() != wanted.keys() or existing["format"] != FORMAT:
         for folder in ("annotations", "raw_data"):
             shutil.rmtree(root / folder, ignore_errors=True)
     elif size is None:
-        size = UntrimmedSize(**existing)
-    elif existing != asdict(size):
+        wanted = existing
+    elif existing != wanted:
         raise ValueError(
-            f"{root} holds untrimmed videos of {existing}, not {asdict(size)}; remove it or name another "
-            "folder"
+            f"{root} holds untrimmed videos of {existing}, not {wanted}; remove it or name another folder"
         )
-    size = size or UntrimmedSize()
-    write_whole(settings, json.dumps({**asdict(size), "format": FORMAT}, indent=2) + "\n")
+    write_whole(settings, json.dumps(wanted, indent=2) + "\n")
     if not (root / "annotations" / ANNOTATION).is_file():
-        write_untrimmed(root, size)
+        write_untrimmed(root, UntrimmedSize(*(wanted[name] for name in asdict(UntrimmedSize()))))
     return root
 
 
