@@ -258,7 +258,8 @@ def train_and_test(
     accelerator.wait_for_everyone()
     scores = None
     if accelerator.is_main_process:
-        about = {"data": settings.data, "step": identity["step"], "size_px": pixels.size_px}
+        about = {"checkpoint": header["checkpoint"], "variant": settings.variant, "data": settings.data}
+        about |= {"step": identity["step"], "size_px": pixels.size_px}
         scores = score_test(out / "test", splits["test"], about)
         finish(scores, settings, identity["step"], out / "test", test_model.best.report())
     accelerator.end_training()
@@ -293,8 +294,11 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
     console.print(
         f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {record['steps']} "
         f"steps of {record['clips_a_step']} windows of {windows['steps']} frames, every {windows['stride']}, "
-        f"{record['pixels']['size_px']} px{sizes}; rates fall over {settings['schedule_epochs']} epochs, "
-        f"training ends after {settings['epochs']}"
+        f"{record['pixels']['size_px']} px{sizes}"
+    )
+    console.print(
+        f"{settings['warmup_epochs']:g} epochs of warm-up, a cosine to epoch {settings['schedule_epochs']}, "
+        f"the end after {settings['epochs']}"
     )
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])

@@ -47,14 +47,6 @@ class PixelSettings:
             )
 
 
-def count_frames(video: DetectionVideo) -> int:
-    """The number of frames of the file or folder.
-
-    Raises: BadVideo.
-    """
-    return clip.count_shown(video.path)
-
-
 def read_window(
     video: DetectionVideo,
     window: VideoWindow,
@@ -82,7 +74,7 @@ def read_placed(
 ) -> tuple[VideoWindow, np.ndarray]:
     """The window that `place` gives for the file's number of frames, and its frames as in `read_window`.
 
-    The file is opened once, where `count_frames` and `read_window` open it twice.
+    The file is opened once, although `place` has to know its number of frames.
     """
     placed: list[VideoWindow] = []
 

@@ -14,7 +14,7 @@ from moss_vllm.runtime.line_store import ANSWERS
 from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE, latest_checkpoint
 
 TRAIN, EVALS, REJECTED = "train.jsonl", "evals.jsonl", "rejected.jsonl"
-TEST_RESULT = "test/result.json"  # of a classifier's test after training
+TEST_RESULT = "test/result.json"  # of a classifier's or a detector's test after training
 MISSING = {  # what a missing file means
     SETTINGS_FILE: "the settings, the number of steps and what trains are not known",
     TRAIN: "no step was logged",
@@ -33,7 +33,7 @@ LINES_NAMED = 10  # unreadable lines of a file that are named; all are counted
 class RunFiles:
     """A run's files. `faults` names what could not be read, `absent` the files that are missing.
 
-    `evals` maps a benchmark (None for a classifier's tests) to the line of each step.
+    `evals` maps a benchmark (None for tests of classifiers and detectors) to the line of each step.
     """
 
     folder: Path
@@ -57,9 +57,9 @@ class RunFiles:
 
     @property
     def unit(self) -> str:
-        """What a step counts beside clips: "frames" for a classifier, "tokens" for a video LLM."""
+        """What a step counts beside clips: "tokens" for a video LLM, "frames" for other models."""
         line = next(iter(self.steps.values()), {})
-        return "frames" if "frames" in line or "views" in self.report else "tokens"
+        return "frames" if "frames" in line or {"views", "windows"} & self.report.keys() else "tokens"
 
     @property
     def last_step(self) -> int:
@@ -95,11 +95,12 @@ def read_run_files(folder: Path) -> RunFiles:
         run.steps[line["step"]] = line
     for line in _read_lines(folder / EVALS, run.faults, needs_step=True):
         benchmark = line.get("benchmark")
-        run.evals.setdefault(None if benchmark is None else str(benchmark), {})[line["step"]] = line
+        name = None if benchmark is None else str(benchmark)
+        run.evals.setdefault(name, {})[line["step"]] = _with_map(line)
     run.steps = dict(sorted(run.steps.items()))
     run.evals = {name: dict(sorted(lines.items())) for name, lines in run.evals.items()}
     run.report = _read_object(folder / SETTINGS_FILE, run.faults)
-    run.result = _read_object(folder / TEST_RESULT, run.faults)
+    run.result = _with_map(_read_object(folder / TEST_RESULT, run.faults))
     run.rejected = _read_lines(folder / REJECTED, run.faults)
     for file in sorted(folder.glob("rejected-*.jsonl")):
         run.rejected += [{**row, "kind": "while training"} for row in _read_lines(file, run.faults)]
@@ -123,6 +124,12 @@ def read_run_files(folder: Path) -> RunFiles:
         if not (folder / name).is_file()
     ]
     return run
+
+
+def _with_map(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with a detector's mAP as entries of its own: "mAP 0.5", "mAP avg"."""
+    found = line.get("mAP")
+    return line | {f"mAP {name}": value for name, value in found.items()} if isinstance(found, dict) else line
 
 
 def _no_run(folder: Path) -> str:

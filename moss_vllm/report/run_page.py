@@ -40,7 +40,9 @@ START_TABLES = {  # of the start report: title and heads of a table
     "memory": ("Memory estimate of a process, for batches of the longest clip", ("part", "GiB")),
     "versions": ("Versions", ()),
 }
-SCORES = {"top1": "Top-1", "top5": "Top-5", "class_mean": "Mean over classes"}  # of a classifier's test
+# Of a classifier's test, and of a detector's.
+SCORES = {"top1": "Top-1", "top5": "Top-5", "class_mean": "Mean over classes"}
+SCORES |= {"mAP avg": "Average mAP", "mAP 0.3": "mAP at tIoU 0.3", "mAP 0.7": "mAP at tIoU 0.7"}
 Pick = Callable[[dict[str, Any]], Any]
 
 
@@ -152,13 +154,14 @@ def _duration(seconds: float | None) -> str:
 
 
 def _notes(run: RunFiles) -> list[str]:
-    """Missing and unreadable files, the classifier's last test, and interruptions."""
+    """Missing and unreadable files, the last test, and interruptions."""
     notes = [*run.absent, *run.faults]
     if isinstance(resumed := run.report.get("resumed_at"), list) and resumed:
         steps = ", ".join(map(str, resumed))
         notes.append(f"Resumed at step {steps}; the first start was {run.report.get('started')}.")
     if scores := _scores(run.result):
-        notes.append(f"Test of step {run.result.get('step')} ({run.result.get('views')}): {scores}.")
+        shown = run.result.get("views") or f"{run.result.get('size_px')} px"
+        notes.append(f"Test of step {run.result.get('step')} ({shown}): {scores}.")
     for record in run.not_finite:
         if record is not run.stopped_at():
             notes.append(
@@ -172,7 +175,7 @@ def _notes(run: RunFiles) -> list[str]:
 
 
 def _scores(result: dict[str, Any]) -> str:
-    """A classifier's scores in words; empty for a result that has none."""
+    """The scores of a test in words; empty for a result that has none."""
     scores = {title: as_number(result.get(key)) for key, title in SCORES.items()}
     named = [f"{title.lower()} {value:.2f} %" for title, value in scores.items() if math.isfinite(value)]
     return ", ".join(named)
@@ -225,13 +228,16 @@ def _curves(run: RunFiles) -> list[Chart]:
 
 
 def _accuracy(run: RunFiles) -> list[Chart]:
-    """A small chart for each task of each benchmark, or for each score of a classifier's tests."""
+    """A small chart for each task of each benchmark, or for each score of other tests."""
     charts = []
     for benchmark, lines in run.evals.items():
         if benchmark is None:
+            kind = "video" if any("videos" in line for line in lines.values()) else "clip"
+            unit = _percent_of((line.get(f"{kind}s") for line in lines.values()), kind)
             for key, title in SCORES.items():
                 points = {step: line[key] for step, line in lines.items() if key in line}
-                unit = _percent_of((line.get("clips") for line in lines.values()), "clip")
+                if not points:
+                    continue
                 charts.append(Chart(title, unit, [curve(title, points)], ends=(0.0, 100.0), small=True))
             continue
         accuracy, chance = (_by_task(lines, key) for key in ("accuracy", "chance"))
@@ -272,13 +278,16 @@ def _samples(run: RunFiles) -> list[Html]:
 
 
 def _tests(run: RunFiles) -> list[Html]:
-    """A classifier's tests in training, one line each."""
+    """The tests in training, one line each."""
     lines = run.evals.get(None, {})
     if not lines:
         return [tag("p", "No test was finished in training.")]
-    heads = {"step": "step", **SCORES, "clips": "clips", "failed": "not read"}
+    heads = {"step": "step", **SCORES, "clips": "clips", "videos": "videos", "failed": "not read"}
+    heads = {key: head for key, head in heads.items() if any(key in line for line in lines.values())}
     rows = [[line.get(key) for key in heads] for line in lines.values()]
     note = "Percent of the test clips, one view each; every clip's answer is in evals/step-N/answers."
+    if "videos" in heads:
+        note = "mAP in percent; the detections of every video are in evals/step-N/answers."
     return [table(list(heads.values()), rows), tag("p", note, class_="soft")]
 
 

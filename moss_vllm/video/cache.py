@@ -159,15 +159,12 @@ class FrameCache:
             choose = partial(_chosen_before, shown[order], choose)  # a second call may draw others
         if key is None or self.is_closed:
             return read_frames(path, choose, scale=scale, decoder=decoder)
-        in_pieces = partial(
-            read_pieces, self, describe, os.fspath(path), choose, scale=scale, decoder=decoder
-        )
-        if self.entry(count_key(key)).exists():
-            return in_pieces()
         try:
+            if self.entry(count_key(key)).exists():
+                raise _TooManyFrames
             every = read_frames(path, _every_frame, scale=scale, decoder=decoder)
         except _TooManyFrames:
-            return in_pieces()
+            return read_pieces(self, describe, os.fspath(path), choose, scale=scale, decoder=decoder)
         except BadVideo:  # the chosen frames may be good
             return read_frames(path, choose, scale=scale, decoder=decoder)
         shown, order = unique_frames(choose(len(every)), len(every))
@@ -291,7 +288,8 @@ def _count_frames(entry: Any) -> int:
 def _take_frames(entry: Any, shown: np.ndarray) -> np.ndarray:
     """The frames with the indices `shown`; no others are read from disk."""
     every = entry.get_slice("frames")
-    frames = np.concatenate([every[i : i + 1] for i in shown.tolist()])
+    ends = np.flatnonzero(np.diff(shown) != 1) + 1  # runs of frames side by side are read at once
+    frames = np.concatenate([every[int(run[0]) : int(run[-1]) + 1] for run in np.split(shown, ends)])
     _check_contents(np.array_equal(_frame_checksums(frames), entry.get_tensor("frame_crc32")[shown]))
     return frames
 

@@ -67,7 +67,8 @@ def read_pieces(
                 cache.add_frames(piece_key, whole)
             frames = whole[places]
         parts.append(frames)
-    return np.concatenate(parts)[order]
+    frames = np.concatenate(parts)
+    return frames if np.array_equal(order, np.arange(len(frames))) else frames[order]
 
 
 def count_key(key: str | None) -> str:

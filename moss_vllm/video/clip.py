@@ -99,7 +99,22 @@ def _open_video(path: str, folder_fps: float = 1.0) -> Iterator[_Video]:
         yield _Video(path, Index(np.arange(len(names)) / folder_fps, len(names) / folder_fps), names, None)
         return
     with open_file(path) as container:
-        yield _Video(path, index_frames(path, container), [], container)
+        yield _Video(path, _index_of(path, container), [], container)
+
+
+_known: dict[tuple[object, ...], Index] = {}  # the index of one file, by its state
+
+
+def _index_of(path: str, container: av.container.InputContainer) -> Index:
+    """The index of an open file; the last one is kept, as a detector's test reads a video in parts."""
+    state = os.stat(path)
+    key = (path, state.st_ino, state.st_size, state.st_mtime_ns)
+    index = _known.get(key)
+    if index is None:
+        index = index_frames(path, container)
+        _known.clear()
+        _known[key] = index
+    return index
 
 
 def read_clip(

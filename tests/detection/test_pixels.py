@@ -12,7 +12,6 @@ from video_files import numbers, write_pictures
 from moss_vllm.data.detection.datasets import DetectionVideo
 from moss_vllm.detection.pixels import (
     PixelSettings,
-    count_frames,
     fill_up,
     join_frames,
     read_new_frames,
@@ -21,7 +20,7 @@ from moss_vllm.detection.pixels import (
 )
 from moss_vllm.detection.windows import WindowSettings, draw_window, windows_to_test
 from moss_vllm.video.cache import FrameCache
-from moss_vllm.video.clip import read_frames
+from moss_vllm.video.clip import count_shown, read_frames
 from moss_vllm.video.frames import BadVideo
 
 
@@ -43,7 +42,7 @@ class Counted:
 def whole_windows(video, windows=WINDOWS, pixels=PIXELS, read=read_frames):
     """What a test makes of a video."""
     frames = None
-    for number in range(len(windows_to_test(video, count_frames(video), windows))):
+    for number in range(len(windows_to_test(video, count_shown(video.path), windows))):
         window, new = read_new_frames(video, number, windows, pixels, read=read)
         frames = join_frames(frames, window, new)
         yield window, frames
@@ -52,7 +51,7 @@ def whole_windows(video, windows=WINDOWS, pixels=PIXELS, read=read_frames):
 @pytest.mark.parametrize("place", range(3), ids=("mp4", "folder of frames", "shorter than a window"))
 def test_windows_have_the_frames_of_their_indices_and_each_is_decoded_once(split, place):
     video, read = split.videos[place], Counted()
-    assert count_frames(video) == FRAMES[TEST[place]] == video.frames
+    assert count_shown(video.path) == FRAMES[TEST[place]] == video.frames
     found = list(whole_windows(video, read=read))
     assert len(found) == (9, 5, 1)[place]
     for (window, frames), expected in zip(found, windows_to_test(video, video.frames, WINDOWS), strict=True):

@@ -89,6 +89,7 @@ def test_thumos_trains_two_steps_and_is_tested(run, root, tmp_path, capsys):
     assert (
         "2 steps of 2 windows of 16 frames, every 2, 32 px (AdaTAD's code has 160, the paper 224)" in printed
     )
+    assert "5 epochs of warm-up, a cosine to epoch 100, the end after 60" in printed
     # What was trained on: a window of each video in each step, and rates that begin at 0.
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"best", "step-000002", "evals", "test"}
     assert [line["clips"] for line in logged(out)] == [2, 2]
@@ -268,7 +269,8 @@ def test_the_miniature_trains_on_what_is_drawn_here(recipe, untrimmed, tmp_path,
     printed = " ".join(capsys.readouterr().out.split())
     assert "mini train: kept 3 of 3 videos, 0 missing" in printed and "of 8 classes" in printed
     assert "AdaTAD mini; moss after layer 1, on the whole window" in printed
-    assert "2 steps of 4 windows of 64 frames, every 2, 64 px; rates fall over 40 epochs" in printed
+    told = "2 steps of 4 windows of 64 frames, every 2, 64 px 4 epochs of warm-up, a cosine to epoch 40"
+    assert told in printed
     assert {line["clips"] for line in logged(out)} == {4} and scores.videos == 1
     loaded = checkpoint.load(out / "best")
     assert loaded.model.encoder.one_frame is one_frame and loaded.classes == tuple(UNTRIMMED_CLASSES)

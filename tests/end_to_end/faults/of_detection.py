@@ -4,9 +4,11 @@ They are made in a small THUMOS-14, and told by the readers themselves.
 """
 
 import json
+import shutil
 from functools import partial
 
-from detection_layouts import TEST, VALIDATION
+import timeline
+from detection_layouts import CLASSES, TEST, VALIDATION
 
 from faults import engine
 from moss_vllm.data.detection.datasets import read_detection
@@ -112,3 +114,52 @@ for title, content in (
     def _(ground, content=content):
         (ground.tmp / "found.json").write_text(json.dumps(content))
         return partial(read_predictions, ground.tmp / "found.json", ("CliffDiving", "CricketShot", "Diving"))
+
+
+def fault_of_a_timeline(title, name=TEST[0]):
+    """Add damage to a test's folder, of which a video is then drawn."""
+
+    def add(damage):
+        @engine.fault(f"timeline.py: {title}", 1, ground="detection_ground")
+        def _(ground):
+            folder = ground.tmp / "test"
+            folder.mkdir()
+            (folder / "predictions.json").write_text(json.dumps({"results": {TEST[0]: [GOOD]}}))
+            about = {"classes": CLASSES, "split": {"root": str(ground.tmp / "thumos")}}
+            (folder / "result.json").write_text(json.dumps(about))
+            return partial(timeline.main, [str(damage(folder) or folder), "--video", name])
+
+        return damage
+
+    return add
+
+
+@fault_of_a_timeline("a video that is not in the test", "video_test_0000270")
+def _(folder):
+    pass
+
+
+@fault_of_a_timeline("a file of predictions alone")
+def _(folder):
+    return folder / "predictions.json"
+
+
+@fault_of_a_timeline("a folder without result.json")
+def _(folder):
+    (folder / "result.json").unlink()
+
+
+@fault_of_a_timeline("a folder without predictions")
+def _(folder):
+    (folder / "predictions.json").unlink()
+
+
+@fault_of_a_timeline("a test of other classes")
+def _(folder):
+    file = folder / "result.json"
+    file.write_text(file.read_text().replace(CLASSES[0], "Golf"))
+
+
+@fault_of_a_timeline("data that are gone")
+def _(folder):
+    shutil.rmtree(folder.parent / "thumos")
