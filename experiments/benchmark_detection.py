@@ -4,7 +4,8 @@
     python experiments/benchmark_detection.py --variant b --frames 768 --size-px 160 --steps 1 --parts true
     python experiments/benchmark_detection.py --variant b --frames 768 --size-px 160 --device cuda
 
-Weights and pixels are random, one window a step, everything in one process and one thread.
+Weights and pixels are random, one window a step, everything in one process and one thread; on a CPU, times
+are CPU time of this thread.
 
 step: forward and backward in three ways, in turns: as here (backward computes each layer again), without
 MOSS, and with all that the layers compute kept instead. At the start all three have the same loss, to the

@@ -21,10 +21,10 @@ COUNTED_GB = {
     ("l", 160): (3.8, 0.6, 9),
     ("l", 224): (7.4, 1.2, 15),
 }
-WIDTH, LAYERS = 64, 3
+WIDTH, LAYERS = 64, 2
 DETECTOR = {"embed": 1, "stem": 1, "levels": 3, "dim": 64}
 MOSS = {"window": (3, 5, 5), "d_hidden": 32, "d_similarity": 16}
-SIZES = {"windows": 1, "frames": 64, "size_px": 64}
+SIZES = {"windows": 1, "frames": 32, "size_px": 64}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,8 @@ def build(tmp_path_factory):
 
 def train_step(model, precision):
     """Bytes alive at the peak of a second step with AdamW, weights and states counted."""
-    clips = torch.randint(256, (1, 64, 3, 64, 64), dtype=torch.uint8)
-    mask = torch.ones(1, 64, dtype=torch.bool)
+    clips = torch.randint(256, (1, 32, 3, 64, 64), dtype=torch.uint8)
+    mask = torch.ones(1, 32, dtype=torch.bool)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     given = [*model.parameters(), *model.buffers(), clips]
     for _ in range(2):
@@ -62,8 +62,16 @@ def train_step(model, precision):
     return always + alive.peak
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("more", [{}, {"temporal": "none"}, {"checkpointing": False}, {"temporal": "selfy"}])
+@pytest.mark.parametrize(
+    ("more", "precision"),
+    [
+        ({}, "fp32"),
+        ({}, "bf16"),
+        ({"temporal": "none"}, "bf16"),
+        ({"temporal": "selfy"}, "fp32"),
+        ({"checkpointing": False}, "fp32"),
+    ],
+)
 def test_the_estimate_is_what_a_step_holds(build, more, precision):
     torch.manual_seed(0)
     model = build(**more).train()
@@ -82,9 +90,9 @@ def test_the_model_is_left_as_it_was(build):
 
 
 def test_checkpoints_are_each_layers_input_and_moss_adds_its_own(build):
-    stream = 64 // 2 * 4 * 4 * WIDTH * 4
+    stream = 32 // 2 * 4 * 4 * WIDTH * 4
     plain = estimate_memory(build("none"), precision="fp32", **SIZES)
-    features = 64 * WIDTH * 4
+    features = 32 * WIDTH * 4
     assert plain.encoder == pytest.approx(LAYERS * stream + features, rel=0.01) and plain.temporal == 0
     moss = estimate_memory(build(), precision="fp32", **SIZES)
     assert moss.encoder - plain.encoder == 2 * stream  # what MOSS reads, and what the adapter after it reads

@@ -1,16 +1,31 @@
 """Owns: the ways of a detector's step are one function, and the numbers printed are those measured."""
 
 import json
+from functools import partial
 
 import benchmark_detection as benchmark
 import detection_steps as steps
 import pytest
 import torch
+from transformers import VideoMAEConfig
 
+from moss_vllm.detection.build import build_adatad
 from moss_vllm.video.packets import index_frames
 from moss_vllm.video.write import write_clip
 
 SMALL = ["--frames", "16", "--size-px", "32", "--repeats", "1"]
+
+
+@pytest.fixture(autouse=True)
+def small_model(tmp_path, monkeypatch):
+    """AdaTAD on a VideoMAE of two layers in place of S."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    VideoMAEConfig(**sizes).save_pretrained(tmp_path / "videomae")
+    detector = {"dim": 32, "embed": 1, "stem": 1}
+    build = partial(
+        build_adatad, encoder=tmp_path / "videomae", temporal_layers=(1,), detector_options=detector
+    )
+    monkeypatch.setattr(steps, "build_adatad", build)
 
 
 def run(tmp_path, *flags):
@@ -29,7 +44,7 @@ def test_the_ways_give_the_same_loss_and_gradients():
         model.zero_grad(set_to_none=True)
         steps.Step(model, way, setting)(clips).backward()
         gradients[way] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        model.temporal_names = {6: "moss"}
+        model.temporal_names = {1: "moss"}
     ours, without = gradients["ours"], gradients["without MOSS"]
     assert ours.keys() == gradients["all kept"].keys() > without.keys()
     for name, value in ours.items():
@@ -44,7 +59,7 @@ def test_a_step_and_its_parts(tmp_path, capsys):
     ways = found["ways"]
     assert list(ways) == list(steps.WAYS) and len({one["loss"] for one in ways.values()}) == 1
     assert ways["ours"]["ratio"]["step_s"] == ways["ours"]["ratio"]["kept_mib"] == 1
-    assert ways["all kept"]["ratio"]["kept_mib"] > 1.5 and ways["without MOSS"]["ratio"]["kept_mib"] < 1
+    assert ways["all kept"]["ratio"]["kept_mib"] > 1.05 and ways["without MOSS"]["ratio"]["kept_mib"] < 1
     parts = found["parts"]
     assert tuple(parts["seconds"]) == steps.STEP_PARTS and sum(parts["shares"].values()) == pytest.approx(1)
     assert all(one["min"] > 0 for one in parts["seconds"].values())
@@ -65,7 +80,9 @@ def test_a_window_is_read_from_the_file_and_from_the_cache(tmp_path, monkeypatch
     monkeypatch.setattr(steps, "FPS", 4)  # a shorter video
     found = run(tmp_path, "--parts", "reading")["reading"]
     assert (found["frames"], found["video_frames"]) == (16, 16 * 4 + 8 * 4)
-    assert found["cache_mib"] * 2**20 == pytest.approx(16 * 182 * 324 * 3, rel=1.5 / 16)
+    assert found["cache_mib"] * 2**20 == pytest.approx(
+        96 * 182 * 323 * 3, rel=0.02
+    )  # a short video's every frame
     assert found["cache_s"]["median"] < found["file_s"]["median"]
     assert "not measured" in capsys.readouterr().out
 
