@@ -164,9 +164,10 @@ def _numbers(cells: Sequence[str]) -> Html:
 def _videos(lines: Mapping[str, Timeline], frames: Mapping[str, Strip]) -> list[Html]:
     """A figure of each video, with frames above its lanes where they were read."""
     shown = sum("frames" in strip for strip in frames.values())
+    times = timeline.DRAWN_PER_ACTION
     note = (
         f"Grey: actions, hollow if missed. Green: detections that are right at tIoU {timeline.TIOU:g}; red: "
-        f"false ones; the higher the score, the darker. Drawn are each class's best, {timeline.DRAWN_PER_ACTION} "
+        f"false ones; the higher the score, the darker. Drawn are each class's best, {times} "
         f"times as many as it has actions, in up to {timeline.ROWS} rows. Frames are shown of {shown:,} of "
         f"{len(lines):,} videos, up to {MOST_FRAMES} of each, those with most missed and false ones first; "
         "--strips N takes N videos, 0 none. scripts/timeline.py draws one video as a picture."

@@ -5,8 +5,8 @@
                  ____▓▓▓▓______▒▒▒▒_▒▒_______    detections: darker where the score is higher
                  0 s        20 s        40 s
 
-A detector lists 2000 detections a video. Drawn are the best of each class, DRAWN_PER_ACTION times as many in the
-whole test as the class has actions, in up to ROWS rows: the others are counted.
+A detector lists 2000 detections a video. Drawn are the best of each class, DRAWN_PER_ACTION times as many in
+the whole test as the class has actions, in up to ROWS rows: the others are counted.
 """
 
 from collections.abc import Sequence
