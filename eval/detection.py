@@ -13,7 +13,6 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device
@@ -86,7 +85,17 @@ def main(argv: list[str] | None = None) -> DetectionScores | None:
 
 def score_file(args: argparse.Namespace) -> DetectionScores:
     """Score a file of predictions; no model, video or torch is loaded."""
-    split = open_split(args, {"data": "thumos14"})
+    if args.root is None and args.annotation is None:
+        raise ValueError("give --root, the folder of the annotation, or --annotation")
+    split = read_detection(
+        args.data or "thumos14",
+        args.root or args.annotation.parent,
+        "test",
+        annotation=args.annotation,
+        subset=args.subset,
+        find_videos=False,
+    )
+    tell(split)
     scores = score_detections(split, read_predictions(args.predictions, split.classes))
     show(args.predictions.stem, scores, split, args.variant)
     if args.out:
@@ -100,6 +109,7 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     """Test this process's share of the videos; the last process scores them all."""
     from moss_vllm.detection import checkpoint
     from moss_vllm.detection.pixels import PixelSettings
+    from moss_vllm.detection.settings import open_split
     from moss_vllm.detection.testing import test_detector
     from moss_vllm.detection.windows import WindowSettings
     from moss_vllm.runtime.precision import AUTOCAST
@@ -113,7 +123,11 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     average = not args.no_average
     loaded = checkpoint.load(args.ckpt, weights=args.weights, device=place, average=average)
     run = loaded.run
-    split = open_split(args, {**run["settings"], "data": run["data"]})
+    given = {name: value for name in WHERE if (value := getattr(args, name)) is not None}
+    where = {**run["settings"], "data": run["data"], "allow_missing": args.allow_missing}
+    where |= {"annotation": None, "videos": None} if args.root else {}  # those of the other root
+    split = open_split(argparse.Namespace(**where | given), "test")
+    tell(split)
     if split.classes != loaded.classes:
         raise ValueError(
             f"{args.ckpt} knows {len(loaded.classes)} classes and {split.file} has {len(split.classes)}, or "
@@ -161,23 +175,9 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     return scores
 
 
-def open_split(args: argparse.Namespace, known: dict[str, Any]) -> DetectionSplit:
-    """The videos to test on, from the flags and, where they are left out, from what is `known`."""
-    where = {name: getattr(args, name) or known.get(name) for name in WHERE}
-    if where["root"] is None and where["annotation"] is None:
-        raise ValueError("give --root, the folder of annotation and videos, or --annotation")
-    split = read_detection(
-        where["data"],
-        where["root"] or Path(where["annotation"]).parent,
-        "test",
-        annotation=where["annotation"],
-        videos=where["videos"].split(os.pathsep) if where["videos"] else (),
-        subset=where["subset"],
-        allow_missing=args.allow_missing,
-        find_videos=args.predictions is None,
-    )
+def tell(split: DetectionSplit) -> None:
+    """Print what was read, and what is odd about it."""
     say(split.report(), *split.notes, sep="\n", file=sys.stderr)
-    return split
 
 
 def show(name: str, scores: DetectionScores, split: DetectionSplit, variant: str | None) -> None:

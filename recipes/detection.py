@@ -283,8 +283,11 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
     console.print(
         f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {record['steps']} "
         f"steps of {record['clips_a_step']} windows of {windows['steps']} frames, every {windows['stride']}, "
-        f"{record['pixels']['size_px']} px (AdaTAD's code has 160, the paper 224); rates fall over "
-        f"{settings['schedule_epochs']} epochs, training ends after {settings['epochs']}"
+        f"{record['pixels']['size_px']} px (AdaTAD's code has 160, the paper 224)"
+    )
+    console.print(
+        f"{settings['warmup_epochs']:g} epochs of warm-up, a cosine to epoch {settings['schedule_epochs']}, "
+        f"the end after {settings['epochs']}"
     )
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])

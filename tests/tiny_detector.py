@@ -96,7 +96,7 @@ def write_checkpoint(folder, root, encoder, **options):
         "windows": dataclasses.asdict(WINDOWS),
         "pixels": dataclasses.asdict(PIXELS),
         "data": "thumos14",
-        "settings": {"root": str(root)},
+        "settings": {**dict.fromkeys(("annotation", "videos", "subset", "train_subset")), "root": str(root)},
         "command": "recipes/detection.py",
     }
     keeper = checkpoint.Keeper(model, run, average)

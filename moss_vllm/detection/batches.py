@@ -68,17 +68,17 @@ class DetectionTrainingSet:
     def __getitem__(self, index: int) -> Example | Rejected:
         """A random window; padded steps repeat its last frame as that was changed."""
         video = self.videos[index]
-        rng = np.random.default_rng([self.seed, index.place if isinstance(index, PlacedRow) else 0, index])
+        seed = [self.seed, index.place if isinstance(index, PlacedRow) else 0, index]
+
+        def place(n_frames: int) -> VideoWindow:  # a reader may ask twice, and gets the same window
+            return draw_window(video, n_frames, self.windows, np.random.default_rng([*seed, 0]))
+
         try:
-            window, frames = read_placed(
-                video,
-                lambda n_frames: draw_window(video, n_frames, self.windows, rng),
-                short_side_px=self.pixels.train_short_side_px,
-                read=self.read,
-            )
+            short_side_px = self.pixels.train_short_side_px
+            window, frames = read_placed(video, place, short_side_px=short_side_px, read=self.read)
         except BadVideo as error:
             return Rejected(video.video_id, str(error))
-        changed = change_frames(frames, self.pixels.size_px, rng)
+        changed = change_frames(frames, self.pixels.size_px, np.random.default_rng([*seed, 1]))
         return Example(video.video_id, window, fill_up(changed, window))
 
     def collate(self, rows: Sequence[Example | Rejected]) -> dict[str, Any]:

@@ -128,13 +128,19 @@ def load(
         average: load the moving average, and not the weights of the last step.
 
     Raises:
-        FileNotFoundError: the folder holds no checkpoint.
+        FileNotFoundError: the folder holds no checkpoint, or the encoder's folder is gone.
         ValueError: a file that cannot be read, weights that do not fit, or another encoder.
     """
     folder = Path(folder)
     run = read_run(folder)
     if weights is not None:
         run["model"]["encoder" if Path(weights).is_dir() else "weights"] = weights
+    encoder = Path(run["model"].get("encoder", ""))
+    if encoder.is_absolute() and not encoder.is_dir():
+        raise FileNotFoundError(
+            f"{encoder}, the video encoder that {folder} was trained beside, is not there; pass its "
+            "folder with --weights"
+        )
     try:
         model = build_adatad(**run["model"])
     except TypeError as error:

@@ -224,7 +224,7 @@ def class_table(scores: DetectionScores, classes: Sequence[str]) -> Table:
         for label, values in scores.classes.items()
     }
     columns = [*_columns(scores.thresholds, np.zeros(len(scores.thresholds))), "actions"]
-    return Table("AP at temporal IoU by class (%)", {"classes": columns}, rows)
+    return Table("AP at temporal IoU by class (%)", {"classes": columns}, rows, rows_are="class")
 
 
 def score_test(folder: Path, split: DetectionSplit, about: Mapping[str, Any]) -> DetectionScores:

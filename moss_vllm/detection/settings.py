@@ -37,8 +37,8 @@ def check_settings(settings: Any) -> None:
         wrong.append("cache_gib limits what is added to cache, which is not given; leave it out")
     if settings.schedule_epochs < settings.epochs:
         wrong.append(
-            f"schedule_epochs is {settings.schedule_epochs}, below epochs, {settings.epochs}; raise it, the rates "
-            "fall over at least as many epochs as are trained"
+            f"schedule_epochs is {settings.schedule_epochs}, below epochs, {settings.epochs}; raise it, the "
+            "rates fall over at least as many epochs as are trained"
         )
     refuse(
         settings,

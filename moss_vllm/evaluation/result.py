@@ -58,7 +58,7 @@ QUESTION_SCHEMA = Schema(
         {"question": str, "options": list, **dict.fromkeys(OPTION_SCORES, dict)},
     ),
     check_answer=_check_answer,
-    is_of_task=lambda header: header["protocol"]["name"] != "views",
+    is_of_task=lambda header: header["protocol"]["name"] not in ("views", "windows"),
     source="what was --out of eval/motionbench.py or eval/favor_bench.py",
 )
 

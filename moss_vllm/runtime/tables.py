@@ -35,13 +35,14 @@ class Table:
     columns: Mapping[str, Sequence[str]]
     rows: Mapping[str, Mapping[str, Mapping[str, Cell]]]
     notes: Sequence[str] = ()
+    rows_are: str = "method"
 
     def markdown(self) -> str:
         """The table as GitHub's markdown; the notes follow as a list."""
         lines = [f"**{in_markdown(self.title)}**", ""]
         places = [(name, column) for name, columns in self.columns.items() for column in columns]
         heads = [in_markdown(f"{name} {c}" if c == self.columns[name][0] else c) for name, c in places]
-        lines += [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+        lines += [f"| {in_markdown(self.rows_are)} | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
         for row in self.rows:
             cells = [in_markdown(row), *(format_cell(self._cell(row, *place)) for place in places)]
             lines.append(f"| {' | '.join(cells)} |")
@@ -51,7 +52,7 @@ class Table:
         """Rows for a tabular, below comments with the title and the columns."""
         places = [(name, column) for name, columns in self.columns.items() for column in columns]
         heads = plain(" & ".join(column for _, column in places))
-        lines = [f"% {plain(self.title)}", f"% method & {heads}"]
+        lines = [f"% {plain(self.title)}", f"% {plain(self.rows_are)} & {heads}"]
         for row in self.rows:
             cells = [row, *(format_cell(self._cell(row, *place)) for place in places)]
             lines.append(" & ".join(map(in_latex, cells)) + r" \\")
@@ -74,7 +75,7 @@ class Table:
             box=box.SIMPLE_HEAD,
             padding=(0, 1, 0, 0),
         )
-        table.add_column("method", overflow="fold")
+        table.add_column(plain(self.rows_are), overflow="fold")
         for name in benchmarks:
             for index, column in enumerate(self.columns[name]):
                 above = f"{plain(name)}\n" if index == 0 and len(benchmarks) > 1 else ""

@@ -83,6 +83,18 @@ def test_a_killed_test_resumes_with_a_checkpoint_that_was_moved(script, folder, 
     assert own_lines(tmp_path / "moved" / "best-test") == whole and scores.rows > 1000
 
 
+def test_another_root_has_its_own_annotation_and_videos(script, folder, thumos_root, tmp_path):
+    scores = run(script, folder)
+    root = tmp_path / "elsewhere"
+    shutil.copytree(thumos_root / "annotations", root / "annotations")
+    shutil.copytree(thumos_root / "raw_data" / "video", tmp_path / "videos")
+    edit_run(folder, settings={"annotation": "gone.json", "videos": "gone"})
+    given = ["--root", root, "--videos", f"{tmp_path / 'none'}:{tmp_path / 'videos'}"]
+    (tmp_path / "none").mkdir()
+    assert run(script, folder, *given) == scores  # nothing is left to test
+    assert run(script, folder, *given, "--overwrite", "--out", tmp_path / "again") == scores
+
+
 def test_other_weights_and_other_settings_are_refused_by_name(script, folder, tmp_path):
     run(script, folder)
     out, copy = tmp_path / "run" / "best-test", shutil.copytree(folder, tmp_path / "copy")

@@ -7,6 +7,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from moss_vllm.detection.detector import LevelOutput
 from moss_vllm.detection.loss import DetectionLoss, diou_loss
+from moss_vllm.detection.points import count_positives
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,39 @@ def test_golden_losses_and_gradients_of_two_steps(golden):
         for level, output in enumerate(levels):
             assert_near(output.cls_logits.grad, expected[f"level{level}.grad_cls_logits"])
             assert_near(output.distances.grad, expected[f"level{level}.grad_reg"])
+
+
+def test_golden_sums_and_divisors_of_two_steps_split_in_windows(golden):
+    loss = DetectionLoss()
+    for step in ("step1", "step2"):
+        expected = behind(f"{step}.", golden)
+        levels, segments, labels = batch(expected)
+        parts = [
+            loss.sums([LevelOutput(*(t[n : n + 1] for t in level)) for level in levels], [one], [kinds])
+            for n, (one, kinds) in enumerate(zip(segments, labels, strict=True))
+        ]
+        assert_near(sum(part.classes for part in parts), expected["cls_sum"])
+        assert_near(sum(part.segments for part in parts), expected["reg_sum"])
+        positives = sum(int(part.positives) for part in parts)
+        assert positives == int(expected["num_positive"])
+        assert_near(loss.next_divisor(positives), expected["normaliser_after"])
+
+
+@pytest.mark.parametrize("step", ["step1", "step2"])
+def test_golden_positives_need_no_prediction(golden, step):
+    expected = behind(f"{step}.", golden)
+    length, classes = expected["level0.reg"].shape[2], expected["level0.cls_logits"].shape[1]
+    counts = [
+        count_positives(
+            expected["valid"][n, :length],
+            expected[f"gt_segments{n}"],
+            expected[f"gt_labels{n}"],
+            classes=classes,
+            levels=4,
+        )
+        for n in range(3)
+    ]
+    assert sum(counts) == int(expected["num_positive"])
 
 
 @pytest.mark.parametrize("step", ["step1", "step2"])

@@ -16,6 +16,7 @@ from moss_vllm.detection.batches import NO_ACTION, DetectionTrainingSet
 from moss_vllm.detection.pixels import fill_up, read_placed
 from moss_vllm.detection.windows import draw_window
 from moss_vllm.training.row_order import PlacedRow, RowOrder, StepBatches
+from moss_vllm.video.clip import read_frames
 
 LEVELS = 3
 
@@ -31,12 +32,11 @@ def dataset(train):
 
 
 def test_a_row_is_what_its_parts_give(dataset, train):
-    row, rng = dataset[PlacedRow(1, 12)], np.random.default_rng([7, 12, 1])
-    window, frames = read_placed(
-        train.videos[1], lambda n: draw_window(train.videos[1], n, WINDOWS, rng), short_side_px=40
-    )
+    row, video = dataset[PlacedRow(1, 12)], train.videos[1]
+    drawn, changed = (np.random.default_rng([7, 12, 1, number]) for number in range(2))
+    window, frames = read_placed(video, lambda n: draw_window(video, n, WINDOWS, drawn), short_side_px=40)
     assert row.video_id == VALIDATION[1] and frames.shape == (16, 40, 53, 3)
-    assert torch.equal(row.clip, fill_up(change_frames(frames, 32, rng), window))
+    assert torch.equal(row.clip, fill_up(change_frames(frames, 32, changed), window))
     assert row.clip.shape == (16, 3, 32, 32) and row.clip.dtype == torch.uint8
     assert (row.window.frame_indices == window.frame_indices).all() and row.window.accepted
     assert dataset.shares == [(2, 1.0)] and len(dataset) == 2
@@ -59,6 +59,21 @@ def test_a_short_video_repeats_its_last_frame_as_it_was_changed(train):
     assert 54 <= row.window.valid <= 60 and row.clip.shape == (64, 3, 32, 32)
     last = row.clip[row.window.valid - 1]
     assert all(torch.equal(frame, last) for frame in row.clip[row.window.valid :])
+
+
+def test_a_reader_that_asks_twice_gets_the_same_window(dataset, train):
+    asked = []
+
+    def read(path, choose, **how):
+        def ask(n_frames):
+            asked.extend(choose(n_frames).tolist() for _ in range(2))
+            return np.array(asked[-1])
+
+        return read_frames(path, ask, **how)
+
+    twice = DetectionTrainingSet(train, WINDOWS, PIXELS, seed=7, levels=LEVELS, read=read)
+    assert torch.equal(twice[PlacedRow(0, 5)].clip, dataset[PlacedRow(0, 5)].clip)
+    assert len(asked) == 2 and asked[0] == asked[1]
 
 
 def draw_batches(dataset, batch_size, *, steps=range(4), rank=0, processes=1, workers=0):

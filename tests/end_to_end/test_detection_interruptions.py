@@ -160,6 +160,13 @@ def test_two_processes_without_moss_equal_one_at_twice_the_batch(argv, tmp_path)
     assert max(losses) < 1e-6 and max(apart) < 1e-6  # measured: 9e-8, and 2e-8 of the weights
 
 
+def test_two_processes_in_float16_are_near_one(argv, tmp_path):
+    losses, apart = run_both(argv, tmp_path, precision="fp16", **WITHOUT_MOSS)
+    scales = [[line["loss_scale"] for line in logged(tmp_path / name)] for name in ("one", "two")]
+    assert scales[0] == scales[1] == [65536.0] * 6
+    assert max(losses) < 1e-3 and max(apart) < 2e-3  # measured: 1e-4, and 2e-4 of the weights
+
+
 def test_two_processes_with_moss_train_and_share_the_tests(argv, tmp_path):
     losses, apart = run_both(argv, tmp_path)
     assert max(losses) < 1e-3 and max(apart) < 1e-2  # measured: 8e-6, and 1e-3 of the weights

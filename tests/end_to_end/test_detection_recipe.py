@@ -88,6 +88,7 @@ def test_thumos_trains_two_steps_and_is_tested(run, root, tmp_path, capsys):
     assert (
         "2 steps of 2 windows of 16 frames, every 2, 32 px (AdaTAD's code has 160, the paper 224)" in printed
     )
+    assert "5 epochs of warm-up, a cosine to epoch 100, the end after 60" in printed
     # What was trained on: a window of each video in each step, and rates that begin at 0.
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"best", "step-000002", "evals", "test"}
     assert [line["clips"] for line in logged(out)] == [2, 2]

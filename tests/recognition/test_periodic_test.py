@@ -1,4 +1,4 @@
-"""Owns: a classifier in training is tested with one view per clip, and the best checkpoint is kept."""
+"""Owns: a classifier in training is tested with one view per clip; what decides which is best."""
 
 import json
 from types import SimpleNamespace
@@ -14,7 +14,6 @@ from moss_vllm.recognition.testing import score_clips
 from moss_vllm.recognition.views import CLIP_MEAN, CLIP_STD, ViewSettings
 from moss_vllm.training import engines
 from moss_vllm.training.best import BEST
-from moss_vllm.training.run_folder import tidy
 
 
 def row(label, correct):
@@ -49,16 +48,6 @@ def test_one_view_is_scaled_as_in_the_authors_code(split, tmp_path):
     assert (halved.test_scale, halved.size_px) == (128, 112)
 
 
-def test_the_best_is_kept_and_of_two_as_good_the_first(tester, tmp_path):
-    wanted = []
-    for step, right in enumerate((1, 3, 2, 3, 4), start=1):
-        tester.keep(step, Accuracy([row(0, index < right) for index in range(4)]))
-        wanted.append(kept(tmp_path))
-    assert wanted == [1, 2, 2, 2, 5]
-    assert [line["score"] for line in tester.best.lines()] == [25.0, 75.0, 50.0, 75.0, 100.0]
-    assert tester.best.last_step() == 5 and not list(tmp_path.glob(".*"))
-
-
 def test_for_finegym_the_mean_over_classes_decides(tester, split, tmp_path):
     even = Accuracy([row(0, True), row(0, False), row(0, False), row(1, True)])  # 50 %, mean 66.7
     uneven = Accuracy([row(0, True), row(0, True), row(0, True), row(1, False)])  # 75 %, mean 50
@@ -68,20 +57,6 @@ def test_for_finegym_the_mean_over_classes_decides(tester, split, tmp_path):
         tester.keep(1, even)
         tester.keep(2, uneven)
         assert kept(tmp_path) == best
-
-
-def test_a_best_that_is_gone_or_of_steps_the_run_has_left_is_replaced(tester, tmp_path):
-    good, bad = Accuracy([row(0, True)]), Accuracy([row(0, False)])
-    tester.keep(1, bad)
-    tester.keep(2, good)
-    tidy(tmp_path, 1)  # goes on from step 1
-    assert [line["step"] for line in tester.best.lines()] == [1] and kept(tmp_path) == 2
-    tester.keep(3, bad)
-    assert kept(tmp_path) == 3
-    (tmp_path / BEST).rename(tmp_path / f".{BEST}.old.unfinished")  # killed between two renamings
-    tidy(tmp_path, 3)
-    tester.keep(4, bad)
-    assert kept(tmp_path) == 4 and not list(tmp_path.glob(".*"))
 
 
 def test_a_periodic_test_shows_one_view_and_drops_what_a_killed_run_left(tester, split, classifier, tmp_path):

@@ -1,6 +1,6 @@
 """Owns: what a task may set in the loop - schedule, divisor, end of a step, float16 - and that it resumes.
 
-A gradient beyond float16 changes no weight, but for that of weight decay's; the step is counted and said.
+A gradient beyond float16 changes no weight; its step is counted and said.
 """
 
 import json

@@ -5,9 +5,11 @@ A flag's value may hold <tmp>, with the checkpoint <tmp>/run/best and the data s
 
 import json
 import shutil
+from functools import partial
 
 import torch
 from detection_layouts import TEST
+from launching import ROOT, load_script
 from safetensors.torch import load_file, save_file
 from tiny_detector import edit_run
 
@@ -82,6 +84,10 @@ def write_record(text):
     return lambda ground: (ground.best / "run.json").write_text(text)
 
 
+def without_encoder(ground):
+    edit_run(ground.best, model={"encoder": str(ground.tmp / "gone")})
+
+
 for title, damage, flags in (
     ("no checkpoint", nothing, {"ckpt": "<tmp>/gone"}),
     ("an empty folder", empty, {}),
@@ -98,7 +104,7 @@ for title, damage, flags in (
     ("a record of something else", write_record("{}"), {}),
     ("a record of a later version", record(model={"depth": 3}), {}),
     ("an encoder with other weights", record(encoder_fingerprint="0123456789abcdef"), {}),
-    ("an encoder that is gone", record(model={"encoder": "gone", "weights": "pretrained"}), {}),
+    ("an encoder that is gone", without_encoder, {}),
     ("weights of the encoder that are gone", nothing, {"weights": "<tmp>/vit.safetensors"}),
     ("fewer classes than the data", record(classes=["CliffDiving"]), {}),
     ("unknown data", nothing, {"data": "charades"}),
@@ -177,6 +183,13 @@ def _(ground):
     ground.test()()
     shutil.copy(ground.videos / f"{TEST[0]}.mp4", ground.videos / f"{TEST[2]}.mp4")
     return ground.test()
+
+
+@engine.fault("eval/compare.py: tests of a detector", 1, ground="detector_ground")
+def _(ground):
+    ground.test()()
+    folders = [str(ground.tmp / "run" / "best-test")] * 2
+    return partial(load_script(ROOT / "eval" / "compare.py").main, [*folders, "--names", "one", "other"])
 
 
 # ---- files of predictions
