@@ -115,23 +115,24 @@ def read_new_frames(
     return placed[-1], np.ascontiguousarray(cut)
 
 
-def join_frames(earlier: np.ndarray | None, window: VideoWindow, new: np.ndarray) -> np.ndarray:
+def join_frames(earlier: Tensor | None, window: VideoWindow, new: Tensor) -> Tensor:
     """All frames of a window's real steps, from those of the window before it and its new ones.
 
-    Shape: uint8 (window.valid, S, S, 3).
+    Shape: uint8 (window.valid, S, S, 3), on the device of `new`.
     """
     if earlier is None:
         return new
-    return np.concatenate([earlier[len(earlier) + len(new) - window.valid :], new])
+    return torch.cat([earlier[len(earlier) + len(new) - window.valid :], new])
 
 
-def fill_up(frames: np.ndarray, window: VideoWindow) -> Tensor:
+def fill_up(frames: np.ndarray | Tensor, window: VideoWindow) -> Tensor:
     """A window's clip, its last frame repeated up to T.
 
     Shape: uint8 (window.valid, H, W, 3) -> (T, 3, H, W).
     """
-    real = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    return real[torch.arange(len(window.frame_indices)).clamp(max=window.valid - 1)]
+    real = torch.as_tensor(frames).permute(0, 3, 1, 2)
+    places = torch.arange(len(window.frame_indices), device=real.device)
+    return real[places.clamp(max=window.valid - 1)]
 
 
 def _refuse_other_count(video: DetectionVideo, n_frames: int) -> None:

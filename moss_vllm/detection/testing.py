@@ -38,13 +38,13 @@ from moss_vllm.video.clip import read_frames
 from moss_vllm.video.file_state import describe_file, refuse_others
 from moss_vllm.video.frames import BadVideo
 
-NewFrames = tuple[VideoWindow, np.ndarray]
+NewFrames = tuple[VideoWindow, Tensor]
 # A window of a video by its number, and its detections, or why its frames cannot be read.
 Tested = tuple[DetectionVideo, int, Detections | Rejected]
 
 
 class DetectionTestSet:
-    """The windows of videos, in order; a row is what `read_new_frames` returns.
+    """The windows of videos, in order, with their new frames.
 
     Args:
         videos, windows, pixels, read: as in `read_new_frames`.
@@ -73,7 +73,8 @@ class DetectionTestSet:
         """A window and its new frames; Rejected for a video that cannot be read."""
         video, number = self.rows[index]
         try:
-            return read_new_frames(video, number, self.windows, self.pixels, read=self.read)
+            window, new = read_new_frames(video, number, self.windows, self.pixels, read=self.read)
+            return window, torch.from_numpy(new)  # which goes through shared memory, where an array does not
         except BadVideo as error:
             return Rejected(video.video_id, str(error))
 
@@ -198,11 +199,11 @@ def _test(
                     yield video, number, failed
                     continue
                 window, new = row
-                frames = join_frames(frames, window, new)
+                frames = join_frames(frames, window, new.to(device))
                 read.append((video, number, window, fill_up(frames, window)))
             if not read:
                 continue
-            clips = torch.stack([clip for *_, clip in read]).to(device)
+            clips = torch.stack([clip for *_, clip in read])
             mask = torch.from_numpy(np.stack([window.mask for _, _, window, _ in read])).to(device)
             with autocast(device):
                 levels = model(clips, mask)
@@ -219,6 +220,8 @@ def _by_video(
     """A line of the store for each video, once the last of its `counts` windows is there."""
     windows: list[Detections] = []
     for video, number, found in tested:
+        if number == 0:  # not after the last: of a batch, windows that cannot be read come first
+            windows = []
         if isinstance(found, Detections):
             windows.append(found)
         if number + 1 < counts[video.video_id]:
@@ -230,7 +233,6 @@ def _by_video(
             answer = as_answer(video.video_id, merge_windows(windows, decode))
             line = {"video_id": video.video_id, "path": os.path.abspath(video.path), "answers": [answer]}
             yield line | ({"file": state} if (state := describe_file(video.path)) else {})
-        windows = []
 
 
 def _named_errors(tested: Iterator[Tested], batch_size: int) -> Iterator[Tested]:

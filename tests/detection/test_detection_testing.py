@@ -224,17 +224,18 @@ def test_videos_that_cannot_be_read_are_named_and_their_actions_count_as_missed(
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_a_video_that_breaks_in_the_middle_has_no_detections(plain, split, tmp_path, batch_size):
+@pytest.mark.parametrize("image", ["00061.jpg", "00093.jpg"])  # shown by the third window, and by the last
+def test_a_video_that_breaks_on_the_way_has_no_detections(plain, split, tmp_path, image, batch_size):
     """The windows before the damage are good; a video is tested whole or not at all."""
     _, folder, _ = split.videos
     broken = shutil.copytree(folder.path, tmp_path / "broken")
-    (broken / "00061.jpg").write_bytes(b"no picture")
+    (broken / image).write_bytes(b"no picture")
     videos = (split.videos[0], dataclasses.replace(folder, path=str(broken)), split.videos[2])
     run(plain, split, tmp_path / "whole", batch_size=batch_size)
     damaged = dataclasses.replace(split, videos=videos)
     run(plain, damaged, tmp_path / "out", batch_size=batch_size)
     found, whole = (own_lines(tmp_path / name) for name in ("out", "whole"))
-    assert json.loads(found.pop(TEST[1]))["failed"].startswith(f"{broken}/00061.jpg: the image is no JPEG")
+    assert json.loads(found.pop(TEST[1]))["failed"].startswith(f"{broken}/{image}: the image is no JPEG")
     whole.pop(TEST[1])
     assert found == whole
 

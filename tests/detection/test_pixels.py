@@ -44,8 +44,8 @@ def whole_windows(video, windows=WINDOWS, pixels=PIXELS, read=read_frames):
     frames = None
     for number in range(len(windows_to_test(video, count_shown(video.path), windows))):
         window, new = read_new_frames(video, number, windows, pixels, read=read)
-        frames = join_frames(frames, window, new)
-        yield window, frames
+        frames = join_frames(frames, window, torch.from_numpy(new))
+        yield window, frames.numpy()
 
 
 @pytest.mark.parametrize("place", range(3), ids=("mp4", "folder of frames", "shorter than a window"))
