@@ -1,24 +1,26 @@
-"""The paper's ablations, Tables 4 and 10, trained and tested: its columns beside the accuracy measured here.
+"""The paper's ablations, Tables 4, 8 and 10, trained and tested: its columns beside what is measured here.
 
     python experiments/ablate.py table10c table4a table4b --data mini --seeds 3 --jobs 2
     python experiments/ablate.py table4a --data ssv1 --root DATA/ssv1 -- --precision bf16 --cache DATA/cache
     python experiments/ablate.py table10c --rows MOSS baseline --dry-run          # the commands, nothing more
+    python experiments/ablate.py detection --data mini --seeds 3          # Table 8, and one-frame control
 
-Every row of recipes/configs/paper_tables.yaml is a few settings of recipes/action_recog.py; flags after `--`
-go to the recipe in every run. A run is one process with the folder OUT/NAME-DIGEST/seed-N. DIGEST is computed
-from the settings, so rows of several tables with equal settings share their runs. After a kill the same
-command continues and repeats no finished run. A run in OUT with other settings, because the recipe's defaults
-have changed, is an error. If a run fails, the end of its log is printed, the other runs continue, and the
-exit status is 1. The commands that --dry-run prints may also run elsewhere, on several GPUs: finished runs in
-OUT are used.
+Every row of recipes/configs/paper_tables.yaml is a few settings of recipes/action_recog.py, those of the
+table "detection" of recipes/detection.py; flags after `--` go to the recipe in every run. A run is one
+process with the folder OUT/NAME-DIGEST/seed-N. DIGEST is computed from the settings, so rows of several
+tables with equal settings share their runs. After a kill the same command continues and repeats no finished
+run. A run in OUT with other settings, because the recipe's defaults have changed, is an error. If a run
+fails, the end of its log is printed, the other runs continue, and the exit status is 1. The commands that
+--dry-run prints may also run elsewhere, on several GPUs: finished runs in OUT are used.
 
-Compare the numbers under "last step": the model after the last step, one view per clip. "best" is the
-recipe's own test of the best checkpoint, which was chosen on the same clips and therefore flatters; rows
-whose accuracy varies more from test to test gain more by it.
+Compare the numbers under "last step": the model after the last step, of classifiers with one view per clip.
+"best" is the recipe's own test of the best checkpoint, which was chosen on the same clips or videos and
+therefore flatters; rows whose score varies more from test to test gain more by it.
 
-With `--data mini`, the miniature stands for MOSS-S and random weights for CLIP's, and the table also has the
-accuracy of each group of classes (moss_vllm/data/world/actions.py). Notes name the rows that have no
-counterpart there. The table is printed, and written to OUT/TABLE.md after each run.
+With `--data mini`, the miniature stands for MOSS-S or AdaTAD-B and random weights for CLIP's or VideoMAE's,
+and the table also has the score of each group of classes (moss_vllm/data/world/: actions.py, untrimmed.py).
+Notes name the rows that have no counterpart there. The table is printed, and written to OUT/TABLE.md after
+each run.
 """
 
 import fcntl
@@ -45,7 +47,9 @@ from moss_vllm.runtime.screen import Screen, say
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
-    parser.add_argument("tables", nargs="+", metavar="TABLE", help="table4a to table4d, table10a to table10e")
+    parser.add_argument(
+        "tables", nargs="+", metavar="TABLE", help="table4a to table4d, table10a to table10e; or detection"
+    )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
     parser.add_argument("--data", default="mini", help="data set, as in the recipe")
     parser.add_argument("--root", help="folder of the videos, as in the recipe")
@@ -63,12 +67,11 @@ if __name__ == "__main__":
     answer_help(options)
 
 import torch
-from ablation_plan import NAMES, RECIPE, Run, choose_rows, plan_runs, refuse_other_settings
+from ablation_plan import NAMES, Run, choose_rows, choose_task, plan_runs, refuse_other_settings
 from ablation_results import (
     Numbers,
     all_runs,
     as_json,
-    class_groups,
     does_order_2_add,
     make_tables,
     measure,
@@ -108,9 +111,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     remaining = [run for run in runs if not run.is_finished]
     say(f"{len(runs)} runs, {len(runs) - len(remaining)} of them finished before", flush=True)
     if args.dry_run:
-        say(*(shlex.join(["python", str(RECIPE), *run.flags]) for run in remaining), sep="\n")
+        say(*(shlex.join(["python", str(run.task.recipe), *run.flags]) for run in remaining), sep="\n")
         return {"left": [list(run.flags) for run in remaining]}
-    groups = class_groups(args.root) if args.data == MINI_DATA else {}
+    task = choose_task(plan)
+    groups = task.draw_groups(args.root) if args.data == MINI_DATA else {}
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with alone_in(args.out):
         numbers: Numbers = {run: measure(run, groups) for run in runs if run.is_finished}
@@ -120,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             numbers[run] = measure(run, groups)
             with whole_file(args.out / "TABLE.md") as part:
                 part.write_text(tables_in_markdown(plan, numbers, args.data))
-            return f"{numbers[run]['accuracy']['all']:.2f} % after the last step"
+            return f"{run.task.score} {numbers[run]['accuracy']['all']:.2f} % after the last step"
 
         failed = run_remaining(remaining, args.jobs, threads, keep)
         refuse_other_data(numbers)
@@ -139,7 +143,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "versions": versions(),
         "data": args.data,
         "data_lines": next((result["data_lines"] for result in numbers.values()), []),
-        "tables": {name: [as_json(planned, numbers) for planned in rows] for name, rows in plan.items()},
+        "tables": {
+            name: [as_json(task, planned, numbers) for planned in rows] for name, rows in plan.items()
+        },
         "moss_minus_first_order": paired(plan, numbers),
         "failed": [run.name for run in failed],
     }
@@ -210,7 +216,7 @@ def run_remaining(remaining: Sequence[Run], jobs: int, threads: int, keep: Calla
 def start_run(run: Run, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the recipe in a process that appends its output to the run's log."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(RECIPE), *run.flags]
+    command = [sys.executable, str(run.task.recipe), *run.flags]
     with (run.folder / LOG).open("a") as log:
         log.write(f"$ {shlex.join(command)}\n")
         log.flush()

@@ -14,17 +14,18 @@ if __name__ == "__main__":
     raise SystemExit("experiments/ablation_plan.py is a part of ablate.py, not a command")
 
 import torch
+from ablation_tasks import DETECTION, RECOGNITION, Task
 from measuring import load_recipe
-from paper_tables import FILE, TABLES, Row
+from paper_tables import DETECTION_ROWS, FILE, TABLES, Row
 
-from moss_vllm.recognition.build import build_classifier
 from moss_vllm.recognition.settings import MINI_DATA
 from moss_vllm.runtime.files import read_json
 from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE
 from moss_vllm.training.settings import parse
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "action_recog.py"
-NAMES = {f"table{name}": rows for name, rows in TABLES.items() if name[:-1] in ("4", "10")}
+TASKS = {f"table{name}": RECOGNITION for name in TABLES if name[:-1] in ("4", "10")}
+NAMES = {name: TABLES[name.removeprefix("table")] for name in TASKS}
+TASKS["detection"], NAMES["detection"] = DETECTION, DETECTION_ROWS
 OWN = ("data", "root", "out", "resume", "seed")  # settings that ablate.py has flags for
 # Settings that do not change the experiment.
 FREE = {"out", "resume", "tracker", "workers", "cache", "cache_gib", "log_every", "eval_batch_size"}
@@ -34,6 +35,7 @@ FREE = {"out", "resume", "tracker", "workers", "cache", "cache_gib", "log_every"
 class Run:
     """One process of the recipe; `settings` are those that the recipe fills in."""
 
+    task: Task
     folder: Path
     seed: int
     flags: tuple[str, ...]
@@ -61,6 +63,18 @@ class PlannedRow:
 
 
 TablePlan = dict[str, list[PlannedRow]]
+
+
+def choose_task(tables: Iterable[str]) -> Task:
+    """The task of these tables.
+
+    Raises:
+        ValueError: they are of two tasks.
+    """
+    task, *others = {TASKS[table] for table in tables}
+    if others:
+        raise ValueError(f"{', '.join(tables)} are tables of two recipes; run those of each by themselves")
+    return task
 
 
 def choose_rows(tables: Iterable[str], names: Sequence[str] | None) -> dict[str, list[Row]]:
@@ -97,9 +111,11 @@ def plan_runs(
     Raises:
         ValueError: flags of the recipe that ablate.py has itself, or the name of a row that cannot run.
     """
-    recipe = load_recipe(RECIPE)
-    settings, others = parse(recipe.ActionRecog, extra, recipe.__doc__)
-    refused = [name for name in OWN if getattr(settings, name) != getattr(recipe.ActionRecog(), name)]
+    task = choose_task(tables)
+    recipe = load_recipe(task.recipe)
+    kind = getattr(recipe, task.settings)
+    settings, others = parse(kind, extra, recipe.__doc__)
+    refused = [name for name in OWN if getattr(settings, name) != getattr(kind(), name)]
     if refused := [*refused, *(["dry_run"] if others.dry_run else [])]:
         raise ValueError(f"{', '.join(refused)} after '--': give it before '--', where this script has it")
     if data == MINI_DATA and settings.variant not in (None, MINI_DATA):
@@ -117,7 +133,7 @@ def plan_runs(
                 plan[table].append(PlannedRow(row, {}, [], changes))
                 continue
             try:
-                runs = [plan_run(recipe, changes, seed, out, [*where, *extra]) for seed in range(seeds)]
+                runs = [plan_run(task, recipe, changes, seed, out, [*where, *extra]) for seed in range(seeds)]
                 if runs[0] not in tried:
                     try_model(recipe, runs[0])
                 tried.add(runs[0])
@@ -128,16 +144,22 @@ def plan_runs(
 
 
 def plan_run(
-    recipe: ModuleType, changes: Mapping[str, Any], seed: int, out: Path, flags: Sequence[str]
+    task: Task,
+    recipe: ModuleType,
+    changes: Mapping[str, Any],
+    seed: int,
+    out: Path,
+    flags: Sequence[str],
 ) -> Run:
     """One run; its folder's name comes from the settings that differ from the recipe's defaults."""
-    names = {item.name: item.default for item in dataclasses.fields(recipe.ActionRecog)}
+    kind = getattr(recipe, task.settings)
+    names = {item.name: item.default for item in dataclasses.fields(kind)}
     if unknown := [name for name in changes if name not in names]:
         raise ValueError(f"{', '.join(unknown)}: the recipe has no such setting")
-    flags = [*flags, *(text for name, value in changes.items() for text in (flag(name), str(value)))]
+    for name, value in changes.items():
+        flags = [*flags, flag(name), *([] if value is True else [str(value)])]
     flags += ["--seed", str(seed), "--resume", "auto"]
-    parsed, _ = parse(recipe.ActionRecog, flags, recipe.__doc__)
-    recipe.refuse_ignored(parsed)
+    parsed, _ = parse(kind, flags, recipe.__doc__)
     settings = recipe.fill_in(parsed)
     recipe.check_settings(settings)
     changed = {
@@ -146,8 +168,8 @@ def plan_run(
         if value != names[name] and name not in FREE | {"seed"}
     }
     digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
-    folder = out / f"{folder_name(changes)}-{digest}" / f"seed-{seed}"
-    return Run(folder, seed, (*flags, "--out", str(folder)), dataclasses.asdict(settings))
+    folder = out / f"{task.prefix}{folder_name(changes)}-{digest}" / f"seed-{seed}"
+    return Run(task, folder, seed, (*flags, "--out", str(folder)), dataclasses.asdict(settings))
 
 
 def flag(name: str) -> str:
@@ -156,8 +178,8 @@ def flag(name: str) -> str:
 
 
 def folder_name(changes: Mapping[str, Any]) -> str:
-    """A row's settings as a folder's name: `stss1`, `moss-orders-1-3`, `none-full`."""
-    shown = {"temporal": "moss", **changes}
+    """A row's settings as a folder's name: `stss1`, `moss-orders-1-3`, `none-full`, `moss-one_frame`."""
+    shown = {"temporal": "moss"} | {name: name if v is True else v for name, v in changes.items()}
     layers = shown.pop("temporal_layers", None)
     text = " ".join([*map(str, shown.values()), *([] if layers is None else [f"layers {layers}"])])
     return re.sub(r"\W+", "-", text).strip("-")
@@ -165,9 +187,10 @@ def folder_name(changes: Mapping[str, Any]) -> str:
 
 def try_model(recipe: ModuleType, run: Run) -> None:
     """Build a run's model on the meta device, without memory or weights."""
-    arguments = recipe.model_arguments(recipe.ActionRecog(**run.settings), classes=2)
+    settings = getattr(recipe, run.task.settings)(**run.settings)
+    arguments = recipe.model_arguments(settings, classes=2)
     with torch.device("meta"):
-        build_classifier(**{**arguments, "weights": "random"})
+        run.task.build(**{**arguments, "weights": "random"})
 
 
 def refuse_other_settings(runs: Iterable[Run]) -> None:

@@ -1,20 +1,16 @@
 """The results of experiments/ablate.py's finished runs, as tables in the paper's columns and as json."""
 
-import csv
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_plan import FREE, PlannedRow, Run, TablePlan
+from ablation_plan import FREE, PlannedRow, Run, TablePlan, choose_task
+from ablation_tasks import Task
 from paper_tables import UNITS
 
-from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, ensure_mini_actions
-from moss_vllm.recognition.schema import CLIP_SCHEMA
-from moss_vllm.recognition.scores import CLASS_MEAN, Accuracy
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.line_store import ANSWERS, read_answers
 from moss_vllm.runtime.tables import Cell, Table, mean_and_spread
 from moss_vllm.training.run_folder import SETTINGS_FILE
 
@@ -22,12 +18,6 @@ WHOLE_MOSS, FIRST_ORDER = dict[str, Any](), {"temporal": "stss1"}
 
 
 Numbers = dict[Run, dict[str, Any]]
-
-
-def class_groups(root: str | None) -> dict[str, str]:
-    """The group of each class of the mini actions, which are drawn first if needed."""
-    with (ensure_mini_actions(root or MINI_ACTIONS_ROOT) / "groups.csv").open(newline="") as file:
-        return {row["name"]: row["group"] for row in csv.DictReader(file)}
 
 
 def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
@@ -44,21 +34,18 @@ def measure(run: Run, groups: Mapping[str, str]) -> dict[str, Any]:
         )
     accuracy = {"all": last["score"]}
     if groups:
-        test = run.folder / "evals" / f"step-{last['step']:06d}" / ANSWERS
-        stored = read_answers(test, CLIP_SCHEMA).answers.values()
-        results = Accuracy([{**answer, "group": groups[answer["answer"]]} for answer in stored]).by("group")
-        accuracy |= {group: results[group][0] for group in dict.fromkeys(groups.values()) if group in results}
+        accuracy |= run.task.by_group(run.folder, last["step"], groups)
     best = read_json(run.folder / "test" / "result.json", f"remove {run.folder}")
     seconds = {line["step"]: line["seconds"] for line in read_log(run.folder / "train.jsonl")}
     return {
         "seed": run.seed,
         "folder": str(run.folder),
         "accuracy": accuracy,
-        "best": best["class_mean" if run.settings["data"] in CLASS_MEAN else "top1"],
+        "best": run.task.best(best, run.settings["data"]),
         "best_step": best["step"],
         "steps": record["steps"],
-        "clips": last["clips"],
-        "failed_clips": last["failed"],
+        "clips": last[run.task.tested],
+        "failed_clips": last.get("failed", 0),  # a detector's test names them in its own notes
         "trainable": sum(count for *_, count, rate in record["parameters"] if rate != "frozen"),
         "seconds_a_step": statistics.median(seconds.values()),
         "data_lines": record["data_lines"],
@@ -86,18 +73,20 @@ def refuse_other_data(numbers: Numbers) -> None:
 
 def make_tables(plan: TablePlan, numbers: Numbers, data: str) -> list[Table]:
     """The results so far, in the columns of the paper's tables."""
+    task = choose_task(plan)
     groups = list(dict.fromkeys(name for results in numbers.values() for name in results["accuracy"]))
     columns = {
-        "paper": [*UNITS, "SSV1", "D48"],
+        "paper": [*(UNITS if task.has_costs else ()), *task.paper.values()],
         f"{data}, last step": groups or ["all"],
         "best": ["all"],
         "run": ["trained (k)", "ms a step"],
     }
     shown = []
     for name, rows in plan.items():
-        cells = {planned.row.name: row_cells(planned, numbers, list(columns)) for planned in rows}
-        title = f"Table {name.removeprefix('table')}: top-1 on {data} (%) beside the paper's"
-        shown.append(Table(title, columns, cells, table_notes(rows, numbers)))
+        cells = {planned.row.name: row_cells(task, planned, numbers, list(columns)) for planned in rows}
+        title = f"{name.capitalize().replace('Table', 'Table ')}: {task.score} on {data} (%)"
+        title += " beside the paper's"
+        shown.append(Table(title, columns, cells, table_notes(task, rows, numbers)))
     return shown
 
 
@@ -120,11 +109,14 @@ def does_order_2_add(plan: TablePlan, numbers: Numbers) -> str:
     return "\n".join([lines[0], "", *lines[1:]])
 
 
-def row_cells(planned: PlannedRow, numbers: Numbers, columns: Sequence[str]) -> dict[str, dict[str, Cell]]:
+def row_cells(
+    task: Task, planned: PlannedRow, numbers: Numbers, columns: Sequence[str]
+) -> dict[str, dict[str, Cell]]:
     """A row of `make_tables`."""
     row, results = planned.row, [numbers[run] for run in planned.runs if run in numbers]
     paper = {unit: float(text) for unit, text in row.paper.items() if text != "-"}
-    paper |= {name: value for name, value in (("SSV1", row.ssv1), ("D48", row.d48)) if value is not None}
+    scores = {name: getattr(row, field) for field, name in task.paper.items()}
+    paper |= {name: value for name, value in scores.items() if value is not None}
     cells: dict[str, dict[str, Cell]] = {columns[0]: dict(paper)}
     if results:
         cells[columns[1]] = mean_and_spread([seed["accuracy"] for seed in results])
@@ -137,20 +129,18 @@ def row_cells(planned: PlannedRow, numbers: Numbers, columns: Sequence[str]) -> 
     return cells
 
 
-def table_notes(rows: Sequence[PlannedRow], numbers: Numbers) -> list[str]:
+def table_notes(task: Task, rows: Sequence[PlannedRow], numbers: Numbers) -> list[str]:
     """A table's notes: the number of seeds behind each row, and rows with other settings than the paper's."""
     results = [numbers[run] for planned in rows for run in planned.runs if run in numbers]
-    notes = [
-        "paper: MOSS-S, costs in G, M and GB, top-1 on Something-Something V1 and Diving48",
-        "last step: one view a clip; best: the checkpoint that was best on these same clips",
-    ]
+    notes = list(task.notes)
     if results:
         steps, clips = (sorted({seed[name] for seed in results}) for name in ("steps", "clips"))
         notes.append(
-            f"tested on {either(clips)} clips after {either(steps)} steps; ± is the sample sd over seeds"
+            f"tested on {either(clips)} {task.tested} after {either(steps)} steps; "
+            "± is the sample sd over seeds"
         )
     if failed := sum(seed["failed_clips"] for seed in results):
-        notes.append(f"clips that could not be read, over all runs: {failed}; they are not counted")
+        notes.append(f"{task.tested} that could not be read, over all runs: {failed}; they are not counted")
     for planned in rows:
         name, done = planned.row.name, [run for run in planned.runs if run in numbers]
         if planned.refused:
@@ -160,7 +150,7 @@ def table_notes(rows: Sequence[PlannedRow], numbers: Numbers) -> list[str]:
         if len(done) < len(planned.runs):
             notes.append(f"{name}: {len(done)} of {len(planned.runs)} seeds")
         if planned.row.added:
-            notes.append(f"{name}: a row that the paper has in another table")
+            notes.append(f"{name}: a row that this table of the paper does not have")
     return notes
 
 
@@ -198,10 +188,10 @@ def paired(plan: TablePlan, numbers: Numbers) -> dict[str, Any]:
     }
 
 
-def as_json(planned: PlannedRow, numbers: Numbers) -> dict[str, Any]:
+def as_json(task: Task, planned: PlannedRow, numbers: Numbers) -> dict[str, Any]:
     """A row with every seed's numbers."""
     row, results = planned.row, [numbers[run] for run in planned.runs if run in numbers]
-    paper = {**row.paper, "ssv1": row.ssv1, "d48": row.d48}
+    paper = {**row.paper, **{field: getattr(row, field) for field in task.paper}}
     written: dict[str, Any] = {"name": row.name, "paper": paper, "set": dict(planned.changes)}
     if planned.refused:
         return {**written, "refused": planned.refused}

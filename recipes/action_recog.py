@@ -157,7 +157,6 @@ VIEWS = ("frames", "size_px", "sampling", "clips", "crops", "repeats")
 def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     """Train, then test the best checkpoint; returns its accuracy (None for a dry run)."""
     settings, flags = parse(ActionRecog, argv, __doc__)
-    refuse_ignored(settings)
     settings = fill_in(settings)
     check_settings(settings)
     command = start.command_line("recipes/action_recog.py", argv)
@@ -266,7 +265,8 @@ def choose_run_views(
 
 
 def fill_in(settings: ActionRecog) -> ActionRecog:
-    """The settings, with those that are None taken from the table of schedules."""
+    """The settings, with those that are None taken from the table of schedules; see `refuse_ignored`."""
+    refuse_ignored(settings)
     if settings.data not in DATA:
         raise ValueError(f"data is {settings.data!r}; it must be one of {', '.join(DATA)}")
     mini = settings.data == "mini"

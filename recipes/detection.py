@@ -1,11 +1,13 @@
 """Temporal action detection: AdaTAD with MOSS on THUMOS-14 (Sec. C.1, Table 8).
 
-    python recipes/detection.py --data thumos14 --root DATA/thumos-14 --variant b --dry-run
+    python recipes/detection.py                                       # the miniature, on two cores
+    python recipes/detection.py --data thumos14 --root DATA/thumos-14 --dry-run
     accelerate launch --multi_gpu recipes/detection.py --data thumos14 --root DATA/thumos-14 --resume auto
     python eval/detection.py --ckpt runs/detection/best --root DATA/thumos-14
 
 Datasets: thumos14 as OpenTAD and ActionFormer distribute it; `json`, a file of your own in the same format
-(docs/detection.md). Settings that are left out follow AdaTAD's configuration (configs/detection.yaml).
+(docs/detection.md); `mini`, drawn by this repository. Settings that are left out follow AdaTAD's
+configuration (configs/detection.yaml).
 
     average mAP (tIoU 0.3:0.7)   AdaTAD, published   AdaTAD, the paper's run   with MOSS
     VideoMAE-B                   71.5                71.4                      72.2
@@ -37,7 +39,7 @@ from moss_vllm.training.settings import options, parse, setting
 class Detection:
     """Settings; None stands for AdaTAD's value for the dataset and variant, as `--help` says."""
 
-    data: str = setting("thumos14", "thumos14, json", heading="data")
+    data: str = setting("mini", "thumos14, json, mini", heading="data")
     root: str | None = setting(None, "folder of annotations/ and raw_data/video/")
     videos: str | None = setting(
         None, "folder of videos or folders of frames, or several with ':' between (default: below the root)"
@@ -53,7 +55,7 @@ class Detection:
     out: str = setting("runs/detection", "where checkpoints and logs go")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
-    variant: str | None = setting(None, "s, b, l (default: b)", heading="model")
+    variant: str | None = setting(None, "s, b, l, mini (default: b; with --data mini: mini)", heading="model")
     encoder: str | None = setting(
         None, "another video encoder: videomae_s, _b, _l, a hub id or a folder (default: the variant's)"
     )
@@ -68,23 +70,29 @@ class Detection:
         None, "arguments of that module as YAML, such as '{orders: [1, 2, 3]}' (default: the variant's)"
     )
     in_chunks: bool = setting(False, "that module reads chunks of 16 frames alone, not the whole window")
+    one_frame: bool = setting(False, "a control: the encoder sees one frame of each chunk, so no motion")
 
     frames: int | None = setting(None, "of a window (default: 768)", heading="windows")
     stride: int | None = setting(None, "frames of the video from one to the next (default: 4)")
     size_px: int | None = setting(None, "side of a frame; the paper has 224 (default: 160, AdaTAD's code)")
+    augment: bool | None = setting(
+        None, "cut, mirror and change training frames (default: yes; mini, where directions count: no)"
+    )
 
     epochs: int | None = setting(None, "passes over the videos (default: 60)", heading="training and tests")
     schedule_epochs: int | None = setting(None, "over which the rates fall to 0 (default: 100)")
     warmup_epochs: float | None = setting(None, "of linear warm-up (default: 5)")
     clips_a_step: int | None = setting(None, "windows of all processes (default: 2)")
-    batch_size: int = setting(2, "windows per process and micro-batch")
-    lr: float = setting(1e-4, "peak learning rate of the detector")
+    batch_size: int | None = setting(None, "windows per process and micro-batch (default: 2; mini 4)")
+    lr: float | None = setting(None, "peak learning rate of the detector (default: 1e-4; mini 2e-3)")
     adapter_lr: float | None = setting(
-        None, "peak learning rate of the adapters and MOSS (default: s 2e-4; b, l 1e-4)"
+        None, "peak learning rate of the adapters and MOSS (default: s 2e-4; b, l 1e-4; mini 4e-3)"
     )
     weight_decay: float = setting(0.05, "of AdamW")
     clip_norm: float = setting(1.0, "largest norm of the gradient")
-    ema_decay: float = setting(0.999, "share of the average weights that a step keeps")
+    ema_decay: float | None = setting(
+        None, "share of the average weights that a step keeps (default: 0.999; mini 0.99)"
+    )
     eval_from: int | None = setting(None, "epochs before the first test (default: 42)")
     eval_every: int | None = setting(None, "epochs from test to test, and of checkpoints (default: 2)")
     eval_batch_size: int = setting(1, "windows tested at once")
@@ -124,6 +132,7 @@ from moss_vllm.detection.rates import rate_table
 from moss_vllm.detection.schema import DETECTION_SCHEMA
 from moss_vllm.detection.scores import PAPER_TABLE_8, DetectionScores, score_table, score_test
 from moss_vllm.detection.settings import (
+    MINI_DATA,
     check_settings,
     choose_sizes,
     model_arguments,
@@ -264,11 +273,12 @@ def fill_in(settings: Detection) -> Detection:
         raise ValueError(f"data is {settings.data!r}; it must be one of {', '.join(table)}")
     row = table[settings.data]
     variant = settings.variant or row["variant"]
+    untrained = variant == "mini" and not settings.encoder and settings.weights == "pretrained"
     if variant not in DETECTORS:
         raise ValueError(f"variant is {variant!r}; it must be one of {', '.join(DETECTORS)}")
     row["adapter_lr"] = DETECTORS[variant].adapter_lr
     filled = {name: value for name, value in row.items() if getattr(settings, name) is None}
-    return dataclasses.replace(settings, **filled)
+    return dataclasses.replace(settings, **filled, **({"weights": "random"} if untrained else {}))
 
 
 def show(record: dict[str, Any], layers: Sequence[int]) -> None:
@@ -280,10 +290,11 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
     span = "chunks of it" if settings["in_chunks"] else "the whole window"
     console.print(record["encoder"])
     console.print(f"AdaTAD {settings['variant']}; {settings['temporal']} {place}, on {span}")
+    sizes = "" if settings["data"] == MINI_DATA else " (AdaTAD's code has 160, the paper 224)"
     console.print(
         f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {record['steps']} "
         f"steps of {record['clips_a_step']} windows of {windows['steps']} frames, every {windows['stride']}, "
-        f"{record['pixels']['size_px']} px (AdaTAD's code has 160, the paper 224)"
+        f"{record['pixels']['size_px']} px{sizes}"
     )
     console.print(
         f"{settings['warmup_epochs']:g} epochs of warm-up, a cosine to epoch {settings['schedule_epochs']}, "

@@ -10,7 +10,7 @@ from torch import Tensor
 from moss_vllm.data.detection.datasets import DetectionSplit
 from moss_vllm.data.rows import Rejected
 from moss_vllm.detection.augment import change_frames
-from moss_vllm.detection.pixels import PixelSettings, fill_up, read_placed
+from moss_vllm.detection.pixels import PixelSettings, cut_square, fill_up, read_placed
 from moss_vllm.detection.points import count_positives
 from moss_vllm.detection.windows import VideoWindow, WindowSettings, draw_window
 from moss_vllm.training.row_order import PlacedRow
@@ -78,7 +78,8 @@ class DetectionTrainingSet:
             window, frames = read_placed(video, place, short_side_px=short_side_px, read=self.read)
         except BadVideo as error:
             return Rejected(video.video_id, str(error))
-        changed = change_frames(frames, self.pixels.size_px, np.random.default_rng([*seed, 1]))
+        size_px, rng = self.pixels.size_px, np.random.default_rng([*seed, 1])
+        changed = change_frames(frames, size_px, rng) if self.pixels.augment else cut_square(frames, size_px)
         return Example(video.video_id, window, fill_up(changed, window))
 
     def collate(self, rows: Sequence[Example | Rejected]) -> dict[str, Any]:

@@ -23,12 +23,13 @@ def build_adatad(
     revision: str | None = None,
     drop_path: float = 0.1,
     checkpointing: bool = True,
+    one_frame: bool = False,
     detector_options: Mapping[str, Any] | None = None,
 ) -> AdaTAD:
     """AdaTAD of a preset, with MOSS, another temporal module or none.
 
     Args:
-        variant: "s", "b" or "l" of `presets.DETECTORS`, or a preset.
+        variant: a name of `presets.DETECTORS`, or a preset.
         classes: kinds of actions; THUMOS-14 has 20.
         temporal: a name of `build_temporal`.
         temporal_layers: layers with such a module, counted from 1, instead of the preset's.
@@ -39,7 +40,8 @@ def build_adatad(
         revision: of the encoder on the hub.
         drop_path: of the encoder, see `VideoEncoder`.
         checkpointing: of the encoder, see `VideoEncoder`.
-        detector_options: keyword arguments of `Detector`.
+        one_frame: see `VideoEncoder`.
+        detector_options: keyword arguments of `Detector`, instead of the preset's.
 
     Raises:
         ValueError: an unknown name, a layer that the encoder does not have, options that the module does not
@@ -55,6 +57,7 @@ def build_adatad(
         revision=revision,
         drop_path=drop_path,
         checkpointing=checkpointing,
+        one_frame=one_frame,
     )
     options = fill_sizes(preset, temporal, temporal_options or {})
     if temporal != "none":
@@ -64,5 +67,5 @@ def build_adatad(
         module = build_temporal(temporal, opened.d_in, opened.d_in, **options)
         if module is not None:
             modules[layer] = module
-    detector = Detector(opened.d_in, classes, **(detector_options or {}))
+    detector = Detector(opened.d_in, classes, **{**preset.detector, **(detector_options or {})})
     return AdaTAD(opened, detector, temporal=modules, in_chunks=in_chunks)

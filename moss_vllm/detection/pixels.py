@@ -28,12 +28,14 @@ class PixelSettings:
     Args:
         size_px: side of the square that the model sees.
         train_short_side_px: shorter side of the frames that training cuts its squares from.
+        augment: training changes frames as in `change_frames`; without, it sees them as a test does.
 
     Raises: ValueError for a number out of range.
     """
 
     size_px: int = 160
     train_short_side_px: int = 182
+    augment: bool = True
 
     def __post_init__(self) -> None:
         if self.size_px < 1:
@@ -110,9 +112,16 @@ def read_new_frames(
         return new if len(new) else shown[-1:]  # the last window may be there twice
 
     frames = read(video.path, choose, scale=pixels.size_px)[: len(new)]
-    top, left = ((side - pixels.size_px) // 2 for side in frames.shape[1:3])
-    cut = frames[:, top : top + pixels.size_px, left : left + pixels.size_px]
-    return placed[-1], np.ascontiguousarray(cut)
+    return placed[-1], cut_square(frames, pixels.size_px)
+
+
+def cut_square(frames: np.ndarray, size_px: int) -> np.ndarray:
+    """The square in the middle.
+
+    Shape: (T, H, W, 3) -> (T, S, S, 3), contiguous.
+    """
+    top, left = ((side - size_px) // 2 for side in frames.shape[1:3])
+    return np.ascontiguousarray(frames[:, top : top + size_px, left : left + size_px])
 
 
 def join_frames(earlier: Tensor | None, window: VideoWindow, new: Tensor) -> Tensor:

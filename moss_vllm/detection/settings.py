@@ -13,6 +13,7 @@ from moss_vllm.data.detection.datasets import (
     DetectionSplit,
     read_detection,
 )
+from moss_vllm.data.world.untrimmed import UNTRIMMED_ROOT, draw_untrimmed
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.pixels import PixelSettings
 from moss_vllm.detection.rates import warmup_cosine_rate
@@ -21,6 +22,8 @@ from moss_vllm.training.loop import Loop
 from moss_vllm.training.settings import accumulate_for, refuse
 from moss_vllm.training.temporal_settings import parse_temporal
 from moss_vllm.video.decoders import check_decoder
+
+MINI_DATA = "mini"
 
 
 def check_settings(settings: Any) -> None:
@@ -54,7 +57,7 @@ def check_settings(settings: Any) -> None:
 
 
 def open_split(settings: Any, split: Literal["train", "test"]) -> DetectionSplit:
-    """The split from `read_detection`.
+    """The split from `read_detection`; for "mini", untrimmed videos of the motion world, drawn on first use.
 
     Raises:
         ValueError: an unknown dataset, no root, and as `read_detection`.
@@ -62,6 +65,13 @@ def open_split(settings: Any, split: Literal["train", "test"]) -> DetectionSplit
     data = settings.data
     if data not in DETECTION_DATASETS:
         raise ValueError(f"data is {data!r}; it must be one of {', '.join(DETECTION_DATASETS)}")
+    if data == MINI_DATA:
+        given = ("videos", "annotation", "train_subset", "subset", "allow_missing")
+        if wrong := [name for name in given if getattr(settings, name)]:
+            raise ValueError(
+                f"data is {data!r}, drawn whole with its own files; leave out {', '.join(wrong)}"
+            )
+        return read_detection(data, draw_untrimmed(settings.root or UNTRIMMED_ROOT), split)
     if settings.root is None:
         raise ValueError(
             f"data is {data!r}; name the folder of its annotation and videos with --root: annotations/ with "
@@ -86,6 +96,7 @@ def model_arguments(settings: Any, classes: int) -> dict[str, Any]:
         "classes": classes,
         **parse_temporal(settings),
         "in_chunks": settings.in_chunks,
+        "one_frame": settings.one_frame,
         "encoder": _absolute(settings.encoder) if settings.encoder else DETECTORS[settings.variant].encoder,
         "weights": settings.weights
         if settings.weights in by_name
@@ -113,7 +124,8 @@ def choose_sizes(settings: Any, model: AdaTAD) -> tuple[WindowSettings, PixelSet
     if wrong:
         raise ValueError("; ".join(wrong))
     # 182 for 160 px and 256 for 224, as in AdaTAD.
-    pixels = PixelSettings(settings.size_px, settings.size_px * 256 // 224)
+    short_side_px = settings.size_px * 256 // 224 if settings.augment else settings.size_px
+    pixels = PixelSettings(settings.size_px, short_side_px, settings.augment)
     return WindowSettings(steps=settings.frames, stride=settings.stride), pixels
 
 

@@ -62,6 +62,7 @@ class VideoEncoder(nn.Module):
         native_px: side of the frames that its position table is laid out for; for others it is resized.
         drop_path: rate at the last layer in training; it rises linearly from 0 at the first layer.
         checkpointing: keep only each layer's input for backward and compute the rest again.
+        one_frame: show one frame of each chunk instead of all: a control, which tells what needs no motion.
         name: how errors call it.
         loaded: where its weights come from.
 
@@ -81,6 +82,7 @@ class VideoEncoder(nn.Module):
         native_px: int,
         drop_path: float = 0.1,
         checkpointing: bool = True,
+        one_frame: bool = False,
         name: str = "videomae",
         loaded: LoadedWeights | None = None,
     ) -> None:
@@ -91,7 +93,7 @@ class VideoEncoder(nn.Module):
         self.patch_size: int = config.patch_size
         self.chunk_frames: int = config.num_frames
         self.chunk_steps: int = config.num_frames // config.tubelet_size
-        self.checkpointing, self.name = checkpointing, name
+        self.checkpointing, self.one_frame, self.name = checkpointing, one_frame, name
         self.loaded = loaded or LoadedWeights("given", 0)
         self.model = model
         layers: Any = model.encoder.layer
@@ -152,6 +154,8 @@ class VideoEncoder(nn.Module):
             mean, std = (clips.new_tensor(value, dtype=torch.float32) for value in (self.mean, self.std))
             clips = (clips - 255 * mean[:, None, None]) / (255 * std[:, None, None])
         chunks = rearrange(clips, "b (n f) c h w -> (b n) c f h w", f=self.chunk_frames)
+        if self.one_frame:
+            chunks = chunks[:, :, [self.chunk_frames // 2]].expand_as(chunks)
         patches = self.model.embeddings.patch_embeddings.projection(chunks)
         grid = rearrange(patches, "(b n) c t h w -> b (n t) h w c", b=len(clips))
         table = self.positions(grid.shape[2], grid.shape[3])

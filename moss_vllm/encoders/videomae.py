@@ -20,6 +20,17 @@ VIDEO_ENCODERS = {
     "videomae_b": ("MCG-NJU/videomae-base-finetuned-kinetics", 768, 12, 12),
     "videomae_l": ("MCG-NJU/videomae-large-finetuned-kinetics", 1024, 24, 16),
 }
+# The encoder of `presets.DETECTION_MINI`. It has random weights alone, larger than transformers draws them: a
+# token is then more of its pixels than of its place, and similarities of tokens follow what moves.
+MINI_VIDEOMAE = "videomae_mini"
+MINI_SIZES = {
+    "image_size": 64,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "initializer_range": 0.1,
+}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # names of transformers' weights on the hub
 # What a file of weights may hold beside the layers: classifiers, norms after the last layer, MAE's decoder.
 BESIDE_THE_LAYERS = re.compile(
@@ -47,17 +58,19 @@ def open_video_encoder(
     revision: str | None = None,
     drop_path: float = 0.1,
     checkpointing: bool = True,
+    one_frame: bool = False,
 ) -> VideoEncoder:
     """A frozen VideoMAE by name.
 
     Args:
-        name: one of `VIDEO_ENCODERS`, a hub id, or a folder with config.json and weights as transformers
-            saves them, of a classifier or of MAE's pre-training too.
+        name: one of `VIDEO_ENCODERS`, "videomae_mini", a hub id, or a folder with config.json and weights as
+            transformers saves them, of a classifier or of MAE's pre-training too.
         weights: "pretrained" (of the hub, its local cache, or the folder), "random" (always the same
             numbers), or a .safetensors file with names of transformers or of mmaction2.
         revision: of the hub id.
         drop_path: as in `VideoEncoder`.
         checkpointing: as in `VideoEncoder`.
+        one_frame: as in `VideoEncoder`.
 
     Raises:
         ValueError: a model that is no VideoMAE, weights that are missing, unknown or of another shape, or a
@@ -65,13 +78,16 @@ def open_video_encoder(
         OSError: weights that cannot be downloaded or read.
     """
     file = weights_file(weights)
-    if not Path(name).is_dir() and str(name) not in VIDEO_ENCODERS and str(name).count("/") != 1:
+    known = (*VIDEO_ENCODERS, MINI_VIDEOMAE)
+    if not Path(name).is_dir() and str(name) not in known and str(name).count("/") != 1:
         raise ValueError(
-            f"'{name}' is no video encoder; choose one of {', '.join(VIDEO_ENCODERS)}, a hub id (owner/name) "
+            f"'{name}' is no video encoder; choose one of {', '.join(known)}, a hub id (owner/name) "
             "or a folder with config.json"
         )
+    if str(name) == MINI_VIDEOMAE and weights == "pretrained":
+        raise ValueError(f"{MINI_VIDEOMAE} was never trained; pass weights 'random' or a file of your own")
     source = VIDEO_ENCODERS[str(name)][0] if str(name) in VIDEO_ENCODERS else str(name)
-    fetched = weights == "pretrained" or str(name) not in VIDEO_ENCODERS
+    fetched = weights == "pretrained" or str(name) not in known
     try:
         if fetched and not Path(source).is_dir():
             refuse_unreachable(source, ("config.json", *WEIGHT_FILES), revision)
@@ -90,8 +106,8 @@ def open_video_encoder(
             f"download it: hf download {source} --local-dir FOLDER; and give FOLDER in its place; or pass "
             "weights 'random' to try things out"
         ) from error
-    options: dict[str, Any] = {"drop_path": drop_path, "checkpointing": checkpointing, "name": str(name)}
-    return VideoEncoder(model, native_px=native_px, loaded=loaded, **options)
+    options: dict[str, Any] = {"drop_path": drop_path, "checkpointing": checkpointing, "one_frame": one_frame}
+    return VideoEncoder(model, native_px=native_px, name=str(name), loaded=loaded, **options)
 
 
 def _config(name: str, revision: str | None) -> VideoMAEConfig:
@@ -99,6 +115,8 @@ def _config(name: str, revision: str | None) -> VideoMAEConfig:
         "use_mean_pooling": True,  # no norm after the last layer
         "layer_norm_eps": 1e-6,  # VideoMAE's own; the hub's configs have transformers' default of 1e-12
     }
+    if name == MINI_VIDEOMAE:
+        return VideoMAEConfig(**MINI_SIZES, **options)
     if name in VIDEO_ENCODERS:
         _, width, depth, heads = VIDEO_ENCODERS[name]
         options |= {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}

@@ -253,6 +253,16 @@ def test_trained_parameters_of_the_presets(preset, temporal, millions):
     assert tuple(model.temporal_names) == ((preset.after_layer,) if temporal == "moss" else ())
 
 
+def test_the_miniature_has_its_presets_sizes():
+    model = build_adatad(variant="mini", classes=8, weights="random").eval()
+    assert (model.encoder.name, model.detector.levels) == ("videomae_mini", 4)
+    assert (model.moss.order1.window, tuple(model.temporal_names)) == ((5, 5, 5), (1,))
+    levels = model(clip(1, 32, 64, 64), mask(1))
+    assert [level.cls_logits.shape for level in levels] == [(1, 8, 32 // 2**i) for i in range(4)]
+    wider = build_adatad(variant="mini", classes=8, weights="random", detector_options={"dim": 32})
+    assert (wider.detector.levels, wider.detector.head.cls_out.in_channels) == (4, 32)
+
+
 def test_presets_have_the_rows_of_table_8():
     for preset in DETECTORS.values():
         for row in (preset.published, preset.rerun, preset.paper):

@@ -19,7 +19,7 @@ from transformers import (
 
 from moss_vllm.core.presets import DETECTORS
 from moss_vllm.encoders.video import AfterLayer, VideoEncoder, sinusoid_table
-from moss_vllm.encoders.videomae import VIDEO_ENCODERS, open_video_encoder
+from moss_vllm.encoders.videomae import MINI_VIDEOMAE, VIDEO_ENCODERS, open_video_encoder
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 SIZES |= {"image_size": 32, "layer_norm_eps": 1e-6}
@@ -284,8 +284,9 @@ def test_the_table_of_224_pixels_is_transformers():
         (
             "videomae_h",
             ValueError,
-            "no video encoder; choose one of videomae_s, .*, videomae_l, a hub",
+            "no video encoder; choose one of videomae_s, .*, videomae_l, videomae_mini, a hub",
         ),
+        ("videomae_mini", ValueError, "videomae_mini was never trained; pass weights 'random' or a file"),
         (
             "videomae_b",
             OSError,
@@ -308,4 +309,22 @@ def test_other_models_and_pickles(tmp_path, saved):
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="could not be opened from .*empty"):
         open_video_encoder(tmp_path / "empty", weights="random")
-    assert set(VIDEO_ENCODERS) == {preset.encoder for preset in DETECTORS.values()}
+    assert {*VIDEO_ENCODERS, MINI_VIDEOMAE} == {preset.encoder for preset in DETECTORS.values()}
+
+
+def test_the_miniature_sees_the_pixels_of_a_patch_more_than_its_place():
+    encoder = open_video_encoder("videomae_mini", weights="random")
+    assert (encoder.d_in, encoder.depth, encoder.patch_size, encoder.chunk_frames) == (64, 2, 16, 16)
+    assert encoder.position_table.shape == (8, 4, 4, DETECTORS["mini"].d_in)
+    tokens = encoder.embed(clip(1, 16, 64, 64))
+    assert (tokens - encoder.position_table).std() > 3 * encoder.position_table.std()
+
+
+def test_one_frame_of_each_chunk_is_all_that_the_control_sees():
+    encoder, pixels = small(one_frame=True).eval(), clip(1, 48)
+    middle = torch.arange(48) // 16 * 16 + 8
+    expected = small().eval()(pixels[:, middle])
+    assert_near(encoder(pixels), expected, 1e-6)
+    other = clip(1, 48).roll(1, dims=1)
+    other[:, 8::16] = pixels[:, 8::16]
+    assert torch.equal(encoder(other), encoder(pixels))

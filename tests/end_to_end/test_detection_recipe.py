@@ -7,12 +7,13 @@ import pytest
 import torch
 from detection_layouts import CLASSES, REMOVED, TEST, VALIDATION
 from detection_runs import WITHOUT_MOSS, flags, write_quirks
-from launching import ROOT, load_script, logged
+from launching import ROOT, as_flags, load_script, logged
 from safetensors.torch import load_file
 from tiny_detector import write_encoder
 
 from moss_vllm.core.presets import DETECTORS
 from moss_vllm.data.detection.datasets import read_detection
+from moss_vllm.data.world.untrimmed import UNTRIMMED_CLASSES, UntrimmedSize, draw_untrimmed
 from moss_vllm.detection import checkpoint
 from moss_vllm.detection.predictions import read_predictions
 from moss_vllm.detection.schema import DETECTION_SCHEMA
@@ -250,3 +251,38 @@ def test_a_setting_that_cannot_be_is_refused_before_the_run(run, tmp_path, setti
     with pytest.raises(ValueError, match=told.replace("(", r"\(")):
         run(**settings)
     assert not (tmp_path / "run").exists()
+
+
+# ---- the embedded default
+
+
+@pytest.fixture(scope="module")
+def untrimmed(tmp_path_factory):
+    return draw_untrimmed(tmp_path_factory.mktemp("world") / "untrimmed", UntrimmedSize(3, 1))
+
+
+@pytest.mark.parametrize("one_frame", [False, True])
+def test_the_miniature_trains_on_what_is_drawn_here(recipe, untrimmed, tmp_path, capsys, one_frame):
+    out = tmp_path / "run"
+    words = as_flags({"root": untrimmed, "out": out, "steps": 2, "workers": 0, "tracker": "none"})
+    scores = recipe.main([*words, *(["--one-frame"] if one_frame else [])])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "mini train: kept 3 of 3 videos, 0 missing" in printed and "of 8 classes" in printed
+    assert "AdaTAD mini; moss after layer 1, on the whole window" in printed
+    told = "2 steps of 4 windows of 64 frames, every 2, 64 px 4 epochs of warm-up, a cosine to epoch 40"
+    assert told in printed
+    assert {line["clips"] for line in logged(out)} == {4} and scores.videos == 1
+    loaded = checkpoint.load(out / "best")
+    assert loaded.model.encoder.one_frame is one_frame and loaded.classes == tuple(UNTRIMMED_CLASSES)
+    assert loaded.run["pixels"] == {"size_px": 64, "train_short_side_px": 64, "augment": False}
+    assert loaded.run["settings"]["weights"] == "random" and loaded.model.detector.levels == 4
+    stored = read_answers(out / "test" / "answers", DETECTION_SCHEMA)
+    assert stored.header["benchmark"] == "mini" and list(stored.answers) == ["video_test_0000001"]
+
+
+def test_what_is_left_out_is_the_miniatures(recipe):
+    left = recipe.fill_in(recipe.Detection())
+    assert (left.data, left.variant, left.weights, left.adapter_lr) == ("mini", "mini", "random", 4e-3)
+    theirs = recipe.fill_in(recipe.Detection(data="thumos14"))
+    assert (theirs.variant, theirs.weights, theirs.lr, theirs.ema_decay) == ("b", "pretrained", 1e-4, 0.999)
+    assert theirs.augment and not left.augment

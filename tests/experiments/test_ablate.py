@@ -57,6 +57,7 @@ def test_what_changes_the_numbers_changes_the_folder(tmp_path):
     "call, message",
     [
         (["table10e"], "no row of table10e runs on --data mini: the miniature's image encoder has random"),
+        (["table4a", "detection"], "table4a, detection are tables of two recipes; run those of each by"),
         (["table4a", "--rows", "k=2"], "no row is called k=2; table4a have none; n=1"),
         (["table4a", "--", "--seed", "3", "--data", "ssv1"], "data, seed after '--'"),
         (
@@ -171,7 +172,7 @@ def test_finished_runs_are_found_and_added_up(world, tmp_path, monkeypatch):
     cells = "151.5 | 5.6 | 9.9 | 60.0 | 87.7 | 65.0 ± 7.1 | 62.5 ± 17.7"
     assert line.startswith(f"| MOSS | {cells} |") and line.endswith("| 50.0 ± 0.0 | 224 | 500 |")
     assert "- all: +30.0 ± 28.3 (+10.0 +50.0)" in text and "tested on 20 clips after 2 steps" in text
-    assert "1st STSS: a row that the paper has in another table" in text
+    assert "1st STSS: a row that this table of the paper does not have" in text
 
 
 def test_one_seed_has_no_spread(world, tmp_path, capsys):

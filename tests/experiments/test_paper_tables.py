@@ -41,9 +41,10 @@ def test_tables_are_whole_and_a_configuration_has_one_accuracy():
         **{"10a": 5, "10b": 5, "10c": 7, "10d": 8, "10e": 9},
     }
     accuracies = {}
-    for rows in ablation_plan.NAMES.values():
+    for table, rows in ablation_plan.NAMES.items():
         for found in rows:
-            accuracies.setdefault(json.dumps(found.set, sort_keys=True), set()).add((found.ssv1, found.d48))
+            configuration = (ablation_plan.TASKS[table].score, json.dumps(found.set, sort_keys=True))
+            accuracies.setdefault(configuration, set()).add((found.ssv1, found.d48, found.thumos14))
     assert all(len(seen) == 1 for seen in accuracies.values())
     assert row("3", "L/14 MOSS-L").ssv2 == 72.9 and row("3", "L/14 Side4Video").preset.d_out == 512
 
@@ -52,10 +53,25 @@ def test_tables_are_whole_and_a_configuration_has_one_accuracy():
 def test_every_row_is_a_model_of_the_recipe(tmp_path, data):
     """`plan_runs` builds each on the meta device; Tables 3 and 6 are built in test_efficiency.py."""
     root = None if data == "mini" else str(tmp_path)
-    found = ablation_plan.plan_runs(ablation_plan.NAMES, data, root, 1, tmp_path / "out", [])
+    tables = {name: rows for name, rows in ablation_plan.NAMES.items() if name != "detection"}
+    found = ablation_plan.plan_runs(tables, data, root, 1, tmp_path / "out", [])
     refused = {planned.row.name for rows in found.values() for planned in rows if planned.refused}
     encoders = {row.name for row in paper_tables.TABLES["10e"]}
     assert refused == ({"k=6", "k=8", *encoders} if data == "mini" else set())
+
+
+@pytest.mark.parametrize("data", ["mini", "thumos14"])
+def test_rows_of_table_8_are_models_of_its_recipe(tmp_path, data):
+    rows = {"detection": ablation_plan.NAMES["detection"]}
+    found = ablation_plan.plan_runs(rows, data, str(tmp_path), 1, tmp_path / "out", [])["detection"]
+    thumos = {planned.row.name: planned.row.thumos14 for planned in found}
+    assert thumos == {"none": 71.4, "first order": None, "MOSS": 72.2, "MOSS, one frame a chunk": None}
+    settings = [planned.runs[0].settings for planned in found]
+    assert [one["temporal"] for one in settings] == ["none", "stss1", "moss", "moss"]
+    assert [one["one_frame"] for one in settings] == [False, False, False, True]
+    assert {one["variant"] for one in settings} == {"mini" if data == "mini" else "b"}
+    names = [planned.runs[0].folder.parent.name.rpartition("-")[0] for planned in found]
+    assert names == ["detection-none", "detection-stss1", "detection-moss", "detection-moss-one_frame"]
 
 
 def test_on_the_miniature_modules_are_as_large_beside_moss_as_in_the_paper():

@@ -1,4 +1,4 @@
-"""THUMOS-14, and the user's own videos in the same json, as videos with actions at known times.
+"""THUMOS-14, and the user's own or drawn videos in the same json, as videos with actions at known times.
 
 split = read_detection("thumos14", Path("/data/thumos-14"), "test")
 print(split.report())  # thumos14 test: kept 211 of 211 videos, 0 missing, 3,325 actions of 20 classes; ...
@@ -29,12 +29,13 @@ from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
 from moss_vllm.video.clip import count_shown
 from moss_vllm.video.frames import BadVideo
 
-DETECTION_DATASETS = ("thumos14", "json")
+DETECTION_DATASETS = ("thumos14", "json", "mini")
 DETECTION_SPLITS = ("train", "test")
 CLASS_FILE = "category_idx.txt"
 DETECTION_FILES = {
     "thumos14": ("thumos_14_anno.json", "thumos14.json"),
     "json": ("annotations.json", "*.json"),
+    "mini": ("thumos_14_anno.json",),
 }
 # A file's names of (train, test); THUMOS trains on its validation videos.
 SUBSETS = {"OpenTAD": ("training", "validation"), "ActionFormer": ("Validation", "Test")}

@@ -89,7 +89,7 @@ class Motion:
     """Offsets of the wall and the two objects from their start, in whole pixels.
 
     Shape:
-        each (T, 2), x and y; T = FRAMES.
+        each (T, 2), x and y; T = FRAMES in mini actions.
     """
 
     wall_px: NDArray[np.int64]
@@ -97,17 +97,19 @@ class Motion:
     second_px: NDArray[np.int64]
 
 
-def draw_still(rng: np.random.Generator) -> Still:
+def draw_still(
+    rng: np.random.Generator, *, size_px: int = MINI_FRAME_PX, radius_px: tuple[float, float] = RADIUS_PX
+) -> Still:
     """Draw looks and places, independent of the class. The objects may hide each other."""
     return Still(
         seed=int(rng.integers(2**31)),
         shape=THING_SHAPES[rng.integers(len(THING_SHAPES))],
         colour=list(THING_COLOURS)[rng.integers(len(THING_COLOURS))],
-        radius_px=float(rng.uniform(*RADIUS_PX)),
+        radius_px=float(rng.uniform(*radius_px)),
         angle_rad=float(rng.uniform(0, 2 * np.pi)),
         texture_phase=float(rng.uniform(0, 2 * np.pi)),
-        wall_px=rng.integers(0, MINI_FRAME_PX, 2),
-        objects_px=rng.integers(0, MINI_FRAME_PX, (2, 2)),
+        wall_px=rng.integers(0, size_px, 2),
+        objects_px=rng.integers(0, size_px, (2, 2)),
     )
 
 
@@ -142,21 +144,21 @@ def draw_motion(rng: np.random.Generator, name: str) -> Motion:
     return Motion(*(np.pad(s, ((1, 0), (0, 0))).cumsum(0) for s in (wall, objects[first], objects[second])))
 
 
-def render_action(still: Still, motion: Motion) -> NDArray[np.uint8]:
+def render_action(still: Still, motion: Motion, *, size_px: int = MINI_FRAME_PX) -> NDArray[np.uint8]:
     """Draw the clip.
 
     Shape:
-        returns: (T, MINI_FRAME_PX, MINI_FRAME_PX, 3) uint8.
+        returns: (T, size_px, size_px, 3) uint8.
     """
     things = []
     for start_px, path_px in zip(still.objects_px, (motion.first_px, motion.second_px), strict=True):
         x_px, y_px = (start_px + path_px).T.astype(np.float32)
-        angle = np.full(FRAMES, still.angle_rad, dtype=np.float32)
+        angle = np.full(len(path_px), still.angle_rad, dtype=np.float32)
         things.append(
             Thing(still.shape, still.colour, still.radius_px, x_px, y_px, angle, still.texture_phase)
         )
     wall_x, wall_y = (still.wall_px + motion.wall_px).T.astype(np.float32)
-    return draw_wall(Wall(still.seed, wall_x, wall_y, things=tuple(things)), MINI_FRAME_PX)
+    return draw_wall(Wall(still.seed, wall_x, wall_y, things=tuple(things)), size_px)
 
 
 def ensure_mini_actions(

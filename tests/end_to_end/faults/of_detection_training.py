@@ -9,6 +9,7 @@ from detection_layouts import VALIDATION
 
 from faults import engine
 from faults.engine import cut, edit_weights, to_nan
+from moss_vllm.data.world.untrimmed import SETTINGS
 from moss_vllm.detection.checkpoint import AVERAGE_FILE, WEIGHTS_FILE
 
 LAST = "run/step-000002"
@@ -27,8 +28,11 @@ def nothing(ground):
 
 for flags in (
     "--data charades",
+    "--data mini",  # with the root of the small run
+    "--data mini --subset validation",
     "--variant g",
     "--encoder videomae_xl",
+    "--encoder videomae_mini --weights pretrained",
     "--weights <tmp>/vit.pth",
     "--weights <tmp>/gone.safetensors",
     "--temporal mos",
@@ -67,6 +71,13 @@ for title, damage, given in (
     def _(ground, damage=damage, given=given):
         damage(ground)
         return ground.train(**{name: v and v.replace("<tmp>", str(ground.tmp)) for name, v in given.items()})
+
+
+@fault("drawn videos whose settings are cut short")
+def _(ground):
+    (ground.tmp / "untrimmed").mkdir()
+    (ground.tmp / "untrimmed" / SETTINGS).write_text('{"train_videos": 1')
+    return ground.train(data="mini", root=ground.tmp / "untrimmed")
 
 
 @fault(
