@@ -26,7 +26,7 @@ def options() -> Flags:
     add("--out", type=Path, metavar="PNG", help="default: timeline_ID.png beside the predictions")
     add("--root", type=Path, help="folder of videos and annotation (default: those that were tested)")
     add("--annotation", type=Path, help="the annotation file, or its folder (default: below the root)")
-    add("--data", help="how they are laid out: thumos14 or json (default: as tested, or thumos14)")
+    add("--data", help="how they are laid out: thumos14, json or mini (default: as tested, or thumos14)")
     return parser
 
 

@@ -34,8 +34,8 @@ PALEST = 0.15  # opacity at score 0; at score 1 it is 1
 TICKS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 MOST_TICKS = 10
 # Of the drawing on a page, in its own units: its width, room for names, heights of bars and of gaps.
-WIDTH, NAMES, RIGHT_MARGIN, ACTION, DETECTION, GAP, AXIS = 1000, 150, 14, 12, 8, 8, 20
-NAME_CHARACTERS = 20
+WIDTH, NAMES, RIGHT_MARGIN, ACTION, DETECTION, GAP, AXIS = 1000, 190, 14, 12, 8, 8, 20
+NAME_CHARACTERS = 28
 
 
 class Detected(NamedTuple):
