@@ -122,10 +122,10 @@ def detection_table(rows: Sequence[dict[str, Any]]) -> Table:
     title = f"Table 8: a window of {FRAMES} frames, bf16; in brackets: counted on AdaTAD's own blocks"
     table = Table("", title=title, title_justify="left")
     for column in (
-        "trained\nM",
-        "encoder\nTMAC",
-        "forward\nTMAC",
-        *(f"{head}\nGB" for head in MEMORY.values()),
+        "trained, M",
+        "encoder, TMAC",
+        "forward, TMAC",
+        *(f"{head}, GB" for head in MEMORY.values()),
     ):
         table.add_column(column, justify="right")
     for row in rows:

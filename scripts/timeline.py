@@ -26,7 +26,7 @@ def options() -> Flags:
     add("--out", type=Path, metavar="PNG", help="default: timeline_ID.png beside the predictions")
     add("--root", type=Path, help="folder of videos and annotation (default: those that were tested)")
     add("--annotation", type=Path, help="the annotation file, or its folder (default: below the root)")
-    add("--data", help="how they are laid out: thumos14 or json (default: as tested, or thumos14)")
+    add("--data", help="how they are laid out: thumos14, json or mini (default: as tested, or thumos14)")
     return parser
 
 
@@ -36,7 +36,7 @@ if __name__ == "__main__":
 from moss_vllm.data.detection.datasets import DetectionVideo
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS
 from moss_vllm.report.detection_files import read_test
-from moss_vllm.report.timeline import draw_as_png, lay_out
+from moss_vllm.report.timeline import draw_as_png, lay_out_video
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.video.frames import BadVideo
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> Path:
     video = test.video(args.video)
     out = args.out or test.folder / f"timeline_{video.video_id}.png"
     refuse_unwritable(out.parent, "the folder of --out,")
-    timeline = lay_out(video, test.split.classes, test.match(), TIOU_THRESHOLDS)
+    timeline = lay_out_video(video, test.split.classes, test.match(), TIOU_THRESHOLDS)
     strip, without = read_strip(video)
     told = f"{video.video_id}: {timeline.describe()}"
     draw_as_png(timeline, out, title=told, strip=strip)

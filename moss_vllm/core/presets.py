@@ -196,10 +196,8 @@ class DetectionPreset:
         d_hidden: channels in which similarity is measured.
         d_similarity: D.
         adapter_lr: learning rate of the adapters in AdaTAD's code; the paper prints none for MOSS.
-        published: mAP that AdaTAD's authors published for this encoder: for B and L as Table 8 has it. None
-            for an encoder that they do not have.
-        rerun: mAP of the paper's own run of AdaTAD, "AdaTAD*".
-        paper: mAP with MOSS; None for an encoder that the paper does not have.
+        published: mAP that AdaTAD's authors published for this encoder: for B and L as Table 8 has it.
+        rerun, paper: mAP of the paper's own runs, "AdaTAD*" and with MOSS; None for what is not printed.
         detector: arguments of the detector in which it differs from AdaTAD's.
 
     Reference: Table 8; Sec. C.1. Frames are 224 x 224 there, 160 x 160 in AdaTAD's code.
@@ -212,9 +210,9 @@ class DetectionPreset:
     d_hidden: int
     d_similarity: int
     adapter_lr: float
-    published: tuple[float, ...] | None
-    rerun: tuple[float, ...] | None
-    paper: tuple[float, ...] | None
+    published: tuple[float, ...] | None = None
+    rerun: tuple[float, ...] | None = None
+    paper: tuple[float, ...] | None = None
     detector: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -227,8 +225,6 @@ DETECTION_S = DetectionPreset(
     d_similarity=64,
     adapter_lr=2e-4,
     published=(83.90, 79.01, 72.38, 61.57, 48.27, 69.03),
-    rerun=None,
-    paper=None,
 )
 DETECTION_B = DetectionPreset(
     encoder="videomae_b",
@@ -255,18 +251,7 @@ DETECTION_L = DetectionPreset(
     paper=(88.1, 84.5, 77.6, 67.7, 52.8, 74.1),
 )
 
-# The miniature, which trains on `data/world/untrimmed.py` in minutes. Its encoder has random weights, larger
-# than transformers draws them: a token is then more of its pixels than of its place, and similarities of
-# tokens follow what moves.
-MINI_VIDEOMAE = {  # transformers' names
-    "image_size": 64,
-    "patch_size": 16,
-    "hidden_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 256,
-    "initializer_range": 0.1,
-}
+# The miniature, which trains on `data/world/untrimmed.py` in minutes.
 DETECTION_MINI = DetectionPreset(
     encoder="videomae_mini",
     d_in=64,
@@ -275,9 +260,6 @@ DETECTION_MINI = DetectionPreset(
     d_hidden=32,
     d_similarity=16,
     adapter_lr=4e-3,
-    published=None,
-    rerun=None,
-    paper=None,
     detector={"dim": 64, "levels": 4},
 )
 DETECTORS = {"s": DETECTION_S, "b": DETECTION_B, "l": DETECTION_L, "mini": DETECTION_MINI}

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEModel
 
-from moss_vllm.core.presets import MINI_VIDEOMAE
 from moss_vllm.encoders.opening import always_the_same, refuse_partial, refuse_unreachable, weights_file
 from moss_vllm.encoders.video import LoadedWeights, VideoEncoder
 from moss_vllm.runtime.quiet import quiet
@@ -21,7 +20,17 @@ VIDEO_ENCODERS = {
     "videomae_b": ("MCG-NJU/videomae-base-finetuned-kinetics", 768, 12, 12),
     "videomae_l": ("MCG-NJU/videomae-large-finetuned-kinetics", 1024, 24, 16),
 }
-MINI_NAME = "videomae_mini"  # the encoder of `presets.DETECTION_MINI`; it has random weights alone
+# The encoder of `presets.DETECTION_MINI`. It has random weights alone, larger than transformers draws them: a
+# token is then more of its pixels than of its place, and similarities of tokens follow what moves.
+MINI_VIDEOMAE = "videomae_mini"
+MINI_SIZES = {
+    "image_size": 64,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "initializer_range": 0.1,
+}
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # names of transformers' weights on the hub
 # What a file of weights may hold beside the layers: classifiers, norms after the last layer, MAE's decoder.
 BESIDE_THE_LAYERS = re.compile(
@@ -69,14 +78,14 @@ def open_video_encoder(
         OSError: weights that cannot be downloaded or read.
     """
     file = weights_file(weights)
-    known = (*VIDEO_ENCODERS, MINI_NAME)
+    known = (*VIDEO_ENCODERS, MINI_VIDEOMAE)
     if not Path(name).is_dir() and str(name) not in known and str(name).count("/") != 1:
         raise ValueError(
             f"'{name}' is no video encoder; choose one of {', '.join(known)}, a hub id (owner/name) "
             "or a folder with config.json"
         )
-    if str(name) == MINI_NAME and weights == "pretrained":
-        raise ValueError(f"{MINI_NAME} was never trained; pass weights 'random' or a file of your own")
+    if str(name) == MINI_VIDEOMAE and weights == "pretrained":
+        raise ValueError(f"{MINI_VIDEOMAE} was never trained; pass weights 'random' or a file of your own")
     source = VIDEO_ENCODERS[str(name)][0] if str(name) in VIDEO_ENCODERS else str(name)
     fetched = weights == "pretrained" or str(name) not in known
     try:
@@ -106,8 +115,8 @@ def _config(name: str, revision: str | None) -> VideoMAEConfig:
         "use_mean_pooling": True,  # no norm after the last layer
         "layer_norm_eps": 1e-6,  # VideoMAE's own; the hub's configs have transformers' default of 1e-12
     }
-    if name == MINI_NAME:
-        return VideoMAEConfig(**MINI_VIDEOMAE, **options)
+    if name == MINI_VIDEOMAE:
+        return VideoMAEConfig(**MINI_SIZES, **options)
     if name in VIDEO_ENCODERS:
         _, width, depth, heads = VIDEO_ENCODERS[name]
         options |= {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads}

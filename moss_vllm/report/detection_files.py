@@ -11,9 +11,9 @@ from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, ClassMatches,
 from moss_vllm.detection.predictions import Detections, read_predictions
 from moss_vllm.runtime.files import read_json
 
-RESULT, PREDICTIONS = "result.json", "predictions.json"
+RESULT_FILE, PREDICTIONS_FILE = "result.json", "predictions.json"
 ONLY_HERE = '"split_at_tiou"'  # a key of result.json that no other test's has
-REMEDY = "test again with eval/detection.py, or name a file of predictions, with --root"
+TEST_AGAIN = "test again with eval/detection.py, or name a file of predictions, with --root"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DetectionTest:
 
 def holds_detections(folder: Path) -> bool:
     """Whether a folder is that of a detector's test which came to its end."""
-    file = folder / RESULT
+    file = folder / RESULT_FILE
     return file.is_file() and ONLY_HERE in file.read_text(encoding="utf-8", errors="replace")
 
 
@@ -73,7 +73,7 @@ def read_test(result: Path, **changes: Any) -> DetectionTest:
     alone without `root`; see `read_detection` and `read_predictions`.
     """
     is_folder = result.is_dir()
-    about = read_json(result / RESULT, REMEDY) if is_folder else {}
+    about = read_json(result / RESULT_FILE, TEST_AGAIN) if is_folder else {}
     arguments = {"data": "thumos14", **about.get("split", {})}
     arguments |= {name: value for name, value in changes.items() if value is not None}
     if arguments.get("root") is None:
@@ -81,8 +81,8 @@ def read_test(result: Path, **changes: Any) -> DetectionTest:
     split, notes = _read_split(arguments)
     if is_folder and tuple(about["classes"]) != split.classes:
         counts = f"{len(about['classes'])} classes and {split.file} {len(split.classes)}"
-        raise ValueError(f"{result / RESULT} has {counts}, or others; name the test's data with --root")
-    file = Path(about.get("predictions", result / PREDICTIONS)) if is_folder else result
+        raise ValueError(f"{result / RESULT_FILE} has {counts}, or others; name the test's data with --root")
+    file = Path(about.get("predictions", result / PREDICTIONS_FILE)) if is_folder else result
     folder = result if is_folder else result.parent
     return DetectionTest(folder, about, split, read_predictions(file, split.classes), notes)
 

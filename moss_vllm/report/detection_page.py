@@ -17,10 +17,10 @@ from moss_vllm.detection.scores import (
 )
 from moss_vllm.report import timeline
 from moss_vllm.report.bars import Bars, draw_bars
-from moss_vllm.report.detection_files import RESULT, DetectionTest
+from moss_vllm.report.detection_files import RESULT_FILE, DetectionTest
 from moss_vllm.report.html import Html, document, listed, moment, section, table, tag, tiles
 from moss_vllm.report.strips import MOST_FRAMES, Strip, limits, read_strips
-from moss_vllm.report.timeline import Timeline, draw_on_page, lay_out
+from moss_vllm.report.timeline import Timeline, draw_on_page, lay_out_video
 
 PARTS = {
     "score": "Score",
@@ -43,7 +43,7 @@ def detection_page(test: DetectionTest, strips: int | None = None) -> str:
     most, most_bytes = limits(strips)
     scores, matches = score_detections(test.split, test.predictions), test.match()
     lines = {
-        video.video_id: lay_out(video, test.split.classes, matches, TIOU_THRESHOLDS)
+        video.video_id: lay_out_video(video, test.split.classes, matches, TIOU_THRESHOLDS)
         for video in test.split.videos
     }
     there = [video for video in test.split.videos if video.path]
@@ -84,7 +84,7 @@ def _differences(test: DetectionTest, scores: DetectionScores) -> list[str]:
     if told is None or abs(told - scores.mean[AVERAGE]) <= SAME_MAP:
         return []
     here = f"the detections and videos that are here give {scores.mean[AVERAGE]:.2f}"
-    return [f"{RESULT} has an average mAP of {told:.2f}, {here}; this page counts the latter"]
+    return [f"{RESULT_FILE} has an average mAP of {told:.2f}, {here}; this page counts the latter"]
 
 
 def _run(test: DetectionTest) -> list[tuple[str, Any]]:
@@ -164,9 +164,10 @@ def _numbers(cells: Sequence[str]) -> Html:
 def _videos(lines: Mapping[str, Timeline], frames: Mapping[str, Strip]) -> list[Html]:
     """A figure of each video, with frames above its lanes where they were read."""
     shown = sum("frames" in strip for strip in frames.values())
+    times = timeline.DRAWN_PER_ACTION
     note = (
         f"Grey: actions, hollow if missed. Green: detections that are right at tIoU {timeline.TIOU:g}; red: "
-        f"false ones; the higher the score, the darker. Drawn are each class's best, {timeline.PER_ACTION} "
+        f"false ones; the higher the score, the darker. Drawn are each class's best, {times} "
         f"times as many as it has actions, in up to {timeline.ROWS} rows. Frames are shown of {shown:,} of "
         f"{len(lines):,} videos, up to {MOST_FRAMES} of each, those with most missed and false ones first; "
         "--strips N takes N videos, 0 none. scripts/timeline.py draws one video as a picture."

@@ -5,8 +5,8 @@
                  ____▓▓▓▓______▒▒▒▒_▒▒_______    detections: darker where the score is higher
                  0 s        20 s        40 s
 
-A detector lists 2000 detections a video. Drawn are the best of each class, PER_ACTION times as many in the
-whole test as the class has actions, in up to ROWS rows: the others are counted.
+A detector lists 2000 detections a video. Drawn are the best of each class, DRAWN_PER_ACTION times as many in
+the whole test as the class has actions, in up to ROWS rows: the others are counted.
 """
 
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TIOU = 0.5  # from which a detection is right
-PER_ACTION = 3
+DRAWN_PER_ACTION = 3
 ROWS = 4
-RIGHT, FALSE, TRUTH = COLOURS[2], COLOURS[5], "#444444"
+RIGHT_COLOUR, FALSE_COLOUR, TRUTH_COLOUR = COLOURS[2], COLOURS[5], "#444444"
 PALEST = 0.15  # opacity at score 0; at score 1 it is 1
 TICKS_S = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
 MOST_TICKS = 10
 # Of the drawing on a page, in its own units: its width, room for names, heights of bars and of gaps.
-WIDTH, NAMES, RIGHT_MARGIN, ACTION, DETECTION, GAP, AXIS = 1000, 150, 14, 12, 8, 8, 20
-NAME_CHARACTERS = 20
+WIDTH, NAMES, RIGHT_MARGIN, ACTION, DETECTION, GAP, AXIS = 1000, 190, 14, 12, 8, 8, 20
+NAME_CHARACTERS = 28
 
 
 class Detected(NamedTuple):
@@ -95,7 +95,7 @@ class Timeline:
         return list(range(0, int(self.duration_s) + 1, next(steps, TICKS_S[-1])))
 
 
-def lay_out(
+def lay_out_video(
     video: DetectionVideo,
     classes: Sequence[str],
     matches: Sequence[ClassMatches],
@@ -114,7 +114,7 @@ def lay_out(
 
 
 def _lane(video: DetectionVideo, name: str, matched: ClassMatches, row: int) -> Lane:
-    best = PER_ACTION * int(matched.actions.sum())
+    best = DRAWN_PER_ACTION * int(matched.actions.sum())
     own = np.flatnonzero(matched.videos[:best] == matched.names.index(video.video_id))
     segments_s, right = matched.segments_s[own], matched.found[row, own]
     detections: list[Detected] = []
@@ -170,13 +170,13 @@ def draw_on_page(timeline: Timeline) -> Html:
             kind = "right" if one.right else "false"
             words = f"{kind}, score {one.score:.3f}: {one.start_s:.2f} to {one.end_s:.2f} s"
             shade = f' opacity="{opacity(one.score):.2f}"'
-            place = y + one.row * (DETECTION + 1)
-            drawn.append(bar(one.start_s, one.end_s, place, DETECTION, kind, words, shade))
+            top = y + one.row * (DETECTION + 1)
+            drawn.append(bar(one.start_s, one.end_s, top, DETECTION, kind, words, shade))
         y += lane.rows * (DETECTION + 1) + GAP
         drawn.append(f'<path class="grid" d="M{NAMES} {y - GAP / 2:.1f}H{WIDTH - RIGHT_MARGIN}"/>')
     for tick in timeline.ticks_s():
-        place = f'x="{NAMES + scale * tick:.1f}" y="{y + 12:.0f}"'
-        drawn.append(f'<text class="x" {place}>{tick} s</text>')
+        x = NAMES + scale * tick
+        drawn.append(f'<text class="x" x="{x:.1f}" y="{y + 12:.0f}">{tick} s</text>')
     head = f'<svg viewBox="0 0 {WIDTH} {y + AXIS:.0f}" role="img" aria-label="{escape(timeline.video_id)}">'
     return Html(head + "".join(drawn) + "</svg>")
 
@@ -220,11 +220,11 @@ def draw_as_png(timeline: Timeline, path: Path, *, title: str, strip: Clip | Non
 
 def _draw_lane(axes: "Axes", lane: Lane, top: float) -> None:
     for action in lane.actions:
-        face, edge = (TRUTH, "white") if action.found else ("none", TRUTH)
+        face, edge = (TRUTH_COLOUR, "white") if action.found else ("none", TRUTH_COLOUR)
         width = action.end_s - action.start_s
         axes.barh(top + 0.5, width, 0.8, action.start_s, facecolor=face, edgecolor=edge, linewidth=0.8)
     for one in lane.detections:
-        colour = RIGHT if one.right else FALSE
+        colour = RIGHT_COLOUR if one.right else FALSE_COLOUR
         width, place = one.end_s - one.start_s, top + 1.5 + one.row
         axes.barh(place, width, 0.8, one.start_s, color=colour, alpha=opacity(one.score), linewidth=0)
 
@@ -244,11 +244,11 @@ def _add_legend(axes: "Axes") -> None:
     from matplotlib.patches import Patch
 
     keys = [
-        Patch(facecolor=TRUTH, edgecolor=TRUTH, label="action, found"),
-        Patch(facecolor="none", edgecolor=TRUTH, label="action, missed"),
-        Patch(facecolor=RIGHT, label=f"detection, right at tIoU {TIOU:g}"),
-        Patch(facecolor=FALSE, label="detection, false"),
-        Patch(facecolor=RIGHT, alpha=opacity(0.3), label="lower score: paler"),
+        Patch(facecolor=TRUTH_COLOUR, edgecolor=TRUTH_COLOUR, label="action, found"),
+        Patch(facecolor="none", edgecolor=TRUTH_COLOUR, label="action, missed"),
+        Patch(facecolor=RIGHT_COLOUR, label=f"detection, right at tIoU {TIOU:g}"),
+        Patch(facecolor=FALSE_COLOUR, label="detection, false"),
+        Patch(facecolor=RIGHT_COLOUR, alpha=opacity(0.3), label="lower score: paler"),
     ]
     figure = axes.figure
     figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)

@@ -7,22 +7,30 @@ was asked for.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from moss_vllm.video.clip import count_shown, read_frames
 from moss_vllm.video.frames import BadVideo, unique_frames
 
-if TYPE_CHECKING:
-    from moss_vllm.video.cache import FrameCache
-
 PIECE = 128
 LEAST_USED = 0.25  # share of its pieces that must be asked for; a few frames of a long video are decoded
 
 
+class _Entries(Protocol):
+    """What a `FrameCache` has that is needed here."""
+
+    is_closed: bool
+
+    def open_entry(self, key: str, take: Callable[[Any], Any]) -> Any: ...
+    def add_entry(self, key: str, arrays: dict[str, np.ndarray], sums: dict[str, str]) -> None: ...
+    def take_frames(self, key: str, shown: np.ndarray) -> np.ndarray | None: ...
+    def add_frames(self, key: str, frames: np.ndarray) -> None: ...
+
+
 def read_pieces(
-    cache: "FrameCache",
+    cache: _Entries,
     describe: Callable[[], str | None],
     path: str,
     choose: Callable[[int], np.ndarray],
@@ -44,7 +52,7 @@ def read_pieces(
     step = max(1, int(np.gcd.reduce(shown)))
     piece_of = shown // (step * PIECE)
     pieces = np.unique(piece_of)
-    direct = partial(read_frames, path, lambda _: chosen, **how)
+    direct = partial(read_frames, path, partial(_these, chosen), **how)
     if len(shown) < LEAST_USED * PIECE * len(pieces):
         return direct()
     if known is None:
@@ -60,7 +68,7 @@ def read_pieces(
             if cache.is_closed:
                 return direct()
             try:
-                whole = read_frames(path, lambda _, grid=grid: grid, **how)
+                whole = read_frames(path, partial(_these, grid), **how)
             except BadVideo:  # the chosen frames may be good
                 return direct()
             if key == describe():
@@ -69,6 +77,10 @@ def read_pieces(
         parts.append(frames)
     frames = np.concatenate(parts)
     return frames if np.array_equal(order, np.arange(len(frames))) else frames[order]
+
+
+def _these(frames: np.ndarray, n_frames: int) -> np.ndarray:
+    return frames
 
 
 def count_key(key: str | None) -> str:

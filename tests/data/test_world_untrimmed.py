@@ -14,7 +14,7 @@ from moss_vllm.data.world.actions import Motion, draw_still, render_action
 from moss_vllm.data.world.drawing import DIRECTIONS
 from moss_vllm.data.world.untrimmed import (
     BACKGROUND,
-    SPEED_PX,
+    STEP_PX,
     THING_RADIUS_PX,
     UNTRIMMED_CLASSES,
     UNTRIMMED_FPS,
@@ -47,7 +47,7 @@ def draws(name, count=60, frames=24):
 def heading(steps):
     """The direction of each step of one subject; None where it stays."""
     names = {way: name for name, way in DIRECTIONS.items()}
-    return [names.get(tuple((step // SPEED_PX).tolist())) for step in steps]
+    return [names.get(tuple((step // STEP_PX).tolist())) for step in steps]
 
 
 # ---- no single frame tells
@@ -88,7 +88,7 @@ def test_nothing_jumps_where_an_action_begins_or_ends():
     borders = [stretch.start - 1 for stretch in video.stretches[1:]]
     inside = np.delete(changed, borders)
     assert len(borders) > 5 and changed[borders].max() <= inside.max()
-    assert all(set(np.unique(steps)) <= {-SPEED_PX, 0, SPEED_PX} for n in NAMES for steps in draws(n, 3))
+    assert all(set(np.unique(steps)) <= {-STEP_PX, 0, STEP_PX} for n in NAMES for steps in draws(n, 3))
 
 
 # ---- nothing but motion tells
@@ -165,7 +165,7 @@ def test_turns_tell_a_round_from_a_wanderer():
         found, ways = set(), set()
         for _, *objects in draws(name, frames=40):
             (mover,) = (steps for steps in objects if steps.any())
-            x, y = mover.T // SPEED_PX
+            x, y = mover.T // STEP_PX
             turns = x[:-1] * y[1:] - y[:-1] * x[1:]  # y points down
             at = np.flatnonzero(turns)
             assert (np.diff(at) == 8).all() and len(at) >= 4
@@ -180,7 +180,7 @@ def test_turns_tell_a_round_from_a_wanderer():
 def test_two_motions_compared(name, product):
     ways = set()
     for _, first, second in draws(name):
-        assert ((first * second).sum(1) == product * SPEED_PX**2).all() and (first == first[0]).all()
+        assert ((first * second).sum(1) == product * STEP_PX**2).all() and (first == first[0]).all()
         ways.add(heading(first)[0])
     assert ways == set(DIRECTIONS)
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from moss_vllm.core.presets import DETECTORS
 from moss_vllm.encoders.video import AfterLayer, VideoEncoder, sinusoid_table
-from moss_vllm.encoders.videomae import MINI_NAME, VIDEO_ENCODERS, open_video_encoder
+from moss_vllm.encoders.videomae import MINI_VIDEOMAE, VIDEO_ENCODERS, open_video_encoder
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 SIZES |= {"image_size": 32, "layer_norm_eps": 1e-6}
@@ -309,7 +309,7 @@ def test_other_models_and_pickles(tmp_path, saved):
     (tmp_path / "empty").mkdir()
     with pytest.raises(OSError, match="could not be opened from .*empty"):
         open_video_encoder(tmp_path / "empty", weights="random")
-    assert {*VIDEO_ENCODERS, MINI_NAME} == {preset.encoder for preset in DETECTORS.values()}
+    assert {*VIDEO_ENCODERS, MINI_VIDEOMAE} == {preset.encoder for preset in DETECTORS.values()}
 
 
 def test_the_miniature_sees_the_pixels_of_a_patch_more_than_its_place():

@@ -11,7 +11,7 @@ from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.detection.predictions import read_predictions
 from moss_vllm.detection.scores import score_detections
 from moss_vllm.report import strips
-from moss_vllm.report.timeline import PER_ACTION
+from moss_vllm.report.timeline import DRAWN_PER_ACTION
 
 
 def write(folder, *more):
@@ -66,7 +66,7 @@ def test_a_page_of_many_videos_stays_small(tmp_path):
     rows = FOUND[TEST[0]] * 12  # THUMOS-14 has 16 actions a video
     page = write(write_test(tmp_path, {TEST[0]: rows}), "--strips", "0")
     one_bar = max(map(len, re.findall(r'<rect class="(?:false|right|truth).*?</rect>', page)))
-    assert 211 * 16 * (1 + PER_ACTION) * one_bar < 3e6
+    assert 211 * 16 * (1 + DRAWN_PER_ACTION) * one_bar < 3e6
 
 
 def test_other_scores_than_result_json_has_are_told(tmp_path):

@@ -12,12 +12,12 @@ from PIL import Image
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, match_detections
 from moss_vllm.report import timeline
 from moss_vllm.report.detection_files import read_test
-from moss_vllm.report.timeline import Annotated, Detected, Timeline, draw_on_page, lay_out
+from moss_vllm.report.timeline import Annotated, Detected, Timeline, draw_on_page, lay_out_video
 
 
 def line_of(folder, video_id):
     test = read_test(folder)
-    return lay_out(test.video(video_id), test.split.classes, test.match(), TIOU_THRESHOLDS)
+    return lay_out_video(test.video(video_id), test.split.classes, test.match(), TIOU_THRESHOLDS)
 
 
 def test_lanes_have_what_happens_and_what_was_found(tmp_path):
@@ -64,9 +64,9 @@ def test_right_detections_are_as_many_as_the_scores_count(tmp_path):
         {video.video_id: video.actions for video in test.split.videos},
         {video: detections(some).rounded() for video, some in found.items()},
     )
-    lines = [lay_out(video, CLASSES, matches, TIOU_THRESHOLDS) for video in test.split.videos]
+    lines = [lay_out_video(video, CLASSES, matches, TIOU_THRESHOLDS) for video in test.split.videos]
     for one in matches:
-        best = timeline.PER_ACTION * int(one.actions.sum())
+        best = timeline.DRAWN_PER_ACTION * int(one.actions.sum())
         lanes = [lane for line in lines for lane in line.lanes if lane.name == CLASSES[one.label]]
         drawn = sum(d.right for lane in lanes for d in lane.detections)
         assert drawn == one.found[2, :best].sum() == sum(a.found for lane in lanes for a in lane.actions)

@@ -38,12 +38,12 @@ from moss_vllm.video.write import write_clip
 
 UNTRIMMED_ROOT = Path("data/untrimmed")
 SETTINGS, ANNOTATION = "untrimmed.json", "thumos_14_anno.json"
-FORMAT = 1  # of what is drawn; one more, and every world is drawn again
+DRAWN_FORMAT = 1  # of what is drawn; one more, and every world is drawn again
 
 UNTRIMMED_FPS = 8
 UNTRIMMED_PX = 64
 THING_RADIUS_PX = (10.0, 13.0)
-SPEED_PX = 4  # from one frame to the next; in tubelets of 2 frames at stride 2 a patch of 16 pixels
+STEP_PX = 4  # from one frame to the next; in tubelets of 2 frames at stride 2 a patch of 16 pixels
 SIDE_FRAMES = 8  # from one turn to the next
 VIDEO_S, ACTION_S, BACKGROUND_S = (30.0, 60.0), (2.0, 5.0), (1.5, 5.0)
 
@@ -66,7 +66,7 @@ BACKGROUND = (
     "nothing moves",
 )
 # What the annotation calls the videos of a split, and how their names begin.
-SUBSETS = {"train": ("training", "video_validation"), "test": ("validation", "video_test")}
+NAMES_OF_SPLITS = {"train": ("training", "video_validation"), "test": ("validation", "video_test")}
 
 Steps = NDArray[np.int64]
 
@@ -126,8 +126,8 @@ def draw_untrimmed(root: str | os.PathLike[str] = UNTRIMMED_ROOT, size: Untrimme
             "folder"
         )
     existing = read_json(settings, f"remove {root}") if settings.is_file() else {}
-    wanted = {**asdict(size or UntrimmedSize()), "format": FORMAT}
-    if existing.keys() != wanted.keys() or existing["format"] != FORMAT:
+    wanted = {**asdict(size or UntrimmedSize()), "format": DRAWN_FORMAT}
+    if existing.keys() != wanted.keys() or existing["format"] != DRAWN_FORMAT:
         for folder in ("annotations", "raw_data"):
             shutil.rmtree(root / folder, ignore_errors=True)
     elif size is None:
@@ -144,7 +144,7 @@ def draw_untrimmed(root: str | os.PathLike[str] = UNTRIMMED_ROOT, size: Untrimme
 
 def write_untrimmed(root: Path, size: UntrimmedSize) -> None:
     """Write the videos that are not there yet, then the annotation."""
-    videos = [video for split in SUBSETS for video in plan_split(split, size)]
+    videos = [video for split in NAMES_OF_SPLITS for video in plan_split(split, size)]
     folder = root / "raw_data" / "video"
     files = {video: folder / f"{video.name}.mp4" for video in videos}
     missing = [video for video in videos if not files[video].is_file()]
@@ -175,10 +175,10 @@ def annotate(video: UntrimmedVideo) -> dict[str, Any]:
 
 def plan_split(split: str, size: UntrimmedSize) -> list[UntrimmedVideo]:
     """The videos of a split. Each class, and each kind of background, is there as often, give or take one."""
-    part = list(SUBSETS).index(split)
+    part = list(NAMES_OF_SPLITS).index(split)
     rng = np.random.default_rng((size.seed, part))
     actions, background = _deal(rng, list(UNTRIMMED_CLASSES)), _deal(rng, BACKGROUND)
-    subset, prefix = SUBSETS[split]
+    subset, prefix = NAMES_OF_SPLITS[split]
     count = size.train_videos if split == "train" else size.test_videos
     return [
         UntrimmedVideo(
@@ -264,4 +264,4 @@ def draw_steps(rng: np.random.Generator, name: str, frames: int) -> Steps:
         one = straight + (turns * sides).cumsum()
     first, second = (one, other) if rng.random() < 0.5 else (other, one)  # which of the two is above
     still = np.zeros((frames, 2), np.int64)
-    return np.stack([still if way is None else SPEED_PX * ROUND[way % 4] for way in (wall, first, second)])
+    return np.stack([still if way is None else STEP_PX * ROUND[way % 4] for way in (wall, first, second)])
