@@ -23,7 +23,7 @@ VIDEO_ENCODERS = {
 # The encoder of `presets.DETECTION_MINI`. It has random weights alone, larger than transformers draws them: a
 # token is then more of its pixels than of its place, and similarities of tokens follow what moves.
 MINI_VIDEOMAE = "videomae_mini"
-MINI_SIZES = {
+MINI_SIZES: dict[str, Any] = {
     "image_size": 64,
     "hidden_size": 64,
     "num_hidden_layers": 2,

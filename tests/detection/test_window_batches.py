@@ -13,7 +13,7 @@ from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.data.rows import Rejected
 from moss_vllm.detection.augment import change_frames
 from moss_vllm.detection.batches import NO_ACTION, DetectionTrainingSet
-from moss_vllm.detection.pixels import fill_up, read_placed
+from moss_vllm.detection.pixels import PixelSettings, fill_up, read_placed
 from moss_vllm.detection.windows import draw_window
 from moss_vllm.training.row_order import PlacedRow, RowOrder, StepBatches
 from moss_vllm.video.clip import read_frames
@@ -40,6 +40,14 @@ def test_a_row_is_what_its_parts_give(dataset, train):
     assert row.clip.shape == (16, 3, 32, 32) and row.clip.dtype == torch.uint8
     assert (row.window.frame_indices == window.frame_indices).all() and row.window.accepted
     assert dataset.shares == [(2, 1.0)] and len(dataset) == 2
+
+
+def test_without_augmentation_a_row_is_what_a_test_shows(train):
+    plain = PixelSettings(32, 32, augment=False)
+    row = DetectionTrainingSet(train, WINDOWS, plain, seed=7, levels=LEVELS)[PlacedRow(1, 12)]
+    window, frames = read_placed(train.videos[1], lambda _: row.window, short_side_px=32)
+    assert frames.shape == (16, 32, 42, 3)
+    assert torch.equal(row.clip, fill_up(frames[:, :, 5:37], window))
 
 
 def test_a_row_depends_on_seed_place_and_index_alone(dataset, train):

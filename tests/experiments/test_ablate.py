@@ -9,9 +9,11 @@ import sys
 import ablate
 import ablation_plan
 import ablation_results
+import ablation_tasks
 import pytest
 
 from moss_vllm.data.world.actions import CLASSES, GROUPS, MiniSize, ensure_mini_actions
+from moss_vllm.data.world.untrimmed import UNTRIMMED_CLASSES
 from moss_vllm.runtime.tables import Table
 
 LATER = ["--resume", "auto", "--out"]
@@ -276,6 +278,55 @@ def test_rows_that_are_other_ones_on_the_miniature_are_told(tmp_path):
     assert "k=6: not run, the miniature has 4 layers" in table.notes
     assert "k=4,6: here temporal_layers 2,4" in table.notes
     assert ablation_results.does_order_2_add(found, {}) == ""
+
+
+# ---- detection
+
+
+def fabricate_detector(run, precision):
+    """A finished run of recipes/detection.py whose classes have these average mAPs, by group."""
+    (run.folder / "test").mkdir(parents=True)
+    score = statistics.mean(precision[group] for group in UNTRIMMED_CLASSES.values())
+    last = {"step": 2, "score": score, "mAP": {"avg": score}, "videos": 4}
+    (run.folder / "evals.jsonl").write_text(json.dumps(last) + "\n")
+    (run.folder / "train.jsonl").write_text(json.dumps({"step": 1, "seconds": 0.25}) + "\n")
+    record = {"settings": dict(run.settings), "steps": 2, "data_lines": ["mini"]}
+    record["parameters"] = [["detector", "", 1, 332_302, "0.002"], ["encoder", "", 1, 7, "frozen"]]
+    (run.folder / "settings.json").write_text(json.dumps(record))
+    (run.folder / "test" / "result.json").write_text(json.dumps({"step": 2, "mAP": {"avg": score}}))
+    with (run.folder / "test" / "per_class.csv").open("w", newline="") as file:
+        rows = [(name, precision[group]) for name, group in UNTRIMMED_CLASSES.items()]
+        csv.writer(file).writerows([("class", "avg"), *rows])
+    (run.folder / "finished").write_text("step-000002")
+
+
+def test_a_table_of_detection_has_average_map_by_group(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ablation_tasks, "draw_untrimmed", drawn.append)
+    monkeypatch.setattr(ablate, "start_run", lambda *_: pytest.fail("a finished run was repeated"))
+    rows, out = ["first order", "MOSS"], tmp_path / "out"
+    tables = ablation_plan.choose_rows(["detection"], rows)
+    found = ablation_plan.plan_runs(tables, "mini", "drawn", 2, out, ["--steps", "2"])["detection"]
+    groups = dict.fromkeys(UNTRIMMED_CLASSES.values(), 40.0)
+    for planned, gains in zip(found, ((0, 0), (4, 8)), strict=True):
+        for run, gain in zip(planned.runs, gains, strict=True):
+            fabricate_detector(run, groups | {"relation": 40.0 + gain})
+    flags = ["--rows", *rows, "--root", "drawn", "--seeds", "2", "--out", str(out), "--", "--steps", "2"]
+    written = ablate.main(["detection", *flags])
+    assert drawn == ["drawn"] and written["failed"] == []
+    first, moss = written["tables"]["detection"]
+    assert (first["paper"]["thumos14"], moss["paper"]["thumos14"]) == (None, 72.2)
+    assert first["accuracy"] == dict.fromkeys(("all", *groups), (40.0, 0.0))
+    assert (
+        moss["accuracy"]["relation"] == (46.0, pytest.approx(8**0.5)) and moss["accuracy"]["all"][0] == 41.5
+    )
+    assert moss["seeds"][0]["clips"] == 4 and moss["seeds"][0]["trainable"] == 332_302
+    assert written["moss_minus_first_order"]["per_seed"]["relation"] == [4.0, 8.0]
+    text = (out / "TABLE.md").read_text()
+    assert "Detection: average mAP on mini (%) beside the paper's" in text
+    assert "tested on 4 videos after 2 steps" in text and "FLOPs" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("| MOSS")]
+    assert line.startswith("| MOSS | 72.2 | 41.5 ± 0.7 | 40.0 ± 0.0 |") and line.endswith("| 332 | 250 |")
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ BACKGROUND = (
 # What the annotation calls the videos of a split, and how their names begin.
 NAMES_OF_SPLITS = {"train": ("training", "video_validation"), "test": ("validation", "video_test")}
 
-Steps = NDArray[np.int64]
+Ways = NDArray[np.int64]  # (frames,)
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def render_untrimmed(video: UntrimmedVideo) -> NDArray[np.uint8]:
     return render_action(still, Motion(*paths), size_px=UNTRIMMED_PX)
 
 
-def draw_steps(rng: np.random.Generator, name: str, frames: int) -> Steps:
+def draw_steps(rng: np.random.Generator, name: str, frames: int) -> NDArray[np.int64]:
     """How far the wall and the two objects go from each frame to the next, in whole pixels.
 
     Shape:
@@ -245,23 +245,25 @@ def draw_steps(rng: np.random.Generator, name: str, frames: int) -> Steps:
     direction = name.split()[-1]
     if direction == "down":
         direction = str(rng.choice(["up", "down"]))
-    quarter = int(rng.integers(4))
-    straight = np.full(frames, quarter)
+    start = int(rng.integers(4))
     if direction in DIRECTIONS:
-        straight[:] = next(i for i in range(4) if tuple(ROUND[i]) == DIRECTIONS[direction])
-    one, other, wall = straight, None, None
+        start = [tuple(way) for way in ROUND].index(DIRECTIONS[direction])
+    # Each subject's way from frame to frame as its place in ROUND; None stays still.
+    wall: Ways | None = None
+    one: Ways | None = np.full(frames, start)
+    other: Ways | None = None
     if name == "nothing moves":
         one = None
     elif name.startswith("the camera"):
-        one = other = wall = straight + 2  # what a camera looks past moves the other way
+        one = other = wall = np.full(frames, start + 2)  # what a camera looks past moves the other way
     elif name.startswith("both"):
-        other = straight if name.endswith("together") else straight + 2
+        other = one if name.endswith("together") else np.full(frames, start + 2)
     elif name.startswith("each"):
-        other = straight + rng.choice([1, 3])
+        other = np.full(frames, start + rng.choice([1, 3]))
     elif "round" in name or "wanders" in name:
         turns = (np.arange(frames) + rng.integers(SIDE_FRAMES)) % SIDE_FRAMES == 0
         sides = rng.choice([-1, 1], frames) if "wanders" in name else 1 if direction == "clockwise" else -1
-        one = straight + (turns * sides).cumsum()
+        one = start + (turns * sides).cumsum()
     first, second = (one, other) if rng.random() < 0.5 else (other, one)  # which of the two is above
     still = np.zeros((frames, 2), np.int64)
     return np.stack([still if way is None else STEP_PX * ROUND[way % 4] for way in (wall, first, second)])
