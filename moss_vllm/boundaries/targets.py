@@ -44,7 +44,7 @@ class Targets:
 
         It is `hard`, but for one negative frame between two positive ones: there two Gaussians add up to 1.
         """
-        return np.floor(self.gaussian)
+        return (self.gaussian >= 1).astype(np.float32)
 
 
 def choose_raters(video: BoundaryVideo, most: int) -> tuple[int, ...]:
@@ -66,9 +66,7 @@ def clip_targets(video: BoundaryVideo, rater: int, files: int, *, length: int = 
     return _label(video, rater, files, length)
 
 
-def slice_targets(
-    video: BoundaryVideo, rater: int, files: int, *, length: int = LENGTH
-) -> list[Targets]:
+def slice_targets(video: BoundaryVideo, rater: int, files: int, *, length: int = LENGTH) -> list[Targets]:
     """A frame every 0.1 s, in slices of `length`, as TAPOS's instances of up to 7 minutes are cut.
 
     The last slice is filled with the clip's last frame, masked, and may have no other frame.
