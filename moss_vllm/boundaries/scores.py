@@ -1,4 +1,4 @@
-"""The scores of a test: F1 at relative distances, with intervals, the clips without predictions, and Table 9."""
+"""The scores of a test: F1 at relative distances, with intervals and missing clips, beside Table 9."""
 
 import csv
 import json
@@ -101,14 +101,16 @@ def score_boundaries(
         rule: the challenge's evaluation, or another of F1_RULES.
         draws: of clips, for the intervals.
 
-    Raises: as `match_boundaries` and `draw_clips`.
+    Raises: ValueError if no clip has predictions; else as `match_boundaries` and `draw_clips`.
     """
+    known = {video.video_id for video in split.annotated}
+    if not known & predictions.keys():
+        raise ValueError(f"predictions of none of the {len(known):,} clips of {split.file}; check the files")
     matches = match_boundaries(split.annotated, predictions, rule, distances)
     f1, precision, recall = (tuple((100 * row).tolist()) for row in matches.scores())
     ends = 100 * draw_clips(matches, draws=draws, seed=seed)
     other_rule = OTHER_RULE[rule]
-    other = match_boundaries(split.annotated, predictions, other_rule, distances) if predictions else matches
-    known = {video.video_id for video in split.annotated}
+    other = match_boundaries(split.annotated, predictions, other_rule, distances)
     kinds = {
         f"clips that are not in {split.file}, whose predictions are ignored": set(predictions) - known,
         "clips in which nothing was found": {name for name in known if predictions.get(name, [0]) == []},
@@ -166,8 +168,8 @@ def table_9(rows: Mapping[str, Mapping[str, Mapping[str, Cell]]], *, notes: Sequ
     shown: dict[str, Mapping[str, Mapping[str, Cell]]] = {}
     for place, (name, title) in enumerate(TABLE_9_DATA.items()):
         if name in data:
-            for method, values in PAPER_TABLE_9.items():
-                cells = dict(zip(TABLE_9_COLUMNS, values[2 * place : 2 * place + 2], strict=True))
+            for method, printed in PAPER_TABLE_9.items():
+                cells = dict(zip(TABLE_9_COLUMNS, printed[2 * place : 2 * place + 2], strict=True))
                 shown[f"{method} (paper)"] = {**shown.get(f"{method} (paper)", {}), title: cells}
     for row, values in rows.items():
         shown[row] = {TABLE_9_DATA.get(name, name): cells for name, cells in values.items()}
@@ -198,7 +200,7 @@ def score_table(name: str, scores: BoundaryScores, data: str) -> Table:
 
 
 def save_boundary_scores(scores: BoundaryScores, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write result.json and per_clip.csv, which has each clip's best rater and counts at the first distance."""
+    """Write result.json and per_clip.csv: best rater and counts of each clip at the first distance."""
     write_whole(folder / "result.json", json.dumps({**about, **scores.summary()}, indent=2) + "\n")
     matches, missing = scores.matches, set(scores.matches.missing)
     with whole_file(folder / "per_clip.csv") as part, part.open("w", newline="", encoding="utf-8") as file:

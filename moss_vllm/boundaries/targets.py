@@ -21,7 +21,7 @@ SAME_RATE = 0.05  # how far the number of files may be from the annotation's
 
 
 @dataclass(frozen=True)
-class Targets:
+class FrameTargets:
     """The frames of a clip, or of one slice, and what to learn at each.
 
     Shape: files int64 (T,), the number of the file's frame, from 1; numbers float64 (T,), the same in the
@@ -57,7 +57,7 @@ def choose_raters(video: BoundaryVideo, most: int) -> tuple[int, ...]:
     return (order[0], *(rater for rater in order[1:most] if consistency[rater] >= video.mean_consistency))
 
 
-def clip_targets(video: BoundaryVideo, rater: int, files: int, *, length: int = LENGTH) -> Targets:
+def clip_targets(video: BoundaryVideo, rater: int, files: int, *, length: int = LENGTH) -> FrameTargets:
     """`length` frames spread evenly over a clip, first and last included.
 
     Args:
@@ -66,7 +66,9 @@ def clip_targets(video: BoundaryVideo, rater: int, files: int, *, length: int = 
     return _label(video, rater, files, length)
 
 
-def slice_targets(video: BoundaryVideo, rater: int, files: int, *, length: int = LENGTH) -> list[Targets]:
+def slice_targets(
+    video: BoundaryVideo, rater: int, files: int, *, length: int = LENGTH
+) -> list[FrameTargets]:
     """A frame every 0.1 s, in slices of `length`, as TAPOS's instances of up to 7 minutes are cut.
 
     The last slice is filled with the clip's last frame, masked, and may have no other frame.
@@ -76,15 +78,15 @@ def slice_targets(video: BoundaryVideo, rater: int, files: int, *, length: int =
     fill = slices * length - len(whole.files)
     columns = [np.pad(one, (0, fill), "edge") for one in (whole.files, whole.numbers)]
     columns += [np.pad(one, (0, fill)) for one in (whole.mask, whole.hard, whole.gaussian)]
-    return [Targets(*some) for some in zip(*(np.split(one, slices) for one in columns), strict=True)]
+    return [FrameTargets(*some) for some in zip(*(np.split(one, slices) for one in columns), strict=True)]
 
 
-def _label(video: BoundaryVideo, rater: int, files: int, length: int) -> Targets:
+def _label(video: BoundaryVideo, rater: int, files: int, length: int) -> FrameTargets:
     """Evenly spread frames; the Gaussian is counted over all of them."""
     chosen = np.linspace(1, files, max(1, length)).astype(np.int64)
     numbers = in_annotation(chosen, files, video.frames)
     hard = hard_labels(numbers, video.raters[rater].frames, video.fps)
-    return Targets(chosen, numbers, np.ones(len(chosen), bool), hard, gaussian_labels(hard))
+    return FrameTargets(chosen, numbers, np.ones(len(chosen), bool), hard, gaussian_labels(hard))
 
 
 def in_annotation(chosen: np.ndarray, files: int, frames: int) -> np.ndarray:
@@ -97,7 +99,7 @@ def in_annotation(chosen: np.ndarray, files: int, frames: int) -> np.ndarray:
     """
     if abs(files - frames) <= SAME_RATE * frames or files == 1:
         return chosen.astype(np.float64)
-    return 1 + (chosen - 1) * ((frames - 1) / (files - 1))
+    return np.asarray(1 + (chosen - 1) * ((frames - 1) / (files - 1)), np.float64)
 
 
 def hard_labels(numbers: np.ndarray, boundaries: Sequence[float], fps: float) -> np.ndarray:
@@ -117,4 +119,5 @@ def gaussian_labels(hard: np.ndarray) -> np.ndarray:
     """
     places = np.flatnonzero(hard)
     distances = np.arange(len(hard))[:, None] - places
-    return np.minimum(np.exp(-(distances**2) / (2 * SIGMA**2)).sum(axis=1), 1).astype(np.float32)
+    summed = np.exp(-(distances**2) / (2 * SIGMA**2)).sum(axis=1)
+    return np.asarray(np.minimum(summed, 1), np.float32)

@@ -22,7 +22,7 @@ from moss_vllm.data.rows import BadRow, raise_bad_rows
 
 TAPOS_INSTANCE = re.compile(r"s\d+_(\d+)_(\d+)_(\d+)_(\d+)")  # from 0.100 s to 7.931 s: s00004_0_100_7_931
 TAPOS_KEY = re.compile(rf"(.+)_({TAPOS_INSTANCE.pattern})")
-REMEDY = "take the file from its publisher, or repair the record"
+REPAIR = "take the file from its publisher, or repair the record"
 
 
 @dataclass(frozen=True)
@@ -86,22 +86,22 @@ def read_records(records: Mapping[str, Any], file: str, notes: Notes) -> list[Bo
 def _read_record(video_id: str, record: Any, file: str) -> BoundaryVideo:
     where = f"video {video_id!r}"
     if not isinstance(record, dict):
-        raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", REMEDY)
+        raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", REPAIR)
     frames = positive(record, "num_frames", file, where)
     fps, duration_s = (positive(record, key, file, where) for key in ("fps", "video_duration"))
     if not frames.is_integer() or not FPS_RANGE[0] <= frames / duration_s <= FPS_RANGE[1]:
         reason = f"{frames:g} frames in {duration_s:g} s: a whole number is needed, 1 to 1000 a second"
-        raise BadRow(file, where, reason, REMEDY)
+        raise BadRow(file, where, reason, REPAIR)
     times = _lists(record, "substages_timestamps", file, where)
     places = _lists(record, "substages_myframeidx", file, where)
     (consistency,) = _lists({"f1_consis": [record.get("f1_consis")]}, "f1_consis", file, where)
     if not len(times) == len(places) == len(consistency) or list(map(len, times)) != list(map(len, places)):
         counts = f"{len(times)} raters in seconds, {len(places)} in frames, {len(consistency)} in f1_consis"
         reason = f"has {counts}, or other numbers of boundaries in seconds than in frames"
-        raise BadRow(file, where, reason, REMEDY)
+        raise BadRow(file, where, reason, REPAIR)
     mean: Any = record.get("f1_consis_avg")
     if not is_number(mean):
-        raise BadRow(file, where, f"'f1_consis_avg' is {mean!r:.80}, a number is needed", REMEDY)
+        raise BadRow(file, where, f"'f1_consis_avg' is {mean!r:.80}, a number is needed", REPAIR)
     group, name = _place(video_id, record, file, where)
     raters = map(Rater, times, places, consistency)
     return BoundaryVideo(video_id, "", name, group, int(frames), fps, duration_s, tuple(raters), float(mean))
@@ -112,13 +112,13 @@ def _lists(record: Mapping[str, Any], key: str, file: str, where: str) -> list[t
     raters: Any = record.get(key)
     if not isinstance(raters, list) or not raters:
         reason = f"{key!r} is {type(raters).__name__}, a list with a list for each rater is needed"
-        raise BadRow(file, where, reason if raters != [] else f"{key!r} has no rater", REMEDY)
+        raise BadRow(file, where, reason if raters != [] else f"{key!r} has no rater", REPAIR)
     for number, some in enumerate(raters):
         at = where if len(raters) == 1 else f"{where}, rater {number}"
         if not isinstance(some, list):
-            raise BadRow(file, at, f"{key!r} is {type(some).__name__}, a list of numbers is needed", REMEDY)
+            raise BadRow(file, at, f"{key!r} is {type(some).__name__}, a list of numbers is needed", REPAIR)
         if wrong := [one for one in some if not is_number(one)]:
-            raise BadRow(file, at, f"{key!r} has {wrong[0]!r:.80}, which is no number", REMEDY)
+            raise BadRow(file, at, f"{key!r} has {wrong[0]!r:.80}, which is no number", REPAIR)
     return [tuple(float(one) for one in some) for some in raters]
 
 
@@ -129,7 +129,7 @@ def _place(video_id: str, record: Mapping[str, Any], file: str, where: str) -> t
     else:
         path = record.get("path_frame") or record.get("path_video") or video_id
         if not isinstance(path, str):
-            raise BadRow(file, where, f"'path_frame' is {type(path).__name__}, a text is needed", REMEDY)
+            raise BadRow(file, where, f"'path_frame' is {type(path).__name__}, a text is needed", REPAIR)
         parts = PurePosixPath(path.removesuffix(".mp4")).parts
         group, name = (parts[-2] if len(parts) > 1 else ""), (parts[-1] if parts else "")
     if group:
@@ -163,17 +163,17 @@ def check_raw(raw: Mapping[str, Any], file: str) -> None:
         where = f"video {video_id!r}"
         try:
             if not isinstance(record, dict):
-                raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", REMEDY)
+                raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", REPAIR)
             if any(key not in record for key in RAW_FIELDS):
                 continue
             positive(record, "num_frames", file, where)
             positive(record, "fps", file, where)
             positive(record, "video_duration", file, where)
             if not isinstance(record["path_video"], str):
-                raise BadRow(file, where, "'path_video' is no text", REMEDY)
+                raise BadRow(file, where, "'path_video' is no text", REPAIR)
             raters = record["substages_timestamps"]
             if not isinstance(raters, list) or not all(isinstance(marks, list) for marks in raters):
-                raise BadRow(file, where, "'substages_timestamps' has not a list for each rater", REMEDY)
+                raise BadRow(file, where, "'substages_timestamps' has not a list for each rater", REPAIR)
             for number, marks in enumerate(raters):
                 for place, mark in enumerate(marks):
                     _check_mark(mark, file, f"{where}, rater {number}, mark {place}")
@@ -186,7 +186,7 @@ def _check_mark(mark: Any, file: str, where: str) -> None:
     needed = '{"start_time": seconds, "end_time": seconds, "label": text}'
     times = [mark.get("start_time"), mark.get("end_time")] if isinstance(mark, dict) else [None]
     if not all(map(is_number, times)) or not isinstance(mark.get("label"), str):
-        raise BadRow(file, where, f"is not {needed}", REMEDY)
+        raise BadRow(file, where, f"is not {needed}", REPAIR)
 
 
 # ---- tapos_annotation.json
@@ -220,7 +220,7 @@ def _tapos_record(name: str, row: Any, subset: str, file: str, where: str) -> di
     """None for one of another subset."""
     match = TAPOS_INSTANCE.fullmatch(name)
     if not isinstance(row, dict) or not match:
-        raise BadRow(file, where, "is not an object named like 's00004_0_100_7_931'", REMEDY)
+        raise BadRow(file, where, "is not an object named like 's00004_0_100_7_931'", REPAIR)
     if row.get("subset") != subset:
         return None
     start_s, thousandths, end_s, end_thousandths = map(int, match.groups())
@@ -228,7 +228,7 @@ def _tapos_record(name: str, row: Any, subset: str, file: str, where: str) -> di
     frames = positive(row, "total_frames", file, where)
     (places,) = _lists({"substages": [row.get("substages")]}, "substages", file, where)
     if duration_ms <= 0:
-        raise BadRow(file, where, "ends before it starts, by its name", REMEDY)
+        raise BadRow(file, where, "ends before it starts, by its name", REPAIR)
     duration_s = duration_ms / 1000
     fps = frames / duration_s
     return {

@@ -22,7 +22,7 @@ MAX_DEPTH = 16  # lists and dicts within each other
 SCALAR, DTYPE = "numpy.core.multiarray.scalar", "numpy.dtype"
 GLOBALS = {SCALAR: SCALAR, "numpy._core.multiarray.scalar": SCALAR, DTYPE: DTYPE}  # the second is NumPy 2's
 OPCODES = {ord(one.code): one.name for one in pickletools.opcodes}
-REMEDY = "take the file from its publisher, or write its plain values as json"
+TAKE_ANEW = "take the file from its publisher, or write its plain values as json"
 
 
 class _Refused(Exception):
@@ -72,7 +72,7 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise BadRow(str(path), "file", f"cannot be read ({error.strerror})", "check the path") from None
     except _Refused as error:
-        raise BadRow(str(path), "file", str(error), REMEDY) from None
+        raise BadRow(str(path), "file", str(error), TAKE_ANEW) from None
     return found
 
 
