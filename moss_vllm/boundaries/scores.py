@@ -182,7 +182,7 @@ def score_table(name: str, scores: BoundaryScores, data: str) -> Table:
     matches = scores.matches
     ends = ", ".join(f"{column} {low:.1f}-{high:.1f}" for column, (low, high) in scores.intervals.items())
     each = ", ".join(f"{value:.1f} at {at:g}" for at, value in zip(scores.distances, scores.f1, strict=True))
-    missing = f"{len(matches.missing):,} clips have no predictions"
+    missing = f"clips without predictions: {len(matches.missing):,}"
     missing += f" ({name_first(matches.missing)})" if matches.missing else ""
     found = f"{matches.hits[:, 0].sum():,} of {matches.positives[:, 0].sum():,} boundaries"
     other = ", ".join(f"{column} {value:.1f}" for column, value in scores.other.items())
@@ -193,7 +193,7 @@ def score_table(name: str, scores: BoundaryScores, data: str) -> Table:
         f"F1 by relative distance: {each}",
         f"at {scores.distances[0]:g}: precision {scores.precision[0]:.1f}, recall {scores.recall[0]:.1f}, "
         f"{found} in {len(matches.names):,} clips, {matches.detections.sum():,} detections",
-        f"{len(matches.inconsistent):,} clips are left out, whose raters agree below {MIN_CONSISTENCY}",
+        f"clips left out as their raters agree below {MIN_CONSISTENCY}: {len(matches.inconsistent):,}",
         *scores.notes,
     ]
     return table_9({name: {data: scores.mean}}, notes=notes)

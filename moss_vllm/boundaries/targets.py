@@ -109,7 +109,8 @@ def hard_labels(numbers: np.ndarray, boundaries: Sequence[float], fps: float) ->
     """
     near = NEAR_S * fps
     places = np.asarray(boundaries, np.float64)[:, None]
-    return ((places - near <= numbers) & (numbers <= places + near)).any(axis=0).astype(np.float32)
+    is_near = (places - near <= numbers) & (numbers <= places + near)
+    return np.asarray(is_near.any(axis=0), np.float32)
 
 
 def gaussian_labels(hard: np.ndarray) -> np.ndarray:

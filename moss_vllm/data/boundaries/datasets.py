@@ -170,7 +170,10 @@ def _read_pickled(path: Path, files: Files, part: str, version: Version, notes: 
         notes.texts.append(
             _tell_version(records, beside)
             if beside.is_file()
-            else (f"without {raw_file} beside it, this ground truth of 2021 or of May 2022 cannot be named")
+            else (
+                f"without {raw_file} beside it, it cannot be told which of the two published versions "
+                "this is, that of 2021 or that of May 2022"
+            )
         )
     return records
 
