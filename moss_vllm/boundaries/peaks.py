@@ -30,9 +30,7 @@ def find_peaks(
     if rule not in PEAK_RULES:
         raise ValueError(f"the rule of peaks is {rule!r}; it must be one of {', '.join(PEAK_RULES)}")
     if len(numbers) != len(scores):
-        raise ValueError(
-            f"{len(numbers):,} frame numbers, {len(scores):,} scores; one score a frame is needed"
-        )
+        raise ValueError(f"{len(scores):,} scores for {len(numbers):,} frames; each frame needs one")
     above = np.asarray(scores, np.float64) >= threshold
     edges = np.flatnonzero(np.diff(above, prepend=False, append=False)).reshape(-1, 2)
     middles = [(start + end - 1) / 2 for start, end in edges.tolist()]

@@ -94,10 +94,7 @@ def test_the_table_of_both_data_sets_and_of_own_data():
     cells = {"F1@0.05": 70.0, "Avg. F1": 80.0}
     table = table_9({"ours": {"kinetics_gebd": cells, "tapos": cells}})
     assert table.rows["BasicGEBD + MOSS (paper)"]["TAPOS"] == {"F1@0.05": 68.5, "Avg. F1": 76.6}
-    assert (
-        "| DDM-Net \\(paper\\) | 76.4" in table.markdown()
-        or "| DDM-Net (paper) | 76.4 | 87.3 | 60.4 |" in (table.markdown())
-    )
+    assert "| DDM-Net (paper) | 76.4 | 87.3 | 60.4 | 72.8 |" in table.markdown()
     own = table_9({"ours": {"json": cells}})
     assert list(own.rows) == ["ours"] and list(own.columns) == ["json"]
     with pytest.raises(ValueError, match="a table needs at least one row"):

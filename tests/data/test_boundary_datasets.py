@@ -278,7 +278,7 @@ RECORDS = [  # a change to a clip's record, and what is told of it
     ),
     (
         {"substages_timestamps": [[2.0], [2.1, 6.2, 9.0]]},
-        "other numbers of boundaries in seconds than in frames",
+        "rater 0: has 1 boundaries in seconds and 2 in frames",
     ),
     ({"path_frame": "air_drumming/.."}, "'..' is not a path below the video folder"),
     ({"path_frame": 3}, "'path_frame' is int, a text is needed"),

@@ -122,7 +122,7 @@ DTYPE = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8K\x00K\x01\x87R"
         (b"\x80\x04NNa.", "is damaged: APPEND"),
         (b"\x80\x04X\x02\x00\x00\x00\xff\xfe.", "is damaged: BINUNICODE"),
         (b"\x80\x04e.", "ends or breaks off"),
-        (b"\x80\x04\x8c\x01a\x8c\x01b\x81.", "has the opcode NEWOBJ at byte 8, which plain values"),
+        (b"\x80\x04\x8c\x01a\x8c\x01b\x81.", "has the opcode NEWOBJ at byte 8, which dicts, lists, texts"),
         (b"\x80\x04I1\n.", "has the opcode INT"),
         (b"\x80\x04P1\n.", "has the opcode PERSID"),
         (b"\x80\x04\x82\x01.", "has the opcode EXT1"),

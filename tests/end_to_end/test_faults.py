@@ -33,6 +33,7 @@ SECTIONS = (
     "of_actions",
     "of_detection",
     "of_detection_tests",
+    "of_boundaries",
 )  # as in the list
 for name in SECTIONS:
     importlib.import_module(f"faults.{name}")

@@ -22,7 +22,7 @@ from moss_vllm.data.rows import BadRow, raise_bad_rows
 
 TAPOS_INSTANCE = re.compile(r"s\d+_(\d+)_(\d+)_(\d+)_(\d+)")  # from 0.100 s to 7.931 s: s00004_0_100_7_931
 TAPOS_KEY = re.compile(rf"(.+)_({TAPOS_INSTANCE.pattern})")
-REPAIR = "take the file from its publisher, or repair the record"
+REPAIR = "repair the record, or take the file from its publisher"
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,15 @@ def _read_record(video_id: str, record: Any, file: str) -> BoundaryVideo:
     times = _lists(record, "substages_timestamps", file, where)
     places = _lists(record, "substages_myframeidx", file, where)
     (consistency,) = _lists({"f1_consis": [record.get("f1_consis")]}, "f1_consis", file, where)
-    if not len(times) == len(places) == len(consistency) or list(map(len, times)) != list(map(len, places)):
-        counts = f"{len(times)} raters in seconds, {len(places)} in frames, {len(consistency)} in f1_consis"
-        reason = f"has {counts}, or other numbers of boundaries in seconds than in frames"
+    if not len(times) == len(places) == len(consistency):
+        reason = (
+            f"has {len(times)} raters in seconds, {len(places)} in frames, {len(consistency)} in f1_consis"
+        )
         raise BadRow(file, where, reason, REPAIR)
+    for number, (some, others) in enumerate(zip(times, places, strict=True)):
+        if len(some) != len(others):
+            reason = f"has {len(some)} boundaries in seconds and {len(others)} in frames"
+            raise BadRow(file, f"{where}, rater {number}", reason, REPAIR)
     mean: Any = record.get("f1_consis_avg")
     if not is_number(mean):
         raise BadRow(file, where, f"'f1_consis_avg' is {mean!r:.80}, a number is needed", REPAIR)

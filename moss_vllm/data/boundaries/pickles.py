@@ -210,7 +210,7 @@ def _short(value: Any) -> str:
 
 def _describe(code: int, place: int) -> str:
     what = f"the opcode {OPCODES[code]}" if code in OPCODES else f"the byte {code}"
-    return f"has {what} at byte {place:,}, which plain values written by Python 3 do not need"
+    return f"has {what} at byte {place:,}, which dicts, lists, texts and numbers do not need"
 
 
 def _long(machine: _Machine) -> None:
