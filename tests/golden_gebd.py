@@ -27,7 +27,7 @@ def read_golden(name):
 
 
 def as_here(tensors):
-    """The tensors with the names of `GEBD`; its projection and its last layer are linear, not 1x1 convolutions."""
+    """The tensors with the names of `GEBD`, in which two convolutions of width 1 are linear layers."""
     renamed = {}
     for name, value in tensors.items():
         for pattern, replacement in NAMES:
