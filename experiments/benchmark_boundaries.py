@@ -49,7 +49,7 @@ import torch
 from measuring import cpu_name, prepare_json, write_json
 
 from moss_vllm.boundaries.build import build_gebd
-from moss_vllm.boundaries.loss import boundary_losses, soften
+from moss_vllm.boundaries.loss import boundary_losses
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import versions
 
@@ -101,7 +101,7 @@ def measure_clip(args: Any) -> dict[str, Any]:
     sgd = torch.optim.SGD(trained, lr=1e-2, momentum=0.9, weight_decay=1e-4)
     size = (1, args.frames, 3, args.size_px, args.size_px)
     clips = torch.randint(256, size, dtype=torch.uint8).to(args.device)
-    boundaries = torch.arange(args.frames, device=args.device)[None] % 25 == 12
+    targets = (torch.arange(args.frames, device=args.device)[None] % 25 == 12).float()
     dtype = AUTOCAST[args.precision]
     seconds: dict[str, float] = {}
     cpu_seconds: dict[str, float] = {}
@@ -118,7 +118,7 @@ def measure_clip(args: Any) -> dict[str, Any]:
     for _ in range(2 if args.device == "cuda" else 1):  # a GPU's first step chooses its kernels
         model.train()
         with timed("forward"):
-            loss = boundary_losses(model(clips), soften(boundaries)).mean()
+            loss = boundary_losses(model(clips), targets).mean()
         with timed("backward"):
             loss.backward()
         with timed("SGD"):

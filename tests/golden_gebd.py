@@ -9,6 +9,8 @@ import torch
 from golden_adatad import behind
 from safetensors import safe_open
 
+from moss_vllm.boundaries.targets import gaussian_labels
+
 FOLDER = Path(__file__).parent / "golden_boundaries"
 NAMES = (
     (r"^backbone\.", "encoder.model."),
@@ -35,6 +37,11 @@ def as_here(tensors):
         linear = name in ("head.project.weight", "head.classifier.out.weight")
         renamed[name] = value.squeeze(-1) if linear else value
     return renamed
+
+
+def soften(hard):
+    """Gaussian targets (B, T) of hard ones."""
+    return torch.from_numpy(np.stack([gaussian_labels(row) for row in hard.numpy()]))
 
 
 def load_head(head, weights):

@@ -1,1 +1,1 @@
-"""Generic event boundary detection: BasicGEBD with MOSS, from a clip to when something changes."""
+"""Generic event boundary detection: when something ends in a video and something else begins (Table 9)."""

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_adatad import assert_near, behind
-from golden_gebd import as_here, load_head, read_golden
+from golden_gebd import as_here, load_head, read_golden, soften
 from torch import nn
 
 from moss_vllm.boundaries.head import BoundaryHead
-from moss_vllm.boundaries.loss import boundary_losses, soften
+from moss_vllm.boundaries.loss import boundary_losses
 from moss_vllm.boundaries.map_encoder import MapEncoder
 
 

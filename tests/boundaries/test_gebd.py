@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 from golden_adatad import assert_near, behind
-from golden_gebd import as_here, drawn_weights, load, read_golden
+from golden_gebd import as_here, drawn_weights, load, read_golden, soften
 from safetensors.torch import save_file
 from torch import nn
 
 from moss_vllm.boundaries.build import build_gebd
-from moss_vllm.boundaries.loss import boundary_losses, soften
+from moss_vllm.boundaries.loss import boundary_losses
 from moss_vllm.core.boundary_presets import BOUNDARIES, BOUNDARY_R50, TABLE_9, BoundaryPreset
 from moss_vllm.training import optim
 
