@@ -11,7 +11,7 @@ from torch import nn
 
 from moss_vllm.boundaries.build import build_gebd
 from moss_vllm.boundaries.loss import boundary_losses
-from moss_vllm.core.boundary_presets import BOUNDARIES, BOUNDARY_R50, TABLE_9, BoundaryPreset
+from moss_vllm.core.boundary_presets import BOUNDARIES, BOUNDARY_R50, PAPER_TABLE_9, BoundaryPreset
 from moss_vllm.training import optim
 
 MOSS = {"window": (3, 3, 3), "d_hidden": 8, "d_similarity": 4}
@@ -293,7 +293,7 @@ def test_the_preset_has_the_rows_of_table_9():
     assert BOUNDARY_R50.rerun == (76.9, 86.4, 60.1, 71.2) and BOUNDARY_R50.paper == (79.4, 89.0, 68.5, 76.6)
     assert round(BOUNDARY_R50.paper.kinetics - BOUNDARY_R50.rerun.kinetics, 1) == 2.5  # as the text says
     assert round(BOUNDARY_R50.paper.tapos - BOUNDARY_R50.rerun.tapos, 1) == 8.4
-    assert len(TABLE_9) == 7 and max(TABLE_9.values()) == BOUNDARY_R50.paper
+    assert len(PAPER_TABLE_9) == 7 and max(PAPER_TABLE_9.values()) == BOUNDARY_R50.paper
 
 
 def test_what_is_refused_names_the_remedy(tmp_path):
