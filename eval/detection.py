@@ -88,7 +88,7 @@ def score_file(args: argparse.Namespace) -> DetectionScores:
     show(args.predictions.stem, scores, split, args.variant)
     if args.out:
         about = {"data": split.dataset, "predictions": str(args.predictions.absolute())}
-        save_detection_scores(scores, split.classes, args.out, about)
+        save_detection_scores(scores, split, args.out, about)
         say(f"written to {args.out}")
     return scores
 
@@ -143,15 +143,17 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     if pending:
         say(f"{pending:,} videos are left to other processes; the last process writes the scores")
         return None
+    variant = args.variant or (run["model"]["variant"] if split.dataset == "thumos14" else None)
     about = {
+        "checkpoint": header["checkpoint"],
+        "variant": variant,
         "data": split.dataset,
         "step": run["step"],
         "weights": weights,
         "size_px": run["pixels"]["size_px"],
     }
     scores = score_test(out, split, about)
-    variant = run["model"]["variant"] if split.dataset == "thumos14" else None
-    show(f"step {run['step']}, {weights} weights", scores, split, args.variant or variant)
+    show(f"step {run['step']}, {weights} weights", scores, split, variant)
     say(f"written to {out}")
     return scores
 

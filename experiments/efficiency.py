@@ -1,8 +1,10 @@
-"""The cost of the paper's models: parameters, FLOPs and memory beside its Tables 3, 4, 6 and 10.
+"""The cost of the paper's models: parameters, FLOPs and memory beside its Tables 3, 4, 6, 8, 9, 10.
 
-    python experiments/efficiency.py                         # all tables in half a minute: no weights, no GPU
+    python experiments/efficiency.py                         # all tables in three minutes: no weights, no GPU
     python experiments/efficiency.py --table 4 --json cost.json
     python experiments/efficiency.py --table 6 --device cuda  # also measures training steps' peak memory
+    python experiments/efficiency.py --table 8                # detection: AdaTAD with and without MOSS
+    python experiments/efficiency.py --table 9                # boundaries: BasicGEBD with and without MOSS
 
 FLOPs are multiply-adds in 1e9 on 8 frames of 224 x 224 (16 for DiST, whose image encoder sees 8 of them),
 image encoder included, counted as the paper counts them: matrix products, convolutions, attention, 5 per
@@ -20,7 +22,7 @@ float32 and under bfloat16 autocast.
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from moss_vllm.runtime.screen import Screen
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
-    parser.add_argument("--table", choices=["3", "4", "6", "10", "video-llm", "all"], default="all")
+    parser.add_argument("--table", choices=["3", "4", "6", "8", "9", "10", "video-llm", "all"], default="all")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument(
         "--device",
@@ -51,12 +53,14 @@ if __name__ == "__main__":
 
 import torch
 import torch.nn.functional as F
+from boundary_cost import boundary_costs, boundary_table, published_notes
+from detection_cost import NOTES, detection_costs, detection_table
 from kept_for_backward import KeptForBackward
+from multiply_adds import MacCounter, correlation_macs
 from paper_tables import TABLES, Row
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from moss_vllm.core.presets import LADDERS, VIDEO_LLM, LadderPreset
 from moss_vllm.core.stss import stss
@@ -99,6 +103,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.table in ("6", "all"):
         results["stss"] = correlation_costs()
         console.print(correlation_table(results["stss"]))
+    if args.table in ("8", "all"):
+        results["8"] = detection_costs()
+        console.print(detection_table(results["8"]), *NOTES, sep="\n")
+    if args.table in ("9", "all"):
+        results["9"] = boundary_costs()
+        console.print(boundary_table(results["9"]), *published_notes(), sep="\n")
     if args.table in ("video-llm", "all"):
         results["video-llm"] = video_llm_parameters()
         console.print(video_llm_table(results["video-llm"]), *VIDEO_LLM_READINGS, sep="\n")
@@ -188,48 +198,6 @@ def train_step(
     return loss.item()
 
 
-class MacCounter(TorchDispatchMode):
-    """Counts the multiply-adds of all operators inside `with`, by the rules of `MACS`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        count = MACS.get(func.overloadpacket)
-        if count is None and func.namespace == "moss_vllm":
-            raise NotImplementedError(f"the cost of operator {func} is unknown; add it to MACS")
-        self.macs += 0 if count is None else count(out, *args)
-        return out
-
-
-def _norm_macs(out: Any, x: Tensor, *_: Any) -> int:
-    return 5 * x.numel()
-
-
-def _attention_macs(out: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
-    return query.numel() * key.shape[-2] + query.shape[:-1].numel() * value.shape[-2:].numel()
-
-
-def _correlation_macs(out: Any, x: Tensor, window: Sequence[int], *_: Any) -> int:
-    batch, frames, height, width, channels = x.shape
-    return batch * window[0] * frames * (height * width) ** 2 * channels
-
-
-aten = torch.ops.aten
-MACS: dict[Any, Callable[..., int]] = {
-    aten.mm: lambda out, a, b: out.numel() * a.shape[-1],
-    aten.bmm: lambda out, a, b: out.numel() * a.shape[-1],
-    aten.addmm: lambda out, bias, a, b: out.numel() * a.shape[-1],
-    aten.convolution: lambda out, x, weight, *_: out.numel() * weight[0].numel(),
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention_macs,
-    aten.native_layer_norm: _norm_macs,
-    aten.native_batch_norm: _norm_macs,
-    torch.ops.moss_vllm.stss: _correlation_macs,
-}
-
-
 def correlation_costs() -> list[dict[str, Any]]:
     """One order's STSS of a clip, multiply-adds in 1e9: the paper's count, ours, the least possible."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler from reporting a missing GPU
@@ -247,7 +215,7 @@ def correlation_costs() -> list[dict[str, Any]]:
             for n, k in zip(size, preset.window, strict=True)
         ]
         here, least = flops / 2e9, math.prod(pairs) * preset.d_hidden / 1e9
-        paper = _correlation_macs(None, x, preset.window) / 1e9
+        paper = correlation_macs(None, x, preset.window) / 1e9
         results.append(
             {"name": name, "as the paper counts": paper, "here, on a CPU": here, "inside windows": least}
         )

@@ -1,7 +1,8 @@
-"""One HTML page of a training run or of an evaluation's answers, whichever the folder holds.
+"""One HTML page of a training run, of an evaluation's answers or of a detector's test, as the folder holds.
 
     python scripts/report.py runs/favor_lora                      # curves, answers over time, settings
     python scripts/report.py runs/eval/motionbench/favor_lora     # scores, choices, every question
+    python scripts/report.py runs/detection/test                  # scores, classes, every video over time
     python scripts/report.py FOLDER --out report.html             # instead of FOLDER/page.html
 
 The page needs no other file and no network: open it in a browser, or send it by mail. A run that is under
@@ -21,7 +22,7 @@ def options() -> Flags:
     folder_help = "the --out of a script in recipes/ or eval/"
     parser.add_argument("folder", type=Path, metavar="FOLDER", help=folder_help)
     parser.add_argument("--out", type=Path, help="the .html file to write (default: FOLDER/page.html)")
-    strips = "show frames of N videos, wrong answers first; 0 shows none (default: 200, at most 10 MB)"
+    strips = "show frames of N videos, what went wrong first; 0 shows none (default: 200, at most 10 MB)"
     parser.add_argument("--strips", type=int, metavar="N", help=strips)
     return parser
 
@@ -29,6 +30,7 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
+from moss_vllm.report.detection_files import holds_detections, read_test
 from moss_vllm.report.html import choose_file, write_page
 from moss_vllm.report.run_files import read_run_files
 from moss_vllm.runtime.line_store import holds_answers
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = options().parse_args(argv)
     folder = args.folder.expanduser()
     make = _page_of_answers if holds_answers(folder) else _page_of_a_run
+    make = _page_of_detections if holds_detections(folder) else make
     out = make(folder, args.out and args.out.expanduser(), args.strips)
     say(f"{out} is written ({out.stat().st_size / 1e3:,.0f} kB); open it in a browser")
     return out
@@ -53,6 +56,14 @@ def _page_of_a_run(folder: Path, out: Path | None, strips: int | None) -> Path:
         raise ValueError(f"--strips is for the answers of an evaluation; {folder} holds a training run")
     out = choose_file(folder, out)
     write_page(run_page(run), out)
+    return out
+
+
+def _page_of_detections(folder: Path, out: Path | None, strips: int | None) -> Path:
+    from moss_vllm.report.detection_page import detection_page
+
+    out = choose_file(folder, out)
+    write_page(detection_page(read_test(folder), strips), out)
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moss_vllm.boundaries.f1 import DISTANCES, F1_RULES, MIN_CONSISTENCY, Matches, match_boundaries
+from moss_vllm.core.boundary_presets import PAPER_TABLE_9
 from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.data.boundaries.datasets import BoundarySplit
 from moss_vllm.runtime.files import whole_file, write_whole
@@ -17,16 +18,6 @@ from moss_vllm.runtime.tables import Cell, Table
 
 TABLE_9_COLUMNS = ("F1@0.05", "Avg. F1")
 TABLE_9_DATA = {"kinetics_gebd": "Kinetics-GEBD", "tapos": "TAPOS"}
-# As printed: F1@0.05 and Avg. F1 on Kinetics-GEBD, then on TAPOS. "rerun" is by MOSS's authors.
-PAPER_TABLE_9: dict[str, tuple[float, ...]] = {
-    "Temporal Perceiver": (74.8, 86.0, 55.2, 73.2),
-    "DDM-Net": (76.4, 87.3, 60.4, 72.8),
-    "SC-Transformer": (77.7, 88.1, 61.8, 74.2),
-    "BasicGEBD, published": (76.8, 86.6, 60.0, 71.0),
-    "EfficientGEBD": (78.3, 88.3, 63.1, 74.8),
-    "BasicGEBD, rerun": (76.9, 86.4, 60.1, 71.2),
-    "BasicGEBD + MOSS": (79.4, 89.0, 68.5, 76.6),
-}
 OTHER_RULE = {"official": "efficientgebd", "efficientgebd": "official", "official_tapos": "official"}
 
 

@@ -251,15 +251,17 @@ def score_test(folder: Path, split: DetectionSplit, about: Mapping[str, Any]) ->
         note = f"videos that could not be read, whose actions count as missed: {len(failed):,}"
         scores = replace(scores, notes=(f"{note} ({name_first(list(failed))})", *scores.notes))
     write_predictions(folder / "predictions.json", found, split.classes)
-    save_detection_scores(scores, split.classes, folder, {**about, "failed": failed})
+    save_detection_scores(scores, split, folder, {**about, "failed": failed})
     return scores
 
 
 def save_detection_scores(
-    scores: DetectionScores, classes: Sequence[str], folder: Path, about: Mapping[str, Any]
+    scores: DetectionScores, split: DetectionSplit, folder: Path, about: Mapping[str, Any]
 ) -> None:
-    """Write result.json and per_class.csv."""
-    write_whole(folder / "result.json", json.dumps({**about, **scores.summary()}, indent=2) + "\n")
+    """Write result.json and per_class.csv; `about` has further entries of the first."""
+    of_split = {"classes": list(split.classes), "split": split.arguments}
+    result = {**about, **of_split, **scores.summary()}
+    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
     with whole_file(folder / "per_class.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file, lineterminator="\n").writerow
         columns = [f"{threshold:g}" for threshold in scores.thresholds]
@@ -267,4 +269,4 @@ def save_detection_scores(
         for label, values in scores.classes.items():
             shares = [f"{value:.2f}" for value in (*values, sum(values) / len(values))]
             kinds = scores.false_positives[label].values()
-            write([label, classes[label], *shares, scores.actions[label], *kinds])
+            write([label, split.classes[label], *shares, scores.actions[label], *kinds])

@@ -12,7 +12,7 @@ from moss_vllm.report.answer_files import Asked, Results
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.choices import show_choices
 from moss_vllm.report.html import Html, counted, document, listed, moment, section, table, tag, tiles, trim
-from moss_vllm.report.strips import MOST_BYTES, MOST_FRAMES, MOST_VIDEOS, Strip, choose_videos, read_strips
+from moss_vllm.report.strips import MOST_FRAMES, Strip, choose_videos, limits, read_strips
 
 ANSWER_PARTS = {
     "score": "Score",
@@ -32,11 +32,10 @@ def answers_page(results: Results, strips: int | None = None) -> str:
     Args:
         strips: the number of videos with frames; None means 200, and at most 10 MB of frames.
     """
-    if strips is not None and strips < 0:
-        raise ValueError(f"--strips {strips} is negative; 0 makes a page without frames")
-    videos = choose_videos(results.asked)[: MOST_VIDEOS if strips is None else strips]
+    most, most_bytes = limits(strips)
+    videos = choose_videos(results.asked)[:most]
     paths = {video: str(results.stored.videos[video].get("path")) for video in videos}
-    frames = read_strips(paths, results.protocol.sample_fps, MOST_BYTES if strips is None else None)
+    frames = read_strips(paths, results.protocol.sample_fps, most_bytes)
     name = f"{results.header.get('checkpoint')} on {results.benchmark}"
     made = f"Made by moss_vllm {moss_vllm.__version__}, {moment(datetime.now(timezone.utc))}"
     parts = [

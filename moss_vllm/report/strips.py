@@ -22,6 +22,18 @@ MOST_VIDEOS, MOST_BYTES = 200, 10_000_000  # without --strips
 Strip = dict[str, Any]
 
 
+def limits(strips: int | None) -> tuple[int, int | None]:
+    """The most videos with frames, and the most bytes of frames, for the value of --strips.
+
+    Raises: ValueError for a negative number.
+    """
+    if strips is None:
+        return MOST_VIDEOS, MOST_BYTES
+    if strips < 0:
+        raise ValueError(f"--strips {strips} is negative; 0 makes a page without frames")
+    return strips, None
+
+
 def choose_videos(asked: Sequence[Asked]) -> list[str]:
     """Videos with an answer that is not right before the others; within both, the tasks take turns."""
     chosen: dict[str, None] = {}

@@ -26,12 +26,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from moss_vllm.runtime.screen import say
+from moss_vllm.video.cache_pieces import count_key, read_pieces
 from moss_vllm.video.clip import PAPER_SAMPLING, Clip, Sampling, read_clip, read_frames
 from moss_vllm.video.decoders import check_decoder
 from moss_vllm.video.frames import BadVideo, list_images, unique_frames
 
 FORMAT = 3  # raise it whenever read_clip or read_frames returns other frames than before
-MAX_FRAMES = 1000  # longer videos get no entry of all frames; 0.35 GB at 256 x 455
+MAX_FRAMES = 1000  # longer videos have entries of pieces; 0.35 GB at 256 x 455
 SUFFIX = ".safetensors"
 _LEDGER = "added"  # a file with one byte for every _UNIT bytes that any process added
 _UNIT = 16 * 1024
@@ -125,7 +126,7 @@ class FrameCache:
         # A file that changed while it was read, by a copy under way, gave frames of no one state.
         if key is not None and not self.is_closed and key == describe():
             arrays = {"frames": clip.frames, "frame_times_s": clip.frame_times_s}
-            self._add(key, arrays, {"crc32": _checksum(clip)})
+            self.add_entry(key, arrays, {"crc32": _checksum(clip)})
         return clip
 
     def read_frames(
@@ -139,7 +140,7 @@ class FrameCache:
         """What `clip.read_frames` returns for the same arguments, bit for bit.
 
         An entry holds every frame at that scale, as `choose` may pick others in the next epoch. A video with
-        more than MAX_FRAMES frames gets no entry.
+        more than MAX_FRAMES frames has entries of pieces, see `cache_pieces`.
 
         Raises: as `clip.read_frames`.
         """
@@ -151,21 +152,36 @@ class FrameCache:
                 return None
 
         key = describe()
-        if key is not None and (n_frames := self._open(key, _count_frames)) is not None:
+        if key is not None and (n_frames := self.open_entry(key, _count_frames)) is not None:
             shown, order = unique_frames(choose(n_frames), n_frames)
-            if (frames := self._open(key, partial(_take_frames, shown=shown))) is not None:
+            if (frames := self.take_frames(key, shown)) is not None:
                 return frames[order]
             choose = partial(_chosen_before, shown[order], choose)  # a second call may draw others
         if key is None or self.is_closed:
             return read_frames(path, choose, scale=scale, decoder=decoder)
+        in_pieces = partial(
+            read_pieces, self, describe, os.fspath(path), choose, scale=scale, decoder=decoder
+        )
+        if self.entry(count_key(key)).exists():
+            return in_pieces()
         try:
             every = read_frames(path, _every_frame, scale=scale, decoder=decoder)
-        except (BadVideo, _TooManyFrames):  # the chosen frames may be good, or few enough
+        except _TooManyFrames:
+            return in_pieces()
+        except BadVideo:  # the chosen frames may be good
             return read_frames(path, choose, scale=scale, decoder=decoder)
         shown, order = unique_frames(choose(len(every)), len(every))
         if key == describe():
-            self._add(key, {"frames": every, "frame_crc32": _frame_checksums(every)}, {})
+            self.add_frames(key, every)
         return every[shown[order]]
+
+    def take_frames(self, key: str, shown: np.ndarray) -> np.ndarray | None:
+        """The frames with these places in an entry of frames; None if there is no such entry."""
+        return self.open_entry(key, partial(_take_frames, shown=shown))
+
+    def add_frames(self, key: str, frames: np.ndarray) -> None:
+        """Write an entry of frames."""
+        self.add_entry(key, {"frames": frames, "frame_crc32": _frame_checksums(frames)}, {})
 
     def entry(self, key: str) -> Path:
         """The path of the entry for a key from `describe_clip` or `describe_frames`; it need not exist."""
@@ -173,9 +189,9 @@ class FrameCache:
         return self.folder / name[:2] / f"{name}{SUFFIX}"
 
     def _load(self, key: str) -> Clip | None:
-        return self._open(key, _take_clip)
+        return self.open_entry(key, _take_clip)
 
-    def _open(self, key: str, take: Callable[[Any], Taken]) -> Taken | None:
+    def open_entry(self, key: str, take: Callable[[Any], Taken]) -> Taken | None:
         """What `take` reads from an entry; None if there is no entry. A damaged one is removed."""
         entry = self.entry(key)
         try:
@@ -192,7 +208,7 @@ class FrameCache:
             self._close(f"{entry} cannot be removed ({error.strerror})")
         return None
 
-    def _add(self, key: str, arrays: dict[str, np.ndarray], sums: dict[str, str]) -> None:
+    def add_entry(self, key: str, arrays: dict[str, np.ndarray], sums: dict[str, str]) -> None:
         """Write an entry whole or not at all, unless the cache is full."""
         size = sum(array.nbytes for array in arrays.values()) + 2048  # the header takes about 1 kB
         if self.max_gib is not None and (used := self.used_bytes()) + size > self.max_gib * 2**30:

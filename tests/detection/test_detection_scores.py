@@ -144,9 +144,10 @@ def test_tables_of_other_variants_or_columns_are_refused():
 
 def test_the_files_of_a_test(tmp_path):
     scores = score_detections(split_of(TRUTH), FOUND, draws=20)
-    save_detection_scores(scores, CLASSES, tmp_path, {"data": "thumos14"})
+    save_detection_scores(scores, split_of(TRUTH), tmp_path, {"data": "thumos14"})
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["data"] == "thumos14" and found["mAP"] == scores.mean and found["split_at_tiou"] == 0.5
+    assert found["classes"] == list(CLASSES) and found["split"] == {}
     assert found["interval_95"].keys() == scores.mean.keys() and found["detections"] == 9
     with (tmp_path / "per_class.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

@@ -3,6 +3,7 @@
 import pytest
 
 from moss_vllm.video import cache as cache_module
+from moss_vllm.video import cache_pieces
 from moss_vllm.video.cache import FrameCache
 
 
@@ -21,5 +22,6 @@ def no_decoder(monkeypatch):
     def switch():
         monkeypatch.setattr(cache_module, "read_clip", refuse)
         monkeypatch.setattr(cache_module, "read_frames", refuse)
+        monkeypatch.setattr(cache_pieces, "read_frames", refuse)
 
     return switch

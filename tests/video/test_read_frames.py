@@ -7,6 +7,7 @@ from PIL import Image
 from test_cache import entries
 
 from moss_vllm.video import cache as cache_module
+from moss_vllm.video import cache_pieces
 from moss_vllm.video.cache import FrameCache, choose_frame_reader
 from moss_vllm.video.clip import Sampling, read_clip, read_frames
 from moss_vllm.video.frames import BadVideo, scaled_size
@@ -136,10 +137,44 @@ def test_frames_are_chosen_once_even_where_an_entry_is_damaged(video, cache, cap
     assert capsys.readouterr().err == ""
 
 
-def test_a_long_video_is_not_kept(video, cache, monkeypatch):
+def test_a_few_frames_of_a_long_video_are_not_kept(video, cache, monkeypatch):
     monkeypatch.setattr(cache_module, "MAX_FRAMES", 19)
     np.testing.assert_array_equal(cache.read_frames(video, at(3)), read_frames(video, at(3)))
     assert entries(cache) == []
+
+
+def test_a_part_of_a_long_video_is_kept_in_pieces(video, cache, monkeypatch, no_decoder):
+    monkeypatch.setattr(cache_module, "MAX_FRAMES", 19)
+    monkeypatch.setattr(cache_pieces, "PIECE", 4)
+    whole = read_frames(video, np.arange)
+    windows = [np.arange(2, 14, 2), np.array([6, 10, 8, 8]), np.arange(4, 20, 2)]
+    for chosen in windows:  # every second frame: pieces 0, 2, 4, 6 and 8, 10, 12, 14 and 16, 18
+        np.testing.assert_array_equal(cache.read_frames(video, lambda n, c=chosen: c[c < n]), whole[chosen])
+    assert len(entries(cache)) == 1 + 3
+    np.testing.assert_array_equal(cache.read_frames(video, lambda n: np.arange(n)), whole)  # pieces of 4
+    assert len(entries(cache)) == 1 + 3 + 5
+    no_decoder()
+    for chosen in windows:
+        np.testing.assert_array_equal(cache.read_frames(video, lambda n, c=chosen: c), whole[chosen])
+
+
+def test_a_damaged_piece_is_decoded_again_and_a_full_cache_decodes(
+    video, cache, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(cache_module, "MAX_FRAMES", 19)
+    monkeypatch.setattr(cache_pieces, "PIECE", 4)
+    whole = read_frames(video, np.arange)
+    cache.read_frames(video, np.arange)
+    largest = max(entries(cache), key=lambda entry: entry.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[-100] ^= 1
+    largest.write_bytes(data)
+    np.testing.assert_array_equal(cache.read_frames(video, np.arange), whole)
+    assert "damaged" in capsys.readouterr().err
+    full = FrameCache(tmp_path / "full", max_gib=4e-6)  # room for the count, not for a piece
+    for _ in range(2):
+        np.testing.assert_array_equal(full.read_frames(video, np.arange), whole)
+    assert len(entries(full)) <= 1 and "is full" in capsys.readouterr().err
 
 
 def test_a_full_cache_decodes(video, tmp_path, capsys):

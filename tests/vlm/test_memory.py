@@ -3,7 +3,6 @@
 Measured on the CPU: bytes of all tensors alive, after the forward pass and at the most.
 """
 
-import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -11,11 +10,10 @@ import torch
 from kept_for_backward import KeptForBackward
 from rich.console import Console
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
 from moss_vllm.core import MOSS, encoder
+from moss_vllm.training.alive import AliveBytes
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.conversation import IGNORED
@@ -71,33 +69,6 @@ CASES = [
     {"vision": 160, "rank": 32, "moss": {"moss_orders": [1, 2, 3], "moss_window": [5, 7, 7]}, "half": True},
     {"vision": 160, "frames": 16, "moss": {"moss_orders": [1, 3], "moss_input_fc": False}},
 ]
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of the tensors made inside: `now`, and `peak`."""
-
-    def __init__(self, *given):
-        super().__init__()
-        self.storages = {t.untyped_storage()._cdata: weakref.ref(t.untyped_storage()) for t in given}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(made):
-            if isinstance(tensor, torch.Tensor):
-                self.add(tensor.untyped_storage())
-        self.peak = max(self.peak, self.now)
-        return made
-
-    def add(self, storage):
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.storages:
-            self.storages[key] = weakref.ref(storage, lambda _: self.remove(key, size))
-            self.now += size
-
-    def remove(self, key, size):
-        self.now -= size
-        del self.storages[key]
 
 
 def build(size):
@@ -190,7 +161,7 @@ def measure(model, size):
     for _ in range(2):
         always = sum(t.nbytes for t in given)
         always += sum(t.nbytes for state in optimizer.state.values() for t in state.values())
-        with Alive(*given, *(t for state in optimizer.state.values() for t in state.values())) as alive:
+        with AliveBytes(*given, *(t for state in optimizer.state.values() for t in state.values())) as alive:
             with torch.autocast("cpu", torch.bfloat16) if size["half"] else nullcontext():
                 loss = objective(**inputs)
             left = alive.now

@@ -8,7 +8,7 @@ print(*split.notes)    # what was left out or kept against expectation, counted
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,6 +84,7 @@ class DetectionSplit:
         missing: annotated videos that are not on disk.
         notes: what was left out, or kept against expectation, one sentence each.
         file: the annotation file.
+        arguments: those of `read_detection`, but for `split`, that read the same videos again; for json.
     """
 
     dataset: str
@@ -93,6 +94,7 @@ class DetectionSplit:
     missing: tuple[Rejected, ...]
     notes: tuple[str, ...]
     file: str
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def actions(self) -> int:
@@ -182,6 +184,14 @@ def read_detection(
         ),
         notes=notes.lines(),
         file=str(path),
+        arguments={
+            "data": data,
+            "root": os.path.abspath(root),
+            "annotation": None if annotation is None else os.path.abspath(annotation),
+            "videos": [os.path.abspath(folder) for folder in videos],
+            "classes": None if classes is None else os.path.abspath(classes),
+            "subset": subset,
+        },
     )
 
 
