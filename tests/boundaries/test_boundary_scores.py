@@ -9,13 +9,13 @@ from boundary_layouts import golden, record
 
 from moss_vllm.boundaries.f1 import match_boundaries
 from moss_vllm.boundaries.scores import (
-    PAPER_TABLE_9,
     draw_clips,
     save_boundary_scores,
     score_boundaries,
     score_table,
     table_9,
 )
+from moss_vllm.core.boundary_presets import PAPER_TABLE_9
 from moss_vllm.data.annotated_videos import Notes
 from moss_vllm.data.boundaries.annotation import read_records
 from moss_vllm.data.boundaries.datasets import BoundarySplit

@@ -22,7 +22,7 @@ from moss_vllm.data.rows import BadRow, raise_bad_rows
 
 TAPOS_INSTANCE = re.compile(r"s\d+_(\d+)_(\d+)_(\d+)_(\d+)")  # from 0.100 s to 7.931 s: s00004_0_100_7_931
 TAPOS_KEY = re.compile(rf"(.+)_({TAPOS_INSTANCE.pattern})")
-REPAIR = "repair the record, or take the file from its publisher"
+FIX_RECORD = "repair the record, or take the file from its publisher"
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ def read_records(records: Mapping[str, Any], file: str, notes: Notes) -> list[Bo
 def _read_record(video_id: str, record: Any, file: str) -> BoundaryVideo:
     where = f"video {video_id!r}"
     if not isinstance(record, dict):
-        raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", REPAIR)
+        raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", FIX_RECORD)
     frames = positive(record, "num_frames", file, where)
     fps, duration_s = (positive(record, key, file, where) for key in ("fps", "video_duration"))
     if not frames.is_integer() or not FPS_RANGE[0] <= frames / duration_s <= FPS_RANGE[1]:
         reason = f"{frames:g} frames in {duration_s:g} s: a whole number is needed, 1 to 1000 a second"
-        raise BadRow(file, where, reason, REPAIR)
+        raise BadRow(file, where, reason, FIX_RECORD)
     times = _lists(record, "substages_timestamps", file, where)
     places = _lists(record, "substages_myframeidx", file, where)
     (consistency,) = _lists({"f1_consis": [record.get("f1_consis")]}, "f1_consis", file, where)
@@ -99,14 +99,14 @@ def _read_record(video_id: str, record: Any, file: str) -> BoundaryVideo:
         reason = (
             f"has {len(times)} raters in seconds, {len(places)} in frames, {len(consistency)} in f1_consis"
         )
-        raise BadRow(file, where, reason, REPAIR)
+        raise BadRow(file, where, reason, FIX_RECORD)
     for number, (some, others) in enumerate(zip(times, places, strict=True)):
         if len(some) != len(others):
             reason = f"has {len(some)} boundaries in seconds and {len(others)} in frames"
-            raise BadRow(file, f"{where}, rater {number}", reason, REPAIR)
+            raise BadRow(file, f"{where}, rater {number}", reason, FIX_RECORD)
     mean: Any = record.get("f1_consis_avg")
     if not is_number(mean):
-        raise BadRow(file, where, f"'f1_consis_avg' is {mean!r:.80}, a number is needed", REPAIR)
+        raise BadRow(file, where, f"'f1_consis_avg' is {mean!r:.80}, a number is needed", FIX_RECORD)
     group, name = _place(video_id, record, file, where)
     raters = map(Rater, times, places, consistency)
     return BoundaryVideo(video_id, "", name, group, int(frames), fps, duration_s, tuple(raters), float(mean))
@@ -117,13 +117,14 @@ def _lists(record: Mapping[str, Any], key: str, file: str, where: str) -> list[t
     raters: Any = record.get(key)
     if not isinstance(raters, list) or not raters:
         reason = f"{key!r} is {type(raters).__name__}, a list with a list for each rater is needed"
-        raise BadRow(file, where, reason if raters != [] else f"{key!r} has no rater", REPAIR)
+        raise BadRow(file, where, reason if raters != [] else f"{key!r} has no rater", FIX_RECORD)
     for number, some in enumerate(raters):
         at = where if len(raters) == 1 else f"{where}, rater {number}"
         if not isinstance(some, list):
-            raise BadRow(file, at, f"{key!r} is {type(some).__name__}, a list of numbers is needed", REPAIR)
+            reason = f"{key!r} is {type(some).__name__}, a list of numbers is needed"
+            raise BadRow(file, at, reason, FIX_RECORD)
         if wrong := [one for one in some if not is_number(one)]:
-            raise BadRow(file, at, f"{key!r} has {wrong[0]!r:.80}, which is no number", REPAIR)
+            raise BadRow(file, at, f"{key!r} has {wrong[0]!r:.80}, which is no number", FIX_RECORD)
     return [tuple(float(one) for one in some) for some in raters]
 
 
@@ -134,7 +135,7 @@ def _place(video_id: str, record: Mapping[str, Any], file: str, where: str) -> t
     else:
         path = record.get("path_frame") or record.get("path_video") or video_id
         if not isinstance(path, str):
-            raise BadRow(file, where, f"'path_frame' is {type(path).__name__}, a text is needed", REPAIR)
+            raise BadRow(file, where, f"'path_frame' is {type(path).__name__}, a text is needed", FIX_RECORD)
         parts = PurePosixPath(path.removesuffix(".mp4")).parts
         group, name = (parts[-2] if len(parts) > 1 else ""), (parts[-1] if parts else "")
     if group:
@@ -168,17 +169,17 @@ def check_raw(raw: Mapping[str, Any], file: str) -> None:
         where = f"video {video_id!r}"
         try:
             if not isinstance(record, dict):
-                raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", REPAIR)
+                raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", FIX_RECORD)
             if any(key not in record for key in RAW_FIELDS):
                 continue
             positive(record, "num_frames", file, where)
             positive(record, "fps", file, where)
             positive(record, "video_duration", file, where)
             if not isinstance(record["path_video"], str):
-                raise BadRow(file, where, "'path_video' is no text", REPAIR)
+                raise BadRow(file, where, "'path_video' is no text", FIX_RECORD)
             raters = record["substages_timestamps"]
             if not isinstance(raters, list) or not all(isinstance(marks, list) for marks in raters):
-                raise BadRow(file, where, "'substages_timestamps' has not a list for each rater", REPAIR)
+                raise BadRow(file, where, "'substages_timestamps' has not a list for each rater", FIX_RECORD)
             for number, marks in enumerate(raters):
                 for place, mark in enumerate(marks):
                     _check_mark(mark, file, f"{where}, rater {number}, mark {place}")
@@ -191,7 +192,7 @@ def _check_mark(mark: Any, file: str, where: str) -> None:
     needed = '{"start_time": seconds, "end_time": seconds, "label": text}'
     times = [mark.get("start_time"), mark.get("end_time")] if isinstance(mark, dict) else [None]
     if not all(map(is_number, times)) or not isinstance(mark.get("label"), str):
-        raise BadRow(file, where, f"is not {needed}", REPAIR)
+        raise BadRow(file, where, f"is not {needed}", FIX_RECORD)
 
 
 # ---- tapos_annotation.json
@@ -225,7 +226,7 @@ def _tapos_record(name: str, row: Any, subset: str, file: str, where: str) -> di
     """None for one of another subset."""
     match = TAPOS_INSTANCE.fullmatch(name)
     if not isinstance(row, dict) or not match:
-        raise BadRow(file, where, "is not an object named like 's00004_0_100_7_931'", REPAIR)
+        raise BadRow(file, where, "is not an object named like 's00004_0_100_7_931'", FIX_RECORD)
     if row.get("subset") != subset:
         return None
     start_s, thousandths, end_s, end_thousandths = map(int, match.groups())
@@ -233,7 +234,7 @@ def _tapos_record(name: str, row: Any, subset: str, file: str, where: str) -> di
     frames = positive(row, "total_frames", file, where)
     (places,) = _lists({"substages": [row.get("substages")]}, "substages", file, where)
     if duration_ms <= 0:
-        raise BadRow(file, where, "ends before it starts, by its name", REPAIR)
+        raise BadRow(file, where, "ends before it starts, by its name", FIX_RECORD)
     duration_s = duration_ms / 1000
     fps = frames / duration_s
     return {

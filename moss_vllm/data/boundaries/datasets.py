@@ -34,7 +34,7 @@ from moss_vllm.data.rows import BadRow
 
 BOUNDARY_DATASETS = ("kinetics_gebd", "tapos", "json")
 BOUNDARY_SPLITS = ("train", "test")
-PARTS = {"train": "train", "test": "val"}  # the labels of both tests are private, so val is scored
+FILE_PARTS = {"train": "train", "test": "val"}  # the labels of both tests are private, so val is scored
 BOUNDARY_FILES = {
     "kinetics_gebd": ("k400_mr345_{}_min_change_duration0.3.pkl", "k400_{}_raw_annotation.pkl"),
     "tapos": ("tapos_gt_{}.pkl", "TAPOS_for_GEBD_{}.pkl", "tapos_annotation.json"),
@@ -117,7 +117,7 @@ def read_boundaries(
     if data not in BOUNDARY_DATASETS or split not in BOUNDARY_SPLITS or version not in VERSIONS:
         allowed = f"{', '.join(BOUNDARY_DATASETS)}, {' or '.join(BOUNDARY_SPLITS)}, {' or '.join(VERSIONS)}"
         raise ValueError(f"{data!r}, {split!r}, {version!r} is not one of {allowed}")
-    root, notes, part = Path(root), Notes(), PARTS[split]
+    root, notes, part = Path(root), Notes(), FILE_PARTS[split]
     files = Files(root, None if annotation is None else Path(annotation))
     path = files.rows([name.format(part) for name in BOUNDARY_FILES[data]])
     if data == "json":
