@@ -58,6 +58,8 @@ def read_object(path: Path, remedy: str = "repair it, or download it again") -> 
         raise BadRow(str(path), f"line {error.lineno}", reason, remedy) from None
     except RecursionError:
         raise BadRow(str(path), "file", "is nested too deeply", remedy) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadRow(str(path), "file", f"cannot be read: {error}", remedy) from None
     except _Repeated as error:
         raise BadRow(str(path), "file", f"has the key {error.args[0]!r} twice", "keep one of them") from None
     if not isinstance(found, dict):
