@@ -51,8 +51,9 @@ def read_object(path: Path, remedy: str = "repair it, or download it again") -> 
     Raises: BadRow for a file that cannot be read, broken json (with its line), a key that an object has
     twice, or anything but an object.
     """
+    text = read_text(path)
     try:
-        found = json.loads(read_text(path), object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         reason = f"broken JSON: {error.msg} at column {error.colno}"
         raise BadRow(str(path), f"line {error.lineno}", reason, remedy) from None
