@@ -3,21 +3,26 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moss_vllm.boundaries.f1 import DISTANCES, F1_RULES, MIN_CONSISTENCY, Matches, match_boundaries
+from moss_vllm.boundaries.peaks import PeakRule
+from moss_vllm.boundaries.predictions import pick_boundaries, write_predictions, write_scores
+from moss_vllm.boundaries.schema import BOUNDARY_SCHEMA, scores_of
 from moss_vllm.core.boundary_presets import PAPER_TABLE_9
 from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.data.boundaries.datasets import BoundarySplit
 from moss_vllm.runtime.files import whole_file, write_whole
+from moss_vllm.runtime.line_store import ANSWERS, read_answers
 from moss_vllm.runtime.tables import Cell, Table
 
 TABLE_9_COLUMNS = ("F1@0.05", "Avg. F1")
 TABLE_9_DATA = {"kinetics_gebd": "Kinetics-GEBD", "tapos": "TAPOS"}
+PEAK_WORDS = {"efficientgebd": "EfficientGEBD", "official": "the challenge's instructions"}
 OTHER_RULE = {"official": "efficientgebd", "efficientgebd": "official", "official_tapos": "official"}
 
 
@@ -188,6 +193,48 @@ def score_table(name: str, scores: BoundaryScores, data: str) -> Table:
         *scores.notes,
     ]
     return table_9({name: {data: scores.mean}}, notes=notes)
+
+
+def score_test(
+    folder: Path,
+    split: BoundarySplit,
+    about: Mapping[str, Any],
+    *,
+    threshold: float,
+    peaks: PeakRule = "efficientgebd",
+    rule: str = "official",
+) -> BoundaryScores:
+    """Score what all processes stored in `folder`; write predictions, scores of frames, result and clips.
+
+    A clip that could not be read has no predictions, as one that is missing.
+
+    Args:
+        about: further entries of result.json, which has a reason for each such clip as well.
+        threshold, peaks: of `find_peaks`.
+
+    Raises: ValueError if no clip could be read.
+    """
+    stored = read_answers(folder / ANSWERS, BOUNDARY_SCHEMA)
+    failed = {
+        video.video_id: stored.failed[video.video_id]
+        for video in split.videos
+        if video.video_id in stored.failed
+    }
+    if len(failed) == len(split.videos):
+        first = next(iter(failed.values()), "none is there")
+        raise ValueError(f"none of the {len(failed):,} clips could be read; the first one: {first}")
+    frames = scores_of(stored, split)
+    found = pick_boundaries(split, frames, threshold, peaks)
+    scores = score_boundaries(split, found, rule=rule)
+    notes = [f"boundaries at a threshold of {threshold:g}, runs centred as in {PEAK_WORDS[peaks]}"]
+    if failed:
+        notes.append(f"clips that could not be read: {len(failed):,} ({name_first(list(failed))})")
+    scores = replace(scores, notes=(*notes, *scores.notes))
+    write_predictions(folder / "predictions.json", found)
+    write_scores(folder / "scores.json", frames)
+    choice = {"threshold": threshold, "peaks": peaks}
+    save_boundary_scores(scores, folder, {**about, **choice, "failed": failed})
+    return scores
 
 
 def save_boundary_scores(scores: BoundaryScores, folder: Path, about: Mapping[str, Any]) -> None:

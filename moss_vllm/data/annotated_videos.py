@@ -51,13 +51,16 @@ def read_object(path: Path, remedy: str = "repair it, or download it again") -> 
     Raises: BadRow for a file that cannot be read, broken json (with its line), a key that an object has
     twice, or anything but an object.
     """
+    text = read_text(path)
     try:
-        found = json.loads(read_text(path), object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         reason = f"broken JSON: {error.msg} at column {error.colno}"
         raise BadRow(str(path), f"line {error.lineno}", reason, remedy) from None
     except RecursionError:
         raise BadRow(str(path), "file", "is nested too deeply", remedy) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadRow(str(path), "file", f"cannot be read: {error}", remedy) from None
     except _Repeated as error:
         raise BadRow(str(path), "file", f"has the key {error.args[0]!r} twice", "keep one of them") from None
     if not isinstance(found, dict):

@@ -8,17 +8,21 @@ import pytest
 from boundary_layouts import golden, record
 
 from moss_vllm.boundaries.f1 import match_boundaries
+from moss_vllm.boundaries.predictions import FrameScores, read_predictions
+from moss_vllm.boundaries.schema import as_answer
 from moss_vllm.boundaries.scores import (
     draw_clips,
     save_boundary_scores,
     score_boundaries,
     score_table,
+    score_test,
     table_9,
 )
 from moss_vllm.core.boundary_presets import PAPER_TABLE_9
 from moss_vllm.data.annotated_videos import Notes
 from moss_vllm.data.boundaries.annotation import read_records
 from moss_vllm.data.boundaries.datasets import BoundarySplit
+from moss_vllm.runtime.line_store import ANSWERS, AnswerFile, Shard
 
 GOLDEN = golden("f1")
 
@@ -104,6 +108,57 @@ def test_the_table_of_both_data_sets_and_of_own_data():
 def test_predictions_of_other_clips_alone_are_refused():
     with pytest.raises(ValueError, match="predictions of none of the 1 clips of gt.pkl; check the files"):
         score_boundaries(split_of({"a": record("a", [2.0])}), {"b": [2.0]})
+
+
+HEADER = {
+    "benchmark": "kinetics_gebd",
+    "checkpoint": "run/best",
+    "protocol": {"name": "boundaries", "length": 100},
+    "questions": 3,
+    "data": "0123",
+}
+
+
+def store(folder, answers, failed=()):
+    """Lines as a test writes them: scores of the frames of each clip."""
+    with AnswerFile(folder / ANSWERS, HEADER, Shard()) as file:
+        for name, scores in answers.items():
+            numbers = np.arange(1.0, len(scores) + 1)
+            answer = as_answer(name, FrameScores(numbers, np.array(scores)))
+            file.add({"video_id": name, "answers": [answer]})
+        for name in failed:
+            file.add({"video_id": name, "answers": [], "failed": "no video"})
+
+
+def test_a_test_is_scored_from_its_lines(tmp_path):
+    split = split_of({name: record(name, [0.5]) for name in "abc"})
+    store(tmp_path, {"a": [0, 0, 0.2, 0.4, 0.9, 0.4, 0], "b": [0.1] * 9}, failed="c")
+    scores = score_test(tmp_path, split, {"step": 7}, threshold=0.3)
+    assert scores.matches.missing == ("c",) and scores.mean["F1@0.05"] == pytest.approx(50.0)
+    assert scores.notes[:2] == (
+        "boundaries at a threshold of 0.3, runs centred as in EfficientGEBD",
+        "clips that could not be read: 1 (c)",
+    )
+    assert json.loads((tmp_path / "predictions.json").read_text()) == {"a": [0.5], "b": []}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["step"], result["threshold"], result["failed"]) == (7, 0.3, {"c": "no video"})
+    lower = read_predictions(tmp_path / "scores.json", split, threshold=0.1)
+    assert lower == {"a": [0.5], "b": [0.5]}
+    assert score_test(tmp_path, split, {}, threshold=0.1).mean["F1@0.05"] == pytest.approx(80.0)
+
+
+def test_a_test_of_clips_that_cannot_be_read_has_no_scores(tmp_path):
+    store(tmp_path, {}, failed="a")
+    with pytest.raises(ValueError, match="none of the 1 clips could be read; the first one: no video"):
+        score_test(tmp_path, split_of({"a": record("a", [0.5])}), {}, threshold=0.3)
+
+
+def test_lines_whose_columns_do_not_fit_are_refused(tmp_path):
+    with AnswerFile(tmp_path / ANSWERS, HEADER, Shard()) as file:
+        answer = {"uid": "a", "numbers": [1.0, 2.0], "scores": [0.5]}
+        file.add({"video_id": "a", "answers": [answer]})
+    with pytest.raises(ValueError, match="2 frame numbers and 1 scores"):
+        score_test(tmp_path, split_of({"a": record("a", [0.5])}), {}, threshold=0.3)
 
 
 def test_files_of_a_test(scores, tmp_path):

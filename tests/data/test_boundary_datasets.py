@@ -402,6 +402,17 @@ def test_an_entry_of_own_json_that_cannot_be_meant_is_named(tmp_path, given, tol
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "number, told", [("9" * 5000, "cannot be read"), ("9" * 400, "'duration' is 999"), ("1e999", "is inf")]
+)
+def test_numbers_beyond_floats_are_named(tmp_path, number, told):
+    row = f'{{"subset": "training", "duration": {number}, "fps": 25.0, "boundaries_s": [[1.0]]}}'
+    (tmp_path / "annotations.json").write_text(f'{{"database": {{"a": {row}}}}}')
+    with pytest.raises(BadRow) as caught:
+        read_boundaries("json", tmp_path, "train", find_videos=False)
+    assert told in str(caught.value)
+
+
 def test_no_rate_in_own_json(tmp_path):
     clip = {"subset": "training", "duration": 4.0, "boundaries_s": [[1.0]]}
     (tmp_path / "annotations.json").write_text(json.dumps({"database": {"a": clip}}))
