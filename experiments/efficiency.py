@@ -1,9 +1,10 @@
-"""The cost of the paper's models: parameters, FLOPs and memory beside its Tables 3, 4, 6, 8 and 10.
+"""The cost of the paper's models: parameters, FLOPs and memory beside its Tables 3, 4, 6, 8, 9, 10.
 
-    python experiments/efficiency.py                         # all tables in two minutes: no weights, no GPU
+    python experiments/efficiency.py                         # all tables in three minutes: no weights, no GPU
     python experiments/efficiency.py --table 4 --json cost.json
     python experiments/efficiency.py --table 6 --device cuda  # also measures training steps' peak memory
     python experiments/efficiency.py --table 8                # detection: AdaTAD with and without MOSS
+    python experiments/efficiency.py --table 9                # boundaries: BasicGEBD with and without MOSS
 
 FLOPs are multiply-adds in 1e9 on 8 frames of 224 x 224 (16 for DiST, whose image encoder sees 8 of them),
 image encoder included, counted as the paper counts them: matrix products, convolutions, attention, 5 per
@@ -36,7 +37,7 @@ from moss_vllm.runtime.screen import Screen
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
-    parser.add_argument("--table", choices=["3", "4", "6", "8", "10", "video-llm", "all"], default="all")
+    parser.add_argument("--table", choices=["3", "4", "6", "8", "9", "10", "video-llm", "all"], default="all")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     parser.add_argument(
         "--device",
@@ -52,6 +53,7 @@ if __name__ == "__main__":
 
 import torch
 import torch.nn.functional as F
+from boundary_cost import boundary_costs, boundary_table, published_notes
 from detection_cost import NOTES, detection_costs, detection_table
 from kept_for_backward import KeptForBackward
 from multiply_adds import MacCounter, correlation_macs
@@ -104,6 +106,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.table in ("8", "all"):
         results["8"] = detection_costs()
         console.print(detection_table(results["8"]), *NOTES, sep="\n")
+    if args.table in ("9", "all"):
+        results["9"] = boundary_costs()
+        console.print(boundary_table(results["9"]), *published_notes(), sep="\n")
     if args.table in ("video-llm", "all"):
         results["video-llm"] = video_llm_parameters()
         console.print(video_llm_table(results["video-llm"]), *VIDEO_LLM_READINGS, sep="\n")

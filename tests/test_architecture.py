@@ -24,12 +24,12 @@ FLOORS = (
     ("video", "encoders"),
     ("data",),
     ("training",),
-    ("vlm", "recognition", "detection"),
+    ("vlm", "recognition", "detection", "boundaries"),
     ("evaluation",),
     ("report",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-MODELS = ("vlm", "recognition", "detection")
+MODELS = ("vlm", "recognition", "detection", "boundaries")
 SCRIPTS = (("recipes", "eval"), ("scripts",), ("experiments",))  # above the package, bottom up
 CORE_NEEDS = {"torch", "einops", "triton", *sys.stdlib_module_names}
 MOST_LINES = 350

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from moss_vllm.core.boundary_presets import BoundaryPreset
 from moss_vllm.core.ladder import Ladder
 from moss_vllm.core.moss import MOSS
 from moss_vllm.core.stss import Window
@@ -297,7 +298,7 @@ def build_temporal(name: str, d_in: int, d_out: int, **options: Any) -> nn.Modul
 
 
 def fill_sizes(
-    preset: LadderPreset | DetectionPreset, temporal: str, options: Mapping[str, Any]
+    preset: LadderPreset | DetectionPreset | BoundaryPreset, temporal: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The options of a temporal module; for "moss" and "stss1", the preset's sizes where they name none."""
     if temporal not in ("moss", "stss1"):

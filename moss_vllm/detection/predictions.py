@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from moss_vllm.data.actions.files import class_id, class_ids
+from moss_vllm.data.annotated_videos import is_number, read_object
 from moss_vllm.data.annotations import text_field
-from moss_vllm.data.detection.annotation import is_number, read_object, read_segment
+from moss_vllm.data.detection.annotation import read_segment
 from moss_vllm.data.rows import BadRow, raise_bad_rows
 from moss_vllm.runtime.files import write_whole
 

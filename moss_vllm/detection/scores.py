@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moss_vllm.data.detection.annotation import name_first
+from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.data.detection.datasets import DetectionSplit
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, ClassMatches, match_detections
 from moss_vllm.detection.false_positives import FALSE_POSITIVES, PER_ACTION, split_false_positives

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from moss_vllm.core import presets
-from moss_vllm.encoders.opening import always_the_same, refuse_partial, refuse_unreachable, weights_file
+from moss_vllm.encoders.opening import always_the_same, load_whole, refuse_unreachable, weights_file
 
 # Short names: the encoders of Tables 1, 2 and 10e, and two more. "Merged-2B" of Table 1 is the EVA02 encoder.
 BACKBONES = {
@@ -193,20 +193,8 @@ def load_weights(vit: nn.Module, path: Path) -> None:
         raise ValueError(
             f"weights {path}: not those of a vision transformer of this kind: {error}"
         ) from error
-    expected = vit.state_dict()
     layers = len(cast(Any, vit).blocks)
-    beyond = {name for name in set(loaded) - set(expected) if not _is_after(name, layers)}
-    problems = {
-        "missing": sorted(set(expected) - set(loaded)),
-        "unknown": sorted(beyond),
-        "of another shape": [
-            f"{name} {tuple(loaded[name].shape)} for {tuple(expected[name].shape)}"
-            for name in expected
-            if name in loaded and loaded[name].shape != expected[name].shape
-        ],
-    }
-    refuse_partial(str(path), problems)
-    vit.load_state_dict({name: loaded[name] for name in expected})
+    load_whole(vit, loaded, str(path), lambda name: _is_after(name, layers))
 
 
 def normalisation(vit: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

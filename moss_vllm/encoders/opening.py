@@ -1,12 +1,30 @@
 """What opening an encoder of any kind needs: its weights from the hub, from a file or from a fixed seed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Where an encoder's weights come from: tensors loaded, and names in the files that it does not need."""
+
+    source: str
+    tensors: int
+    left_out: tuple[str, ...] = ()
+
+    def describe(self, encoder: str = "video encoder") -> str:
+        """A line for the start of a run."""
+        if not self.tensors:
+            return f"{encoder}: {self.source} weights"
+        beside = f", {len(self.left_out)} beside the layers left out" if self.left_out else ""
+        return f"{encoder}: all {self.tensors} tensors from {self.source}{beside}"
 
 
 def always_the_same(build: Callable[[], Any]) -> Any:
@@ -53,6 +71,34 @@ def weights_file(weights: str | Path) -> Path | None:
     if not path.is_file():
         raise FileNotFoundError(f"weights {path}: no such file")
     return path
+
+
+def load_whole(
+    encoder: nn.Module, weights: Mapping[str, Tensor], source: str, is_beside: Callable[[str], bool]
+) -> tuple[str, ...]:
+    """Load all weights of an encoder; returns the names beside them that it does not need.
+
+    Args:
+        source: where the weights come from, for the error.
+        is_beside: whether a name that the encoder does not have may be left out.
+
+    Raises:
+        ValueError: names that are missing, unknown or of another shape; it tells them.
+    """
+    expected = encoder.state_dict()
+    more = sorted(set(weights) - set(expected))
+    problems = {
+        "missing": sorted(set(expected) - set(weights)),
+        "unknown": [name for name in more if not is_beside(name)],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(expected[name].shape)}"
+            for name in expected
+            if name in weights and weights[name].shape != expected[name].shape
+        ],
+    }
+    refuse_partial(source, problems)
+    encoder.load_state_dict({name: weights[name] for name in expected})
+    return tuple(more)
 
 
 def refuse_partial(source: str, problems: dict[str, list[str]]) -> None:

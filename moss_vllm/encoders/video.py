@@ -7,7 +7,6 @@ layer reads the whole clip, its chunks joined again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple, cast
 
@@ -19,21 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import VideoMAEModel
 
-
-@dataclass(frozen=True)
-class LoadedWeights:
-    """Where an encoder's weights come from: tensors loaded, and names in the files that it does not need."""
-
-    source: str
-    tensors: int
-    left_out: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        """A line for the start of a run."""
-        if not self.tensors:
-            return f"video encoder: {self.source} weights"
-        beside = f", {len(self.left_out)} beside the layers left out" if self.left_out else ""
-        return f"video encoder: all {self.tensors} tensors from {self.source}{beside}"
+from moss_vllm.encoders.opening import LoadedWeights
+from moss_vllm.encoders.pixels import check_clips, normalise_pixels
 
 
 class AfterLayer(NamedTuple):
@@ -150,9 +136,7 @@ class VideoEncoder(nn.Module):
             (B, T, 3, H', W') -> (B, T/2, H, W, C).
         """
         self._check(clips)
-        if clips.dtype == torch.uint8:
-            mean, std = (clips.new_tensor(value, dtype=torch.float32) for value in (self.mean, self.std))
-            clips = (clips - 255 * mean[:, None, None]) / (255 * std[:, None, None])
+        clips = normalise_pixels(clips, self.mean, self.std)
         chunks = rearrange(clips, "b (n f) c h w -> (b n) c f h w", f=self.chunk_frames)
         if self.one_frame:
             chunks = chunks[:, :, [self.chunk_frames // 2]].expand_as(chunks)
@@ -174,16 +158,8 @@ class VideoEncoder(nn.Module):
         return rearrange(resized, "t c h w -> t h w c")
 
     def _check(self, clips: Tensor) -> None:
-        shape = tuple(clips.shape)
-        if len(shape) != 5 or shape[2] != 3 or 0 in shape:
-            raise ValueError(
-                f"{self.name} takes clips of shape (B, T, 3, H, W), got {shape}; move or add the axis"
-            )
-        if clips.dtype != torch.uint8 and not clips.is_floating_point():
-            raise ValueError(
-                f"{self.name} takes uint8 pixels or normalised floats, got {clips.dtype}; convert them"
-            )
-        frames, _, height, width = shape[1:]
+        check_clips(clips, self.name)
+        frames, _, height, width = clips.shape[1:]
         if frames % self.chunk_frames:
             raise ValueError(
                 f"a clip of {frames} frames is not whole chunks of {self.chunk_frames}; repeat its last "

@@ -10,8 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import VideoMAEConfig, VideoMAEModel
 
-from moss_vllm.encoders.opening import always_the_same, refuse_partial, refuse_unreachable, weights_file
-from moss_vllm.encoders.video import LoadedWeights, VideoEncoder
+from moss_vllm.encoders.opening import (
+    LoadedWeights,
+    always_the_same,
+    refuse_partial,
+    refuse_unreachable,
+    weights_file,
+)
+from moss_vllm.encoders.video import VideoEncoder
 from moss_vllm.runtime.quiet import quiet
 
 # Hub id, width, layers and heads by short name: trained on Kinetics-400 without and then with its labels.

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 from action_layouts import DATASETS, TINY, write_layout
+from boundary_layouts import write_kinetics, write_tapos
 from detection_layouts import write_thumos
 from detection_runs import flags as detection_flags
 from detection_runs import small_detectors
 from launching import ROOT, as_flags, load_script
 from tiny_detector import write_checkpoint, write_encoder, write_videos
 
+from moss_vllm.data.boundaries.datasets import read_boundaries
 from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.vlm import checkpoint
 
@@ -168,6 +170,23 @@ def detection_ground(tmp_path):
         file=file,
         videos=tmp_path / "thumos" / "raw_data" / "video",
         read=partial(partial, read_detection, "thumos14", tmp_path / "thumos", "test"),
+    )
+
+
+@pytest.fixture
+def boundary_ground(tmp_path):
+    """A small Kinetics-GEBD and TAPOS in their real layouts, and functions that read their tests."""
+    root, tapos = tmp_path / "kinetics", tmp_path / "tapos"
+    file, instances = write_kinetics(root), write_tapos(tapos)
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path},
+        file=file,
+        clips=root / "images" / "val",
+        instances=instances,
+        read=partial(partial, read_boundaries, "kinetics_gebd", root, "test"),
+        read_tapos=partial(partial, read_boundaries, "tapos", tapos, "test"),
+        read_own=partial(partial, read_boundaries, "json", root, "test"),
     )
 
 

@@ -34,6 +34,7 @@ SECTIONS = (
     "of_detection",
     "of_detection_training",
     "of_detection_tests",
+    "of_boundaries",
 )  # as in the list
 for name in SECTIONS:
     importlib.import_module(f"faults.{name}")

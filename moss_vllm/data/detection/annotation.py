@@ -10,23 +10,20 @@ Other keys are free. Times are in seconds. Annotation files come from outside: w
 Reference: the files of sming256/OpenTAD; of ActionFormer's `thumos14.json`, with `fps` instead of `frame`.
 """
 
-import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.data.actions.files import class_id, class_ids, clip_name, read_lines, read_text
+from moss_vllm.data.actions.files import class_id, class_ids, read_lines
+from moss_vllm.data.annotated_videos import Notes, is_number, name_first, positive, read_frame_count
 from moss_vllm.data.annotations import text_field
 from moss_vllm.data.rows import BadRow, raise_bad_rows
 
 AMBIGUOUS = "Ambiguous"  # THUMOS-14's label of what may or may not be an action
 SAME_S = 1e-3  # two actions of one class whose ends both lie this near are one
-FPS_RANGE = (1.0, 1000.0)
-SHOWN = 5  # examples in a note
 
 
 @dataclass(frozen=True)
@@ -46,84 +43,6 @@ class ListedVideo:
     duration_s: float
     frames: int | None
     actions: tuple[Action, ...]
-
-
-@dataclass
-class Notes:
-    """What a reader did to segments and videos, counted, with the first examples of each kind."""
-
-    examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    texts: list[str] = field(default_factory=list)
-
-    def count(self, kind: str, example: str) -> None:
-        """Count one more of a kind, such as "repeated segments, counted once"."""
-        self.examples[kind].append(example)
-
-    def lines(self) -> tuple[str, ...]:
-        """One line per kind, in the order in which the kinds occurred."""
-        lines = [f"{kind}: {len(some):,} ({name_first(some)})" for kind, some in self.examples.items()]
-        return (*self.texts, *lines)
-
-
-def name_first(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
-
-
-def read_object(path: Path, remedy: str = "repair it, or download it again") -> dict[str, Any]:
-    """The json object in a file.
-
-    Raises: BadRow for a file that cannot be read, broken json (with its line), a key that an object has
-    twice, or anything but an object.
-    """
-    try:
-        found = json.loads(read_text(path), object_pairs_hook=_once)
-    except json.JSONDecodeError as error:
-        reason = f"broken JSON: {error.msg} at column {error.colno}"
-        raise BadRow(str(path), f"line {error.lineno}", reason, remedy) from None
-    except RecursionError:
-        raise BadRow(str(path), "file", "is nested too deeply", remedy) from None
-    except _Repeated as error:
-        raise BadRow(str(path), "file", f"has the key {error.args[0]!r} twice", "keep one of them") from None
-    if not isinstance(found, dict):
-        raise BadRow(str(path), "file", f"holds a {type(found).__name__}, not an object {{...}}", remedy)
-    return found
-
-
-class _Repeated(Exception):
-    pass
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Repeated(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
-    return found
-
-
-def read_database(path: Path) -> dict[str, dict[str, Any]]:
-    """The videos of an annotation file by id, each with a `subset`.
-
-    Raises: BadRow or BadRows.
-    """
-    file = str(path)
-    bad: list[BadRow] = []
-    database = read_object(path).get("database")
-    if not isinstance(database, dict) or not database:
-        reason = "has no videos in 'database'" if database == {} else "has no object 'database'"
-        raise BadRow(file, "file", reason, 'it must be {"database": {"video id": {...}}}')
-    for video_id, video in database.items():
-        try:
-            clip_name(video_id, file, f"video {video_id!r}")
-            if not isinstance(video, dict):
-                reason, remedy = f"is a {type(video).__name__}, not an object", "make it an object {...}"
-                raise BadRow(file, f"video {video_id!r}", reason, remedy)
-            text_field(video, "subset", file=file, where=f"video {video_id!r}")
-        except BadRow as error:
-            bad.append(error)
-    raise_bad_rows(bad)
-    return database
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -161,8 +80,8 @@ def read_videos(
     for video_id, row in database.items():
         where = f"video {video_id!r}"
         try:
-            duration_s = _positive(row, "duration", file, where)
-            frames = _count_frames(row, duration_s, file, where)
+            duration_s = positive(row, "duration", file, where)
+            frames = read_frame_count(row, duration_s, file, where)
             if frames and "frame" not in row:
                 notes.count("videos without 'frame', which is taken as round(duration * fps)", video_id)
             rows = row.get("annotations")
@@ -193,37 +112,6 @@ def read_videos(
     _note_late(videos, classes, file, notes)
     _note_double(videos, classes, notes)
     return videos
-
-
-def _count_frames(row: Mapping[str, Any], duration_s: float, file: str, where: str) -> int | None:
-    """`frame` of a video; without it round(duration * fps), without that None."""
-    if "frame" in row:
-        frames = _positive(row, "frame", file, where)
-        if not frames.is_integer():
-            raise BadRow(file, where, f"'frame' is {frames}", "write the video's number of frames")
-        told = f"{frames:.0f} frames in {duration_s:g} s"
-    elif "fps" in row:
-        fps = _positive(row, "fps", file, where)
-        frames, told = round(duration_s * fps), f"'fps' is {fps:g}"
-    else:
-        return None
-    if not FPS_RANGE[0] <= frames / duration_s <= FPS_RANGE[1]:
-        reason = f"{told}: {frames / duration_s:g} frames a second"
-        raise BadRow(file, where, reason, "write the duration in seconds, and the video's own frame count")
-    return int(frames)
-
-
-def _positive(row: Mapping[str, Any], key: str, file: str, where: str) -> float:
-    value: Any = row.get(key)
-    if not is_number(value) or value <= 0:
-        reason = f"{key!r} is {value!r}" if key in row else f"has no {key!r}"
-        raise BadRow(file, where, f"{reason}, a number above 0 is needed", f"fill in {key!r}")
-    return float(value)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a json file is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_segment(row: Any, file: str, where: str) -> tuple[float, float]:

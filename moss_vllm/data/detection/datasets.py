@@ -7,25 +7,21 @@ print(*split.notes)    # what was left out or kept against expectation, counted
 
 import os
 import unicodedata
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from moss_vllm.data.actions.files import Files
-from moss_vllm.data.annotations import OTHER_SUFFIXES
+from moss_vllm.data.annotated_videos import Notes, choose_subset, list_videos, missing_videos, read_database
 from moss_vllm.data.detection.annotation import (
     Action,
     ListedVideo,
-    Notes,
     collect_labels,
-    name_first,
     read_classes,
-    read_database,
     read_videos,
 )
-from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
+from moss_vllm.data.rows import BadRow, Rejected, raise_bad_rows
 from moss_vllm.video.clip import count_shown
 from moss_vllm.video.frames import BadVideo
 
@@ -50,7 +46,6 @@ DETECTION_FOLDERS = (
     "frames",
     "",
 )
-VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 # Left out of the 213 test videos by AdaTAD, which is scored on the other 211.
 REMOVED = {
     "video_test_0000270": "is another video than annotated; ActionFormer's evaluation scores it",
@@ -159,7 +154,7 @@ def read_detection(
     path = files.rows(DETECTION_FILES[data])
     database = read_database(path)
     names = _read_class_list(files, classes, database, notes)
-    rows = _choose_subset(path, database, split, subset, notes)
+    rows = _read_subset(path, database, split, subset, notes)
     if data == "thumos14":
         rows = _without_removed(rows, notes)
     listed = read_videos(path, rows, names, notes)
@@ -175,7 +170,7 @@ def read_detection(
         found = _find_files(listed, folders, str(path), named=bool(videos))
     missing = [video.video_id for video in listed if video.video_id not in found]
     if missing and not (allow_missing and found):
-        raise _missing(str(path), missing, len(listed), folders)
+        raise missing_videos(str(path), missing, len(listed), folders)
     return DetectionSplit(
         dataset=data,
         split=split,
@@ -214,19 +209,13 @@ def _read_class_list(
     return names
 
 
-def _choose_subset(
+def _read_subset(
     path: Path, database: Mapping[str, dict[str, Any]], split: str, named: str | None, notes: Notes
 ) -> dict[str, dict[str, Any]]:
-    """The videos of the split: those whose `subset` equals its name, not only contains it."""
-    counts = Counter(video["subset"] for video in database.values())
-    style = "ActionFormer" if counts.keys() & set(SUBSETS["ActionFormer"]) else "OpenTAD"
+    subsets = {video["subset"] for video in database.values()}
+    style = "ActionFormer" if subsets & set(SUBSETS["ActionFormer"]) else "OpenTAD"
     wanted = named or SUBSETS[style][DETECTION_SPLITS.index(split)]
-    rows = {video_id: video for video_id, video in database.items() if video["subset"] == wanted}
-    if not rows:
-        there = ", ".join(f"{name!r} ({count:,} videos)" for name, count in counts.most_common(10))
-        reason = f"no video has the subset {wanted!r}, by which {split} is chosen; there are {there}"
-        remedy = "name the right one as subset" if named else "name another as subset, or rename it"
-        raise BadRow(str(path), "file", reason, remedy)
+    rows = choose_subset(path, database, wanted, split, named=bool(named))
     if style == "ActionFormer" and named is None:
         notes.texts.append(f"the file has ActionFormer's subsets: {wanted!r} is what {split} reads")
     return rows
@@ -247,7 +236,7 @@ def _find_files(
     for folder in folders:
         if named and not folder.is_dir():
             bad.append(BadRow(str(folder), "folder", "is not a folder", "pass a folder of videos or frames"))
-        indices.append(_list_videos(folder))
+        indices.append(list_videos(folder))
     found: dict[str, str] = {}
     for video in listed:
         name = unicodedata.normalize("NFC", video.video_id)
@@ -260,31 +249,6 @@ def _find_files(
             found[video.video_id] = paths[0]
     raise_bad_rows(bad)
     return found
-
-
-def _list_videos(folder: Path) -> dict[str, list[str]]:
-    """Paths of the videos and subfolders in a folder by their composed name without suffix."""
-    found = defaultdict(list)
-    for entry in sorted(os.listdir(folder)) if folder.is_dir() else []:
-        stem, suffix = os.path.splitext(entry)
-        path = os.path.join(folder, entry)
-        if os.path.isdir(path):
-            found[unicodedata.normalize("NFC", entry)].append(path)
-        elif suffix.lower() in VIDEO_SUFFIXES:
-            found[unicodedata.normalize("NFC", stem)].append(path)
-    return found
-
-
-def _missing(file: str, missing: Sequence[str], total: int, folders: Sequence[Path]) -> MissingVideo:
-    every = len(missing) == total
-    remedy = "download them, or allow missing videos (--allow-missing)"
-    remedy = "pass the folders of the videos" if every else remedy
-    reason = (
-        f"neither a video nor a folder of frames in {', '.join(map(str, folders))}: {name_first(missing)}"
-    )
-    return MissingVideo(
-        file, f"{'all ' if every else ''}{len(missing):,} of {total:,} videos", reason, remedy
-    )
 
 
 def _with_frames(video: ListedVideo, path: str, file: str, notes: Notes) -> DetectionVideo:

@@ -1,0 +1,1 @@
+"""Generic event boundary detection: when something ends in a video and something else begins (Table 9)."""
