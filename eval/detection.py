@@ -110,7 +110,7 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     from moss_vllm.detection import checkpoint
     from moss_vllm.detection.pixels import PixelSettings
     from moss_vllm.detection.settings import open_split
-    from moss_vllm.detection.testing import test_detector
+    from moss_vllm.detection.testing import detect_videos
     from moss_vllm.detection.windows import WindowSettings
     from moss_vllm.runtime.precision import AUTOCAST
     from moss_vllm.runtime.provenance import describe_environment
@@ -142,7 +142,7 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     }
     header |= {} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}  # others differ in pixels
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test{'' if average else '-last'}"
-    pending = test_detector(
+    pending = detect_videos(
         loaded.model,
         split,
         WindowSettings(**run["windows"]),

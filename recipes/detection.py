@@ -120,7 +120,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from moss_vllm.core.presets import DETECTORS
+from moss_vllm.core.detection_presets import DETECTORS
 from moss_vllm.detection import checkpoint
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.batches import DetectionTrainingSet
@@ -139,7 +139,7 @@ from moss_vllm.detection.settings import (
     open_split,
     plan_steps,
 )
-from moss_vllm.detection.testing import test_detector
+from moss_vllm.detection.testing import detect_videos
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.training import engines, start
@@ -254,7 +254,7 @@ def train_and_test(
     if accelerator.is_main_process:
         drop_other_test(out / "test", identity)
     accelerator.wait_for_everyone()
-    test_detector(best.model, *shown, out / "test", header=header, **test)
+    detect_videos(best.model, *shown, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
     scores = None
     if accelerator.is_main_process:

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.core.presets import DETECTORS, DetectionPreset, build_temporal, fill_sizes
+from moss_vllm.core.detection_presets import DETECTORS, DetectionPreset
+from moss_vllm.core.presets import build_temporal, fill_sizes
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.detector import Detector
 from moss_vllm.encoders.videomae import open_video_encoder
@@ -29,7 +30,7 @@ def build_adatad(
     """AdaTAD of a preset, with MOSS, another temporal module or none.
 
     Args:
-        variant: a name of `presets.DETECTORS`, or a preset.
+        variant: a name of `detection_presets.DETECTORS`, or a preset.
         classes: kinds of actions; THUMOS-14 has 20.
         temporal: a name of `build_temporal`.
         temporal_layers: layers with such a module, counted from 1, instead of the preset's.

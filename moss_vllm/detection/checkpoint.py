@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moss_vllm.core.presets import DETECTORS
+from moss_vllm.core.detection_presets import DETECTORS
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.build import build_adatad
 from moss_vllm.runtime.provenance import RUN_FILE

@@ -13,7 +13,7 @@ from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.pixels import PixelSettings
 from moss_vllm.detection.schema import collect_detections
 from moss_vllm.detection.scores import AVERAGE, DetectionScores, score_detections
-from moss_vllm.detection.testing import test_detector
+from moss_vllm.detection.testing import detect_videos
 from moss_vllm.detection.windows import WindowSettings
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.best import BestSoFar
@@ -34,7 +34,7 @@ class PeriodicTest:
         out: the run's folder.
         keeper: writes the checkpoints.
         averaged: has the model hold what is tested, within a `with`: `WeightAverage.in_model`.
-        test: further arguments of `test_detector`.
+        test: further arguments of `detect_videos`.
 
     Reference: AdaTAD tests on the test split and reports the best of ten epochs; `best.report` has both.
     """
@@ -66,7 +66,7 @@ class PeriodicTest:
             for statistic in self.model.buffers():  # each process has averaged its own
                 broadcast(statistic)
             # Overwritten, as a killed run may have left lines of other weights there.
-            test_detector(
+            detect_videos(
                 self.model, self.split, self.windows, self.pixels, folder, overwrite=True, **options
             )
         self.accelerator.wait_for_everyone()

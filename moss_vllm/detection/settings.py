@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from moss_vllm.core.presets import DETECTORS
+from moss_vllm.core.detection_presets import DETECTORS
 from moss_vllm.data.detection.datasets import (
     DETECTION_DATASETS,
     DETECTION_FILES,

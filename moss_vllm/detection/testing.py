@@ -92,7 +92,7 @@ class DetectionTestSet:
         ]
 
 
-def test_detector(
+def detect_videos(
     model: nn.Module,
     split: DetectionSplit,
     windows: WindowSettings,

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import VideoMAEConfig
 
-from moss_vllm.core.presets import DETECTION_B, DETECTION_L, DETECTION_S, DETECTORS
+from moss_vllm.core.detection_presets import DETECTION_B, DETECTION_L, DETECTION_S, DETECTORS
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.build import build_adatad
 from moss_vllm.encoders.video import AfterLayer

@@ -48,7 +48,7 @@ def test_the_average_is_tested_and_both_are_kept(tester, trained, split, encoder
     for tested, is_it in ((averaged, True), (last, False)):
         folder = tmp_path / str(is_it)
         given = {"header": {"checkpoint": "again"}, "workers": 0, "quiet": True}
-        testing.test_detector(tested, split, WINDOWS, PIXELS, folder, **given)
+        testing.detect_videos(tested, split, WINDOWS, PIXELS, folder, **given)
         expected = score_detections(split, collect_detections(folder, split))
         assert (line == {"step": 5, "score": expected.mean["avg"], **expected.summary()}) == is_it
     assert f"; last {line['score']:.2f} (step 5), best {line['score']:.2f} (step 5), of 1 tests" in (

@@ -41,7 +41,7 @@ def plain(encoder):
 def run(model, split, folder, **how):
     given = {"header": HEADER, "workers": 0, "quiet": True, **how}
     pixels, windows = given.pop("pixels", PIXELS), given.pop("windows", WINDOWS)
-    return testing.test_detector(model, split, windows, pixels, folder, **given)
+    return testing.detect_videos(model, split, windows, pixels, folder, **given)
 
 
 def same(one, other):

@@ -17,7 +17,7 @@ from transformers import (
     VideoMAEModel,
 )
 
-from moss_vllm.core.presets import DETECTORS
+from moss_vllm.core.detection_presets import DETECTORS
 from moss_vllm.encoders.video import AfterLayer, VideoEncoder, sinusoid_table
 from moss_vllm.encoders.videomae import MINI_VIDEOMAE, VIDEO_ENCODERS, open_video_encoder
 

@@ -11,7 +11,7 @@ from launching import ROOT, as_flags, load_script, logged
 from safetensors.torch import load_file
 from tiny_detector import write_encoder
 
-from moss_vllm.core.presets import DETECTORS
+from moss_vllm.core.detection_presets import DETECTORS
 from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.data.world.untrimmed import UNTRIMMED_CLASSES, UntrimmedSize, draw_untrimmed
 from moss_vllm.detection import checkpoint
