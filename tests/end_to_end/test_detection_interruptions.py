@@ -8,6 +8,7 @@ process's windows by themselves; how far the runs part then was measured, and st
 
 import hashlib
 import json
+import time
 from functools import partial
 
 import pytest
@@ -30,7 +31,7 @@ from tiny_detector import write_encoder, write_videos
 from moss_vllm.detection import checkpoint
 from moss_vllm.detection.batches import DetectionTrainingSet
 from moss_vllm.detection.schema import DETECTION_SCHEMA
-from moss_vllm.runtime.line_store import read_answers
+from moss_vllm.runtime.line_store import AnswerFile, read_answers
 from moss_vllm.training.run_folder import latest_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -38,6 +39,18 @@ pytestmark = pytest.mark.slow
 SCRIPT = ROOT / "recipes" / "detection.py"
 STEPS = 90  # of two windows; an epoch is a step
 EVERY = 3  # steps from test to test
+
+
+def store_slowly():
+    """Have a test take a second more for each video: it would be over before it is killed."""
+    shrink_detector()
+    add = AnswerFile.add
+
+    def add_and_wait(self, line):
+        add(self, line)
+        time.sleep(1)
+
+    AnswerFile.add = add_and_wait
 
 
 def without_drop_path():
@@ -96,7 +109,7 @@ def test_eleven_kills_end_as_a_run_without_any(argv, straight, tmp_path):
     assert left >= 2  # kills that left a folder half-written
     assert 0 < int(latest_checkpoint(out).name[5:]) < STEPS and not (out / "finished").exists()
     # And one in the last test, of which some videos are done.
-    process = begin(SCRIPT, argv(out), tmp_path, shrink_detector)
+    process = begin(SCRIPT, argv(out), tmp_path, store_slowly)
     file = out / "test" / "answers" / "00-of-01.jsonl"
     kill_once(lambda: file.exists() and file.read_bytes().count(b"\n") >= 2, process, tmp_path)
     before = file.read_bytes()
@@ -107,7 +120,9 @@ def test_eleven_kills_end_as_a_run_without_any(argv, straight, tmp_path):
     check_equal(straight, out)
     assert len(logged(out)) == STEPS
     check_whole(out)
-    for name in ("evals.jsonl", "finished", "test/result.json", "test/predictions.json"):
+    results = [json.loads((run / "test" / "result.json").read_text()) for run in (straight, out)]
+    assert results[0] == {**results[1], "checkpoint": results[0]["checkpoint"]}
+    for name in ("evals.jsonl", "finished", "test/per_class.csv", "test/predictions.json"):
         assert (out / name).read_bytes() == (straight / name).read_bytes(), name
     for name in (checkpoint.WEIGHTS_FILE, checkpoint.AVERAGE_FILE):
         assert (out / "best" / name).read_bytes() == (straight / "best" / name).read_bytes(), name
