@@ -251,7 +251,7 @@ def test_a_file_whose_frames_cannot_be_counted_is_named(root):
 
 def test_unknown_data_and_split(root):
     with pytest.raises(
-        ValueError, match="'activitynet', 'test' is not one of thumos14, json and train or test"
+        ValueError, match="'activitynet', 'test' is not one of thumos14, json, mini and train or test"
     ):
         read_detection("activitynet", root, "test")
     with pytest.raises(ValueError, match="'thumos14', 'validation' is not one of"):
