@@ -139,7 +139,7 @@ from moss_vllm.detection.settings import (
     open_split,
     plan_steps,
 )
-from moss_vllm.detection.testing import detect_videos
+from moss_vllm.detection.testing import describe_test, detect_videos
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.training import engines, start
@@ -252,7 +252,9 @@ def train_and_test(
     identity = {"step": best.run["step"], "weights": fingerprint(best.model.state_dict())}
     header = {"checkpoint": str(out / BEST), "run": identity, "model_settings": best.settings_digest()}
     if accelerator.is_main_process:
-        drop_other_test(out / "test", identity)
+        drop_other_test(
+            out / "test", {"run": identity, **describe_test(best.model, *shown, dtype=test["dtype"])}
+        )
     accelerator.wait_for_everyone()
     detect_videos(best.model, *shown, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
@@ -320,10 +322,10 @@ def show_memory(record: dict[str, Any], model: AdaTAD, windows: int) -> None:
     Screen().print(memory_table({head: memory}, title="memory of a step in each process, estimated"))
 
 
-def drop_other_test(folder: Path, identity: dict[str, Any]) -> None:
-    """Remove the test of other weights: a run that is resumed for more steps may end in another best step."""
+def drop_other_test(folder: Path, expected: dict[str, Any]) -> None:
+    """Remove another test: a resumed run may end in another best step, or read a corrected annotation."""
     header = read_answers(folder / ANSWERS, DETECTION_SCHEMA).header
-    if header and header["run"] != identity:
+    if header and any(header.get(name) != value for name, value in expected.items()):
         shutil.rmtree(folder)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from moss_vllm.core.detection_presets import DETECTORS
+from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.build import build_adatad
 from moss_vllm.runtime.provenance import RUN_FILE
@@ -38,6 +39,9 @@ from moss_vllm.training.average import WeightAverage
 WEIGHTS_FILE = "detector.safetensors"
 AVERAGE_FILE = "average.safetensors"
 AVERAGED = "average."  # before the names of averaged tensors in a state
+# Of run.json, what changes no weight's shape and yet what the weights mean.
+SEEN = ("windows", "pixels")
+SEEN_BY_THE_MODEL = ("in_chunks", "one_frame")
 NEEDED = ("model", "encoder_fingerprint", "classes", "windows", "pixels", "data")
 
 
@@ -104,7 +108,11 @@ class Keeper:
         save(folder, self.model, {**self.run, "step": step}, state=state)
 
     def restore(self, folder: Path) -> None:
-        """Load a checkpoint into the detector and its average."""
+        """Load a checkpoint into the detector and its average.
+
+        Raises: as `load`, and ValueError for one that was trained on other classes or windows.
+        """
+        _refuse_other_meaning(folder, self.run)
         restore(folder, self.model)
         self.average.load(_read_weights(folder / AVERAGE_FILE, self.model))
 
@@ -163,6 +171,22 @@ def restore(folder: Path, model: AdaTAD, *, average: bool = False) -> None:
     model.load_state_dict(
         _read_weights(folder / (AVERAGE_FILE if average else WEIGHTS_FILE), model), strict=False
     )
+
+
+def _refuse_other_meaning(folder: Path, run: Mapping[str, Any]) -> None:
+    """ValueError if the checkpoint's weights fit those of `run`, but stand for something else."""
+    was, now = _meaning(read_run(folder)), _meaning(run)
+    wrong = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
+    if wrong:
+        told = name_first(wrong)
+        raise ValueError(f"{folder} was trained otherwise: {told}; set it as it was, or name another --out")
+
+
+def _meaning(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides, beside their shapes, what weights mean; class names in their order."""
+    values = {f"{part} {name}": value for part in SEEN for name, value in run.get(part, {}).items()}
+    values |= {name: run.get("model", {}).get(name, False) for name in SEEN_BY_THE_MODEL}
+    return values | {f"class {label}": name for label, name in enumerate(run.get("classes", ()))}
 
 
 def _read_weights(file: Path, model: AdaTAD) -> dict[str, Tensor]:

@@ -127,7 +127,8 @@ def detect_videos(
         RunStopped: no memory for a batch, or a worker that hangs.
     """
     shard, decode = shard or Shard(), decode or DecodeSettings()
-    full = json.loads(json.dumps(_header(model, split, windows, pixels, decode, dtype) | dict(header)))
+    full = describe_test(model, split, windows, pixels, decode, dtype)
+    full |= json.loads(json.dumps(dict(header)))
     earlier = read_answers(folder / ANSWERS, DETECTION_SCHEMA, full) if not overwrite else None
     refuse_others({video.video_id: video.path for video in split.videos}, earlier.files if earlier else {})
     done = {*earlier.answers, *earlier.failed} if earlier else set()
@@ -153,15 +154,16 @@ def detect_videos(
     return sum(video.video_id not in {*stored.answers, *stored.failed} for video in split.videos)
 
 
-def _header(
+def describe_test(
     model: nn.Module,
     split: DetectionSplit,
     windows: WindowSettings,
     pixels: PixelSettings,
-    decode: DecodeSettings,
-    dtype: torch.dtype | None,
+    decode: DecodeSettings | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """What decides detections, beside the model's settings."""
+    """What decides detections, beside the model's settings; for json."""
+    decode = decode or DecodeSettings()
     places = {name: getattr(windows, name) for name in ("steps", "stride", "test_overlap")}
     videos = [[video.video_id, video.duration_s, video.frames] for video in split.videos]
     # The loss's divisor decides no detection, and each process counts its own.

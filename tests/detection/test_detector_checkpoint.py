@@ -71,6 +71,30 @@ def test_the_keeper_restores_model_and_average_and_checks_what_is_on_disk(folder
             keeper.check(folder, {**state, name: state[name] + 1})
 
 
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (
+            {"classes": list(reversed(CLASSES))},
+            "class 0 was CliffDiving, is Diving, class 2",
+        ),
+        ({"windows": {"stride": 4}}, "windows stride was 2, is 4; set it as it was"),
+        ({"pixels": {"augment": False}}, "pixels augment was True, is False"),
+        ({"model": {"one_frame": True}}, "one_frame was False, is True"),
+    ],
+)
+def test_a_checkpoint_that_means_something_else_is_not_gone_on_from(folder, encoder, change, told):
+    model = detector(encoder)
+    before = {name: value.clone() for name, value in model.trained_state().items()}
+    run = json.loads((folder / "run.json").read_text())
+    for name, value in change.items():
+        run[name] = {**run[name], **value} if isinstance(value, dict) else value
+    keeper = checkpoint.Keeper(model, run, WeightAverage(model.trained_state))
+    with pytest.raises(ValueError, match=told):
+        keeper.restore(folder)
+    assert equal(model.trained_state(), before)
+
+
 def test_the_digest_names_what_decides_detections(folder, encoder):
     digest = load(folder).settings_digest()
     edit_run(folder, model={"in_chunks": True})

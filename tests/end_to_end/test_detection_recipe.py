@@ -172,6 +172,17 @@ def test_a_finished_run_only_says_what_it_found_and_goes_on_for_more_steps(run, 
     assert read_json(tmp_path / "run" / "test" / "result.json")["step"] == 4
 
 
+def test_a_run_that_goes_on_with_a_corrected_annotation_is_tested_on_it(run, root, tmp_path):
+    run(resume="auto")
+    moved = shutil.copytree(root, tmp_path / "corrected")
+    file = moved / "annotations" / "thumos_14_anno.json"
+    content = read_json(file)
+    content["database"] = {name: content["database"][name] for name in reversed(content["database"])}
+    file.write_text(json.dumps(content))
+    run(resume="auto", root=moved)
+    assert read_json(tmp_path / "run" / "test" / "result.json")["split"]["root"] == str(moved)
+
+
 # ---- bad videos
 
 

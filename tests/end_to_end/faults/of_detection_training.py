@@ -98,12 +98,19 @@ def weights(file, change):
     return lambda ground: edit_weights(ground.tmp / LAST / file, change, "detector.head.cls_out.bias")
 
 
+def in_another_order(ground):
+    file = ground.tmp / "thumos" / "annotations" / "category_idx.txt"
+    file.write_text("\n".join(reversed(file.read_text().split())))
+
+
 for title, damage, given in (
     ("an out folder of another run", nothing, {"resume": None}),
     ("another seed", nothing, {"seed": 1}),
     ("another number of windows a step", nothing, {"clips_a_step": 4}),
     ("fewer steps", nothing, {"steps": 1}),
     ("another module", nothing, {"temporal": "none", "temporal_layers": None, "temporal_options": None}),
+    ("classes in another order", in_another_order, {}),
+    ("other steps of a window", nothing, {"stride": 4}),
     ("an average that is gone", lambda ground: (ground.tmp / LAST / AVERAGE_FILE).unlink(), {}),
     ("an average that is cut short", lambda ground: cut(ground.tmp / LAST / AVERAGE_FILE, 10), {}),
     ("an average that is not finite", weights(AVERAGE_FILE, to_nan), {}),
