@@ -22,7 +22,7 @@ def build_adatad(
     encoder: str | Path | None = None,
     weights: str | Path = "pretrained",
     revision: str | None = None,
-    drop_path: float = 0.1,
+    drop_path: float | None = None,
     checkpointing: bool = True,
     one_frame: bool = False,
     detector_options: Mapping[str, Any] | None = None,
@@ -39,7 +39,7 @@ def build_adatad(
         encoder: another encoder than the preset's, see `open_video_encoder`.
         weights: of the encoder, see `open_video_encoder`.
         revision: of the encoder on the hub.
-        drop_path: of the encoder, see `VideoEncoder`.
+        drop_path: of the encoder, instead of the preset's, see `VideoEncoder`.
         checkpointing: of the encoder, see `VideoEncoder`.
         one_frame: see `VideoEncoder`.
         detector_options: keyword arguments of `Detector`, instead of the preset's.
@@ -56,7 +56,7 @@ def build_adatad(
         preset.encoder if encoder is None else encoder,
         weights=weights,
         revision=revision,
-        drop_path=drop_path,
+        drop_path=preset.drop_path if drop_path is None else drop_path,
         checkpointing=checkpointing,
         one_frame=one_frame,
     )
