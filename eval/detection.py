@@ -96,7 +96,8 @@ def score_file(args: argparse.Namespace) -> DetectionScores:
         find_videos=False,
     )
     tell(split)
-    scores = score_detections(split, read_predictions(args.predictions, split.classes))
+    names = [video.video_id for video in split.videos]
+    scores = score_detections(split, read_predictions(args.predictions, split.classes, names))
     show(args.predictions.stem, scores, split, args.variant)
     if args.out:
         about = {"data": split.dataset, "predictions": str(args.predictions.absolute())}

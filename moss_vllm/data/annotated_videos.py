@@ -18,6 +18,7 @@ from moss_vllm.data.annotations import OTHER_SUFFIXES, text_field
 from moss_vllm.data.rows import BadRow, MissingVideo, raise_bad_rows
 
 FPS_RANGE = (1.0, 1000.0)
+LONGEST_VIDEO = 10_000_000  # frames: four days at 25 a second
 SHOWN = 5  # examples in a note
 VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 
@@ -90,9 +91,13 @@ def read_database(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(database, dict) or not database:
         reason = "has no videos in 'database'" if database == {} else "has no object 'database'"
         raise BadRow(file, "file", reason, 'it must be {"database": {"video id": {...}}}')
+    first: dict[str, str] = {}
     for video_id, video in database.items():
         try:
             clip_name(video_id, file, f"video {video_id!r}")
+            if (earlier := first.setdefault(unicodedata.normalize("NFC", video_id), video_id)) != video_id:
+                reason = f"is {earlier!r} again, in another Unicode form of its name"
+                raise BadRow(file, f"video {video_id!r}", reason, "keep one of them")
             if not isinstance(video, dict):
                 reason, remedy = f"is a {type(video).__name__}, not an object", "make it an object {...}"
                 raise BadRow(file, f"video {video_id!r}", reason, remedy)
@@ -135,6 +140,9 @@ def read_frame_count(row: Mapping[str, Any], duration_s: float, file: str, where
     if not FPS_RANGE[0] <= frames / duration_s <= FPS_RANGE[1]:
         reason = f"{told}: {frames / duration_s:g} frames a second"
         raise BadRow(file, where, reason, "write the duration in seconds, and the video's own frame count")
+    if frames > LONGEST_VIDEO:
+        reason = f"{frames:,.0f} frames in {duration_s:g} s, more than the {LONGEST_VIDEO:,} that are read"
+        raise BadRow(file, where, reason, "write the duration in seconds, or cut the video")
     return int(frames)
 
 

@@ -6,6 +6,7 @@ The file comes from this project or from another's; what cannot be meant is name
 """
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moss_vllm.data.actions.files import class_id, class_ids
-from moss_vllm.data.annotated_videos import is_number, read_object
+from moss_vllm.data.annotated_videos import is_number, name_first, read_object
 from moss_vllm.data.annotations import text_field
 from moss_vllm.data.detection.annotation import read_segment
 from moss_vllm.data.rows import BadRow, raise_bad_rows
@@ -79,11 +80,16 @@ def _as_rows(detections: Detections, classes: Sequence[str]) -> Iterator[dict[st
         yield {"segment": segment, "label": classes[label], "score": score}
 
 
-def read_predictions(path: Path, classes: Sequence[str]) -> dict[str, Detections]:
+def read_predictions(
+    path: Path, classes: Sequence[str], videos: Sequence[str] | None = None
+) -> dict[str, Detections]:
     """Read detections by video; keys beside `results` are free.
 
+    Args:
+        videos: the annotated ones. Ids become theirs where they differ in their Unicode form alone.
+
     Raises: BadRow or BadRows for a file of another form, an unknown class, a time or score that is no number,
-    a segment that ends before it starts, a score outside 0 to 1.
+    a segment that ends before it starts, a score outside 0 to 1, or detections in none of `videos`.
     """
     file, ids = str(path), class_ids(classes, "the class list")
     results = read_object(path, REWRITE).get("results")
@@ -106,7 +112,26 @@ def read_predictions(path: Path, classes: Sequence[str]) -> dict[str, Detections
         table = np.array(read, np.float64).reshape(-1, 4)
         found[video_id] = Detections(table[:, :2], table[:, 2], table[:, 3].astype(np.int64))
     raise_bad_rows(bad)
-    return found
+    return found if videos is None else _by_annotated_id(found, videos, file)
+
+
+def _by_annotated_id(
+    found: Mapping[str, Detections], videos: Sequence[str], file: str
+) -> dict[str, Detections]:
+    """The detections by the annotation's ids; those of other videos keep theirs."""
+    annotated = {unicodedata.normalize("NFC", name): name for name in videos}
+    named: dict[str, Detections] = {}
+    for name, detections in found.items():
+        known = annotated.get(unicodedata.normalize("NFC", name), name)
+        if known in named:
+            reason = "is there twice, in two Unicode forms of its name"
+            raise BadRow(file, f"video {name!r}", reason, "keep one of them")
+        named[known] = detections
+    if named and not named.keys() & set(videos):
+        reason = f"none of its {len(named):,} videos is annotated: it names {name_first(list(named))}; "
+        reason += f"annotated are {name_first(videos)}"
+        raise BadRow(file, "file", reason, "name them as the annotation does, or pass their own annotation")
+    return named
 
 
 def _read_row(row: Any, ids: dict[str, int], file: str, where: str) -> tuple[float, float, float, int]:

@@ -38,6 +38,9 @@ def check_settings(settings: Any) -> None:
         wrong.append(f"temporal_layers is {layers!r} with temporal 'none'; leave one of the two out")
     if settings.cache_gib is not None and not settings.cache:
         wrong.append("cache_gib limits what is added to cache, which is not given; leave it out")
+    if settings.warmup_epochs >= settings.schedule_epochs:
+        schedule = f"schedule_epochs, {settings.schedule_epochs}"
+        wrong.append(f"warmup_epochs is {settings.warmup_epochs:g}; it must be below {schedule}")
     if settings.schedule_epochs < settings.epochs:
         wrong.append(
             f"schedule_epochs is {settings.schedule_epochs}, below epochs, {settings.epochs}; raise it, the "
@@ -77,12 +80,15 @@ def open_split(settings: Any, split: Literal["train", "test"]) -> DetectionSplit
             f"data is {data!r}; name the folder of its annotation and videos with --root: annotations/ with "
             f"{' or '.join(DETECTION_FILES[data])}, raw_data/video/ (other layouts in docs/detection.md)"
         )
+    folders = settings.videos.split(os.pathsep) if settings.videos else ()
+    if "" in folders:
+        raise ValueError(f"videos is {settings.videos!r}, with an empty name; write folders with ':' between")
     return read_detection(
         data,
         settings.root,
         split,
         annotation=settings.annotation,
-        videos=settings.videos.split(os.pathsep) if settings.videos else (),
+        videos=folders,
         subset=settings.train_subset if split == "train" else settings.subset,
         allow_missing=settings.allow_missing,
     )

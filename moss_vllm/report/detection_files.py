@@ -73,8 +73,10 @@ def read_test(result: Path, **changes: Any) -> DetectionTest:
     alone without `root`; see `read_detection` and `read_predictions`.
     """
     is_folder = result.is_dir()
-    about = read_json(result / RESULT_FILE, TEST_AGAIN) if is_folder else {}
+    about = _read_result(result / RESULT_FILE) if is_folder else {}
     arguments = {"data": "thumos14", **about.get("split", {})}
+    if changes.get("root") is not None:  # the other files are those of the other root
+        arguments |= dict.fromkeys(("annotation", "classes"), None) | {"videos": ()}
     arguments |= {name: value for name, value in changes.items() if value is not None}
     if arguments.get("root") is None:
         raise ValueError(f"{result} does not say where its annotation is; name the folder with --root")
@@ -84,7 +86,32 @@ def read_test(result: Path, **changes: Any) -> DetectionTest:
         raise ValueError(f"{result / RESULT_FILE} has {counts}, or others; name the test's data with --root")
     file = Path(about.get("predictions", result / PREDICTIONS_FILE)) if is_folder else result
     folder = result if is_folder else result.parent
-    return DetectionTest(folder, about, split, read_predictions(file, split.classes), notes)
+    names = [video.video_id for video in split.videos]
+    return DetectionTest(folder, about, split, read_predictions(file, split.classes, names), notes)
+
+
+def _read_result(file: Path) -> dict[str, Any]:
+    """What result.json holds; ValueError where it is not what a test writes."""
+    about = read_json(file, TEST_AGAIN)
+    split, scores = about.get("split", {}), about.get("mAP", {})
+    texts, lists = ("data", "root", "annotation", "classes", "subset"), ("videos",)
+    fits = {
+        "classes": _are_texts(about.get("classes")),
+        "predictions": isinstance(about.get("predictions", ""), str),
+        "mAP": isinstance(scores, dict) and all(isinstance(one, int | float) for one in scores.values()),
+        "split": isinstance(split, dict)
+        and split.keys() <= {*texts, *lists}
+        and all(isinstance(split.get(name), str | None) for name in texts)
+        and all(_are_texts(split.get(name, [])) for name in lists),
+    }
+    if wrong := [name for name, is_fit in fits.items() if not is_fit]:
+        told = ", ".join(f"{name!r} is {about.get(name)!r:.60}" for name in wrong)
+        raise ValueError(f"{file}: {told}, which no test writes; {TEST_AGAIN}")
+    return about
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _read_split(arguments: dict[str, Any]) -> tuple[DetectionSplit, tuple[str, ...]]:

@@ -83,6 +83,26 @@ def test_subsets_are_equal_not_contained(root):
     assert len(read_detection("thumos14", root, "test", subset="validation_2").videos) == 1
 
 
+def test_one_subset_of_another_name_changes_no_other(root):
+    change(root, lambda database: database[TEST[2]].update(subset="Test"))
+    assert tuple(video.video_id for video in read_detection("thumos14", root, "test").videos) == TEST[:2]
+    with pytest.raises(BadRow, match="no video has the subset ''"):
+        read_detection("thumos14", root, "test", subset="")
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("vide\u0301o", "is 'vid\u00e9o' again, in another Unicode form of its name; keep one"),
+        ("\ud800", r"'\\ud800' is not a path below the video folder"),
+    ],
+)
+def test_an_id_that_names_no_file_of_its_own_is_refused(root, name, told):
+    change(root, lambda database: database.update({"vid\u00e9o": database[TEST[0]], name: database[TEST[0]]}))
+    with pytest.raises(BadRow, match=told):
+        read_detection("thumos14", root, "test", find_videos=False)
+
+
 def test_classes_are_those_of_the_list_in_its_order_or_sorted_without_one(root, tmp_path):
     own = tmp_path / "own.txt"
     own.write_text("Diving\nCricketShot\nCliffDiving\nGolfSwing\n")
@@ -150,6 +170,8 @@ ANNOTATED = [  # a change to a test video's row, and what is told of it
     ({"frame": 30.5}, "'frame' is 30.5; write the video's number of frames"),
     ({"frame": 10}, "10 frames in 40 s: 0.25 frames a second; write the duration in seconds"),
     ({"duration": 0.5}, "1199 frames in 0.5 s: 2398 frames a second"),
+    ({"duration": 1e9, "frame": 3e10}, "30,000,000,000 frames in 1e+09 s, more than the 10,000,000 that are"),
+    ({"annotations": [{"segment": [1, 1e300], "label": "Diving"}]}, "segment 0: ends at 1e+300 s, the video"),
     ({"annotations": {}}, "'annotations' is dict, a list is needed; write [] for a video without"),
     ({"annotations": None}, "'annotations' is NoneType"),
     ({"annotations": [[1, 2, "Diving"]]}, "segment 0: is [1, 2, 'Diving'], two times"),

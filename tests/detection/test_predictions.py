@@ -123,6 +123,29 @@ def test_all_bad_rows_come_in_one_error(tmp_path):
     assert [row.row for row in caught.value.rows] == ["video 'u', row 0", "video 'v'", "video 'w', row 1"]
 
 
+def test_ids_are_those_of_the_annotation_in_any_unicode_form(tmp_path):
+    file = write(tmp_path, {"results": {"vide\u0301o": [GOOD], "other": [GOOD]}})
+    assert list(read_predictions(file, CLASSES, ["vid\u00e9o", "w"])) == ["vid\u00e9o", "other"]
+    assert read_predictions(write(tmp_path, {"results": {}}), CLASSES, ["w"]) == {}
+
+
+@pytest.mark.parametrize(
+    "ids, annotated, expected",
+    [
+        (
+            ("v_1", "v_2"),
+            ("1", "2"),
+            "none of its 2 videos is annotated: it names v_1, v_2; annotated are 1, 2",
+        ),
+        (("vide\u0301o", "vid\u00e9o"), ("vid\u00e9o",), "is there twice, in two Unicode forms of its name"),
+    ],
+)
+def test_ids_that_cannot_be_those_of_the_annotation(tmp_path, ids, annotated, expected):
+    file = write(tmp_path, {"results": dict.fromkeys(ids, [GOOD])})
+    with pytest.raises(BadRow, match=expected):
+        read_predictions(file, CLASSES, annotated)
+
+
 def test_joined_detections_keep_their_order():
     one = Detections(np.array([[0.0, 1.0]]), np.array([0.5]), np.array([1]))
     both = join_detections([one, no_detections(), one])

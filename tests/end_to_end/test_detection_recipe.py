@@ -250,6 +250,8 @@ def test_the_steps_of_thumos_are_adatads(recipe):
         ({"data": "activitynet"}, "data is 'activitynet'; it must be one of thumos14, json"),
         ({"root": None}, "name the folder of its annotation and videos with --root"),
         ({"epochs": 120}, "schedule_epochs is 100, below epochs, 120; raise it"),
+        ({"warmup_epochs": "inf"}, "warmup_epochs is inf; it must be below schedule_epochs, 100"),
+        ({"videos": "videos:"}, "videos is 'videos:', with an empty name; write folders"),
         ({"temporal": "none", "temporal_options": None}, "temporal_layers is '1' with temporal 'none'"),
         ({"temporal_options": "{depth: 3}"}, "'moss' cannot be built with temporal_options '{depth: 3}'"),
         ({"cache_gib": 1}, "cache_gib limits what is added to cache, which is not given"),

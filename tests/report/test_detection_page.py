@@ -3,6 +3,7 @@
 import re
 import shutil
 
+import pytest
 import report
 from detection_folders import FOUND, TEST, edit_result, write_test
 from pages import refusal
@@ -11,6 +12,7 @@ from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.detection.predictions import read_predictions
 from moss_vllm.detection.scores import score_detections
 from moss_vllm.report import strips
+from moss_vllm.report.detection_files import read_test
 from moss_vllm.report.timeline import DRAWN_PER_ACTION
 
 
@@ -87,6 +89,32 @@ def test_a_test_whose_data_are_gone_is_refused(tmp_path):
     folder = write_test(tmp_path)
     edit_result(folder, split={"data": "thumos14", "root": str(tmp_path / "gone")})
     assert "gone" in refusal(folder) and not (folder / "page.html").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": None},
+        {"mAP": {"avg": "high"}},
+        {"mAP": [1]},
+        {"predictions": 3},
+        {"split": None},
+        {"split": {"split": "train"}},
+        {"split": {"root": 3}},
+        {"split": {"videos": "abc"}},
+    ],
+)
+def test_a_result_json_that_no_test_wrote_is_refused(tmp_path, changes):
+    folder = write_test(tmp_path)
+    edit_result(folder, **changes)
+    ((name, value),) = changes.items()
+    assert f"{folder / 'result.json'}: {name!r} is {value!r}, which no test writes" in refusal(folder)
+
+
+def test_another_root_has_its_own_annotation(tmp_path):
+    folder = write_test(tmp_path)
+    edit_result(folder, split={"root": str(tmp_path / "gone"), "annotation": str(tmp_path / "gone.json")})
+    assert read_test(folder, root=tmp_path / "thumos").split.file.startswith(str(tmp_path / "thumos"))
 
 
 def test_videos_that_are_gone_cost_frames_only(tmp_path):

@@ -155,7 +155,7 @@ def clip_path(name: str, file: str, where: str) -> str:
     Raises: BadRow.
     """
     absolute = name[:1] in ("/", "\\") or PureWindowsPath(name).is_absolute()
-    controls = any(letter < " " for letter in name)
+    controls = any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in name)
     if not name.strip() or absolute or controls or ".." in re.split(r"[/\\]", name):
         reason = f"{name!r} is not a path below the video folder"
         raise BadRow(file, where, reason, "name a file below the video folder")

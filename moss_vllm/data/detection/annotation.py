@@ -23,6 +23,8 @@ from moss_vllm.data.annotations import text_field
 from moss_vllm.data.rows import BadRow, raise_bad_rows
 
 AMBIGUOUS = "Ambiguous"  # THUMOS-14's label of what may or may not be an action
+IN_SECONDS = "write segments and durations in seconds"
+MOST_LATE = 1000  # durations of its video; an action that ends later is no action of it
 SAME_S = 1e-3  # two actions of one class whose ends both lie this near are one
 
 
@@ -99,7 +101,10 @@ def read_videos(
                 bad.append(error)
                 continue
             place = f"{video_id} {one['segment']} {one['label']}"
-            if action is None:
+            if action is not None and action.end_s > MOST_LATE * duration_s:
+                reason = f"ends at {action.end_s:g} s, the video at {duration_s:g} s"
+                bad.append(BadRow(file, f"video {video_id!r}, segment {number}", reason, IN_SECONDS))
+            elif action is None:
                 notes.count(f"segments left out as {AMBIGUOUS}", video_id)
             elif action.end_s <= action.start_s:
                 notes.count("segments left out as they end where they start, or before", place)
@@ -157,7 +162,7 @@ def _note_late(videos: Sequence[ListedVideo], classes: Sequence[str], file: str,
     total = sum(len(video.actions) for video in videos)
     if late > total / 2:
         reason = f"{late:,} of {total:,} segments start after their video ends"
-        raise BadRow(file, "file", reason, "write segments and durations in seconds")
+        raise BadRow(file, "file", reason, IN_SECONDS)
 
 
 def _note_double(videos: Sequence[ListedVideo], classes: Sequence[str], notes: Notes) -> None:

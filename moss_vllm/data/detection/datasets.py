@@ -213,9 +213,9 @@ def _read_subset(
     path: Path, database: Mapping[str, dict[str, Any]], split: str, named: str | None, notes: Notes
 ) -> dict[str, dict[str, Any]]:
     subsets = {video["subset"] for video in database.values()}
-    style = "ActionFormer" if subsets & set(SUBSETS["ActionFormer"]) else "OpenTAD"
-    wanted = named or SUBSETS[style][DETECTION_SPLITS.index(split)]
-    rows = choose_subset(path, database, wanted, split, named=bool(named))
+    style = next((name for name, pair in SUBSETS.items() if subsets & set(pair)), "OpenTAD")
+    wanted = SUBSETS[style][DETECTION_SPLITS.index(split)] if named is None else named
+    rows = choose_subset(path, database, wanted, split, named=named is not None)
     if style == "ActionFormer" and named is None:
         notes.texts.append(f"the file has ActionFormer's subsets: {wanted!r} is what {split} reads")
     return rows

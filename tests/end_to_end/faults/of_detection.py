@@ -45,10 +45,18 @@ def two_at_once(database):
     database[TEST[1]]["annotations"][0]["label"] = "Golf"
 
 
+def in_two_forms(database):
+    for name in ("vid\u00e9o", "vide\u0301o"):
+        database[name] = database[TEST[0]]
+
+
 for title, edit in (
     ("no duration", lambda database: database[TEST[0]].pop("duration")),
     ("a frame count that cannot be", of_the_first(frame=10)),
     ("a subset that no video has", lambda database: [one.update(subset="val") for one in database.values()]),
+    ("more frames than a video has", of_the_first(duration=1e9, frame=30_000_000_000)),
+    ("a segment far beyond its video", with_segment([1.0, 1e300])),
+    ("a name in two Unicode forms", in_two_forms),
     ("no list of annotations", of_the_first(annotations=None)),
     ("a segment of one time", with_segment([1.0])),
     ("a segment that is NaN", with_segment([1.0, float("nan")])),
@@ -107,13 +115,14 @@ for title, content in (
     ("a reversed segment", {"results": {TEST[0]: [GOOD, {**GOOD, "segment": [2.5, 1.0]}]}}),
     ("a score that is NaN", {"results": {TEST[0]: [GOOD, {**GOOD, "score": float("nan")}]}}),
     ("a score over 1", {"results": {TEST[0]: [GOOD, {**GOOD, "score": 50.0}]}}),
+    ("ids of another project", {"results": {f"v_{TEST[0]}": [GOOD]}}),
     ("no score", {"results": {TEST[0]: [{"segment": [1.0, 2.5], "label": "Diving"}]}}),
 ):
 
     @fault(f"predictions with {title}")
     def _(ground, content=content):
         (ground.tmp / "found.json").write_text(json.dumps(content))
-        return partial(read_predictions, ground.tmp / "found.json", ("CliffDiving", "CricketShot", "Diving"))
+        return partial(read_predictions, ground.tmp / "found.json", CLASSES, TEST)
 
 
 def fault_of_a_timeline(title, name=TEST[0]):
@@ -158,6 +167,11 @@ def _(folder):
 def _(folder):
     file = folder / "result.json"
     file.write_text(file.read_text().replace(CLASSES[0], "Golf"))
+
+
+@fault_of_a_timeline("a result.json that no test wrote")
+def _(folder):
+    (folder / "result.json").write_text('{"classes": 3, "split": {"split": "train"}}')
 
 
 @fault_of_a_timeline("data that are gone")

@@ -44,6 +44,8 @@ for flags in (
     "--size-px 40",
     "--stride 0",
     "--epochs 120",
+    "--warmup-epochs 100",
+    "--videos videos:",
     "--clip-norm 0 --ema-decay 1.5",
     "--precision half",
     "--cache-gib 1",
