@@ -62,6 +62,7 @@ def stage(folder, name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["seeing", "reading", "talking"])
 def test_an_interrupted_stage_ends_as_one_that_was_not(tmp_path, monkeypatch, name):
     drawn = {}
