@@ -124,6 +124,8 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     average = not args.no_average
     loaded = checkpoint.load(args.ckpt, weights=args.weights, device=place, average=average)
     run = loaded.run
+    if missing := [name for name in ("settings", "step", "command") if name not in run]:
+        raise ValueError(f"{args.ckpt}: its record has no {', '.join(missing)}; use a whole checkpoint")
     given = {name: value for name in WHERE if (value := getattr(args, name)) is not None}
     where = {**run["settings"], "data": run["data"], "allow_missing": args.allow_missing}
     where |= {"annotation": None, "videos": None} if args.root else {}  # those of the other root

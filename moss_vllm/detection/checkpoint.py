@@ -23,6 +23,8 @@ from moss_vllm.core.detection_presets import DETECTORS
 from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.build import build_adatad
+from moss_vllm.detection.pixels import PixelSettings
+from moss_vllm.detection.windows import WindowSettings
 from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.trained_weights import (
     read_record,
@@ -43,6 +45,7 @@ AVERAGED = "average."  # before the names of averaged tensors in a state
 SEEN = ("windows", "pixels")
 SEEN_BY_THE_MODEL = ("in_chunks", "one_frame")
 NEEDED = ("model", "encoder_fingerprint", "classes", "windows", "pixels", "data")
+KINDS = {"model": dict, "classes": list, "windows": dict, "pixels": dict, "settings": dict}  # of run.json
 
 
 @dataclass
@@ -196,6 +199,22 @@ def _read_weights(file: Path, model: AdaTAD) -> dict[str, Tensor]:
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """The run.json of a checkpoint; raises as `read_record`."""
+    """The run.json of a checkpoint; raises as `read_record`, also for fields of another type."""
     kind: dict[str, Any] = {"kind": "detector", "recipe": "detection.py"}
-    return read_record(folder, files=(WEIGHTS_FILE, AVERAGE_FILE), needed=NEEDED, **kind)
+    run = read_record(folder, files=(WEIGHTS_FILE, AVERAGE_FILE), needed=NEEDED, **kind)
+    for name, needed in KINDS.items():
+        if not isinstance(run.get(name, needed()), needed):
+            raise _unfit(folder, f"{name} is {run[name]!r:.60}, not a {needed.__name__}")
+    for name in ("root", "annotation", "videos", "subset"):
+        if not isinstance(value := run.get("settings", {}).get(name), str | None):
+            raise _unfit(folder, f"{name} is {value!r:.60}, not a text")
+    for name, settings in (("windows", WindowSettings), ("pixels", PixelSettings)):
+        try:
+            settings(**run[name])
+        except (TypeError, ValueError) as error:
+            raise _unfit(folder, f"its {name} cannot be made ({error})") from error
+    return run
+
+
+def _unfit(folder: Path, reason: str) -> ValueError:
+    return ValueError(f"{folder / RUN_FILE}: {reason}; use a whole checkpoint")

@@ -88,6 +88,12 @@ def without_encoder(ground):
     edit_run(ground.best, model={"encoder": str(ground.tmp / "gone")})
 
 
+def without_step(ground):
+    run = json.loads((ground.best / "run.json").read_text())
+    del run["step"]
+    (ground.best / "run.json").write_text(json.dumps(run))
+
+
 for title, damage, flags in (
     ("no checkpoint", nothing, {"ckpt": "<tmp>/gone"}),
     ("an empty folder", empty, {}),
@@ -103,6 +109,10 @@ for title, damage, flags in (
     ("a broken record", write_record("{"), {}),
     ("a record of something else", write_record("{}"), {}),
     ("a record of a later version", record(model={"depth": 3}), {}),
+    ("a record without a step", without_step, {}),
+    ("a record of other windows", record(windows={"steps": "16"}), {}),
+    ("a record whose classes are a number", record(classes=3), {}),
+    ("a record of a root that is none", record(settings={"root": 3}), {}),
     ("an encoder with other weights", record(encoder_fingerprint="0123456789abcdef"), {}),
     ("an encoder that is gone", without_encoder, {}),
     ("weights of the encoder that are gone", nothing, {"weights": "<tmp>/vit.safetensors"}),
