@@ -31,7 +31,7 @@ def options() -> Flags:
     add("--annotation", type=Path, help="the json, or its folder (default: below the root)")
     videos = "folder of videos or folders of frames, or several with ':' between (default: below the root)"
     add("--videos", help=videos)
-    add("--data", help="thumos14 or json (default: the checkpoint's; of a file thumos14)")
+    add("--data", help="thumos14, json or mini (default: the checkpoint's; of a file thumos14)")
     add("--subset", help="of the json, to test on (default: the checkpoint's, or validation)")
     add("--out", type=Path, help="folder of the results (default: CKPT-test; of a file none)")
     add("--overwrite", action=yes, help="drop the lines in --out and start again")
@@ -98,10 +98,11 @@ def score_file(args: argparse.Namespace) -> DetectionScores:
     tell(split)
     names = [video.video_id for video in split.videos]
     scores = score_detections(split, read_predictions(args.predictions, split.classes, names))
-    show(args.predictions.stem, scores, split, args.variant)
     if args.out:
         about = {"data": split.dataset, "predictions": str(args.predictions.absolute())}
         save_detection_scores(scores, split, args.out, about)
+    show(args.predictions.stem, scores, split, args.variant)
+    if args.out:
         say(f"written to {args.out}")
     return scores
 

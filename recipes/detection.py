@@ -7,7 +7,7 @@
 
 Datasets: thumos14 as OpenTAD and ActionFormer distribute it; `json`, a file of your own in the same format
 (docs/detection.md); `mini`, drawn by this repository. Settings that are left out follow AdaTAD's
-configuration (configs/detection.yaml).
+configuration (recipes/configs/detection.yaml).
 
     average mAP (tIoU 0.3:0.7)   AdaTAD, published   AdaTAD, the paper's run   with MOSS
     VideoMAE-B                   71.5                71.4                      72.2
@@ -64,7 +64,8 @@ class Detection:
         "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention, none"
     )
     temporal_layers: str | None = setting(
-        None, "layers of that module, such as '6' or '4,6', each before the layer's adapter (default: 6)"
+        None,
+        "layers of that module, such as '6' or '4,6', each before its adapter (default: 6; mini 1)",
     )
     temporal_options: str | None = setting(
         None, "arguments of that module as YAML, such as '{orders: [1, 2, 3]}' (default: the variant's)"
@@ -72,17 +73,21 @@ class Detection:
     in_chunks: bool = setting(False, "that module reads chunks of 16 frames alone, not the whole window")
     one_frame: bool = setting(False, "a control: the encoder sees one frame of each chunk, so no motion")
 
-    frames: int | None = setting(None, "of a window (default: 768)", heading="windows")
-    stride: int | None = setting(None, "frames of the video from one to the next (default: 4)")
-    size_px: int | None = setting(None, "side of a frame; the paper has 224 (default: 160, AdaTAD's code)")
+    frames: int | None = setting(None, "of a window (default: 768; mini 64)", heading="windows")
+    stride: int | None = setting(None, "frames of the video from one to the next (default: 4; mini 2)")
+    size_px: int | None = setting(
+        None, "side of a frame; the paper has 224 (default: 160, AdaTAD's code; mini 64)"
+    )
     augment: bool | None = setting(
         None, "cut, mirror and change training frames (default: yes; mini, where directions count: no)"
     )
 
-    epochs: int | None = setting(None, "passes over the videos (default: 60)", heading="training and tests")
-    schedule_epochs: int | None = setting(None, "over which the rates fall to 0 (default: 100)")
-    warmup_epochs: float | None = setting(None, "of linear warm-up (default: 5)")
-    clips_a_step: int | None = setting(None, "windows of all processes (default: 2)")
+    epochs: int | None = setting(
+        None, "passes over the videos (default: 60; mini 40)", heading="training and tests"
+    )
+    schedule_epochs: int | None = setting(None, "over which the rates fall to 0 (default: 100; mini 40)")
+    warmup_epochs: float | None = setting(None, "of linear warm-up (default: 5; mini 4)")
+    clips_a_step: int | None = setting(None, "windows of all processes (default: 2; mini 4)")
     batch_size: int | None = setting(None, "windows per process and micro-batch (default: 2; mini 4)")
     lr: float | None = setting(None, "peak learning rate of the detector (default: 1e-4; mini 2e-3)")
     adapter_lr: float | None = setting(
@@ -93,8 +98,10 @@ class Detection:
     ema_decay: float | None = setting(
         None, "share of the average weights that a step keeps (default: 0.999; mini 0.99)"
     )
-    eval_from: int | None = setting(None, "epochs before the first test (default: 42)")
-    eval_every: int | None = setting(None, "epochs from test to test, and of checkpoints (default: 2)")
+    eval_from: int | None = setting(None, "epochs before the first test (default: 42; mini 40)")
+    eval_every: int | None = setting(
+        None, "epochs from test to test, and of checkpoints (default: 2; mini 40)"
+    )
     eval_batch_size: int = setting(1, "windows tested at once")
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in all; AdaTAD: fp16"
@@ -292,6 +299,7 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
     span = "chunks of it" if settings["in_chunks"] else "the whole window"
     console.print(record["encoder"])
     console.print(f"AdaTAD {settings['variant']}; {settings['temporal']} {place}, on {span}")
+    shrunk = f", all shrunk to {settings['steps']} steps in all" if settings["steps"] else ""
     sizes = "" if settings["data"] == MINI_DATA else " (AdaTAD's code has 160, the paper 224)"
     console.print(
         f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {record['steps']} "
@@ -300,7 +308,7 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
     )
     console.print(
         f"{settings['warmup_epochs']:g} epochs of warm-up, a cosine to epoch {settings['schedule_epochs']}, "
-        f"the end after {settings['epochs']}"
+        f"the end after {settings['epochs']}{shrunk}"
     )
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])

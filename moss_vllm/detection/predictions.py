@@ -6,6 +6,7 @@ The file comes from this project or from another's; what cannot be meant is name
 """
 
 import json
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def _as_rows(detections: Detections, classes: Sequence[str]) -> Iterator[dict[st
 
 
 def read_predictions(
-    path: Path, classes: Sequence[str], videos: Sequence[str] | None = None
+    path: str | os.PathLike[str], classes: Sequence[str], videos: Sequence[str] | None = None
 ) -> dict[str, Detections]:
     """Read detections by video; keys beside `results` are free.
 
@@ -92,7 +93,7 @@ def read_predictions(
     a segment that ends before it starts, a score outside 0 to 1, or detections in none of `videos`.
     """
     file, ids = str(path), class_ids(classes, "the class list")
-    results = read_object(path, REWRITE).get("results")
+    results = read_object(Path(path), REWRITE).get("results")
     if not isinstance(results, dict):
         reason = "has no object 'results'"
         raise BadRow(file, "file", reason, 'it must be {"results": {"video id": [{"segment": ...}]}}')

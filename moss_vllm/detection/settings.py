@@ -75,17 +75,20 @@ def open_split(settings: Any, split: Literal["train", "test"]) -> DetectionSplit
                 f"data is {data!r}, drawn whole with its own files; leave out {', '.join(wrong)}"
             )
         return read_detection(data, draw_untrimmed(settings.root or UNTRIMMED_ROOT), split)
-    if settings.root is None:
+    root = settings.root
+    if root is None and settings.annotation and settings.videos:
+        root = Path(settings.annotation).parent
+    if root is None:
         raise ValueError(
             f"data is {data!r}; name the folder of its annotation and videos with --root: annotations/ with "
-            f"{' or '.join(DETECTION_FILES[data])}, raw_data/video/ (other layouts in docs/detection.md)"
+            f"{' or '.join(DETECTION_FILES[data])}, raw_data/video/; or both with --annotation and --videos"
         )
     folders = settings.videos.split(os.pathsep) if settings.videos else ()
     if "" in folders:
         raise ValueError(f"videos is {settings.videos!r}, with an empty name; write folders with ':' between")
     return read_detection(
         data,
-        settings.root,
+        root,
         split,
         annotation=settings.annotation,
         videos=folders,

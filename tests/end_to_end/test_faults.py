@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1]))  # where a script's own folder is not enough
+# As pytest has it; where this file is a script, its own folder is not enough.
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "scripts")]
 
 from faults import engine, of_data
 from faults.engine import FAULTS, MEMORY, edit_weights, pattern, snapshot, to_nan

@@ -122,8 +122,8 @@ def draw_untrimmed(root: str | os.PathLike[str] = UNTRIMMED_ROOT, size: Untrimme
     settings = root / SETTINGS
     if root.exists() and not settings.is_file() and any(root.iterdir()):
         raise ValueError(
-            f"{root} exists and is no world of untrimmed videos (no {SETTINGS}); remove it or name another "
-            "folder"
+            f"{root} is no world of untrimmed videos (no {SETTINGS}), which --data mini draws; name another "
+            "--data, or an empty folder"
         )
     existing = read_json(settings, f"remove {root}") if settings.is_file() else {}
     wanted = {**asdict(size or UntrimmedSize()), "format": DRAWN_FORMAT}
