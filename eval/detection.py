@@ -145,7 +145,8 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
         "run": {"step": run["step"], "command": run["command"]},
     }
     header |= {} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}  # others differ in pixels
-    out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test{'' if average else '-last'}"
+    which = ("" if average else "-last") + (f"-{args.subset}" if args.subset else "")
+    out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test{which}"
     pending = detect_videos(
         loaded.model,
         split,

@@ -57,6 +57,10 @@ from moss_vllm.vlm.processor import PROCESSOR_FILES
 
 CARD = "README.md"
 NEEDED = {False: (RUN_FILE, ADAPTER_CONFIG, ADAPTER_FILE), True: (MERGED_FILE, "config.json")}
+OTHER_WEIGHTS = (
+    "classifier.safetensors",
+    "detector.safetensors",
+)  # of other tasks
 OPTIONAL = ("generation_config.json", WEIGHTS, INDEX)  # of a merged model
 TEMPLATE = "chat_template.jinja"
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -154,6 +158,12 @@ def choose_files(folder: Path, merged: bool) -> list[Path]:
         and path.is_file()
         and not path.is_symlink()
     ]
+    if not merged and any(path.name in OTHER_WEIGHTS for path in inside):
+        raise ValueError(
+            f"{folder} is a checkpoint of a classifier or detector; this command publishes those of "
+            "recipes/favor_lora.py and merged models. Upload the folder itself: hf upload OWNER/NAME "
+            f"{folder}"
+        )
     missing = {*NEEDED[merged]} - {path.name for path in chosen}
     if missing or not any(path.suffix == ".safetensors" for path in chosen):
         lacking = ", ".join(sorted(missing)) or "safetensors file"

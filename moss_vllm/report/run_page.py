@@ -177,7 +177,11 @@ def _notes(run: RunFiles) -> list[str]:
 def _scores(result: dict[str, Any]) -> str:
     """The scores of a test in words; empty for a result that has none."""
     scores = {title: as_number(result.get(key)) for key, title in SCORES.items()}
-    named = [f"{title.lower()} {value:.2f} %" for title, value in scores.items() if math.isfinite(value)]
+    named = [
+        f"{title[0].lower()}{title[1:]} {value:.2f} %"
+        for title, value in scores.items()
+        if math.isfinite(value)
+    ]
     return ", ".join(named)
 
 
@@ -284,7 +288,10 @@ def _tests(run: RunFiles) -> list[Html]:
         return [tag("p", "No test was finished in training.")]
     heads = {"step": "step", **SCORES, "clips": "clips", "videos": "videos", "failed": "not read"}
     heads = {key: head for key, head in heads.items() if any(key in line for line in lines.values())}
-    rows = [[line.get(key) for key in heads] for line in lines.values()]
+    rows = [
+        [f"{value:.2f}" if isinstance(value := line.get(key), float) else value for key in heads]
+        for line in lines.values()
+    ]
     note = "Percent of the test clips, one view each; every clip's answer is in evals/step-N/answers."
     if "videos" in heads:
         note = "mAP in percent; the detections of every video are in evals/step-N/answers."

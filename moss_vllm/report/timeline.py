@@ -86,7 +86,7 @@ class Timeline:
         found, right = sum(one.found for one in actions), sum(one.right for one in drawn)
         left_out = sum(lane.left_out for lane in self.lanes)
         text = f"{found:,} of {counted(len(actions), 'action')} found; "
-        text += f"{right:,} of {counted(len(drawn), 'detection')} right at tIoU {TIOU:g}"
+        text += f"{right:,} of the {counted(len(drawn), 'detection')} drawn right at tIoU {TIOU:g}"
         return text + (f"; {left_out:,} more not drawn" if left_out else "")
 
     def ticks_s(self) -> list[int]:

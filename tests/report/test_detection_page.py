@@ -52,7 +52,7 @@ def test_every_video_has_its_timeline_and_those_read_their_frames(tmp_path):
     figures = re.findall(r'<figure class="timeline">.*?</figure>', page)
     assert [re.search("<b>(.*?)</b>", figure)[1] for figure in figures] == list(TEST)
     assert figures[0].count("<img") == strips.MOST_FRAMES and 'loading="lazy"' in figures[0]
-    assert "1 of 2 actions found; 1 of 4 detections right at tIoU 0.5" in figures[0]
+    assert "1 of 2 actions found; 1 of the 4 detections drawn right at tIoU 0.5" in figures[0]
     assert "its frames cannot be read" in figures[1] and "<img" not in figures[1]
     assert "Frames are shown of 1 of 3 videos" in page
 

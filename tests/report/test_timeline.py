@@ -31,7 +31,7 @@ def test_lanes_have_what_happens_and_what_was_found(tmp_path):
         Detected(5.0, 9.5, 0.7, False, 0),
     )
     assert dive.actions == () and dive.detections == (Detected(20.0, 22.0, 0.4, False, 0),)
-    assert line.describe() == "1 of 2 actions found; 1 of 4 detections right at tIoU 0.5"
+    assert line.describe() == "1 of 2 actions found; 1 of the 4 detections drawn right at tIoU 0.5"
 
 
 def test_two_classes_at_one_time_have_a_lane_each_and_a_video_without_any_has_none(tmp_path):
@@ -93,7 +93,10 @@ def test_the_picture_has_frames_and_lanes(tmp_path, capsys):
     out = script.main([str(folder), "--video", TEST[0]])
     assert out == folder / f"timeline_{TEST[0]}.png"
     said = capsys.readouterr().out
-    assert said.startswith(f"{TEST[0]}: 1 of 2 actions found; 1 of 4 detections right") and str(out) in said
+    assert (
+        said.startswith(f"{TEST[0]}: 1 of 2 actions found; 1 of the 4 detections drawn right")
+        and str(out) in said
+    )
     pixels = np.asarray(Image.open(out).convert("RGB")).astype(int)
     assert pixels.shape[1] == 1500
     green = np.abs(pixels - (0, 158, 115)).sum(-1) < 60

@@ -157,6 +157,16 @@ def test_a_base_is_not_published(tiny_base, hub):
     assert hub.calls == []
 
 
+@pytest.mark.parametrize("weights", ["classifier.safetensors", "detector.safetensors"])
+def test_checkpoints_of_other_tasks_are_refused(tmp_path, hub, weights):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / weights).touch()
+    refused(
+        [tmp_path, "me/moss"], "is a checkpoint of a classifier or detector; this command publishes those of"
+    )
+    assert hub.calls == []
+
+
 def test_results_of_another_model_are_refused(trained, result, tmp_path):
     told = json.loads(result.read_text())
     told["run"]["step"] = 120
