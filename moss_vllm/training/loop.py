@@ -6,6 +6,7 @@ micro-batch. The order of rows depends on seed and step alone, so resuming decod
 SIGUSR1 (which schedulers send) and the first Ctrl-C end the run after the step under way, with a checkpoint.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -148,8 +149,10 @@ class Counts:
             raise run_folder.gone(out)
         self.rejected += rows.rejected_rows
         self.rows += rows.rows
-        # A share of the whole set: one bad row among the first 100 must not stop a run that allows 0.5 %.
-        of = max(self.rows, sum(count for count, _ in dataset.shares))
+        # A share of whole epochs: one bad row among the first 100 must not stop a run that allows 0.5 %, nor
+        # must the same row early in the next epoch.
+        epoch = sum(count for count, _ in dataset.shares)
+        of = epoch * max(1, math.ceil(self.rows / epoch))
         if self.rejected > loop.max_bad_share * of:
             raise RunStopped(
                 f"{self.rejected} of {self.rows} rows so far could not be used, more than "

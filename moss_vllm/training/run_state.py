@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.files import read_json, readable
 from moss_vllm.runtime.provenance import faults
 from moss_vllm.training import engines
 
@@ -133,7 +133,7 @@ def _load_optimizer(objective: nn.Module, optimizer: torch.optim.Optimizer, save
 
 
 def _load_scale(scaler: torch.amp.GradScaler, file: Path) -> None:
-    own, saved = scaler.state_dict(), json.loads(file.read_text())
+    own, saved = scaler.state_dict(), read_json(file)
     if {name: type(value) for name, value in saved.items()} != {k: type(v) for k, v in own.items()}:
         raise ValueError(f"{SCALE_FILE} holds other values than {', '.join(own)}")
     if not 0 < saved["scale"] < 2**64:

@@ -157,11 +157,13 @@ class FrameCache:
             if (frames := self.take_frames(key, shown)) is not None:
                 return frames[order]
             choose = partial(_chosen_before, shown[order], choose)  # a second call may draw others
-        if key is None or self.is_closed:
+        if key is None:
             return read_frames(path, choose, scale=scale, decoder=decoder)
         try:
             if self.entry(count_key(key)).exists():
                 raise _TooManyFrames
+            if self.is_closed:
+                return read_frames(path, choose, scale=scale, decoder=decoder)
             every = read_frames(path, _every_frame, scale=scale, decoder=decoder)
         except _TooManyFrames:
             return read_pieces(self, describe, os.fspath(path), choose, scale=scale, decoder=decoder)

@@ -107,7 +107,10 @@ _known: dict[tuple[object, ...], Index] = {}  # the index of one file, by its st
 
 def _index_of(path: str, container: av.container.InputContainer) -> Index:
     """The index of an open file; the last one is kept, as a detector's test reads a video in parts."""
-    state = os.stat(path)
+    try:
+        state = os.stat(path)
+    except OSError:  # gone, but open: it can be read
+        return index_frames(path, container)
     key = (path, state.st_ino, state.st_size, state.st_mtime_ns)
     index = _known.get(key)
     if index is None:

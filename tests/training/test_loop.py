@@ -320,7 +320,7 @@ def test_a_step_without_a_clip_leaves_the_statistics_of_moss(run, processor, noi
 
 def test_rejected_rows_are_named_once_and_cost_no_other_row(run, processor, noise_clip, tmp_path, capsys):
     dataset = Clips(processor, noise_clip, bad={3})
-    lines, _ = run(loop(4, max_bad_share=0.2), dataset=dataset, use_moss=False)  # two epochs
+    lines, _ = run(loop(4, max_bad_share=1 / 8), dataset=dataset, use_moss=False)  # two epochs
     assert sorted(dataset.asked) == sorted(list(range(8)) * 2)
     assert sum(line["clips"] for line in lines) == 2 * 7
     assert sorted(line["clips"] for line in lines) == [3, 3, 4, 4]
