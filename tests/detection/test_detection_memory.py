@@ -14,11 +14,9 @@ from moss_vllm.detection.build import build_adatad
 from moss_vllm.detection.memory import GIB, estimate_memory, memory_table
 from moss_vllm.training.alive import AliveBytes
 
-# (checkpoints, MOSS with its input, about in all with MOSS)
+# (checkpoints, MOSS with its input, about in all with MOSS); test_detection_cost.py has all sizes
 COUNTED_GB = {
     ("b", 160): (1.4, 0.4, 4.5),
-    ("b", 224): (2.8, 0.8, 7),
-    ("l", 160): (3.8, 0.6, 9),
     ("l", 224): (7.4, 1.2, 15),
 }
 WIDTH, LAYERS = 64, 2
