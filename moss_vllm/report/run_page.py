@@ -177,12 +177,8 @@ def _notes(run: RunFiles) -> list[str]:
 def _scores(result: dict[str, Any]) -> str:
     """The scores of a test in words; empty for a result that has none."""
     scores = {title: as_number(result.get(key)) for key, title in SCORES.items()}
-    named = [
-        f"{title[0].lower()}{title[1:]} {value:.2f} %"
-        for title, value in scores.items()
-        if math.isfinite(value)
-    ]
-    return ", ".join(named)
+    named = ((f"{title[0].lower()}{title[1:]}", value) for title, value in scores.items())
+    return ", ".join(f"{title} {value:.2f} %" for title, value in named if math.isfinite(value))
 
 
 def _curve(run: RunFiles, name: str, pick: Pick, colour: int = 0, style: str = "") -> Curve:
@@ -288,10 +284,8 @@ def _tests(run: RunFiles) -> list[Html]:
         return [tag("p", "No test was finished in training.")]
     heads = {"step": "step", **SCORES, "clips": "clips", "videos": "videos", "failed": "not read"}
     heads = {key: head for key, head in heads.items() if any(key in line for line in lines.values())}
-    rows = [
-        [f"{value:.2f}" if isinstance(value := line.get(key), float) else value for key in heads]
-        for line in lines.values()
-    ]
+    found = [[line.get(key) for key in heads] for line in lines.values()]
+    rows = [[f"{value:.2f}" if isinstance(value, float) else value for value in row] for row in found]
     note = "Percent of the test clips, one view each; every clip's answer is in evals/step-N/answers."
     if "videos" in heads:
         note = "mAP in percent; the detections of every video are in evals/step-N/answers."
