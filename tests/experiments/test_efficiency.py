@@ -21,8 +21,10 @@ OTHER_TP = {"L=3, 5", "L=5, 3", "Fact Attn.", "ATM", "DiST + MOSS"}
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory):
     path = tmp_path_factory.mktemp("cost") / "deep" / "cost.json"
-    found = efficiency.main(["--json", str(path)])
-    assert json.loads(path.read_text()) == found
+    found = {}
+    for table in ("3", "4", "6", "10", "video-llm"):  # 8 and 9 have tests of their own, and take a minute
+        found |= efficiency.main(["--table", table, "--json", str(path)])
+    assert json.loads(path.read_text()) == {"video-llm": found["video-llm"]}
     return found
 
 
