@@ -33,7 +33,7 @@ def options() -> Flags:
     add("--videos", help=videos)
     add("--data", help="thumos14, json or mini (default: the checkpoint's; of a file thumos14)")
     add("--subset", help="of the json, to test on (default: the checkpoint's, or validation)")
-    add("--out", type=Path, help="folder of the results (default: CKPT-test; of a file none)")
+    add("--out", type=Path, help="folder of the results (default: CKPT-test[-last][-SUBSET]; of a file none)")
     add("--overwrite", action=yes, help="drop the lines in --out and start again")
     add("--allow-missing", action=yes, help="leave out videos that are not there, and print their number")
     add("--variant", help="b or l, of Table 8's rows to print beside (default: the checkpoint's)")
