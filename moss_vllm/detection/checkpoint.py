@@ -27,6 +27,7 @@ from moss_vllm.detection.pixels import PixelSettings
 from moss_vllm.detection.windows import WindowSettings
 from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.trained_weights import (
+    build_again,
     read_record,
     read_trained,
     refuse_other_bits,
@@ -152,12 +153,7 @@ def load(
             f"{encoder}, the video encoder that {folder} was trained beside, is not there; pass its "
             "folder with --weights"
         )
-    try:
-        model = build_adatad(**run["model"])
-    except TypeError as error:
-        raise ValueError(
-            f"{folder / RUN_FILE}: its model cannot be built ({error}); use a whole checkpoint"
-        ) from error
+    model = build_again(folder, run, build_adatad)
     restore(folder, model, average=average)
     return LoadedDetector(model.to(device).eval(), run, step_name(folder))
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from moss_vllm.recognition.build import build_classifier, find_preset
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
-from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.trained_weights import (
+    build_again,
     read_record,
     read_trained,
     refuse_other_bits,
@@ -107,12 +107,7 @@ def load(
     run = read_run(folder)
     if weights is not None:
         run["model"]["weights"] = weights
-    try:
-        model = build_classifier(**run["model"])
-    except TypeError as error:
-        raise ValueError(
-            f"{folder / RUN_FILE}: its model cannot be built ({error}); use a whole checkpoint"
-        ) from error
+    model = build_again(folder, run, build_classifier)
     restore(folder, model)
     return LoadedClassifier(model.to(device).eval(), run, step_name(folder))
 

@@ -5,7 +5,7 @@ record's fingerprint.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +51,16 @@ def write_trained(file: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
     save_file({name: value.contiguous() for name, value in state.items()}, file)
     readable(file)
+
+
+def build_again(folder: Path, run: Mapping[str, Any], build: Callable[..., Any]) -> Any:
+    """What `build` makes of the arguments in a checkpoint's run.json; ValueError if it does not take them."""
+    try:
+        return build(**run["model"])
+    except TypeError as error:
+        raise ValueError(
+            f"{folder / RUN_FILE}: its model cannot be built ({error}); use a whole checkpoint"
+        ) from error
 
 
 def read_trained(file: Path) -> dict[str, Tensor]:
