@@ -235,7 +235,7 @@ def train_and_test(
         evaluate=test_model,
     )
     if lines and lines[-1]["step"] < loop.steps:  # stopped by a signal
-        accelerator.end_training()
+        engines.end(accelerator)
         return None
     if test_model.best.last_step() != loop.steps:
         test_model(loop.steps)
@@ -250,7 +250,7 @@ def train_and_test(
     accuracy = collect_clips(out / "test", splits["test"])  # of all processes
     if accelerator.is_main_process:
         finish(accuracy, out / "test", settings.data, views, best.run["step"])
-    accelerator.end_training()
+    engines.end(accelerator)
     return accuracy
 
 

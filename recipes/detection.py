@@ -251,7 +251,7 @@ def train_and_test(
         evaluate=lambda step: test_model(step) if step >= first_test else None,
     )
     if lines and lines[-1]["step"] < loop.steps:  # stopped by a signal
-        accelerator.end_training()
+        engines.end(accelerator)
         return None
     if test_model.best.last_step() != loop.steps:
         test_model(loop.steps)
@@ -271,7 +271,7 @@ def train_and_test(
         about |= {"step": identity["step"], "size_px": pixels.size_px}
         scores = score_test(out / "test", splits["test"], about)
         finish(scores, settings, identity["step"], out / "test", test_model.best.report())
-    accelerator.end_training()
+    engines.end(accelerator)
     return scores
 
 

@@ -227,7 +227,7 @@ def fine_tune(
     )
     if accelerator.is_main_process and lines and lines[-1]["step"] == settings.steps:
         say(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
-    accelerator.end_training()
+    engines.end(accelerator)
     return lines
 
 

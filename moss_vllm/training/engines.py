@@ -6,6 +6,7 @@ are summed over processes. The choice of an engine changes memory and speed, not
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -57,6 +58,22 @@ def start(*, tracker: str | None = None, folder: str | None = None, precision: s
     # With this configuration transformers would open a bfloat16 base through ZeRO-3, which makes it float32.
     unset_hf_deepspeed_config()
     return accelerator
+
+
+def end(accelerator: Accelerator) -> None:
+    """Close the trackers and leave the other processes; the last call of a run."""
+    accelerator.end_training()
+    if accelerator.num_processes > 1:
+        release_threads()
+
+
+def release_threads() -> None:
+    """Give gloo's threads time to drop the tensors of the last exchange.
+
+    They need Python's lock for it and outlive `destroy_process_group`; a process that leaves Python before
+    they have done so aborts with status -6 although its work is done (pytorch/pytorch pull request 179291).
+    """
+    time.sleep(0.2)
 
 
 def _refuse_ignored_options(precision: str) -> None:

@@ -95,6 +95,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
     dist.barrier()
     run_state.save_state(accelerator, objective, optimizer, out / "state")
     dist.destroy_process_group()
+    engines.release_threads()
 
 
 def clips(processor, seed: int, *, sizes: int) -> dict[str, torch.Tensor]:
