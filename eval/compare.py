@@ -54,8 +54,16 @@ def options() -> Flags:
     return parser
 
 
+def check(parser: Flags, args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is read."""
+    if args.changed < 0:
+        raise ValueError(f"--changed is {args.changed}; it must be at least 0")
+    if args.json:
+        refuse_unwritable(args.json.parent, "the folder of --json,")
+
+
 if __name__ == "__main__":
-    answer_help(options)
+    answer_help(options, check)
 
 from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.detection.comparison import (
@@ -80,14 +88,11 @@ def main(argv: list[str] | None = None) -> list[Comparison] | list[DetectionComp
     """Read, compare, print, write; a wrong argument or folder ends the script with one line and status 1."""
     parser = options()
     args = parser.parse_args(argv)
+    check(parser, args)
     folders = [folder.expanduser() for folder in args.folders]
     of_detectors = [holds_detections(folder) for folder in folders]
     if all(of_detectors):
         parser.refuse_given(["changed"], "between tests of detectors, which ask no questions")
-    if args.changed < 0:
-        raise ValueError(f"--changed is {args.changed}; it must be at least 0")
-    if args.json:
-        refuse_unwritable(args.json.parent, "the folder of --json,")
     names = choose_names(folders, args.names)
     if any(of_detectors):
         return compare_detectors(dict(zip(names, folders, strict=True)), of_detectors, args)
