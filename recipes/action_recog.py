@@ -249,7 +249,7 @@ def train_and_test(
     accuracy = collect_clips(out / "test", splits["test"])  # of all processes
     if accelerator.is_main_process:
         finish(accuracy, out / "test", settings.data, views, best.run["step"])
-        run_folder.finish(out, loop.steps)
+        run_folder.mark_finished(out, loop.steps)
     accelerator.end_training()
     return accuracy
 

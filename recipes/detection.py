@@ -272,7 +272,7 @@ def train_and_test(
         about |= {"step": identity["step"], "size_px": pixels.size_px}
         scores = score_test(out / "test", splits["test"], about)
         finish(scores, settings, identity["step"], out / "test", test_model.best.report())
-        run_folder.finish(out, loop.steps)
+        run_folder.mark_finished(out, loop.steps)
     accelerator.end_training()
     return scores
 

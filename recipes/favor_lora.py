@@ -235,7 +235,7 @@ def fine_tune(
         data=digests,
     )
     if accelerator.is_main_process and (not lines or lines[-1]["step"] == settings.steps):
-        run_folder.finish(out, settings.steps)
+        run_folder.mark_finished(out, settings.steps)
     if accelerator.is_main_process and lines and lines[-1]["step"] == settings.steps:
         say(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
     accelerator.end_training()

@@ -11,7 +11,7 @@ from typing import Any
 
 from moss_vllm.data.rows import BenchmarkVideo
 from moss_vllm.evaluation.asking import Reading, evaluate
-from moss_vllm.evaluation.options import RESULTS
+from moss_vllm.evaluation.options import RESULT_FOLDERS
 from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark, Questions, restore_protocol
 from moss_vllm.evaluation.questions import digest_data, look_over
 from moss_vllm.evaluation.result import QUESTION_SCHEMA, Result, collect
@@ -39,7 +39,7 @@ def choose_folder(args: argparse.Namespace, script: str, name: str, benchmark: B
     parts += [f"{args.max_frames}frames"] if args.max_frames is not None else []
     parts += [] if args.compress_tokens is None else ["compress" if args.compress_tokens else "no-compress"]
     parts += ["still"] if args.still else []
-    return RESULTS / script / "-".join(parts)
+    return RESULT_FOLDERS / script / "-".join(parts)
 
 
 def run(

@@ -8,7 +8,7 @@ from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags, add_clip_options, add_device, refuse_unwritable_out
 from moss_vllm.video.decoders import DECODERS
 
-RESULTS = Path("runs/eval")
+RESULT_FOLDERS = Path("runs/eval")
 # Flags that a table of stored answers does not depend on.
 OF_A_MODEL = "ckpt cache cache_gib decoder overwrite batch_size workers protocol device precision".split()
 OF_A_MODEL += "sample_fps short_side_px max_frames compress_tokens clip_settings still".split()
@@ -56,6 +56,6 @@ def check_options(parser: Flags, args: argparse.Namespace) -> None:
             raise ValueError("--merge needs --out, the folder of the answers")
     if args.cache_gib is not None and not args.cache:
         raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
-    refuse_unwritable_out(args.out, RESULTS)
+    refuse_unwritable_out(args.out, RESULT_FOLDERS)
     if args.cache:
         refuse_unwritable(args.cache, "--cache")

@@ -189,7 +189,7 @@ def train(
         evaluate: called by every process every `loop.evaluate_every` steps.
         data: a digest of each set that is read, by its name; a resumed run tells of those that changed.
 
-    Returns: the logged lines. What follows the training is the caller's, and so is `run_folder.finish`.
+    Returns: the logged lines. What follows is the caller's, and so is `run_folder.mark_finished`.
 
     Raises:
         FileNotFoundError: `resume` is no checkpoint.

@@ -202,7 +202,7 @@ def _is_before(line: str, step: int) -> bool:
         return False
 
 
-def finish(out: Path, step: int) -> None:
+def mark_finished(out: Path, step: int) -> None:
     """Say in the folder that nothing of the run remains; the main process calls it after the last test."""
     write_whole(out / FINISHED_FILE, f"step-{step:06d}\n")
 
