@@ -10,6 +10,7 @@ clip and its five likeliest classes, `result.json` and `per_class.csv`. The same
 was stopped, also after the checkpoint moved; scripts/action_groups.py compares two folders.
 """
 
+import argparse
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ import sys
 from pathlib import Path
 
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device
+from moss_vllm.runtime.files import refuse_unwritable
+from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
 from moss_vllm.runtime.line_store import Shard
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.decoders import DECODERS
@@ -54,8 +56,19 @@ def options() -> Flags:
     return parser
 
 
+def check(parser: Flags, args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before a model is opened."""
+    if args.batch_size < 1 or args.workers < 0:
+        parser.error("--batch-size takes 1 or more, --workers 0 or more")
+    if args.cache_gib is not None and args.cache is None:
+        parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
+    refuse_unwritable_out(args.out, args.ckpt.parent)
+    if args.cache:
+        refuse_unwritable(args.cache, "--cache")
+
+
 if __name__ == "__main__":
-    answer_help(options)
+    answer_help(options, check)
 
 
 from moss_vllm.recognition import checkpoint
@@ -74,11 +87,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     """Test; a wrong argument or file ends it with one line and status 1."""
     parser = options()
     args = parser.parse_args(argv)
-    if args.batch_size < 1 or args.workers < 0:
-        parser.error("--batch-size takes 1 or more, --workers 0 or more")
-    if args.cache_gib is not None and args.cache is None:
-        parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
-
+    check(parser, args)
     choose_device(args)
     shard, place = Shard.from_environment(), args.device
     if shard.processes > 1 and args.device == "cuda":

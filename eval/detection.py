@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device
+from moss_vllm.runtime.files import refuse_unwritable
+from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
 from moss_vllm.runtime.line_store import Shard
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.video.decoders import DECODERS
@@ -65,6 +66,8 @@ from moss_vllm.detection.scores import (
 )
 
 WHERE = ("data", "root", "annotation", "videos", "subset")
+OF_A_MODEL = "videos overwrite allow_missing weights no_average batch_size workers".split()
+OF_A_MODEL += "cache cache_gib decoder device precision".split()
 
 
 @errors_in_one_line()
@@ -74,12 +77,18 @@ def main(argv: list[str] | None = None) -> DetectionScores | None:
     args = parser.parse_args(argv)
     if (args.ckpt is None) == (args.predictions is None):
         parser.error("give --ckpt, to test a checkpoint, or --predictions, to score a file")
+    if args.predictions:
+        parser.refuse_given(OF_A_MODEL, "with --predictions, which is scored without a model")
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch-size takes 1 or more, --workers 0 or more")
     if args.cache_gib is not None and args.cache is None:
         parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
     if args.variant not in (None, *PAPER_TABLE_8):
         parser.error(f"--variant is {args.variant!r}; Table 8 has {', '.join(PAPER_TABLE_8)}")
+    if args.ckpt or args.out:
+        refuse_unwritable_out(args.out, args.ckpt.parent if args.ckpt else Path())
+    if args.cache:
+        refuse_unwritable(args.cache, "--cache")
     return score_file(args) if args.predictions else test_checkpoint(args)
 
 
@@ -116,6 +125,7 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     from moss_vllm.detection.windows import WindowSettings
     from moss_vllm.runtime.precision import AUTOCAST
     from moss_vllm.runtime.provenance import describe_environment
+    from moss_vllm.training.average import tell_young
     from moss_vllm.video.cache import choose_frame_reader
 
     choose_device(args)
@@ -175,6 +185,9 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
         "size_px": run["pixels"]["size_px"],
     }
     scores = score_test(out, split, about)
+    decay = run["settings"].get("ema_decay")
+    if average and isinstance(decay, float) and (young := tell_young(decay, run["step"])):
+        say(young, file=sys.stderr)
     show(f"step {run['step']}, {weights} weights", scores, split, variant)
     say(f"written to {out}")
     return scores

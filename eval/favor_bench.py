@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.world.benchmarks import ensure_world
-from moss_vllm.evaluation.options import add_options
+from moss_vllm.evaluation.options import add_options, check_options
 from moss_vllm.evaluation.protocols import FAVOR_BENCH
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags
@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> "Result":
     parser.add_argument("--data", type=Path, help=source)
     add_options(parser, FAVOR_BENCH)
     args = parser.parse_args(argv)
+    check_options(parser, args)
     from moss_vllm.evaluation import command  # takes seconds: imports torch and transformers
 
     data = args.data or ensure_world()

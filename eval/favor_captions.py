@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from moss_vllm.data.favor import read_favor_bench
 from moss_vllm.data.rows import CAPTION_PROMPT, Question
 from moss_vllm.data.world.benchmarks import ensure_world
-from moss_vllm.evaluation.options import add_options
+from moss_vllm.evaluation.options import add_options, check_options
 from moss_vllm.evaluation.protocols import Benchmark, Protocol
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import write_whole
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> "Result":
     parser.add_argument("--prompt", default=CAPTION_PROMPT, help="what to ask about each video")
     add_options(parser, CAPTIONS)
     args = parser.parse_args(argv)
+    check_options(parser, args)
     from moss_vllm.evaluation import command  # takes seconds: imports torch and transformers
 
     data = args.data or ensure_world()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from moss_vllm.data.motionbench import SPLITS, read_motionbench
 from moss_vllm.data.world.benchmarks import ensure_world
-from moss_vllm.evaluation.options import add_options
+from moss_vllm.evaluation.options import add_options, check_options
 from moss_vllm.evaluation.protocols import MOTIONBENCH
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import write_whole
@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> "Result":
     parser.add_argument("--split", choices=SPLITS, default="dev", help=split)
     add_options(parser, MOTIONBENCH)
     args = parser.parse_args(argv)
+    check_options(parser, args)
     from moss_vllm.evaluation import command  # takes seconds: imports torch and transformers
 
     data = args.data or ensure_world()

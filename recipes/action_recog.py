@@ -29,10 +29,9 @@ from typing import Any, Literal
 import yaml
 
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.flags import answer_help
 from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import options, parse, setting
+from moss_vllm.training.settings import RESUME, begin, parse, setting
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class ActionRecog:
 
 
 if __name__ == "__main__":
-    answer_help(lambda: options(ActionRecog, __doc__))
+    begin(ActionRecog, __doc__)
 
 import torch
 from accelerate import Accelerator
@@ -142,11 +141,10 @@ from moss_vllm.recognition.testing import score_clips
 from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
-from moss_vllm.training import engines, start
+from moss_vllm.training import engines, run_folder, start
 from moss_vllm.training.best import BEST
 from moss_vllm.training.loop import train
 from moss_vllm.training.optim import parameter_groups
-from moss_vllm.training.run_folder import choose_resume
 from moss_vllm.training.temporal_settings import refused_options_named
 from moss_vllm.video.cache import choose_frame_reader
 
@@ -171,7 +169,7 @@ def train_and_test(
 ) -> Accuracy | None:
     """Build and report; train and test unless it is a dry run. Returns the test's accuracy."""
     out = Path(settings.out)
-    resume = choose_resume(out, settings.resume, dry_run=dry_run)
+    resume = run_folder.choose_resume(out, settings.resume, dry_run=dry_run)
     where: dict[str, Any] = {"annotation": settings.annotation, "allow_missing": settings.allow_missing}
     with accelerator.main_process_first():
         splits = {name: open_split(settings.data, settings.root, name, **where) for name in ("train", "test")}
@@ -232,6 +230,7 @@ def train_and_test(
         keeper=keeper,
         resume=resume,
         started=lambda: start.announce(accelerator, settings, record, out, resume),
+        data={f"{name} split": split.digest() for name, split in splits.items()},
         evaluate=test_model,
     )
     if lines and lines[-1]["step"] < loop.steps:  # stopped by a signal
@@ -240,16 +239,17 @@ def train_and_test(
     if test_model.best.last_step() != loop.steps:
         test_model(loop.steps)
     best = checkpoint.load(out / BEST, weights=arguments["weights"], device=accelerator.device)
-    header = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
-    header["model_settings"] = best.settings_digest()
+    header: dict[str, Any] = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
+    header |= {"model_settings": best.settings_digest(), "data": splits["test"].digest()}
     if accelerator.is_main_process:
-        drop_other_test(out / "test", best.run["step"], best.model)
+        drop_other_test(out / "test", header, best.model)
     accelerator.wait_for_everyone()
     score_clips(best.model, splits["test"], views, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
     accuracy = collect_clips(out / "test", splits["test"])  # of all processes
     if accelerator.is_main_process:
         finish(accuracy, out / "test", settings.data, views, best.run["step"])
+        run_folder.mark_finished(out, loop.steps)
     engines.end(accelerator)
     return accuracy
 
@@ -318,10 +318,11 @@ def show_settings_and_batch(
         say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
 
 
-def drop_other_test(folder: Path, step: int, model: VideoClassifier) -> None:
-    """Remove the test of other weights: a run that is resumed for more steps may end in another best step."""
-    header = read_answers(folder / ANSWERS, CLIP_SCHEMA).header
-    if header and (header["run"]["step"], header.get("weights")) != (step, fingerprint(model.state_dict())):
+def drop_other_test(folder: Path, header: dict[str, Any], model: VideoClassifier) -> None:
+    """Remove another test: a resumed run may end in another best step, or read a corrected annotation."""
+    expected = {"run": header["run"], "data": header["data"], "weights": fingerprint(model.state_dict())}
+    earlier = read_answers(folder / ANSWERS, CLIP_SCHEMA).header
+    if earlier and any(earlier.get(name) != value for name, value in expected.items()):
         shutil.rmtree(folder)
 
 
@@ -333,5 +334,5 @@ def finish(accuracy: Accuracy, folder: Path, data: str, views: ViewSettings, ste
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command with --resume auto continues from the last checkpoint"):
+    with errors_in_one_line(resume=RESUME):
         main()

@@ -29,10 +29,9 @@ from typing import Any, Literal
 import yaml
 
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.flags import answer_help
 from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import options, parse, setting
+from moss_vllm.training.settings import RESUME, begin, parse, setting
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Detection:
 
 
 if __name__ == "__main__":
-    answer_help(lambda: options(Detection, __doc__))
+    begin(Detection, __doc__)
 
 import torch
 from accelerate import Accelerator
@@ -149,12 +148,11 @@ from moss_vllm.detection.settings import (
 from moss_vllm.detection.testing import describe_test, detect_videos
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
-from moss_vllm.training import engines, start
-from moss_vllm.training.average import WeightAverage
+from moss_vllm.training import engines, run_folder, start
+from moss_vllm.training.average import WeightAverage, tell_young
 from moss_vllm.training.best import BEST
 from moss_vllm.training.loop import train
 from moss_vllm.training.optim import parameter_groups
-from moss_vllm.training.run_folder import choose_resume
 from moss_vllm.training.temporal_settings import refused_options_named
 from moss_vllm.video.cache import choose_frame_reader
 
@@ -178,7 +176,7 @@ def train_and_test(
 ) -> DetectionScores | None:
     """Build and report; train and test unless it is a dry run. Returns the test's scores."""
     out = Path(settings.out)
-    resume = choose_resume(out, settings.resume, dry_run=dry_run)
+    resume = run_folder.choose_resume(out, settings.resume, dry_run=dry_run)
     with accelerator.main_process_first():
         splits = {name: open_split(settings, name) for name in ("train", "test")}
     if splits["train"].classes != splits["test"].classes:
@@ -196,6 +194,8 @@ def train_and_test(
         splits["train"], windows, pixels, seed=settings.seed, read=read, levels=model.detector.levels
     )
     steps_an_epoch, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
+    first_test = settings.eval_from * steps_an_epoch
+    tests = range(loop.evaluate_every, loop.steps + 1, loop.evaluate_every)
     record = {
         **start.describe_training(settings, accelerator, model, table, command),
         "data_lines": [line for split in splits.values() for line in (split.report(), *split.notes)],
@@ -205,6 +205,7 @@ def train_and_test(
         "steps": loop.steps,
         "disk": start.plan_disk(model, out, loop, resume, copies=4),
         "clips_a_step": loop.batch_size * loop.accumulate * accelerator.num_processes,
+        "first_test": next((step for step in tests if step >= first_test), loop.steps),
     }
     if accelerator.is_main_process:
         show(record, tuple(model.temporal_names))
@@ -237,7 +238,6 @@ def train_and_test(
     test_model = PeriodicTest(
         accelerator, model, *shown, out, keeper=keeper, averaged=average.in_model, test=test
     )
-    first_test = settings.eval_from * steps_an_epoch
     lines = train(
         accelerator,
         DetectionObjective(model, average, test["dtype"]),
@@ -248,6 +248,7 @@ def train_and_test(
         keeper=keeper,
         resume=resume,
         started=lambda: start.announce(accelerator, settings, record, out, resume),
+        data={f"{name} split": split.digest() for name, split in splits.items()},
         evaluate=lambda step: test_model(step) if step >= first_test else None,
     )
     if lines and lines[-1]["step"] < loop.steps:  # stopped by a signal
@@ -271,6 +272,7 @@ def train_and_test(
         about |= {"step": identity["step"], "size_px": pixels.size_px}
         scores = score_test(out / "test", splits["test"], about)
         finish(scores, settings, identity["step"], out / "test", test_model.best.report())
+        run_folder.mark_finished(out, loop.steps)
     engines.end(accelerator)
     return scores
 
@@ -310,6 +312,9 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
         f"{settings['warmup_epochs']:g} epochs of warm-up, a cosine to epoch {settings['schedule_epochs']}, "
         f"the end after {settings['epochs']}{shrunk}"
     )
+    steps = (record["steps"], record["first_test"])
+    if young := next(filter(None, (tell_young(settings["ema_decay"], step) for step in steps)), ""):
+        say(young)
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])
 
@@ -343,9 +348,11 @@ def finish(scores: DetectionScores, settings: Detection, step: int, folder: Path
     name = f"{settings.temporal}, {settings.size_px} px"
     Screen().print(score_table(name, scores, variant=settings.variant if comparable else None))
     say(f"test of step {step}, the average of its weights: {scores}; written to {folder}")
+    if young := tell_young(settings.ema_decay, step):
+        say(young)
     say(f"tests during training: {tests}")
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command with --resume auto continues from the last checkpoint"):
+    with errors_in_one_line(resume=RESUME):
         main()

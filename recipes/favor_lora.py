@@ -23,9 +23,17 @@ from typing import Any, Literal
 
 from moss_vllm.data.world.benchmarks import ensure_world
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.flags import answer_help
 from moss_vllm.runtime.screen import say
-from moss_vllm.training.settings import accumulate_for, ignored, options, origins, parse, refuse, setting
+from moss_vllm.training.settings import (
+    RESUME,
+    accumulate_for,
+    begin,
+    ignored,
+    origins,
+    parse,
+    refuse,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class FavorLora:
 
 
 if __name__ == "__main__":
-    answer_help(lambda: options(FavorLora, __doc__))
+    begin(FavorLora, __doc__, out_depends_on="model")
 
 import torch
 from accelerate import Accelerator
@@ -107,10 +115,9 @@ from peft import PeftModel
 from moss_vllm.data.sources import read_sources
 from moss_vllm.evaluation.in_training import Checkup
 from moss_vllm.runtime.precision import AUTOCAST
-from moss_vllm.training import engines, start
+from moss_vllm.training import engines, run_folder, start
 from moss_vllm.training.loop import Loop, train
 from moss_vllm.training.optim import Rate, parameter_groups, with_rates
-from moss_vllm.training.run_folder import choose_resume
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
 from moss_vllm.video.decoders import check_decoder
@@ -153,7 +160,7 @@ def fine_tune(
 ) -> list[dict[str, Any]]:
     """Plan, build and report; train unless it is a dry run. Returns the logged steps."""
     out = Path(settings.out)
-    resume = choose_resume(out, settings.resume, dry_run=dry_run)
+    resume = run_folder.choose_resume(out, settings.resume, dry_run=dry_run)
     if settings.clips_a_step:
         settings = set_accumulate(settings, accelerator, settings.clips_a_step)
     engines.refuse_quantized(accelerator, settings.quantize)
@@ -208,11 +215,12 @@ def fine_tune(
         "engine": engines.name(accelerator),
         "command": command,
     }
-    checkup = None
+    checkup, digests = None, {"training set": rows.digest()}
     if settings.eval_data:
         data = Path(settings.eval_data)
         checkup = Checkup(accelerator, model, processor, run["protocol"], data, out, read=read)
         checkup.choose(settings.eval_questions)
+        digests["set of questions"] = checkup.digest()
     lines = train(
         accelerator,
         AnswerLoss(model, AUTOCAST[settings.precision]),
@@ -224,7 +232,10 @@ def fine_tune(
         resume=resume,
         started=lambda: start.announce(accelerator, settings, record, out, resume),
         evaluate=checkup,
+        data=digests,
     )
+    if accelerator.is_main_process and (not lines or lines[-1]["step"] == settings.steps):
+        run_folder.mark_finished(out, settings.steps)
     if accelerator.is_main_process and lines and lines[-1]["step"] == settings.steps:
         say(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
     engines.end(accelerator)
@@ -347,5 +358,5 @@ def show_shape(settings: FavorLora, layers: Layers, *, dry_run: bool) -> list[di
 
 
 if __name__ == "__main__":
-    with errors_in_one_line("the same command with --resume auto continues from the last checkpoint"):
+    with errors_in_one_line(resume=RESUME):
         main()

@@ -3,9 +3,12 @@
 In messages rows count from 0, lines from 1.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CAPTION_PROMPT = "Describe what is happening in the video."
 SHOWN_ROWS = 10
@@ -100,6 +103,11 @@ class Rejected:
     reason: str
     source: str = ""
     kind: str = "bad"
+
+
+def digest_rows(*rows: Any) -> str:
+    """A digest that tells one set of rows from another; of values that json knows, in their order."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def raise_bad_rows(rows: Sequence[BadRow]) -> None:

@@ -64,6 +64,16 @@ def join_detections(parts: Sequence[Detections]) -> Detections:
     return Detections(*map(np.concatenate, columns))
 
 
+def same_detections(one: Mapping[str, Detections], other: Mapping[str, Detections]) -> bool:
+    """Whether the detections of all videos are the same, in the same order."""
+    empty = no_detections()
+    return all(
+        np.array_equal(getattr(one.get(name, empty), column), getattr(other.get(name, empty), column))
+        for name in one.keys() | other.keys()
+        for column in ("segments_s", "scores", "labels")
+    )
+
+
 def _round(values: np.ndarray, decimals: int) -> np.ndarray:
     """Round as Python does: numpy multiplies first, and rounds 0.285 up that is 0.28499 in binary."""
     return np.array([round(value, decimals) for value in values.tolist()], np.float64) + 0.0  # -0.0 is 0.0

@@ -64,7 +64,7 @@ class DetectionScores:
     @property
     def mean(self) -> dict[str, float]:
         """mAP by column: each threshold, and "avg", the mean over thresholds."""
-        return _columns(self.thresholds, np.mean(list(self.classes.values()), axis=0))
+        return by_column(self.thresholds, np.mean(list(self.classes.values()), axis=0))
 
     def summary(self) -> dict[str, Any]:
         """All scores and counts, as result.json holds them."""
@@ -113,7 +113,7 @@ def score_detections(
     truth = {video.video_id: video.actions for video in split.videos}
     matches = match_detections(truth, predictions, thresholds)
     low, high = 100 * bootstrap(matches, len(truth), draws=draws, seed=seed)
-    intervals = zip(*(_columns(thresholds, ends).items() for ends in (low, high)), strict=True)
+    intervals = zip(*(by_column(thresholds, ends).items() for ends in (low, high)), strict=True)
     strange = [name for name in predictions if name not in truth]
     silent = [name for name in truth if not len(predictions.get(name, ()))]
     kinds = {
@@ -150,24 +150,43 @@ def bootstrap(matches: Sequence[ClassMatches], videos: int, *, draws: int, seed:
 
     Reference: Efron and Tibshirani (1993), the standard normal interval.
     """
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; it must be at least 1")
-    rng = np.random.default_rng(seed)
-    means: list[np.ndarray] = []
-    while len(means) < draws:  # a draw of videos without any action is drawn again
-        weights = np.ones(len(matches[0].names))
-        weights[:videos] = np.bincount(rng.integers(0, videos, videos), minlength=videos)
-        areas = np.stack([one.average_precision(weights) for one in matches])
-        areas = areas[~np.isnan(areas).any(axis=1)]
-        if len(areas):
-            means.append(areas.mean(axis=0))
-    table = np.stack([np.mean([one.average_precision() for one in matches], axis=0), *means])
+    drawn = np.nanmean(draw_videos([matches], videos, draws=draws, seed=seed)[:, 0], axis=1)
+    table = np.stack([np.mean([one.average_precision() for one in matches], axis=0), *drawn])
     table = np.concatenate([table, table.mean(axis=1, keepdims=True)], axis=1)
     reach = 1.96 * table[1:].std(axis=0)
     return np.clip([table[0] - reach, table[0] + reach], 0, 1)
 
 
-def _columns(thresholds: Sequence[float], values: np.ndarray) -> dict[str, float]:
+def draw_videos(tests: Sequence[Sequence[ClassMatches]], videos: int, *, draws: int, seed: int) -> np.ndarray:
+    """Average precision where videos are drawn with replacement, in each draw the same ones for all tests.
+
+    Args:
+        tests: the classes of each, with the same actions in all.
+        videos: as in `bootstrap`.
+
+    Shape: (draws, tests, classes, thresholds); NaN for a class of which no action was drawn.
+
+    Raises: ValueError for no draw.
+    """
+    if draws < 1:
+        raise ValueError(f"draws is {draws}; it must be at least 1")
+    rng = np.random.default_rng(seed)
+    drawn: list[list[list[np.ndarray]]] = []
+    while len(drawn) < draws:
+        counts = np.bincount(rng.integers(0, videos, videos), minlength=videos)
+        areas = [
+            [
+                one.average_precision(np.concatenate([counts, np.ones(len(one.names) - videos)]))
+                for one in matches
+            ]
+            for matches in tests
+        ]
+        if not all(np.isnan(area).all() for area in areas[0]):  # videos without any action are drawn again
+            drawn.append(areas)
+    return np.array(drawn)
+
+
+def by_column(thresholds: Sequence[float], values: np.ndarray) -> dict[str, float]:
     """Values by column; the average is counted where it is not among them."""
     names = [f"{threshold:g}" for threshold in thresholds]
     whole = [*values.tolist(), float(values.mean())][: len(names) + 1]
@@ -188,7 +207,7 @@ def table_8(
         raise ValueError(f"Table 8 has no variant {variant!r}; it has {', '.join(PAPER_TABLE_8)}")
     if not rows:
         raise ValueError("a table needs at least one row of results")
-    columns = list(_columns(TIOU_THRESHOLDS, np.zeros(len(TIOU_THRESHOLDS))))
+    columns = list(by_column(TIOU_THRESHOLDS, np.zeros(len(TIOU_THRESHOLDS))))
     columns = columns if variant else list(next(iter(rows.values())))
     for row, values in rows.items():
         if list(values) != columns:
@@ -221,11 +240,11 @@ def class_table(scores: DetectionScores, classes: Sequence[str]) -> Table:
     """Average precision of each class at each threshold, and its number of actions."""
     rows = {
         classes[label]: {
-            "classes": {**_columns(scores.thresholds, np.array(values)), "actions": scores.actions[label]}
+            "classes": {**by_column(scores.thresholds, np.array(values)), "actions": scores.actions[label]}
         }
         for label, values in scores.classes.items()
     }
-    columns = [*_columns(scores.thresholds, np.zeros(len(scores.thresholds))), "actions"]
+    columns = [*by_column(scores.thresholds, np.zeros(len(scores.thresholds))), "actions"]
     return Table("AP at temporal IoU by class (%)", {"classes": columns}, rows, rows_are="class")
 
 

@@ -143,7 +143,8 @@ def detect_videos(
         batch_sampler=dataset.batches(batch_size),
     )
     autocast = Objective(model, dtype).autocast
-    with AnswerFile(folder / ANSWERS, full, shard, overwrite=overwrite) as file:
+    # What interrupts a line ends the workers here: the generators would be closed with the process, too late.
+    with AnswerFile(folder / ANSWERS, full, shard, overwrite=overwrite) as file, batches:
         tested = _test(model, dataset, batches, decode, torch.device(device), autocast)
         tested = _named_errors(tested, batch_size)
         shown = tested if quiet else show_progress(tested, len(dataset), "windows")
@@ -189,31 +190,30 @@ def _test(
 ) -> Iterator[Tested]:
     """Every window's detections."""
     rows, frames, failed = iter(dataset.rows), None, None
-    with batches:
-        for batch in batches:
-            read: list[tuple[DetectionVideo, int, VideoWindow, Tensor]] = []
-            for row in batch:
-                video, number = next(rows)
-                if number == 0:
-                    frames, failed = None, None
-                failed = failed or (row if isinstance(row, Rejected) else None)
-                if failed:
-                    yield video, number, failed
-                    continue
-                window, new = row
-                frames = join_frames(frames, window, new.to(device))
-                read.append((video, number, window, fill_up(frames, window)))
-            if not read:
+    for batch in batches:
+        read: list[tuple[DetectionVideo, int, VideoWindow, Tensor]] = []
+        for row in batch:
+            video, number = next(rows)
+            if number == 0:
+                frames, failed = None, None
+            failed = failed or (row if isinstance(row, Rejected) else None)
+            if failed:
+                yield video, number, failed
                 continue
-            clips = torch.stack([clip for *_, clip in read])
-            mask = torch.from_numpy(np.stack([window.mask for _, _, window, _ in read])).to(device)
-            with autocast(device):
-                levels = model(clips, mask)
-            points = pyramid_points([level_mask.shape[1] for *_, level_mask in levels], device)
-            places = [(video, window.start_frame) for video, _, window, _ in read]
-            decoded = decode_windows(levels, points, places, decode, stride=dataset.windows.stride)
-            for (video, number, _, _), detections in zip(read, decoded, strict=True):
-                yield video, number, detections
+            window, new = row
+            frames = join_frames(frames, window, new.to(device))
+            read.append((video, number, window, fill_up(frames, window)))
+        if not read:
+            continue
+        clips = torch.stack([clip for *_, clip in read])
+        mask = torch.from_numpy(np.stack([window.mask for _, _, window, _ in read])).to(device)
+        with autocast(device):
+            levels = model(clips, mask)
+        points = pyramid_points([level_mask.shape[1] for *_, level_mask in levels], device)
+        places = [(video, window.start_frame) for video, _, window, _ in read]
+        decoded = decode_windows(levels, points, places, decode, stride=dataset.windows.stride)
+        for (video, number, _, _), detections in zip(read, decoded, strict=True):
+            yield video, number, detections
 
 
 def _by_video(

@@ -11,10 +11,10 @@ from typing import Any
 
 from moss_vllm.data.rows import BenchmarkVideo
 from moss_vllm.evaluation.asking import Reading, evaluate
+from moss_vllm.evaluation.options import RESULT_FOLDERS
 from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark, Questions, restore_protocol
 from moss_vllm.evaluation.questions import digest_data, look_over
 from moss_vllm.evaluation.result import QUESTION_SCHEMA, Result, collect
-from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import choose_device
 from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
 from moss_vllm.runtime.precision import DTYPES
@@ -39,7 +39,7 @@ def choose_folder(args: argparse.Namespace, script: str, name: str, benchmark: B
     parts += [f"{args.max_frames}frames"] if args.max_frames is not None else []
     parts += [] if args.compress_tokens is None else ["compress" if args.compress_tokens else "no-compress"]
     parts += ["still"] if args.still else []
-    return Path("runs/eval", script, "-".join(parts))
+    return RESULT_FOLDERS / script / "-".join(parts)
 
 
 def run(
@@ -58,10 +58,6 @@ def run(
     if args.merge:
         result, out = merge(args, videos, benchmark)
     else:
-        if args.out:
-            refuse_unwritable(args.out, "--out")
-        if args.cache_gib is not None and not args.cache:
-            raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
         read = choose_reader(args.cache, args.cache_gib, args.decoder)
         choose_device(args)
         flags = {f.name: value for f in fields(Sampling) if (value := getattr(args, f.name)) is not None}
@@ -103,8 +99,6 @@ def merge(
 
     Raises: FileNotFoundError for a folder without answers, ValueError for answers to other questions.
     """
-    if not args.out:
-        raise ValueError("--merge needs --out, the folder of the answers")
     stored = read_answers(args.out / ANSWERS, QUESTION_SCHEMA)
     if stored.header is None:
         raise FileNotFoundError(f"{args.out / ANSWERS}: holds no answers; run without --merge first")

@@ -16,7 +16,7 @@ from moss_vllm.data.motionbench import META_FILES, read_motionbench
 from moss_vllm.data.rows import BadRow, BenchmarkVideo
 from moss_vllm.evaluation.asking import Reading, evaluate
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark
-from moss_vllm.evaluation.questions import find_unreadable, look_over
+from moss_vllm.evaluation.questions import digest_data, find_unreadable, look_over
 from moss_vllm.runtime.screen import say
 from moss_vllm.training import engines
 from moss_vllm.video.clip import Clip, read_clip
@@ -79,6 +79,10 @@ class Checkup:
         if bad := find_unreadable(self.videos):
             counted = f"{len(bad)} of the {len(self.videos)} videos to ask about"
             raise ValueError(f"{'; '.join(bad.values())} ({counted})")
+
+    def digest(self) -> str:
+        """A digest of the chosen questions with their prompts and answers."""
+        return digest_data([q for video in self.videos for q in video.questions], self.protocol.prompt)
 
     def __call__(self, step: int) -> None:
         """Ask, print, log, and add a line to evals.jsonl."""

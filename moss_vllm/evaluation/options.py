@@ -4,8 +4,14 @@ import argparse
 from pathlib import Path
 
 from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark
-from moss_vllm.runtime.flags import add_clip_options, add_device
+from moss_vllm.runtime.files import refuse_unwritable
+from moss_vllm.runtime.flags import Flags, add_clip_options, add_device, refuse_unwritable_out
 from moss_vllm.video.decoders import DECODERS
+
+RESULT_FOLDERS = Path("runs/eval")
+# Flags that a table of stored answers does not depend on.
+OF_A_MODEL = "ckpt cache cache_gib decoder overwrite batch_size workers protocol device precision".split()
+OF_A_MODEL += "sample_fps short_side_px max_frames compress_tokens clip_settings still".split()
 
 
 def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
@@ -37,3 +43,19 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     named = "the options above from a named set; options that are set replace its values"
     add("--clip-settings", choices=CLIP_SETTINGS, help=named)
     add("--still", action="store_true", help="one-frame control: every frame is the middle one")
+
+
+def check_options(parser: Flags, args: argparse.Namespace) -> None:
+    """Refuse, before anything is opened, flags without effect and folders that cannot be written to.
+
+    Raises: SystemExit by argparse for the first, ValueError for the others.
+    """
+    if args.merge:
+        parser.refuse_given(OF_A_MODEL, "with --merge, which opens no model")
+        if not args.out:
+            raise ValueError("--merge needs --out, the folder of the answers")
+    if args.cache_gib is not None and not args.cache:
+        raise ValueError(f"--cache-gib {args.cache_gib:g} needs --cache, the folder it limits")
+    refuse_unwritable_out(args.out, RESULT_FOLDERS)
+    if args.cache:
+        refuse_unwritable(args.cache, "--cache")

@@ -6,7 +6,7 @@ clips of this process -> views (workers) -> model -> softmax, averaged over view
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,8 +76,16 @@ def score_clips(
     places = range(shard.rank, len(split.clips), shard.processes)
     remaining = [place for place in places if split.clips[place].clip_id not in done]
     dataset = ActionTestSet(split, views, **({} if read is None else {"read": read}))
-    with AnswerFile(folder / ANSWERS, full, shard, overwrite=overwrite) as file:
-        lines = _score(model, split, dataset, remaining, batch_size, workers, torch.device(device), dtype)
+    batches = Batches(
+        Subset(cast(Dataset[Any], dataset), remaining),
+        list,
+        name=lambda place: dataset.name(remaining[place]),
+        workers=workers,
+        batch_size=batch_size,
+    )
+    # What interrupts a line ends the workers here: the generators would be closed with the process, too late.
+    with AnswerFile(folder / ANSWERS, full, shard, overwrite=overwrite) as file, batches:
+        lines = _score(model, split, batches, torch.device(device), dtype)
         lines = _named_errors(lines, batch_size)
         for line in lines if quiet else show_progress(lines, len(remaining), "clips"):
             if "path" in line and (state := describe_file(line["path"])):
@@ -97,50 +105,39 @@ def _lacks_model_settings(store: Path) -> bool:
 def _score(
     model: nn.Module,
     split: ActionSplit,
-    dataset: ActionTestSet,
-    places: Sequence[int],
-    batch_size: int,
-    workers: int,
+    batches: Batches,
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> Iterator[dict[str, Any]]:
     """A line of the store for each clip."""
-    batches = Batches(
-        Subset(cast(Dataset[Any], dataset), places),
-        list,
-        name=lambda place: dataset.name(places[place]),
-        workers=workers,
-        batch_size=batch_size,
-    )
     names = split.classes
     paths = {clip.clip_id: os.path.abspath(clip.path) for clip in split.clips}
     autocast = Objective(model, dtype).autocast
-    with batches:
-        for batch in batches:
-            for row in (row for row in batch if isinstance(row, Rejected)):
-                say(f"clip {row.row_id} not scored: {row.reason}", file=sys.stderr, flush=True)
-                yield {"video_id": row.row_id, "failed": row.reason, "answers": []}
-            used = [row for row in batch if not isinstance(row, Rejected)]
-            if not used:
-                continue
-            with autocast(device):
-                logits = model(torch.cat([views for _, views, _ in used]).to(device))
-            likely = logits.float().softmax(-1).unflatten(0, (len(used), -1)).mean(1).cpu()
-            for (clip_id, _, label), row in zip(used, likely, strict=True):
-                best = row.topk(min(LIKELIEST, len(names))).indices.tolist()
-                answer = {
-                    "uid": clip_id,
-                    "label": label,
-                    "guesses": best,
-                    "task": names[label],
-                    "output": names[best[0]],
-                    "parsed": names[best[0]],
-                    "answer": names[label],
-                    "correct": best[0] == label,
-                    "in_top5": label in best,
-                    "top5": [[names[index], round(float(row[index]), 6)] for index in best],
-                }
-                yield {"video_id": clip_id, "path": paths[clip_id], "answers": [answer]}
+    for batch in batches:
+        for row in (row for row in batch if isinstance(row, Rejected)):
+            say(f"clip {row.row_id} not scored: {row.reason}", file=sys.stderr, flush=True)
+            yield {"video_id": row.row_id, "failed": row.reason, "answers": []}
+        used = [row for row in batch if not isinstance(row, Rejected)]
+        if not used:
+            continue
+        with autocast(device):
+            logits = model(torch.cat([views for _, views, _ in used]).to(device))
+        likely = logits.float().softmax(-1).unflatten(0, (len(used), -1)).mean(1).cpu()
+        for (clip_id, _, label), row in zip(used, likely, strict=True):
+            best = row.topk(min(LIKELIEST, len(names))).indices.tolist()
+            answer = {
+                "uid": clip_id,
+                "label": label,
+                "guesses": best,
+                "task": names[label],
+                "output": names[best[0]],
+                "parsed": names[best[0]],
+                "answer": names[label],
+                "correct": best[0] == label,
+                "in_top5": label in best,
+                "top5": [[names[index], round(float(row[index]), 6)] for index in best],
+            }
+            yield {"video_id": clip_id, "path": paths[clip_id], "answers": [answer]}
 
 
 def _named_errors(lines: Iterator[dict[str, Any]], batch_size: int) -> Iterator[dict[str, Any]]:

@@ -62,11 +62,12 @@ def holds_detections(folder: Path) -> bool:
     return file.is_file() and ONLY_HERE in file.read_text(encoding="utf-8", errors="replace")
 
 
-def read_test(result: Path, **changes: Any) -> DetectionTest:
+def read_test(result: Path, *, find_videos: bool = True, **changes: Any) -> DetectionTest:
     """Read a test.
 
     Args:
         result: a folder with result.json and predictions, or a file of predictions, of any project.
+        find_videos: look for the videos; without, all have the path "".
         changes: arguments of `read_detection`; those that are None are those of result.json.
 
     Raises: FileNotFoundError or ValueError for files that are missing or of another form, and for predictions
@@ -80,7 +81,7 @@ def read_test(result: Path, **changes: Any) -> DetectionTest:
     arguments |= {name: value for name, value in changes.items() if value is not None}
     if arguments.get("root") is None:
         raise ValueError(f"{result} does not say where its annotation is; name the folder with --root")
-    split, notes = _read_split(arguments)
+    split, notes = _read_split(arguments, find_videos)
     if is_folder and tuple(about["classes"]) != split.classes:
         counts = f"{len(about['classes'])} classes and {split.file} {len(split.classes)}"
         raise ValueError(f"{result / RESULT_FILE} has {counts}, or others; name the test's data with --root")
@@ -114,9 +115,11 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-def _read_split(arguments: dict[str, Any]) -> tuple[DetectionSplit, tuple[str, ...]]:
+def _read_split(arguments: dict[str, Any], find_videos: bool) -> tuple[DetectionSplit, tuple[str, ...]]:
     """All annotated videos, with the paths of those on disk, and a note on the others."""
     split = read_detection(**arguments, split="test", find_videos=False)
+    if not find_videos:
+        return split, ()
     try:
         found = read_detection(**arguments, split="test", allow_missing=True).videos
     except MissingVideo:

@@ -5,8 +5,9 @@
                  ____▓▓▓▓______▒▒▒▒_▒▒_______    detections: darker where the score is higher
                  0 s        20 s        40 s
 
-A detector lists 2000 detections a video. Drawn are the best of each class, DRAWN_PER_ACTION times as many in
-the whole test as the class has actions, in up to ROWS rows: the others are counted.
+Those that overlap lie in rows below each other. A detector lists 2000 detections a video. Drawn are the best
+of each class, DRAWN_PER_ACTION times as many in the whole test as the class has actions, in up to ROWS rows:
+the others are counted.
 """
 
 from collections.abc import Sequence
@@ -49,11 +50,12 @@ class Detected(NamedTuple):
 
 
 class Annotated(NamedTuple):
-    """An action, and whether a detection that is drawn found it."""
+    """An action, whether a detection that is drawn found it, and the row of its lane."""
 
     start_s: float
     end_s: float
     found: bool
+    row: int
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Lane:
     actions: tuple[Annotated, ...]
     detections: tuple[Detected, ...]
     left_out: int
+
+    @property
+    def action_rows(self) -> int:
+        """Rows of actions, at least one."""
+        return 1 + max((one.row for one in self.actions), default=0)
 
     @property
     def rows(self) -> int:
@@ -117,19 +124,53 @@ def _lane(video: DetectionVideo, name: str, matched: ClassMatches, row: int) -> 
     best = DRAWN_PER_ACTION * int(matched.actions.sum())
     own = np.flatnonzero(matched.videos[:best] == matched.names.index(video.video_id))
     segments_s, right = matched.segments_s[own], matched.found[row, own]
-    detections: list[Detected] = []
-    for (start_s, end_s), score, is_right in zip(
-        segments_s.tolist(), matched.scores[own].tolist(), right.tolist(), strict=True
-    ):
-        taken = {one.row for one in detections if one.start_s < end_s and start_s < one.end_s}
-        free = next((place for place in range(ROWS) if place not in taken), None)
-        if free is not None:
-            detections.append(Detected(start_s, end_s, score, is_right, free))
-    actions = [action for action in video.actions if action.label == matched.label]
-    truth_s = np.array([(one.start_s, one.end_s) for one in actions]).reshape(-1, 2)
-    found = _found(segment_iou(segments_s[right], truth_s))
-    annotated = (Annotated(one.start_s, one.end_s, at in found) for at, one in enumerate(actions))
+    least_s = video.duration_s / (WIDTH - NAMES - RIGHT_MARGIN)  # of the narrowest bar
+    columns = (segments_s.tolist(), matched.scores[own].tolist(), right.tolist())
+    places = lay_in_rows(columns[0], least_s=least_s, most=ROWS)
+    detections = [
+        Detected(start_s, end_s, score, is_right, place)
+        for (start_s, end_s), score, is_right, place in zip(*columns, places, strict=True)
+        if place is not None
+    ]
+    actions = [(one.start_s, one.end_s) for one in video.actions if one.label == matched.label]
+    found = _found(segment_iou(segments_s[right], np.array(actions).reshape(-1, 2)))
+    annotated = (
+        Annotated(start_s, end_s, at in found, place or 0)
+        for at, ((start_s, end_s), place) in enumerate(
+            zip(actions, lay_in_rows(actions, least_s=least_s), strict=True)
+        )
+    )
     return Lane(name, tuple(annotated), tuple(detections), len(own) - len(detections))
+
+
+def lay_in_rows(
+    segments_s: Sequence[Sequence[float]], *, least_s: float = 0.0, most: int | None = None
+) -> list[int | None]:
+    """The row of each segment, so that those of one row do not overlap; None where no row of `most` is free.
+
+    Each takes the first row that is free, so the first segments stand highest.
+
+    Args:
+        segments_s: start and end of each.
+        least_s: the length that a shorter one is drawn with.
+    """
+    rows: list[list[tuple[float, float]]] = []
+    places: list[int | None] = []
+    for start_s, end_s in segments_s:
+        end_s = max(end_s, start_s + least_s)
+        free = (
+            number
+            for number, row in enumerate(rows)
+            if all(end_s <= start or end <= start_s for start, end in row)
+        )
+        place = next(free, len(rows))
+        if place == most:
+            places.append(None)
+            continue
+        rows += [[]] if place == len(rows) else []
+        rows[place].append((start_s, end_s))
+        places.append(place)
+    return places
 
 
 def _found(iou: np.ndarray) -> set[int]:
@@ -164,8 +205,9 @@ def draw_on_page(timeline: Timeline) -> Html:
         for action in lane.actions:
             words = f"{'found' if action.found else 'missed'}: {action.start_s:.2f} to {action.end_s:.2f} s"
             kind = "truth" if action.found else "truth missed"
-            drawn.append(bar(action.start_s, action.end_s, y, ACTION, kind, words, ""))
-        y += ACTION + 2
+            top = y + action.row * (ACTION + 1)
+            drawn.append(bar(action.start_s, action.end_s, top, ACTION, kind, words, ""))
+        y += lane.action_rows * (ACTION + 1) + 1
         for one in lane.detections:
             kind = "right" if one.right else "false"
             words = f"{kind}, score {one.score:.3f}: {one.start_s:.2f} to {one.end_s:.2f} s"
@@ -193,7 +235,7 @@ def draw_as_png(timeline: Timeline, path: Path, *, title: str, strip: Clip | Non
     """Draw the lanes below a strip of frames, each frame centred on its time, as a PNG 1500 pixels wide."""
     from matplotlib.figure import Figure  # half a second, which reports need not wait for
 
-    heights = [1.6 + lane.rows for lane in timeline.lanes] or [1.0]
+    heights = [0.6 + lane.action_rows + lane.rows for lane in timeline.lanes] or [1.0]
     strip_in = 0.9 if strip is not None else 0.0
     figure = Figure((10, strip_in + 1.1 + 0.17 * sum(heights)), layout="constrained")
     ratios = [strip_in, 0.17 * sum(heights)] if strip is not None else [1.0]
@@ -222,10 +264,11 @@ def _draw_lane(axes: "Axes", lane: Lane, top: float) -> None:
     for action in lane.actions:
         face, edge = (TRUTH_COLOUR, "white") if action.found else ("none", TRUTH_COLOUR)
         width = action.end_s - action.start_s
-        axes.barh(top + 0.5, width, 0.8, action.start_s, facecolor=face, edgecolor=edge, linewidth=0.8)
+        place = top + 0.5 + action.row
+        axes.barh(place, width, 0.8, action.start_s, facecolor=face, edgecolor=edge, linewidth=0.8)
     for one in lane.detections:
         colour = RIGHT_COLOUR if one.right else FALSE_COLOUR
-        width, place = one.end_s - one.start_s, top + 1.5 + one.row
+        width, place = one.end_s - one.start_s, top + 0.5 + lane.action_rows + one.row
         axes.barh(place, width, 0.8, one.start_s, color=colour, alpha=opacity(one.score), linewidth=0)
 
 

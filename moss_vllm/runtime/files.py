@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,12 +72,23 @@ def read_json(file: Path, remedy: str = "use an earlier checkpoint") -> dict[str
 
 
 def refuse_unwritable(folder: Path, name: str) -> None:
-    """ValueError unless the folder can be made and written to; creates nothing."""
+    """ValueError unless the folder can be made and written to; leaves nothing behind.
+
+    A folder is made for a moment in the nearest one that exists, since permissions do not tell all: root may
+    write everywhere, and yet not in /proc or on a disk that is mounted read-only.
+    """
     folder = folder.absolute()
-    nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    reason = None if os.access(nearest, os.W_OK | os.X_OK) else f"{nearest} is read-only"
-    if not nearest.is_dir():
-        reason = f"{nearest} is a file"
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    reason = None
+    try:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            folder.lstat()  # refuses a name that is too long
+        if nearest.is_dir():
+            os.rmdir(tempfile.mkdtemp(prefix=".writable.", dir=nearest))
+        else:
+            reason = f"{nearest} is a {'file' if nearest.exists() else 'link to nothing'}"
+    except OSError as error:
+        reason = f"{nearest}: {error.strerror}"
     if reason:
         raise ValueError(f"{name} {folder} is not a folder that can be written to ({reason}); name another")
 

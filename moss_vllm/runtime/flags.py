@@ -2,9 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+from moss_vllm.runtime.errors import catch_interrupts, errors_in_one_line
+from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.screen import say
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -23,10 +26,15 @@ OLD_NAMES = {
 
 
 class Flags(argparse.ArgumentParser):
-    """A parser whose help keeps the description's lines and has every default."""
+    """A parser whose help keeps the description's lines and has every default.
+
+    `tells_new_names` says whether new names are told; `given` has the flags of the last command line by the
+    names of their values, also those that were given their default.
+    """
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_Help)
+        self.tells_new_names, self.given = True, dict[str, str]()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Understand old names; print each new name once, on stderr."""
@@ -37,9 +45,27 @@ class Flags(argparse.ArgumentParser):
             new = OLD_NAMES.get(name)
             if new in flags and name not in flags:
                 words[place], renamed[name] = f"{new}{equals}{value}", new
-        for name, new in renamed.items():
+        for name, new in renamed.items() if self.tells_new_names else ():
             say(f"{name} is called {new} now", file=sys.stderr)
+        self.given = {}
         return super().parse_known_args(words, namespace)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Note what is given: argparse calls it for each flag that stands on the command line."""
+        if action.option_strings:
+            self.given[action.dest] = action.option_strings[0]
+        return super()._get_values(action, arg_strings)  # type: ignore[misc]
+
+    def refuse_given(self, names: Iterable[str], why: str) -> None:
+        """End with argparse's error if flags of these values were given.
+
+        Args:
+            why: when they have no effect, such as "with --merge, which opens no model".
+        """
+        if flags := [self.given[name] for name in names if name in self.given]:
+            one = len(flags) == 1
+            has = "has no effect" if one else "have no effect"
+            self.error(f"{', '.join(flags)} {has} {why}; leave {'it' if one else 'them'} out")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -78,7 +104,26 @@ def choose_device(args: argparse.Namespace) -> None:
     args.precision = args.precision or ("bf16" if args.device.startswith("cuda") else "fp32")
 
 
-def answer_help(options: Callable[[], argparse.ArgumentParser]) -> None:
-    """Print the help and exit if it is asked for; scripts call this before imports that take seconds."""
+def refuse_unwritable_out(out: Path | None, default: Path) -> None:
+    """ValueError unless a command can write to `--out`, or without it below `default`."""
+    refuse_unwritable(out or default, "--out" if out else "--out is not given, and")
+
+
+def answer_help(
+    options: Callable[[], "Flags"], check: Callable[[Any, argparse.Namespace], None] | None = None
+) -> None:
+    """Print the help and exit if it is asked for; scripts call this before imports that take seconds.
+
+    From here on Ctrl-C ends the script in a sentence, also during those imports.
+
+    Args:
+        check: refuses words by the parser and what it has read, before the imports.
+    """
+    catch_interrupts()
+    if check:
+        with errors_in_one_line():
+            parser = options()
+            parser.tells_new_names = False  # `main` tells them
+            check(parser, parser.parse_args())
     if not {"-h", "--help"}.isdisjoint(sys.argv[1:]):
         options().parse_args()

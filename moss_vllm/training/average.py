@@ -1,11 +1,30 @@
 """The moving average of what a model trains, which scores better than its last weights."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+YOUNG, GONE = (
+    0.1,
+    0.01,
+)  # shares of the weights at the start: an average with more is told, one with less fits
+
+
+def tell_young(decay: float, steps: int) -> str:
+    """A warning where an average after so many steps still holds much of the weights at the start; or ""."""
+    share = decay**steps
+    if share < YOUNG:
+        return ""
+    fitting = math.floor(1000 * GONE ** (1 / steps)) / 1000
+    return (
+        f"warning: after {steps:,} steps the average of the weights, which is tested, is still {share:.0%} "
+        f"the weights at the start (ema_decay {decay:g}); train longer, or lower --ema-decay: with "
+        f"{fitting:g} it would be {fitting**steps:.0%}"
+    )
 
 
 class WeightAverage:

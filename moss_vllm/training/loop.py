@@ -173,6 +173,7 @@ def train(
     resume: Path | None = None,
     started: Callable[[], None] | None = None,
     evaluate: Callable[[int], None] | None = None,
+    data: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Run `loop.steps` optimizer steps; checkpoints go to `out/step-NNNNNN`, logs to `out`.
 
@@ -186,8 +187,9 @@ def train(
         resume: the checkpoint of this run to continue from.
         started: called by every process once nothing can refuse the run any more.
         evaluate: called by every process every `loop.evaluate_every` steps.
+        data: a digest of each set that is read, by its name; a resumed run tells of those that changed.
 
-    Returns: the logged lines.
+    Returns: the logged lines. What follows is the caller's, and so is `run_folder.mark_finished`.
 
     Raises:
         FileNotFoundError: `resume` is no checkpoint.
@@ -203,6 +205,7 @@ def train(
         "clips_a_step": loop.batch_size * loop.accumulate * accelerator.num_processes,
         "steps": loop.steps,
         "sources": [list(share) for share in dataset.shares],
+        "data": dict(data or {}),
     }
     run_folder.check_place(saved.get("place", place), place, saved["step"], resume)
     if resume:
@@ -251,8 +254,6 @@ def train(
                     f"step-{counts.step:06d} is whole, the same command with --resume auto continues from it"
                 )
                 break
-    if accelerator.is_main_process and counts.step == loop.steps:
-        (out / run_folder.FINISHED_FILE).write_text(f"step-{loop.steps:06d}\n")
     return lines
 
 

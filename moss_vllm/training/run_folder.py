@@ -8,25 +8,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from moss_vllm.runtime.errors import RunStopped
-from moss_vllm.runtime.files import whole_file
+from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.screen import say
+
+if TYPE_CHECKING:  # it takes seconds, and recipes look at their folder before
+    from accelerate import Accelerator
 
 PROGRESS_FILE = "progress.json"
 SETTINGS_FILE = "settings.json"  # settings, parameters and numbers of the run
-FINISHED_FILE = "finished"  # names the last checkpoint once all steps are done
+FINISHED_FILE = "finished"  # names the last checkpoint once all steps are done, and the test after them
 LOCK_FILE = ".lock"
 LOGS = ("train.jsonl", "evals.jsonl")
 
 
 @contextmanager
-def hold(out: Path, accelerator: Accelerator) -> Iterator[None]:
+def hold(out: Path, accelerator: "Accelerator") -> Iterator[None]:
     """Keep other runs out of `out`, however its path is spelled; the system releases it when a run is killed.
 
     Every process of a run enters it, and the main process holds the lock. A new folder in which nothing was
@@ -35,6 +36,8 @@ def hold(out: Path, accelerator: Accelerator) -> Iterator[None]:
     Raises:
         BlockingIOError: in every process, if another run holds the folder or it cannot be locked.
     """
+    from accelerate.utils import broadcast_object_list
+
     file, refused, is_new = out / LOCK_FILE, "", not out.exists()
     lock = FileLock(file)
     if accelerator.is_main_process:
@@ -140,13 +143,15 @@ def open_checkpoint(folder: Path) -> dict[str, Any]:
             place and not {"seed", "clips_a_step", "steps", "sources"} <= place.keys()
         ):
             raise ValueError(f"place is {place!r}; it must hold seed, clips_a_step, steps and sources")
+        if not isinstance(place.get("data", {}), dict):
+            raise ValueError(f"the place's data is {place['data']!r}; it must hold a digest of each set")
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: cannot be used ({error}); resume from an earlier checkpoint") from error
     return progress
 
 
 def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resume: Path | None) -> None:
-    """ValueError if a run would resume in another order of rows; changed data is only printed."""
+    """ValueError if a run would resume in another order of rows; other data is only told of."""
     for name in ("seed", "clips_a_step"):
         if was[name] != now[name]:
             raise ValueError(
@@ -162,6 +167,13 @@ def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resum
     if was["sources"] != now["sources"]:
         change = f"the training set was {was['sources']} (rows, weight), is {now['sources']}"
         say(f"{change}: the order of rows differs from here on")
+    for name, digest in now.get("data", {}).items():
+        if was.get("data", {}).get(name, digest) != digest:  # earlier versions wrote none
+            say(
+                f"warning: {resume} is of a run with another {name} (its digest was {was['data'][name]}, is "
+                f"{digest}); what was learned, scored and chosen until here is of that one. If it is not "
+                "meant, stop this run, and name the earlier data or another --out"
+            )
 
 
 def tidy(out: Path, step: int) -> None:
@@ -190,8 +202,13 @@ def _is_before(line: str, step: int) -> bool:
         return False
 
 
+def mark_finished(out: Path, step: int) -> None:
+    """Say in the folder that nothing of the run remains; the main process calls it after the last test."""
+    write_whole(out / FINISHED_FILE, f"step-{step:06d}\n")
+
+
 def write_checkpoint(
-    accelerator: Accelerator,
+    accelerator: "Accelerator",
     folder: Path,
     *,
     save: Callable[[Path], None],

@@ -12,11 +12,14 @@ from typing import Any, TypeVar
 
 import yaml
 
+from moss_vllm.runtime.errors import catch_interrupts, errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.screen import say
+from moss_vllm.training.run_folder import choose_resume
 
 T = TypeVar("T")
+RESUME = ("--resume", "auto")  # what every recipe goes on with
 WHOLE_E = re.compile(r"[-+]?\d+e[-+]?\d+").fullmatch
 
 
@@ -63,6 +66,29 @@ def parse(
             values[item.name] = item.metadata["old"][value]
             say(f"{item.name} {value} is called {values[item.name]} now", file=sys.stderr)
     return settings(**values), flags
+
+
+def begin(settings: type, description: str | None, *, out_depends_on: str | None = None) -> None:
+    """What a recipe does before imports that take seconds: answer --help, refuse words and an unfit folder.
+
+    Args:
+        out_depends_on: a setting for which `out` may have another default; where it is given, only an `out`
+            that is given too is looked at.
+    """
+    catch_interrupts(resume=RESUME)
+    with errors_in_one_line(resume=RESUME):
+        parser = options(settings, description)
+        parser.tells_new_names = False  # `parse` tells them
+        flags = parser.parse_args()
+        values = _read_yaml(flags.config, typing.get_type_hints(settings)) if flags.config else {}
+        values |= {name: getattr(flags, name) for name in parser.given}
+        if out_depends_on not in values:
+            values.setdefault("out", settings.out)  # type: ignore[attr-defined]
+        for name in ("out", "cache"):
+            if values.get(name):
+                refuse_unwritable(Path(values[name]), name)
+        if values.get("out"):
+            choose_resume(Path(values["out"]), values.get("resume"), dry_run=flags.dry_run)
 
 
 def refuse(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moss_vllm.data.rows import ClipRow, Rejected
+from moss_vllm.data.rows import ClipRow, Rejected, digest_rows
 from moss_vllm.data.sources import Sources
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
@@ -51,6 +51,18 @@ class Plan:
         counts = Counter(row.kind for row in self.rejected)
         rejected = ", ".join(f"{counts[kind]:,} {kind}" for kind in REJECTED_KINDS)
         return f"kept {len(self.rows):,} of {len(self.rows) + len(self.rejected):,} rows: {rejected}"
+
+    def digest(self) -> str:
+        """A digest of the rows that are kept: ids, names of files, times and turns; not of folders."""
+        return digest_rows(
+            [
+                [
+                    *(row.row_id, row.path and row.path.name, row.start_s, row.end_s),
+                    [[turn.question, turn.answer] for turn in row.turns],
+                ]
+                for row in self.rows
+            ]
+        )
 
     def spread(self) -> tuple[int, int, int]:
         """Tokens of the shortest, the median and the longest row that is kept."""

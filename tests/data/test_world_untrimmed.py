@@ -1,8 +1,12 @@
 """Owns: in untrimmed videos motion alone tells what happens and when; one seed gives one world, whole."""
 
 import json
+import signal
+import time
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ from test_world_scenes import digests
 from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.data.world import untrimmed
 from moss_vllm.data.world.actions import Motion, draw_still, render_action
-from moss_vllm.data.world.drawing import DIRECTIONS
+from moss_vllm.data.world.drawing import DIRECTIONS, drawing_processes
 from moss_vllm.data.world.untrimmed import (
     BACKGROUND,
     STEP_PX,
@@ -235,17 +239,8 @@ def test_a_world_that_was_stopped_goes_on(world, tmp_path, monkeypatch):
         drawn.append(video.name)
         written(video, path)
 
-    class InThisProcess:
-        def __init__(self, max_workers):
-            self.map = map
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-    monkeypatch.setattr(untrimmed, "ProcessPoolExecutor", InThisProcess)
+    in_this_process = nullcontext(SimpleNamespace(map=map))
+    monkeypatch.setattr(untrimmed, "drawing_processes", lambda: in_this_process)
     monkeypatch.setattr(untrimmed, "_write_video", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         draw_untrimmed(root, TINY)
@@ -257,6 +252,14 @@ def test_a_world_that_was_stopped_goes_on(world, tmp_path, monkeypatch):
     assert found == digests(world)
     monkeypatch.setattr(untrimmed, "write_untrimmed", None)
     assert draw_untrimmed(str(root)) == root
+
+
+def test_processes_that_draw_leave_ctrl_c_to_their_parent_and_end_with_it():
+    with pytest.raises(KeyboardInterrupt), drawing_processes() as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+        waiting = [pool.submit(time.sleep, 0.1) for _ in range(200)]
+        raise KeyboardInterrupt
+    assert sum(one.cancelled() for one in waiting) > 100
 
 
 def test_a_world_of_another_format_is_drawn_again(world, tmp_path):

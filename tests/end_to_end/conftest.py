@@ -207,8 +207,8 @@ def detector_ground(tiny_detection, tmp_path):
         shutil.copytree(tiny_detection / name, tmp_path / name)
 
     def test(**flags):
-        given = {"ckpt": tmp_path / "run" / "best", "root": tmp_path / "thumos", "workers": 0, **flags}
-        given |= {"device": "cpu"}
+        given = {"ckpt": tmp_path / "run" / "best", "root": tmp_path / "thumos", **flags}
+        given |= {"workers": 0, "device": "cpu"} if given["ckpt"] else {}
         return partial(
             tester.main,
             [

@@ -145,6 +145,26 @@ def test_a_resumed_run_ends_in_the_same_weights(recipe, layouts, tmp_path, host)
         assert (one.parent / name).read_text() == (other.parent / name).read_text()
 
 
+def test_a_run_that_is_stopped_in_its_last_test_is_not_finished_and_goes_on_to_its_table(
+    recipe, layouts, tmp_path, capsys, monkeypatch
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    words = as_flags({**TINY, "data": "list", "root": layouts / "list", "out": out})
+    for function in ("score_clips", "save_accuracy"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(recipe, function, stop)
+            recipe.main([*words, "--resume", "auto"])
+        assert (out / "step-000002").is_dir() and not (out / "finished").exists()
+    capsys.readouterr()
+    accuracy = recipe.main([*words, "--resume", "auto"])
+    assert (out / "finished").read_text() == "step-000002\n" and len(logged(out)) == 2
+    printed = capsys.readouterr().out
+    assert "nothing remains to be trained" in printed and f"{accuracy}; written to {out / 'test'}" in printed
+
+
 def test_a_finished_run_only_says_what_it_found_and_goes_on_for_more_steps(recipe, layouts, tmp_path):
     given = {**TINY, "root": layouts / "list", "out": tmp_path / "run", "resume": "auto"}
     first = recipe.main(as_flags(given))
@@ -161,6 +181,32 @@ def test_a_finished_run_only_says_what_it_found_and_goes_on_for_more_steps(recip
     assert [line["step"] for line in lines(tmp_path / "run" / "evals.jsonl")] == [2, 4]
     record = read_json(tmp_path / "run" / "settings.json")
     assert record["started"] == started and record["steps"] == 4
+
+
+def test_a_run_that_goes_on_with_as_many_other_labels_says_so_and_is_tested_anew(
+    recipe, layouts, tmp_path, capsys
+):
+    root, out = shutil.copytree(layouts / "list", tmp_path / "list"), tmp_path / "run"
+    words = as_flags({**TINY, "data": "list", "root": root, "out": out, "resume": "auto"})
+    recipe.main(words)
+    before = (out / "test" / "answers" / "00-of-01.jsonl").read_text()
+    capsys.readouterr()
+    recipe.main(words)
+    assert "another" not in capsys.readouterr().out
+    assert (out / "test" / "answers" / "00-of-01.jsonl").read_text() == before
+    for split in ("train", "val"):
+        rows = (root / f"{split}.txt").read_text().splitlines()
+        labels = [row.rpartition(" ")[2] for row in rows]
+        turned = [
+            f"{row.rpartition(' ')[0]} {label}" for row, label in zip(rows, reversed(labels), strict=True)
+        ]
+        assert turned != rows
+        (root / f"{split}.txt").write_text("\n".join(turned) + "\n")
+    recipe.main(words)
+    told = capsys.readouterr().out
+    for name in ("train", "test"):
+        assert f"step-000002 is of a run with another {name} split (its digest was " in told
+    assert (out / "test" / "answers" / "00-of-01.jsonl").read_text() != before
 
 
 def test_a_step_of_another_run_may_be_gone_on_from(recipe, layouts, trained_actions, tmp_path):

@@ -8,6 +8,9 @@ process's windows by themselves; how far the runs part then was measured, and st
 
 import hashlib
 import json
+import os
+import shlex
+import signal
 import time
 from functools import partial
 
@@ -51,6 +54,11 @@ def store_slowly():
         time.sleep(1)
 
     AnswerFile.add = add_and_wait
+
+
+def store_slowly_and_hear_ctrl_c():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    store_slowly()
 
 
 def without_drop_path():
@@ -130,6 +138,22 @@ def test_eleven_kills_end_as_a_run_without_any(argv, straight, tmp_path):
         folder = f"evals/step-{step:06d}/answers"
         found = [read_answers(run / folder, DETECTION_SCHEMA).answers for run in (straight, out)]
         assert found[0] == found[1] and len(found[0]) == 3
+
+
+def test_ctrl_c_in_the_last_test_names_the_command_that_goes_on(argv, tmp_path):
+    out, words = tmp_path / "run", argv(tmp_path / "run", steps=3, workers=1)
+    process = begin(SCRIPT, words, tmp_path, store_slowly_and_hear_ctrl_c)
+    file = out / "test" / "answers" / "00-of-01.jsonl"
+    while process.is_alive() and not (file.exists() and file.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    told = (tmp_path / "output-0.txt").read_text()
+    assert process.exitcode == 130 and "Traceback" not in told
+    assert told.splitlines()[-1] == f"stopped; to go on: {shlex.join(['python', str(SCRIPT), *words])}"
+    assert not (out / "finished").exists()
+    finish(begin(SCRIPT, words, tmp_path, shrink_detector), folder=tmp_path)
+    assert (out / "finished").is_file() and (out / "test" / "result.json").is_file()
 
 
 # ---- two processes

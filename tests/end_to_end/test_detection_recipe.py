@@ -23,6 +23,7 @@ from moss_vllm.training.settings import parse
 
 pytestmark = pytest.mark.usefixtures("one_process", "small_detector")
 
+AVERAGE_IS_YOUNG = "warning: after 2 steps the average of the weights"
 FILES = (checkpoint.WEIGHTS_FILE, checkpoint.AVERAGE_FILE, "state/optimizer.safetensors")
 
 
@@ -51,6 +52,14 @@ def run(recipe, root, encoder, tmp_path):
         return recipe.main([*flags(settings.pop("root", root), encoder, tmp_path / out, **settings), *more])
 
     return start
+
+
+def raise_interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def raise_full(*_, **__):
+    raise OSError("no room")
 
 
 def read_json(path):
@@ -161,6 +170,26 @@ def test_a_resumed_run_ends_in_the_same_weights_and_average(run, tmp_path, setti
         assert scales[0] == scales[1] and logged(one.parent)[-1]["loss_scale"] == 65536.0
 
 
+def test_a_run_that_is_stopped_in_its_last_test_is_not_finished_and_goes_on_to_its_table(
+    recipe, run, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recipe, "detect_videos", raise_interrupt)
+        run()
+    assert (out / "step-000002").is_dir() and not (out / "finished").exists()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no room"):
+        patch.setattr(recipe, "finish", raise_full)
+        run(resume="auto")
+    assert not (out / "finished").exists()
+    capsys.readouterr()
+    scores = run(resume="auto")
+    assert (out / "finished").read_text() == "step-000002\n" and len(logged(out)) == 2
+    printed = capsys.readouterr().out
+    assert "nothing remains to be trained" in printed and f"the average of its weights: {scores}" in printed
+    assert printed.count(AVERAGE_IS_YOUNG) == 2  # before the run, and beside its table
+
+
 def test_a_finished_run_only_says_what_it_found_and_goes_on_for_more_steps(run, tmp_path):
     first = run(resume="auto")
     written = (tmp_path / "run" / "test" / "answers" / "00-of-01.jsonl").read_text()
@@ -170,6 +199,25 @@ def test_a_finished_run_only_says_what_it_found_and_goes_on_for_more_steps(run, 
     (tmp_path / "run" / "evals.jsonl").write_text(json.dumps({**line, "score": -1.0}) + "\n")
     run(resume="auto", steps=4)
     assert read_json(tmp_path / "run" / "test" / "result.json")["step"] == 4
+
+
+def test_a_run_that_goes_on_with_as_many_other_actions_says_so(run, root, tmp_path, capsys):
+    run()
+    moved = shutil.copytree(root, tmp_path / "moved")
+    capsys.readouterr()
+    run(resume="auto", root=moved)
+    assert "warning: " not in capsys.readouterr().out.replace(
+        AVERAGE_IS_YOUNG, ""
+    )  # the folder is no difference
+    file = moved / "annotations" / "thumos_14_anno.json"
+    content = read_json(file)
+    for name in (VALIDATION[0], TEST[0]):
+        content["database"][name]["annotations"][0]["segment"][1] += 0.5
+    file.write_text(json.dumps(content))
+    run(resume="auto", root=moved)
+    told = capsys.readouterr().out
+    for name in ("train", "test"):
+        assert f"step-000002 is of a run with another {name} split (its digest was " in told
 
 
 def test_a_run_that_goes_on_with_a_corrected_annotation_is_tested_on_it(run, root, tmp_path):

@@ -84,5 +84,6 @@ def test_the_death_of_one_process_costs_nothing_and_merging_says_what_is_left(ar
     assert "questions are not answered yet" in told and not (out / "table.md").exists()
     finish(begin_rank(SCRIPT, argv, tmp_path, 0), folder=tmp_path)
     table = (out / "table.md").read_bytes()
-    finish(begin(SCRIPT, ["--merge", *argv], tmp_path), folder=tmp_path)
+    data = argv[argv.index("--data") :][:2]
+    finish(begin(SCRIPT, ["--merge", "--out", str(out), *data], tmp_path), folder=tmp_path)
     assert (out / "table.md").read_bytes() == table

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
-from launching import ROOT, as_flags, launch, logged
+from launching import ROOT, as_flags, environment, launch, logged
 
 from moss_vllm.training.settings import parse
 from moss_vllm.vlm import checkpoint
@@ -29,6 +31,52 @@ def flags(tiny_base, world, tmp_path):
 
 def weights(folder):
     return trained_state(checkpoint.load(folder).model)
+
+
+# ---- before its imports
+
+
+HEAVY = ("torch", "accelerate", "transformers", "timm")
+
+
+@pytest.mark.parametrize(
+    "script", ["recipes/favor_lora.py", "recipes/action_recog.py", "recipes/detection.py"]
+)
+def test_an_unfit_folder_is_refused_before_any_heavy_import(script, tmp_path):
+    (tmp_path / "old" / "step-000002").mkdir(parents=True)
+    there = "error: old/step-000002 is there already; resume with --resume auto, or name another --out"
+    for out, told in (
+        ("old", there),
+        ("/proc/x", "error: out /proc/x is not a folder that can be written to (/proc: No such file or "
+                    "directory); name another"),
+    ):  # fmt: skip
+        assert without_heavy(script, tmp_path, "--out", out) == (1, told)
+
+
+@pytest.mark.parametrize(
+    "script, words",
+    [
+        ("eval/motionbench.py", []),
+        ("eval/favor_bench.py", []),
+        ("eval/favor_captions.py", []),
+        ("eval/action_recog.py", ["--ckpt", "best"]),
+        ("eval/detection.py", ["--ckpt", "best"]),
+    ],
+)
+def test_an_evaluation_refuses_its_folder_before_any_heavy_import(script, words, tmp_path):
+    why = "is not a folder that can be written to (/proc: No such file or directory); name another"
+    for name in ("--out", "--cache"):
+        assert without_heavy(script, tmp_path, *words, name, "/proc/x") == (1, f"error: {name} /proc/x {why}")
+
+
+def without_heavy(script, cwd, *words):
+    """Status and last line of a command where no heavy package can be imported."""
+    code = f"import runpy, sys\nfor name in {HEAVY}: sys.modules[name] = None\n"
+    code += f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], env=environment(), cwd=cwd, capture_output=True, text=True
+    )
+    return done.returncode, done.stderr.strip().splitlines()[-1]
 
 
 # ---- one process
@@ -113,6 +161,21 @@ def test_a_resumed_run_says_where(recipe, flags, tmp_path):
 
 
 # ---- settings
+
+
+def test_a_run_that_goes_on_with_as_many_other_rows_says_so(recipe, flags, world, tmp_path, capsys):
+    data = shutil.copytree(world / "FAVOR", tmp_path / "FAVOR")
+    recipe.main(flags("run", data=data))
+    moved = data.rename(tmp_path / "moved")
+    capsys.readouterr()
+    recipe.main(flags("run", data=moved, resume="auto", steps=3))
+    assert "another training set" not in capsys.readouterr().out
+    file = moved / "train.json"
+    rows = json.loads(file.read_text())
+    rows[0]["caption"] += " It is new."
+    file.write_text(json.dumps(rows))
+    recipe.main(flags("run", data=moved, resume="auto", steps=4))
+    assert "step-000003 is of a run with another training set (its digest was " in capsys.readouterr().out
 
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(recipe, tmp_path):

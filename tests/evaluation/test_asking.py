@@ -681,11 +681,36 @@ def test_merging_refuses_answers_to_other_data(loaded, data, tmp_path, asked, mo
     changed.write_text(
         (data / "video_info.meta.jsonl").read_text().replace('"answer": "A"', '"answer": "B"', 1)
     )
-    assert module.main([*given, "--merge"]).score.total["all"] == 6
+    merge = [*given[:4], "--merge"]
+    assert module.main(merge).score.total["all"] == 6
     with pytest.raises(
         SystemExit, match="to 6 questions of MotionBench-Dev .digest .*, and these are 6 .*--prompt"
     ):
-        module.main([*given, "--merge", "--annotation", str(changed)])
+        module.main([*merge, "--annotation", str(changed)])
+
+
+@pytest.mark.parametrize("name", ["motionbench", "favor_bench", "favor_captions"])
+def test_flags_of_a_model_are_refused_where_stored_answers_are_merged(name, loaded, monkeypatch, capsys):
+    module = script(name, loaded, monkeypatch)
+    with pytest.raises(SystemExit) as stopped:  # also with the value of the default
+        module.main("--merge --out out --short-side-px 84 --batch-size 16 --no-compress --still".split())
+    assert stopped.value.code == 2
+    flags = "--batch-size, --short-side-px, --compress-tokens, --still"
+    told = f"error: {flags} have no effect with --merge, which opens no model; leave them out\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+@pytest.mark.parametrize("name", ["motionbench", "favor_bench", "favor_captions"])
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_read(
+    name, loaded, tmp_path, monkeypatch
+):
+    module = script(name, loaded, monkeypatch)
+    monkeypatch.setattr(module, "ensure_world", lambda: pytest.fail("data for a folder of no use"))
+    (tmp_path / "file").touch()
+    for out, why in (("/proc/x", "/proc: No such file or directory"), (tmp_path / "file", ".* is a file")):
+        told = rf"^error: --out {out} is not a folder that can be written to \({why}\); name another"
+        with pytest.raises(SystemExit, match=told):
+            module.main(["--out", str(out)])
 
 
 def test_a_limit_of_no_cache_is_refused(loaded, data, tmp_path, monkeypatch):
@@ -979,7 +1004,7 @@ def test_wrong_input_ends_with_one_line_before_any_model_is_loaded(loaded, data,
 def test_scripts_end_with_one_line():
     for error, told in (
         (BadVideo("a.mp4", "empty", "copy it"), "error: a.mp4: empty (remedy: copy it)"),
-        (KeyboardInterrupt(), "stopped; the same command continues from here"),
+        (KeyboardInterrupt(), 130),
     ):
         with pytest.raises(SystemExit) as stopped, errors_in_one_line():
             raise error

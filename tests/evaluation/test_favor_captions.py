@@ -167,7 +167,7 @@ def test_two_processes_and_merging_write_the_same_file(
     monkeypatch.setattr(eval_script, "load", lambda *_, **__: pytest.fail("merging opens no model"))
     for _ in range(2):
         (out / "captions.json").unlink()
-        run(captions, data, out, "--merge")
+        captions.main(command[2:])
         assert (out / "captions.json").read_bytes() == expected and len(asked) == 5
     assert (out / "about.json").read_bytes() == about
 

@@ -1,6 +1,9 @@
 """Owns: a timeline shows the video's own actions and detections, right where the scores count them so."""
 
 import json
+import re
+from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +15,14 @@ from PIL import Image
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, match_detections
 from moss_vllm.report import timeline
 from moss_vllm.report.detection_files import read_test
-from moss_vllm.report.timeline import Annotated, Detected, Timeline, draw_on_page, lay_out_video
+from moss_vllm.report.timeline import (
+    Annotated,
+    Detected,
+    Timeline,
+    draw_on_page,
+    lay_in_rows,
+    lay_out_video,
+)
 
 
 def line_of(folder, video_id):
@@ -24,7 +34,7 @@ def test_lanes_have_what_happens_and_what_was_found(tmp_path):
     line = line_of(write_test(tmp_path), TEST[0])
     shot, dive = line.lanes
     assert (shot.name, dive.name) == ("CricketShot", "Diving") and line.duration_s == 40
-    assert shot.actions == (Annotated(0.2, 1.1, True), Annotated(5.0, 7.0, False))
+    assert shot.actions == (Annotated(0.2, 1.1, True, 0), Annotated(5.0, 7.0, False, 0))
     assert shot.detections == (
         Detected(0.2, 1.0, 0.9, True, 0),
         Detected(0.3, 1.1, 0.8, False, 1),  # a double detection, in the second row as it overlaps the first
@@ -41,6 +51,40 @@ def test_two_classes_at_one_time_have_a_lane_each_and_a_video_without_any_has_no
     assert all(lane.actions[0].found and lane.detections[0].right for lane in line.lanes)
     silent = line_of(folder, TEST[2])
     assert [one.found for one in silent.lanes[0].actions] == [False] and silent.lanes[0].detections == ()
+
+
+def test_segments_of_a_row_never_overlap():
+    assert lay_in_rows([(0, 2), (1, 3), (2, 4), (1.5, 1.6), (3, 5)]) == [0, 1, 0, 2, 1]  # touching is free
+    assert lay_in_rows([(0, 9), (1, 2), (1, 2), (8, 9)], most=2) == [0, 1, None, 1]
+    assert lay_in_rows([(4, 4), (4, 4)]) == [0, 0]  # of no length
+    assert lay_in_rows([(4, 4), (4, 4), (4.2, 5), (4.9, 6)], least_s=0.1) == [0, 1, 0, 1]  # drawn as bars
+    assert lay_in_rows([]) == []
+    rng = np.random.default_rng(0)
+    starts = rng.uniform(0, 30, 200)
+    segments = np.stack([starts, starts + rng.exponential(2, 200)], 1).tolist()
+    places = lay_in_rows(segments, least_s=0.1)
+    for row in range(max(places) + 1):
+        own = sorted(segment for segment, place in zip(segments, places, strict=True) if place == row)
+        assert own and all(max(one[1], one[0] + 0.1) <= other[0] for one, other in pairwise(own))
+
+
+def test_actions_of_one_class_that_overlap_are_drawn_below_each_other(tmp_path):
+    folder = write_test(tmp_path)
+    (file,) = (tmp_path / "thumos" / "annotations").glob("*.json")
+    content = json.loads(file.read_text())
+    rows = content["database"][TEST[0]]["annotations"]
+    rows.append({**rows[0], "segment": [0.5, 6.0]})
+    file.write_text(json.dumps(content))
+    line = line_of(folder, TEST[0])
+    assert [(one.start_s, one.row) for one in line.lanes[0].actions] == [(0.2, 0), (5.0, 0), (0.5, 1)]
+    assert (line.lanes[0].action_rows, line.lanes[1].action_rows) == (2, 1)
+    bars = re.findall(r'<rect class="truth[^"]*" x="([\d.]+)" y="(\d+)" width="([\d.]+)"', draw_on_page(line))
+    spans = defaultdict(list)
+    for x, y, width in bars:
+        spans[y].append((float(x), float(x) + float(width)))
+    assert sorted(map(len, spans.values())) == [1, 2]
+    assert all(one[1] <= other[0] for row in spans.values() for one, other in pairwise(sorted(row)))
+    assert script.main([str(folder), "--video", TEST[0]]).is_file()
 
 
 def test_only_the_best_of_the_whole_test_are_drawn_and_rows_are_limited(tmp_path):

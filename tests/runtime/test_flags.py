@@ -46,6 +46,20 @@ def test_an_old_name_is_understood_and_the_new_one_said(parser, old, capsys):
     ]
 
 
+def test_flags_without_effect_are_refused_by_name(parser, capsys):
+    parser.parse_args(["--merge", "--frames", "3"])
+    parser.refuse_given(["compress_tokens", "precision", "short_side_px"], "with --merge")
+    parser.parse_args(["--merge", "--short-side=224", "--prec", "fp32"])  # defaults, given
+    with pytest.raises(SystemExit) as stopped:
+        parser.refuse_given(["compress_tokens", "precision", "short_side_px"], "with --merge")
+    told = "error: --precision, --short-side-px have no effect with --merge; leave them out\n"
+    assert stopped.value.code == 2 and capsys.readouterr().err.endswith(told)
+    parser.parse_args(["--no-compress-tokens"])
+    with pytest.raises(SystemExit):
+        parser.refuse_given(["compress_tokens"], "here")
+    assert capsys.readouterr().err.endswith("error: --compress-tokens has no effect here; leave it out\n")
+
+
 def test_the_clip_settings_of_an_evaluation_were_called_clips(capsys):
     flags = Flags("About.")
     add_options(flags, MOTIONBENCH)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from moss_vllm.training.average import WeightAverage
+from moss_vllm.training.average import WeightAverage, tell_young
 
 
 @pytest.fixture
@@ -54,3 +54,12 @@ def test_a_loaded_average_goes_on(model):
     for average in (straight, resumed):
         average.update()
     assert all(torch.equal(value, resumed.average[name]) for name, value in straight.average.items())
+
+
+def test_an_average_that_is_near_its_start_is_told_with_numbers():
+    assert tell_young(0.999, 600) == (
+        "warning: after 600 steps the average of the weights, which is tested, is still 55% the weights at "
+        "the start (ema_decay 0.999); train longer, or lower --ema-decay: with 0.992 it would be 1%"
+    )
+    assert "after 1 steps" not in tell_young(0.05, 1) and "100%" in tell_young(1.0, 2)
+    assert tell_young(0.999, 4200) == tell_young(0.99, 1000) == tell_young(0.0, 1) == ""

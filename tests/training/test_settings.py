@@ -1,11 +1,12 @@
 """Owns: impossible settings are named all at once, accumulation comes nearest, --help has headings."""
 
+import sys
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
 
-from moss_vllm.training.settings import accumulate_for, ignored, options, refuse, setting
+from moss_vllm.training.settings import accumulate_for, begin, ignored, options, refuse, setting
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,45 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"^cache .*/file/below is not a folder .*/file is a file"):
         check(cache=str(tmp_path / "file" / "below"))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `begin` looks at."""
+
+    out: str = setting("runs/recipe", "folder of the run")
+    resume: str | None = setting(None, "checkpoint")
+    cache: str | None = setting(None, "folder of decoded clips")
+    model: str = setting("miniature", "what is trained")
+
+
+def test_a_recipe_looks_at_its_folders_before_its_imports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def start(*words, **how):
+        monkeypatch.setattr(sys, "argv", ["recipe.py", *words])
+        begin(Recipe, "About.", **how)
+
+    start("--resume", "auto")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs" / "recipe" / "step-000002").mkdir(parents=True)
+    there = "^error: runs/recipe/step-000002 is there already; resume with --resume auto"
+    with pytest.raises(SystemExit, match=there):
+        start()
+    with pytest.raises(SystemExit, match="^error: runs/recipe/step-000002: no step-NNNNNN folder with"):
+        start("--resume", "auto")
+    (tmp_path / "settings.yaml").write_text("out: runs/recipe\n")
+    with pytest.raises(SystemExit, match=there):
+        start("--config", "settings.yaml", "--model", "other", out_depends_on="model")
+    start("--model", "other", out_depends_on="model")
+    start("--dry-run")
+    start("--config", "settings.yaml", "--out", "runs/other")
+    for name in ("out", "cache"):
+        with pytest.raises(SystemExit, match=f"^error: {name} /proc/x is not a folder that can be"):
+            start("--out=runs/other", f"--{name}=/proc/x")
+    with pytest.raises(SystemExit) as stopped:
+        start("--ouut", "x")
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize(

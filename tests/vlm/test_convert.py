@@ -561,7 +561,7 @@ def test_nothing_is_overwritten(folder):
     load_base(run(folder))  # an empty folder is taken
 
 
-def test_a_conversion_that_fails_leaves_nothing_behind(folder, monkeypatch):
+def test_a_conversion_that_fails_leaves_nothing_behind(folder, monkeypatch, capsys):
     monkeypatch.setattr(convert, "FILE_BYTES", 40_000)
 
     def stop(done, total):
@@ -572,4 +572,5 @@ def test_a_conversion_that_fails_leaves_nothing_behind(folder, monkeypatch):
     assert [file.name for file in folder.parent.iterdir()] == ["release"]
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     monkeypatch.setattr(convert, "save_file", lambda *_: signal.raise_signal(signal.SIGINT))
-    refused(folder, "stopped; nothing was written")
+    refused(folder, "130")
+    assert capsys.readouterr().err.endswith("stopped; nothing was written\n")

@@ -25,7 +25,7 @@ from moss_vllm.data.actions.lists import (
     read_ssv1,
     read_ssv2,
 )
-from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, raise_bad_rows
+from moss_vllm.data.rows import BadRow, MissingVideo, Rejected, digest_rows, raise_bad_rows
 
 ACTION_SPLITS = ("train", "test")
 # The files below the root, in the spelling of the release.
@@ -108,6 +108,11 @@ class ActionSplit:
     def may_mirror(self) -> bool:
         """Whether training may mirror clips: not if a list's own classes tell left from right."""
         return self.dataset != "list" or bool(self.swaps) or not any(map(_SIDE.search, self.classes))
+
+    def digest(self) -> str:
+        """A digest of its classes and clips: ids, names of files and labels; not of folders."""
+        clips = [[clip.clip_id, os.path.basename(clip.path), clip.label] for clip in self.clips]
+        return digest_rows(self.classes, clips)
 
     def report(self) -> str:
         """Counts in one line."""

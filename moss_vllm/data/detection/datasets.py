@@ -21,7 +21,7 @@ from moss_vllm.data.detection.annotation import (
     read_classes,
     read_videos,
 )
-from moss_vllm.data.rows import BadRow, Rejected, raise_bad_rows
+from moss_vllm.data.rows import BadRow, Rejected, digest_rows, raise_bad_rows
 from moss_vllm.video.clip import count_shown
 from moss_vllm.video.frames import BadVideo
 
@@ -101,6 +101,19 @@ class DetectionSplit:
     def actions(self) -> int:
         """The number of actions of all videos."""
         return sum(len(video.actions) for video in self.videos)
+
+    def digest(self) -> str:
+        """A digest of its classes and videos: ids, names of files, lengths and actions; not of folders."""
+        return digest_rows(
+            self.classes,
+            [
+                [
+                    *(video.video_id, os.path.basename(video.path), video.duration_s, video.frames),
+                    [[action.start_s, action.end_s, action.label] for action in video.actions],
+                ]
+                for video in self.videos
+            ],
+        )
 
     def report(self) -> str:
         """Counts in one line."""

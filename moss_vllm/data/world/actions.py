@@ -24,7 +24,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,7 +31,15 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from moss_vllm.data.world.drawing import DIRECTIONS, THING_COLOURS, THING_SHAPES, Thing, Wall, draw_wall
+from moss_vllm.data.world.drawing import (
+    DIRECTIONS,
+    THING_COLOURS,
+    THING_SHAPES,
+    Thing,
+    Wall,
+    draw_wall,
+    drawing_processes,
+)
 from moss_vllm.video.write import write_clip
 
 MINI_ACTIONS_ROOT = Path("data/mini_actions")
@@ -216,7 +223,7 @@ def write_mini_actions(root: Path, size: MiniSize) -> None:
         (root / f"{split}.txt").write_text("".join(lines))
     _write_csv(root / "labels.csv", ("id", "name"), enumerate(CLASSES))
     _write_csv(root / "groups.csv", ("name", "group"), CLASSES.items())
-    with ProcessPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
+    with drawing_processes() as pool:
         written = pool.map(_write_action, *zip(*clips, strict=True), chunksize=16)
         for _ in track(written, total=len(clips), description=f"drawing {len(clips)} clips"):
             pass

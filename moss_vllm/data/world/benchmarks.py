@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from rich.progress import track
 
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS
+from moss_vllm.data.world.drawing import drawing_processes
 from moss_vllm.data.world.scenes import (
     DURATION_S,
     FRAME_PX,
@@ -88,7 +88,7 @@ def write_world(root: Path, size: WorldSize) -> None:
     _motionbench(root / "MotionBench", size, clips)
     for folder in {path.parent for _, path in clips}:
         folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
+    with drawing_processes() as pool:
         written = pool.map(_write_scene, *zip(*clips, strict=True), chunksize=16)
         for _ in track(written, total=len(clips), description=f"drawing {len(clips)} clips"):
             pass

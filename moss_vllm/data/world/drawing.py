@@ -4,6 +4,11 @@ Positions wrap around the frame, so that neither a single frame nor a start or e
 moves.
 """
 
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +29,19 @@ THING_COLOURS = {
 THING_SHAPES = ("circle", "square", "triangle", "cross", "heart")
 GLYPH_SHARE = 0.7  # of a thing's radius
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
+@contextmanager
+def drawing_processes() -> Iterator[ProcessPoolExecutor]:
+    """A process for each processor. Ctrl-C is for their parent: they end with what they are at."""
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    count = max(1, os.cpu_count() or 1)
+    with ProcessPoolExecutor(count, initializer=signal.signal, initargs=ignore) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moss_vllm.data.world.actions import ROUND, Motion, draw_still, render_action
-from moss_vllm.data.world.drawing import DIRECTIONS
+from moss_vllm.data.world.drawing import DIRECTIONS, drawing_processes
 from moss_vllm.runtime.files import read_json, whole_file, write_whole
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.write import write_clip
@@ -148,7 +147,7 @@ def write_untrimmed(root: Path, size: UntrimmedSize) -> None:
     folder = root / "raw_data" / "video"
     files = {video: folder / f"{video.name}.mp4" for video in videos}
     missing = [video for video in videos if not files[video].is_file()]
-    with ProcessPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
+    with drawing_processes() as pool:
         written = pool.map(_write_video, missing, [files[video] for video in missing])
         for _ in show_progress(written, len(missing), "videos drawn"):
             pass

@@ -37,6 +37,10 @@ for title, flags in (
     ("no window at once", {"batch_size": 0}),
     ("a limit without a cache", {"cache_gib": 1.0}),
     ("a variant that Table 8 does not have", {"variant": "g"}),
+    (
+        "flags of a model for a file of predictions",
+        {"ckpt": None, "predictions": "<tmp>/found.json", "batch_size": 1, "decoder": "pyav"},
+    ),
 ):
 
     @fault(title, 2)
@@ -195,11 +199,32 @@ def _(ground):
     return ground.test()
 
 
-@engine.fault("eval/compare.py: tests of a detector", 1, ground="detector_ground")
+@engine.fault(
+    "eval/compare.py: a detector's test and a folder of something else", 1, ground="detector_ground"
+)
 def _(ground):
     ground.test()()
-    folders = [str(ground.tmp / "run" / "best-test")] * 2
-    return partial(load_script(ROOT / "eval" / "compare.py").main, [*folders, "--names", "one", "other"])
+    folders = [str(ground.tmp / "run" / name) for name in ("best-test", "best")]
+    return partial(load_script(ROOT / "eval" / "compare.py").main, folders)
+
+
+@fault("a result folder that cannot be written to")
+def _(ground):
+    (ground.tmp / "out").touch()
+    return ground.test(out="<tmp>/out")
+
+
+@engine.fault("eval/compare.py: tests of detectors on other classes", 1, ground="detector_ground")
+def _(ground):
+    ground.test()()
+    shutil.copytree(ground.tmp / "thumos", ground.tmp / "other")
+    (ground.tmp / "other" / "annotations" / "category_idx.txt").write_text(
+        "CliffDiving\nDiving\nCricketShot\n"
+    )
+    predictions = ground.tmp / "run" / "best-test" / "predictions.json"
+    ground.test(ckpt=None, root=ground.tmp / "other", predictions=predictions, out=ground.tmp / "scored")()
+    folders = [str(ground.tmp / name) for name in ("run/best-test", "scored")]
+    return partial(load_script(ROOT / "eval" / "compare.py").main, folders)
 
 
 # ---- files of predictions
