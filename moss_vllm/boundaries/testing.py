@@ -1,6 +1,6 @@
 """Testing a boundary model: a clip is read a slice at a time, and the scores of its frames stored at once.
 
-clips of this process -> frames of each slice (workers) -> model -> a score per frame -> a line per clip, stored
+clips of this process -> frames of each slice (workers) -> model -> scores of the frames -> a line per clip
 """
 
 import hashlib
@@ -115,7 +115,8 @@ def find_boundaries(
     batches = Batches(dataset, list, name=dataset.name, workers=workers, batch_size=1)
     autocast = Objective(model, dtype).autocast
     with AnswerFile(folder / ANSWERS, full, shard, overwrite=overwrite) as file:
-        tested = _named_errors(_test(model, dataset, batches, torch.device(device), autocast))
+        tested = _test(model, dataset, batches, torch.device(device), autocast)
+        tested = _named_errors(tested, f"{clips.frames} frames of {clips.size_px} x {clips.size_px}")
         shown = (
             tested if quiet else show_progress(tested, len(dataset), "slices" if clips.sliced else "clips")
         )
@@ -158,14 +159,12 @@ def _test(
             if failed:
                 yield video, number, failed
                 continue
-            scores = np.zeros(len(row.numbers))
-            if row.mask.any():  # of TAPOS's last slices some have no frame
-                with autocast(device):
-                    logits = model(row.pixels[None].to(device))[0]
-                if not logits.isfinite().all():
-                    told = "the model's outputs are NaN or infinite"
-                    raise ValueError(f"{video.video_id}, slice {number}: {told}; its weights are broken")
-                scores = logits.double().sigmoid().cpu().numpy()
+            with autocast(device):
+                logits = model(row.pixels[None].to(device))[0]
+            if not logits.isfinite().all():
+                told = "the model's outputs are NaN or infinite"
+                raise ValueError(f"{video.video_id}, slice {number}: {told}; use another checkpoint")
+            scores = logits.double().sigmoid().cpu().numpy()
             yield video, number, FrameScores(row.numbers[row.mask], scores[row.mask])
 
 
@@ -187,12 +186,11 @@ def _by_clip(tested: Iterable[Tested], counts: Mapping[str, int]) -> Iterator[di
         yield line | ({"file": state} if (state := describe_file(video.path)) else {})
 
 
-def _named_errors(tested: Iterator[Tested]) -> Iterator[Tested]:
+def _named_errors(tested: Iterator[Tested], size: str) -> Iterator[Tested]:
     """The same slices; lack of memory ends them with RunStopped, which names a remedy."""
     try:
         yield from tested
     except torch.OutOfMemoryError as error:
-        remedy = (
-            "test with --precision bf16; the clips tested so far are kept, the same command tests the others"
-        )
-        raise RunStopped(f"no memory for one clip; {remedy}") from error
+        kept = "the clips tested so far are kept, the same command tests the others"
+        told = f"no memory for a clip of {size}; test on another device, or with --precision bf16; {kept}"
+        raise RunStopped(told) from error

@@ -8,7 +8,7 @@ print(*split.notes)    # which ground truth it is; what was left out or kept aga
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +56,7 @@ class BoundarySplit:
         missing: annotated, but not on disk.
         notes: which ground truth it is, and what was left out or kept against expectation, a sentence each.
         file: the annotation file.
+        arguments: those of `read_boundaries`, but for `split`, that read the same clips again; for json.
     """
 
     dataset: str
@@ -64,6 +65,7 @@ class BoundarySplit:
     missing: tuple[BoundaryVideo, ...]
     notes: tuple[str, ...]
     file: str
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def annotated(self) -> tuple[BoundaryVideo, ...]:
@@ -147,7 +149,15 @@ def read_boundaries(
         names = [clip.video_id for clip in missing]
         raise missing_videos(str(path), names, len(clips), folders)
     there = (replace(clip, path=found[clip.video_id]) for clip in clips if clip.video_id in found)
-    return BoundarySplit(data, split, tuple(there), tuple(missing), notes.lines(), str(path))
+    arguments = {
+        "data": data,
+        "root": os.path.abspath(root),
+        "annotation": None if annotation is None else os.path.abspath(annotation),
+        "videos": [os.path.abspath(folder) for folder in videos],
+        "subset": subset,
+        "version": version,
+    }
+    return BoundarySplit(data, split, tuple(there), tuple(missing), notes.lines(), str(path), arguments)
 
 
 # ---- which ground truth
