@@ -115,7 +115,7 @@ def match_boundaries(
         outside += len(found or ()) - len(inside)
         names.append(video.video_id)
         raters = [rater.frames if settings.in_frames else rater.times_s for rater in video.raters]
-        rows.append(_match_clip(raters, inside, [distance * length for distance in distances]))
+        rows.append(match_clip(raters, inside, [distance * length for distance in distances]))
     if not names:
         reason = f"{len(inconsistent):,} have raters that agree below {MIN_CONSISTENCY}"
         raise ValueError(f"no clip is left to score: {reason}, {len(missing):,} have no predictions")
@@ -145,7 +145,7 @@ def _as_frame(number: float) -> float:
     return float(round(number)) if abs(number - round(number)) < WHOLE_FRAME else number
 
 
-def _match_clip(
+def match_clip(
     raters: Sequence[Sequence[float]], found: Sequence[float], limits: Sequence[float]
 ) -> tuple[int, list[list[int]]]:
     """The number of detections; for each limit the best rater, its hits and its boundaries.

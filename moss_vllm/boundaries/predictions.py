@@ -116,10 +116,14 @@ def as_boundaries(
 ) -> dict[str, list[float]]:
     """Boundaries in seconds of what `file` has.
 
-    Raises: BadRow or BadRows for scores without a threshold, or times that are no seconds.
+    Raises: BadRow or BadRows for scores without a threshold, a threshold without scores, or times that are no
+    seconds.
     """
     rates = {video.video_id: video.fps for video in split.annotated}
     scores = {name: one for name, one in entries.items() if isinstance(one, FrameScores)}
+    if threshold is not None and entries and not scores:
+        reason = f"has boundaries in seconds, which a threshold of {threshold:g} does not change"
+        raise BadRow(file, "file", reason, "leave the threshold out, or pass a file with scores of frames")
     if threshold is None:
         reason = "has scores of frames, which become boundaries at a threshold"
         raise_bad_rows([BadRow(file, f"video {name!r}", reason, "name the threshold") for name in scores])

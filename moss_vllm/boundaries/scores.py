@@ -229,15 +229,21 @@ def score_test(
     frames = scores_of(stored, split)
     found = pick_boundaries(split, frames, threshold, peaks)
     scores = score_boundaries(split, found, rule=rule)
-    notes = [f"boundaries at a threshold of {threshold:g}, runs centred as in {PEAK_WORDS[peaks]}"]
     if failed:
-        notes.append(f"clips that could not be read: {len(failed):,} ({name_first(list(failed))})")
-    scores = replace(scores, notes=(*notes, *scores.notes))
+        note = f"clips that could not be read: {len(failed):,} ({name_first(list(failed))})"
+        scores = replace(scores, notes=(note, *scores.notes))
+    scores = tell_peaks(scores, threshold, peaks)
     write_predictions(folder / "predictions.json", found)
     write_scores(folder / "scores.json", frames)
     choice = {"threshold": threshold, "peaks": peaks}
     save_boundary_scores(scores, split, folder, {**about, **choice, "failed": failed})
     return scores
+
+
+def tell_peaks(scores: BoundaryScores, threshold: float, peaks: PeakRule) -> BoundaryScores:
+    """The scores, with a note on how boundaries were found in the scores of frames."""
+    note = f"boundaries at a threshold of {threshold:g}, runs centred as in {PEAK_WORDS[peaks]}"
+    return replace(scores, notes=(note, *scores.notes))
 
 
 def save_boundary_scores(
