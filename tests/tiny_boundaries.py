@@ -1,8 +1,10 @@
 """A tiny BasicGEBD, the sizes of its clips, and clips in which something moves.
 
-write_moving(root)  # the layout of boundary_layouts; the frames of a clip are unlike each other
+write_moving(root)              # the layout of boundary_layouts; the frames of a clip are unlike each other
+write_checkpoint(folder, root)  # of random weights
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from action_layouts import write_frames
 from boundary_layouts import kinetics, write_kinetics
 from video_files import bars, write_pictures
 
+from moss_vllm.boundaries import checkpoint
 from moss_vllm.boundaries.batches import ClipSettings
 from moss_vllm.boundaries.build import build_gebd
 
@@ -58,3 +61,19 @@ def write_moving(root: Path, records=None) -> Path:
             else:
                 write_frames(folder, pictures(100, seed))
     return file
+
+
+def write_checkpoint(folder: Path, root: Path, clips=CLIPS, **options) -> Path:
+    """A checkpoint of step 3, trained on `root` by its record."""
+    model = gebd(**options)
+    where = dict.fromkeys(("annotation", "videos", "subset", "train_subset"))
+    run = {
+        "model": {"variant": "mini", **MOSS, **options},
+        "clips": dataclasses.asdict(clips),
+        "data": "kinetics_gebd",
+        "settings": {**where, "root": str(root), "threshold": 0.5},
+        "command": "recipes/boundaries.py",
+    }
+    keeper = checkpoint.Keeper(model, run)
+    keeper.save(folder, keeper.state(), 3)
+    return folder
