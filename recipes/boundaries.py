@@ -21,6 +21,7 @@ OUT/test. The best of many tests on one split flatters: the last is printed besi
 """
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,7 @@ def train_and_test(
     loop = plan_steps(settings, len(dataset), accelerator.num_processes)
     record = {
         **start.describe_training(settings, accelerator, model, table, command),
-        "encoder": model.encoder.loaded.describe(),
+        "encoder": model.encoder.loaded.describe("ResNet"),
         "clips": dataclasses.asdict(clips),
         "rows": len(dataset),
         "steps": loop.steps,
@@ -286,9 +287,10 @@ def fill_in(settings: Boundaries) -> Boundaries:
         raise ValueError(f"data is {settings.data!r}; it must be one of {', '.join(table)}")
     row = table[settings.data]
     variant, optimizer = (getattr(settings, name) or row[name] for name in ("variant", "optimizer"))
-    if variant not in BOUNDARIES:
-        raise ValueError(f"variant is {variant!r}; it must be one of {', '.join(BOUNDARIES)}")
-    row = {**optimizers.get(optimizer, {}), **row, "weights": BOUNDARIES[variant].weights}
+    for name, value, known in (("variant", variant, BOUNDARIES), ("optimizer", optimizer, optimizers)):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    row = {**optimizers[optimizer], **row, "weights": BOUNDARIES[variant].weights}
     filled = {name: value for name, value in row.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **filled)
 
@@ -345,6 +347,8 @@ def finish(scores: BoundaryScores, settings: Boundaries, step: int, folder: Path
     Screen().print(score_table(f"BasicGEBD, {settings.temporal}", scores, settings.data))
     say(f"test of step {step}: {scores}; written to {folder}")
     say(f"tests during training: {tests}")
+    pages = (shlex.join(["python", "scripts/report.py", str(of)]) for of in (folder, folder.parent))
+    say("pages of the test and of the run:", *pages, sep="\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ from moss_vllm.training.run_folder import refuse_other_meaning
 WEIGHTS_FILE = "boundaries.safetensors"
 # Arguments of `build_gebd` that decide no score: the file has the weights, chunks change memory alone.
 WITHOUT_EFFECT = ("weights", "chunk_frames")
+# Settings that a resumed run keeps: what is learned of a clip, and the kind of the optimizer's states.
+SEEN = ("raters", "labels", "mask", "augment", "optimizer")
 NEEDED = ("model", "clips", "data")
 KINDS = {"model": dict, "clips": dict, "settings": dict}  # of run.json
 
@@ -104,9 +106,10 @@ def restore(folder: Path, model: GEBD) -> None:
 
 
 def _meaning(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides, beside their shapes, what weights mean."""
+    """What decides, beside their shapes, what weights mean and how they go on."""
     values = {f"clips {name}": value for name, value in run.get("clips", {}).items()}
-    return values | {"one_frame": run.get("model", {}).get("one_frame", False)}
+    values["one_frame"] = run.get("model", {}).get("one_frame", False)
+    return values | {name: value for name, value in run.get("settings", {}).items() if name in SEEN}
 
 
 def read_run(folder: Path) -> dict[str, Any]:

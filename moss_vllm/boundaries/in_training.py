@@ -9,11 +9,10 @@ from accelerate.utils import broadcast
 from moss_vllm.boundaries.batches import ClipSettings
 from moss_vllm.boundaries.gebd import GEBD
 from moss_vllm.boundaries.predictions import pick_boundaries
-from moss_vllm.boundaries.schema import BOUNDARY_SCHEMA, scores_of
+from moss_vllm.boundaries.schema import collect_scores
 from moss_vllm.boundaries.scores import TABLE_9_COLUMNS, BoundaryScores, score_boundaries
 from moss_vllm.boundaries.testing import find_boundaries
 from moss_vllm.data.boundaries.datasets import BoundarySplit
-from moss_vllm.runtime.line_store import ANSWERS, read_answers
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.best import BestSoFar
 from moss_vllm.training.loop import CheckpointKeeper
@@ -67,8 +66,7 @@ class PeriodicTest:
         find_boundaries(self.model, self.split, self.clips, folder, overwrite=True, **options)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            frames = scores_of(read_answers(folder / ANSWERS, BOUNDARY_SCHEMA), self.split)
-            found = pick_boundaries(self.split, frames, self.threshold)
+            found = pick_boundaries(self.split, collect_scores(folder, self.split), self.threshold)
             self.keep(step, score_boundaries(self.split, found))
         self.accelerator.wait_for_everyone()
 

@@ -5,9 +5,10 @@ ROOT/videos/{train,val}/                mini0000001_000000_000010.mp4, ...
 ROOT/k400_mr345_{train,val}_min_change_duration0.3.pkl    the ground truth
 
 A clip of 10 s shows two objects that look alike on a textured wall, the same ones from its first frame to its
-last. Something always moves: one of them, both together, both against each other, or the camera. At random
-times another motion follows, without a cut: objects and wall go on from where they are. Their places are
-uniform on a torus at every moment, so each frame is as likely anywhere in a clip: no frame tells a boundary.
+last. Something always moves: one of them, both together, both against each other. At random times another
+motion follows, without a cut: objects and wall go on from where they are. Their places are uniform on a torus
+at every moment, so each frame is as likely anywhere in a clip: no frame tells a boundary. The camera shakes
+all the while, so what tells is how the objects move beside the wall and each other.
 
 Five simulated raters mark each boundary a little early or late, and miss some. Their marks become the ground
 truth by the rules of the official notebook (`data/boundaries/ground_truth.py`).
@@ -40,17 +41,17 @@ DRAWN_FORMAT = 1  # of what is drawn; one more, and every world is drawn again
 CLIP_S, CLIP_FPS, CLIP_PX = 10, 5, 48
 THING_RADIUS_PX = (7.5, 9.5)
 STEP_PX = 8  # from one frame to the next: a cell of the grid that MOSS reads
+SHAKE_PX = 2  # at most, from one frame to the next, of all that is seen
 MOTION_S = (1.4, 4.0)  # shortest and longest, but for the last
 RATERS, JITTER_S, SEEN_SHARE = 5, 0.12, 0.9
 NEAR_S = 0.5  # of a mark that another rater shares: 5 % of a clip
 
-# Which way the wall and the two objects go, as turns from one direction; None stays.
-MOTIONS: dict[str, tuple[int | None, int | None, int | None]] = {
-    "one moves": (None, 0, None),
-    "the other moves": (None, None, 0),
-    "both move together": (None, 0, 0),
-    "both move against each other": (None, 0, 2),
-    "the camera moves": (0, 0, 0),
+# Which way the two objects go beside the wall, as turns from one direction; None stays.
+MOTIONS: dict[str, tuple[int | None, int | None]] = {
+    "one moves": (0, None),
+    "the other moves": (None, 0),
+    "both move together": (0, 0),
+    "both move against each other": (0, 2),
 }
 
 
@@ -160,21 +161,18 @@ def _mark(rng: np.random.Generator, changes: list[int]) -> tuple[float, ...]:
 
 
 def draw_ways(rng: np.random.Generator, clip: DrawnClip) -> NDArray[np.int64]:
-    """How far the wall and the two objects go from each frame to the next; a motion never follows itself.
+    """How far the two objects go beside the wall from each frame to the next; no motion follows itself.
 
     Shape:
-        returns: (3, T, 2), x and y in whole pixels.
+        returns: (2, T, 2), x and y in whole pixels.
     """
     ends = (0, *clip.changes, CLIP_S * CLIP_FPS)
     steps: list[NDArray[np.int64]] = []
     for start, end in pairwise(ends):
         while True:
-            motion, way = list(MOTIONS.values())[rng.integers(len(MOTIONS))], int(rng.integers(4))
-            each = [
-                np.zeros(2, np.int64) if turn is None else STEP_PX * ROUND[(way + turn) % 4]
-                for turn in motion
-            ]
-            step = np.stack(each)
+            turns, way = list(MOTIONS.values())[rng.integers(len(MOTIONS))], int(rng.integers(4))
+            still = np.zeros(2, np.int64)
+            step = np.stack([still if turn is None else STEP_PX * ROUND[(way + turn) % 4] for turn in turns])
             if not steps or (step != steps[-1][:, -1]).any():
                 break
         steps.append(step[:, None].repeat(end - start, axis=1))
@@ -189,7 +187,10 @@ def render_clip(clip: DrawnClip) -> NDArray[np.uint8]:
     """
     rng = np.random.default_rng((*clip.seed, 1))
     still = draw_still(rng, size_px=CLIP_PX, radius_px=THING_RADIUS_PX)
-    paths = np.pad(draw_ways(rng, clip)[:, :-1], ((0, 0), (1, 0), (0, 0))).cumsum(axis=1)
+    ways = draw_ways(rng, clip)
+    shake = rng.integers(-SHAKE_PX, SHAKE_PX + 1, ways.shape[1:])
+    steps = np.concatenate([shake[None], ways + shake])
+    paths = np.pad(steps[:, :-1], ((0, 0), (1, 0), (0, 0))).cumsum(axis=1)
     return render_action(still, Motion(*paths), size_px=CLIP_PX)
 
 
