@@ -101,14 +101,14 @@ def main(argv: list[str] | None = None) -> BoundaryScores | None:
     given = [name for name in OF_A_MODEL if not any(getattr(args, name) is one for one in (None, False))]
     if args.predictions and given:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        parser.error(f"{flags}: without effect on --predictions, for which no model runs; leave out")
+        parser.error(f"{flags}: without effect on --predictions, for which no model runs; leave them out")
     vars(args).update({name: value for name, value in OF_A_MODEL.items() if getattr(args, name) is None})
     if args.workers < 0:
         parser.error("--workers takes 0 or more")
     if args.cache_gib is not None and args.cache is None:
         parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold is {args.threshold:g}; a score is 0 to 1")
+        parser.error(f"--threshold is {args.threshold:g}; a score is from 0 to 1")
     for name, allowed in (("rule", F1_RULES), ("peaks", PEAK_RULES)):
         if (value := getattr(args, name)) not in (None, *allowed):
             parser.error(f"--{name} is {value!r}; it must be one of {', '.join(allowed)}")
@@ -141,7 +141,9 @@ def score_file(args: argparse.Namespace, words: list[str]) -> BoundaryScores:
     if any(isinstance(one, FrameScores) for one in entries.values()):
         threshold = THRESHOLDS[split.dataset] if threshold is None else threshold
     elif args.peaks:
-        raise ValueError(f"{args.predictions} has boundaries in seconds, which --peaks does not change")
+        raise ValueError(
+            f"{args.predictions} has boundaries in seconds, which --peaks does not change; leave it out"
+        )
     found = as_boundaries(entries, split, str(args.predictions), threshold=threshold, rule=peaks)
     scores = score_boundaries(split, found, rule=args.rule)
     if threshold is not None:
@@ -226,9 +228,9 @@ def show_views(out: Path, split: BoundarySplit) -> None:
     from moss_vllm.report.boundary_page import write_views
 
     page, picture = write_views(out)
-    video_id = split.annotated[0].video_id
     say(f"written to {out}: {page.name}, and {picture.name}, the clip with most mistakes; any other clip:")
-    say(command("scripts/timeline.py", out, "--video", video_id))
+    others = (video.video_id for video in split.annotated if video.video_id not in picture.name)
+    say(command("scripts/timeline.py", out, "--video", next(others, split.annotated[0].video_id)))
     if (out / "scores.json").is_file():
         where = {"--data": split.arguments["data"], "--root": split.arguments["root"]}
         where |= {f"--{name}": split.arguments[name] for name in ("annotation", "subset")}
