@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,13 +17,14 @@ from moss_vllm.data.world.boundaries import (
     CLIP_FPS,
     CLIP_PX,
     CLIP_S,
+    HELD_PX,
+    HELD_SHARE,
     JITTER_S,
+    MOTION_PX,
     MOTION_S,
     MOTIONS,
     RATERS,
     SEEN_SHARE,
-    SHAKE_PX,
-    STEP_PX,
     BoundariesSize,
     annotate_clips,
     draw_boundaries,
@@ -56,36 +58,40 @@ def ways_of(clip):
 
 def test_each_frame_is_a_first_frame_of_a_clip(clips):
     """Places are drawn uniformly on the torus, so a shift of all of them leaves what is drawn as likely."""
-    clip = clips[0]
-    frames = render_clip(clip)
-    assert frames.shape == (FRAMES, CLIP_PX, CLIP_PX, 3)
-    rng = np.random.default_rng((*clip.seed, 1))
-    still = draw_still(rng, size_px=CLIP_PX, radius_px=boundaries.THING_RADIUS_PX)
-    shake_and_ways = draw_ways(rng, clip)
-    shake = rng.integers(-SHAKE_PX, SHAKE_PX + 1, shake_and_ways.shape[1:])
-    for frame in (0, clip.changes[0] - 1, clip.changes[0], clip.changes[0] + 1, FRAMES - 1):
-        moved = replace(
-            still,
-            wall_px=(still.wall_px + shake[:frame].sum(axis=0)) % CLIP_PX,
-            objects_px=(still.objects_px + (shake_and_ways + shake)[:, :frame].sum(axis=1)) % CLIP_PX,
-        )
-        nothing = Motion(*np.zeros((3, 1, 2), np.int64))
-        np.testing.assert_array_equal(render_action(moved, nothing, size_px=CLIP_PX)[0], frames[frame])
+    shakes = []
+    for clip in clips[:4]:
+        frames = render_clip(clip)
+        assert frames.shape == (FRAMES, CLIP_PX, CLIP_PX, 3)
+        rng = np.random.default_rng((*clip.seed, 1))
+        still = draw_still(rng, size_px=CLIP_PX, radius_px=boundaries.LOOK_RADIUS_PX)
+        ways = draw_ways(rng, clip)
+        shake = rng.integers(-HELD_PX, HELD_PX + 1, ways.shape[1:])
+        shakes.append(rng.random() < HELD_SHARE)
+        steps = ways + shake * shakes[-1]
+        for frame in (0, clip.changes[0] - 1, clip.changes[0], clip.changes[0] + 1, FRAMES - 1):
+            wall, *objects = steps[:, :frame].sum(axis=1)
+            moved = replace(
+                still,
+                wall_px=(still.wall_px + wall) % CLIP_PX,
+                objects_px=(still.objects_px + objects) % CLIP_PX,
+            )
+            nothing = Motion(*np.zeros((3, 1, 2), np.int64))
+            one = render_action(moved, nothing, size_px=CLIP_PX)[0]
+            np.testing.assert_array_equal(one, frames[frame])
+    assert set(shakes) == {True, False}
 
 
 def test_a_motion_never_follows_itself_and_changes_where_it_is_said(clips):
-    kinds = {}
+    kinds = Counter()
     for clip in clips[:60]:
         ways = ways_of(clip)
-        assert ways.shape == (2, FRAMES, 2) and set(np.unique(ways)) <= {-STEP_PX, 0, STEP_PX}
+        assert ways.shape == (3, FRAMES, 2) and set(np.unique(ways)) <= {-MOTION_PX, 0, MOTION_PX}
         changed = np.flatnonzero((ways[:, 1:] != ways[:, :-1]).any(axis=(0, 2))) + 1
         assert tuple(changed.tolist()) == clip.changes
         for start in (0, *clip.changes):
-            one, other = ways[:, start]
-            moving = one.any(), other.any()
-            kind = moving if not all(moving) else (bool((one == other).all()), bool((one == -other).all()))
-            kinds[kind] = kinds.get(kind, 0) + 1
-    assert len(kinds) == len(MOTIONS) and min(kinds.values()) > sum(kinds.values()) / 8
+            wall, one, other = ways[:, start]
+            kinds[(wall.any(), one.any(), other.any(), (one == -other).all())] += 1
+    assert len(kinds) == len(MOTIONS) and min(kinds.values()) > sum(kinds.values()) / 10
 
 
 def test_motions_last_as_long_as_they_should(clips):

@@ -5,10 +5,11 @@ ROOT/videos/{train,val}/                mini0000001_000000_000010.mp4, ...
 ROOT/k400_mr345_{train,val}_min_change_duration0.3.pkl    the ground truth
 
 A clip of 10 s shows two objects that look alike on a textured wall, the same ones from its first frame to its
-last. Something always moves: one of them, both together, both against each other. At random times another
-motion follows, without a cut: objects and wall go on from where they are. Their places are uniform on a torus
-at every moment, so each frame is as likely anywhere in a clip: no frame tells a boundary. The camera shakes
-all the while, so what tells is how the objects move beside the wall and each other.
+last. Something always moves: one of them, both together, both against each other, or the camera. At random
+times another motion follows, without a cut: objects and wall go on from where they are. Their places are
+uniform on a torus at every moment, so each frame is as likely anywhere in a clip: no frame tells a boundary.
+Half of the clips are filmed by hand: all that is seen shakes, and what tells is how objects and wall move
+beside each other.
 
 Five simulated raters mark each boundary a little early or late, and miss some. Their marks become the ground
 truth by the rules of the official notebook (`data/boundaries/ground_truth.py`).
@@ -35,23 +36,24 @@ from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.write import write_clip
 
 BOUNDARIES_ROOT = Path("data/boundaries")
-SETTINGS = "boundaries.json"
-DRAWN_FORMAT = 1  # of what is drawn; one more, and every world is drawn again
+BOUNDARIES_SETTINGS = "boundaries.json"
+BOUNDARIES_FORMAT = 1  # of what is drawn; one more, and every world is drawn again
 
 CLIP_S, CLIP_FPS, CLIP_PX = 10, 5, 48
-THING_RADIUS_PX = (7.5, 9.5)
-STEP_PX = 8  # from one frame to the next: a cell of the grid that MOSS reads
-SHAKE_PX = 2  # at most, from one frame to the next, of all that is seen
+LOOK_RADIUS_PX = (7.5, 9.5)
+MOTION_PX = 8  # from one frame to the next: a cell of the grid that MOSS reads
+HELD_PX, HELD_SHARE = 2, 0.5  # most from one frame to the next of all that is seen; clips that shake
 MOTION_S = (1.4, 4.0)  # shortest and longest, but for the last
 RATERS, JITTER_S, SEEN_SHARE = 5, 0.12, 0.9
-NEAR_S = 0.5  # of a mark that another rater shares: 5 % of a clip
+AGREE_S = 0.5  # of a mark that another rater shares: 5 % of a clip
 
-# Which way the two objects go beside the wall, as turns from one direction; None stays.
-MOTIONS: dict[str, tuple[int | None, int | None]] = {
-    "one moves": (0, None),
-    "the other moves": (None, 0),
-    "both move together": (0, 0),
-    "both move against each other": (0, 2),
+# Which way the wall and the two objects go, as turns from one direction; None stays.
+MOTIONS: dict[str, tuple[int | None, int | None, int | None]] = {
+    "one moves": (None, 0, None),
+    "the other moves": (None, None, 0),
+    "both move together": (None, 0, 0),
+    "both move against each other": (None, 0, 2),
+    "the camera moves": (0, 0, 0),
 }
 
 
@@ -98,10 +100,10 @@ def draw_boundaries(
     files = [BOUNDARY_FILES["kinetics_gebd"][0].format(part) for part in FILE_PARTS.values()]
     size = open_world(
         root,
-        SETTINGS,
+        BOUNDARIES_SETTINGS,
         size,
         BoundariesSize(),
-        drawn_format=DRAWN_FORMAT,
+        drawn_format=BOUNDARIES_FORMAT,
         parts=("videos", *files),
         what="clips with boundaries",
     )
@@ -161,10 +163,10 @@ def _mark(rng: np.random.Generator, changes: list[int]) -> tuple[float, ...]:
 
 
 def draw_ways(rng: np.random.Generator, clip: DrawnClip) -> NDArray[np.int64]:
-    """How far the two objects go beside the wall from each frame to the next; no motion follows itself.
+    """How far the wall and the two objects go from each frame to the next; no motion follows itself.
 
     Shape:
-        returns: (2, T, 2), x and y in whole pixels.
+        returns: (3, T, 2), x and y in whole pixels, of a camera that stands.
     """
     ends = (0, *clip.changes, CLIP_S * CLIP_FPS)
     steps: list[NDArray[np.int64]] = []
@@ -172,7 +174,9 @@ def draw_ways(rng: np.random.Generator, clip: DrawnClip) -> NDArray[np.int64]:
         while True:
             turns, way = list(MOTIONS.values())[rng.integers(len(MOTIONS))], int(rng.integers(4))
             still = np.zeros(2, np.int64)
-            step = np.stack([still if turn is None else STEP_PX * ROUND[(way + turn) % 4] for turn in turns])
+            step = np.stack(
+                [still if turn is None else MOTION_PX * ROUND[(way + turn) % 4] for turn in turns]
+            )
             if not steps or (step != steps[-1][:, -1]).any():
                 break
         steps.append(step[:, None].repeat(end - start, axis=1))
@@ -186,10 +190,10 @@ def render_clip(clip: DrawnClip) -> NDArray[np.uint8]:
         returns: (T, CLIP_PX, CLIP_PX, 3) uint8.
     """
     rng = np.random.default_rng((*clip.seed, 1))
-    still = draw_still(rng, size_px=CLIP_PX, radius_px=THING_RADIUS_PX)
+    still = draw_still(rng, size_px=CLIP_PX, radius_px=LOOK_RADIUS_PX)
     ways = draw_ways(rng, clip)
-    shake = rng.integers(-SHAKE_PX, SHAKE_PX + 1, ways.shape[1:])
-    steps = np.concatenate([shake[None], ways + shake])
+    shake = rng.integers(-HELD_PX, HELD_PX + 1, ways.shape[1:]) * (rng.random() < HELD_SHARE)
+    steps = ways + shake
     paths = np.pad(steps[:, :-1], ((0, 0), (1, 0), (0, 0))).cumsum(axis=1)
     return render_action(still, Motion(*paths), size_px=CLIP_PX)
 
@@ -228,6 +232,6 @@ def _raw_record(clip: DrawnClip) -> dict[str, Any]:
 
 
 def _agree(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """F1 of one rater's marks against another's, which lie further apart than NEAR_S."""
-    shared = sum(any(abs(time - mark) <= NEAR_S for mark in other) for time in one)
+    """F1 of one rater's marks against another's, which lie further apart than AGREE_S."""
+    shared = sum(any(abs(time - mark) <= AGREE_S for mark in other) for time in one)
     return 2 * shared / (len(one) + len(other))

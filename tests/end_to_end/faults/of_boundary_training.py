@@ -10,7 +10,7 @@ from boundary_layouts import GROUND_TRUTH, TRAIN
 from faults import engine
 from faults.engine import as_settings, cut, edit_weights, to_nan
 from moss_vllm.boundaries.checkpoint import WEIGHTS_FILE
-from moss_vllm.data.world.boundaries import SETTINGS
+from moss_vllm.data.world.boundaries import BOUNDARIES_SETTINGS
 
 LAST = "run/step-000002"
 
@@ -80,7 +80,7 @@ for title, damage, given in (
 @fault("drawn clips whose settings are cut short")
 def _(ground):
     (ground.tmp / "drawn").mkdir()
-    (ground.tmp / "drawn" / SETTINGS).write_text('{"train_clips": 1')
+    (ground.tmp / "drawn" / BOUNDARIES_SETTINGS).write_text('{"train_clips": 1')
     return ground.train(data="mini", root=ground.tmp / "drawn")
 
 
