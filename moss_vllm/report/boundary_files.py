@@ -17,8 +17,8 @@ from moss_vllm.report.detection_files import RESULT_FILE, choose_video, refuse_r
 from moss_vllm.runtime.files import read_json
 
 SCORES_FILE = "scores.json"
-ONLY_HERE = '"clips_left_out_as_raters_disagree"'  # a key of result.json that no other test's has
-TEST_AGAIN = "test again with eval/boundaries.py, or name a file of predictions, with --root"
+OF_BOUNDARIES = '"clips_left_out_as_raters_disagree"'  # a key of result.json that no other test's has
+FIND_AGAIN = "test again with eval/boundaries.py, or name a file of predictions, with --root"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def holds_boundaries(result: Path) -> bool:
     """
     if result.is_dir():
         file = result / RESULT_FILE
-        return file.is_file() and ONLY_HERE in file.read_text(encoding="utf-8", errors="replace")
+        return file.is_file() and OF_BOUNDARIES in file.read_text(encoding="utf-8", errors="replace")
     if result.suffix in PICKLES:
         return True
     try:
@@ -112,7 +112,7 @@ def read_boundary_test(result: Path, *, threshold: float | None = None, **change
 
 def _read_result(file: Path) -> dict[str, Any]:
     """What result.json holds; ValueError where it is not what a test writes."""
-    about = read_json(file, TEST_AGAIN)
+    about = read_json(file, FIND_AGAIN)
     at, threshold = about.get("f1_precision_recall"), about.get("threshold")
     fits = {
         "rule": about.get("rule") in F1_RULES,
@@ -121,7 +121,7 @@ def _read_result(file: Path) -> dict[str, Any]:
         "F1@0.05": is_number(about.get("F1@0.05")),
         "f1_precision_recall": isinstance(at, dict),
     }
-    refuse_result(file, about, fits, ("data", "root", "annotation", "subset", "version"), TEST_AGAIN)
+    refuse_result(file, about, fits, ("data", "root", "annotation", "subset", "version"), FIND_AGAIN)
     return about
 
 

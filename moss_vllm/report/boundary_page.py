@@ -23,10 +23,17 @@ from moss_vllm.report.html import (
     tiles,
     write_page,
 )
-from moss_vllm.report.score_curve import DISTANCE, ScoreCurve, draw_as_png, draw_on_page, lay_out_clip
+from moss_vllm.report.score_curve import (
+    DISTANCE,
+    ScoreCurve,
+    draw_curve_as_png,
+    draw_curve_on_page,
+    lay_out_clip,
+)
 from moss_vllm.report.strips import (
     MOST_FRAMES,
     MOST_VIDEOS,
+    STRIP_FPS,
     Strip,
     draw_frames,
     limits,
@@ -35,8 +42,7 @@ from moss_vllm.report.strips import (
 )
 from moss_vllm.runtime.files import refuse_unwritable
 
-PARTS = {"score": "Score", "clips": "Clips", "run": "What was tested"}
-STRIP_FPS = 1.0  # of which MOST_FRAMES are kept, spread evenly
+SECTIONS = {"score": "Score", "clips": "Clips", "run": "What was tested"}
 SAME_F1 = 0.005  # as far as result.json may differ
 
 
@@ -47,7 +53,7 @@ def boundary_page(test: BoundaryTest, strips: int | None = None) -> str:
         strips: the number of clips with frames; None means 200, and at most 10 MB of frames.
     """
     most, most_bytes = limits(strips)
-    scores, curves = score_boundaries(test.split, test.found, rule=test.rule), sort_by_mistakes(test)
+    scores, curves = score_boundaries(test.split, test.found, rule=test.rule), curves_by_mistakes(test)
     first = curves[: max(MOST_VIDEOS, most)]
     paths = {video.video_id: video.path for video in test.split.annotated if video.path}
     asked = [one.video_id for one in first if one.video_id in paths][:most]
@@ -59,12 +65,12 @@ def boundary_page(test: BoundaryTest, strips: int | None = None) -> str:
     parts = [
         tag("h1", name),
         tag("p", test.split.report()),
-        tag("nav", *(tag("a", title, href=f"#{part}") for part, title in PARTS.items())),
+        tag("nav", *(tag("a", title, href=f"#{part}") for part, title in SECTIONS.items())),
         tiles(_figures(scores)),
         listed([*_differences(test, scores), *test.notes, *scores.notes, *test.split.notes]),
-        section("score", PARTS["score"], *_score(scores, data)),
-        section("clips", PARTS["clips"], *_clips(first, len(curves), frames)),
-        section("run", PARTS["run"], table((), _run(test), class_="pairs")),
+        section("score", SECTIONS["score"], *_score(scores, data)),
+        section("clips", SECTIONS["clips"], *_clips(first, len(curves), frames)),
+        section("run", SECTIONS["run"], table((), _run(test), class_="pairs")),
         tag("p", made, class_="soft"),
     ]
     return document(name, parts)
@@ -75,7 +81,7 @@ def write_views(folder: Path) -> tuple[Path, Path]:
     test = read_boundary_test(folder)
     page = choose_file(folder, None)
     write_page(boundary_page(test), page)
-    return page, draw_clip(test, test.video(sort_by_mistakes(test)[0].video_id))[0]
+    return page, draw_clip(test, test.video(curves_by_mistakes(test)[0].video_id))[0]
 
 
 def draw_clip(test: BoundaryTest, video: BoundaryVideo, out: Path | None = None) -> tuple[Path, str]:
@@ -85,7 +91,7 @@ def draw_clip(test: BoundaryTest, video: BoundaryVideo, out: Path | None = None)
     curve = _lay_out(test, video)
     strip, without = read_spread(video.path, video.duration_s)
     told = f"{curve.video_id}: {curve.describe()}"
-    draw_as_png(curve, out, title=told, strip=strip)
+    draw_curve_as_png(curve, out, title=told, strip=strip)
     return out, told + without
 
 
@@ -95,7 +101,7 @@ def _lay_out(test: BoundaryTest, video: BoundaryVideo) -> ScoreCurve:
     return lay_out_clip(video, found, scores, rule=test.rule, threshold=test.threshold)
 
 
-def sort_by_mistakes(test: BoundaryTest) -> list[ScoreCurve]:
+def curves_by_mistakes(test: BoundaryTest) -> list[ScoreCurve]:
     """All annotated clips, those with most boundaries missed and false detections first."""
     curves = (_lay_out(test, video) for video in test.split.annotated)
     return sorted(curves, key=lambda one: one.mistakes, reverse=True)
@@ -139,8 +145,8 @@ def _score(scores: BoundaryScores, data: str) -> list[Html]:
     shown = score_table("this test", scores, data)
     ((_, columns),) = shown.columns.items()
     rows = []
-    for name, groups in shown.rows.items():
-        ((_, cells),) = groups.items()
+    for name, of_data in shown.rows.items():
+        ((_, cells),) = of_data.items()
         rows.append([name, *(f"{cells[column]:.1f}" for column in columns)])
     groups = [f"{distance:g}" for distance in scores.distances]
     bars = [
@@ -180,7 +186,7 @@ def _clips(curves: Sequence[ScoreCurve], total: int, frames: Mapping[str, Strip]
             "figure",
             tag("figcaption", tag("b", one.video_id), tag("span", one.describe())),
             draw_frames(one.video_id, frames.get(one.video_id)),
-            draw_on_page(one),
+            draw_curve_on_page(one),
             class_="timeline",
         )
         for one in curves

@@ -19,7 +19,7 @@ from moss_vllm.report import timeline
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.detection_files import RESULT_FILE, DetectionTest
 from moss_vllm.report.html import Html, document, listed, moment, section, table, tag, tiles
-from moss_vllm.report.strips import MOST_FRAMES, Strip, draw_frames, limits, read_strips
+from moss_vllm.report.strips import MOST_FRAMES, STRIP_FPS, Strip, draw_frames, limits, read_strips
 from moss_vllm.report.timeline import Timeline, draw_on_page, lay_out_video
 
 PARTS = {
@@ -29,7 +29,6 @@ PARTS = {
     "videos": "Videos",
     "run": "What was tested",
 }
-STRIP_FPS = 1.0  # of which MOST_FRAMES are kept, spread evenly
 COUNTS = ("mAP", "interval_95", "false_positives", "videos", "actions", "detections", "notes")
 SAME_MAP = 0.005  # as far as result.json may differ
 

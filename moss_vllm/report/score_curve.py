@@ -37,7 +37,7 @@ from moss_vllm.video.clip import Clip
 
 DISTANCE = DISTANCES[0]  # within which a boundary is found, as a share of the clip
 CURVE_COLOUR, UNSCORED_COLOUR = COLOURS[0], "#999999"
-CURVE, LINE, MARK = 80, 2, 5  # of the drawing on a page: height of the curve, widths
+CURVE, LINE_WIDTH, MARK_WIDTH = 80, 2, 5  # of the drawing on a page: height of the curve, widths
 
 
 class Mark(NamedTuple):
@@ -146,7 +146,7 @@ def lay_out_clip(
 # ---- on a page
 
 
-def draw_on_page(curve: ScoreCurve) -> Html:
+def draw_curve_on_page(curve: ScoreCurve) -> Html:
     """The curve above its raters as inline SVG; each mark tells its time in a tooltip."""
     scale = seconds_to_x(curve.duration_s)
 
@@ -161,7 +161,7 @@ def draw_on_page(curve: ScoreCurve) -> Html:
     drawn: list[str] = [draw_name("score" if curve.points else "found", y)]
     for one in curve.detections or ():
         kind = "right" if one.hit else "false" if curve.is_scored else "unscored"
-        drawn.append(mark(one.time_s, y, CURVE, LINE, kind, f"{kind} detection"))
+        drawn.append(mark(one.time_s, y, CURVE, LINE_WIDTH, kind, f"{kind} detection"))
     if curve.threshold is not None:
         path = f"M{NAMES} {height_of(curve.threshold):.1f}H{WIDTH - RIGHT_MARGIN}"
         drawn.append(f'<path class="level" d="{path}"><title>threshold {curve.threshold:g}</title></path>')
@@ -175,7 +175,9 @@ def draw_on_page(curve: ScoreCurve) -> Html:
         drawn.append(draw_name(f"{row.name}, counts" if row.counts else row.name, y))
         for one in row.marks:
             words = "found" if one.hit else "missed"
-            drawn.append(mark(one.time_s, y, ACTION, MARK, "truth" if one.hit else "truth missed", words))
+            drawn.append(
+                mark(one.time_s, y, ACTION, MARK_WIDTH, "truth" if one.hit else "truth missed", words)
+            )
         y += ACTION + 4
     return draw_axis(drawn, y, curve.video_id, curve.duration_s)
 
@@ -183,7 +185,7 @@ def draw_on_page(curve: ScoreCurve) -> Html:
 # ---- as a picture
 
 
-def draw_as_png(curve: ScoreCurve, path: Path, *, title: str, strip: Clip | None = None) -> None:
+def draw_curve_as_png(curve: ScoreCurve, path: Path, *, title: str, strip: Clip | None = None) -> None:
     """Draw the curve and its raters below a strip of frames, as a PNG 1500 pixels wide."""
     from matplotlib.figure import Figure  # half a second, which reports need not wait for
 

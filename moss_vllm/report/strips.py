@@ -18,6 +18,7 @@ from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.video.frames import BadVideo, list_images
 
 MOST_FRAMES = 8
+STRIP_FPS = 1.0  # of a test's videos; of these MOST_FRAMES are kept, spread evenly
 SHORT_SIDE_PX = 112
 QUALITY = 60
 PICTURE_FRAMES, PICTURE_SIDE_PX = 9, 168  # of a video by itself
@@ -114,7 +115,7 @@ def read_spread(path: str, duration_s: float) -> tuple[Clip | None, str]:
         return None, f"; without frames: {error}"
 
 
-def _rate_of(path: str, duration_s: float) -> dict[str, float]:
+def _rate_of(path: str, duration_s: float) -> dict[str, Any]:
     """For a folder, the frames a second that make it as long as it should be."""
     if not os.path.isdir(path):
         return {}

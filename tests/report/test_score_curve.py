@@ -10,14 +10,14 @@ from PIL import Image
 
 from moss_vllm.boundaries.scores import score_boundaries
 from moss_vllm.report.boundary_files import holds_boundaries, read_boundary_test
-from moss_vllm.report.boundary_page import sort_by_mistakes
-from moss_vllm.report.score_curve import Mark, draw_on_page, lay_out_clip
+from moss_vllm.report.boundary_page import curves_by_mistakes
+from moss_vllm.report.score_curve import Mark, draw_curve_on_page, lay_out_clip
 from moss_vllm.report.timeline import NAMES, RIGHT_MARGIN, WIDTH
 
 
 def curve_of(folder, video_id, **changes):
     test = read_boundary_test(folder, **changes)
-    return next(one for one in sort_by_mistakes(test) if one.video_id == video_id)
+    return next(one for one in curves_by_mistakes(test) if one.video_id == video_id)
 
 
 def test_what_each_rater_marked_is_found_or_missed(tmp_path):
@@ -38,12 +38,12 @@ def test_right_detections_are_as_many_as_the_scores_count(tmp_path):
     found = {name: tuple(sorted(rng.choice(np.arange(1, 100, 2), 6, replace=False))) for name in TEST}
     test = read_boundary_test(write_test(tmp_path, found))
     matches = score_boundaries(test.split, test.found).matches
-    curves = {one.video_id: one for one in sort_by_mistakes(test)}
+    curves = {one.video_id: one for one in curves_by_mistakes(test)}
     for name, rater, hits in zip(matches.names, matches.raters[:, 0], matches.hits[:, 0], strict=True):
         assert curves[name].raters[rater].counts
         assert sum(mark.hit for mark in curves[name].raters[rater].marks) == hits
         assert sum(mark.hit for mark in curves[name].detections) == hits
-    assert [one.mistakes for one in sort_by_mistakes(test)] == sorted(
+    assert [one.mistakes for one in curves_by_mistakes(test)] == sorted(
         (one.mistakes for one in curves.values()), reverse=True
     )
 
@@ -51,7 +51,7 @@ def test_right_detections_are_as_many_as_the_scores_count(tmp_path):
 def test_clips_that_are_not_scored_or_have_no_predictions_say_so(tmp_path):
     folder = write_test(tmp_path, {TEST[0]: (20,), TEST[1]: (50, 70)})
     assert curve_of(folder, TEST[1]).describe() == ("2 detections; not scored, as its raters agree below 0.3")
-    svg = draw_on_page(curve_of(folder, TEST[1]))
+    svg = draw_curve_on_page(curve_of(folder, TEST[1]))
     assert svg.count('class="unscored"') == 2 and 'class="false"' not in svg
     missing = curve_of(folder, TEST[2])
     assert missing.describe() == "no predictions" and missing.points == () and missing.mistakes == 2
@@ -67,7 +67,7 @@ def test_times_in_frames_and_outside_the_clip(tmp_path):
 
 
 def test_a_mark_on_a_page_lies_at_its_time(tmp_path):
-    svg = draw_on_page(curve_of(write_test(tmp_path), TEST[0]))
+    svg = draw_curve_on_page(curve_of(write_test(tmp_path), TEST[0]))
     scale = (WIDTH - NAMES - RIGHT_MARGIN) / 10
     assert f'<rect class="false" x="{NAMES + 8 * scale - 1:.1f}" y="4" width="2" height="80">' in svg
     assert "<title>false detection at 8.00 s</title>" in svg and "<title>missed at 9.00 s</title>" in svg
