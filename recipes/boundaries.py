@@ -93,13 +93,13 @@ class Boundaries:
         "sgd with steps, or adamw with a cosine (default: sgd; mini adamw)",
         heading="training and tests",
     )
-    epochs: int | None = setting(None, "passes over the rows (default: 15; tapos 10; mini 16)")
+    epochs: int | None = setting(None, "passes over the rows (default: 15; tapos 10; mini 8)")
     milestones: str | None = setting(
         None, "epochs after which sgd's rates fall to a tenth (default: '6,8,12')"
     )
     warmup_epochs: float | None = setting(None, "of linear warm-up of adamw (default: 1)")
-    clips_a_step: int | None = setting(None, "rows of all processes (default: 16; mini 8)")
-    batch_size: int | None = setting(None, "rows per process and micro-batch (default: 2; mini 8)")
+    clips_a_step: int | None = setting(None, "rows of all processes (default: 16; mini 4)")
+    batch_size: int | None = setting(None, "rows per process and micro-batch (default: 2; mini 4)")
     lr: float | None = setting(None, "peak learning rate (default: sgd 1e-2, adamw 1e-4; mini 3e-3)")
     weight_decay: float | None = setting(None, "of the optimizer (default: sgd 1e-4, adamw 0.05)")
     clip_norm: float | None = setting(
@@ -109,7 +109,7 @@ class Boundaries:
         None, "from which a frame's score is a boundary (default: 0.3; tapos 0.2)"
     )
     eval_every: int | None = setting(
-        None, "epochs from test to test, and of checkpoints (default: 1; mini 16)"
+        None, "epochs from test to test, and of checkpoints (default: 1; mini 8)"
     )
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32",

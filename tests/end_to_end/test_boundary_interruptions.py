@@ -45,7 +45,14 @@ def argv(tmp_path_factory):
     write_moving(root)
 
     def make(out, **settings):
-        given = {"steps": STEPS, "raters": 1, "eval_every": EVERY, "resume": "auto", "log_every": 5}
+        given = {
+            "steps": STEPS,
+            "raters": 1,
+            "frames": 8,
+            "eval_every": EVERY,
+            "log_every": 5,
+            "resume": "auto",
+        }
         return flags(root, out, **{**given, "optimizer": "adamw", "lr": 1e-3, **settings})
 
     return make
@@ -105,7 +112,7 @@ def test_two_processes_are_near_one_at_twice_the_batch(argv, tmp_path, settings)
     one, two = rows_of_both(tmp_path)
     assert len(one) == 6 and one == two  # bit for bit
     loss, apart = differences(tmp_path / "one", tmp_path / "two")
-    assert loss < 0.05 and apart < 0.02
+    assert loss < 5e-3 and apart < 5e-3  # measured: 8e-4 and 8e-4 with MOSS, 1e-4 and 6e-4 without
     files = sorted((tmp_path / "two" / "test" / "answers").glob("*.jsonl"))
     assert [file.name for file in files] == ["00-of-02.jsonl", "01-of-02.jsonl"]
     assert [file.read_bytes().count(b"\n") for file in files] == [3, 2]  # a header, and two clips and one
