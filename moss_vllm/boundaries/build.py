@@ -48,7 +48,7 @@ def build_gebd(
     )
     options = fill_sizes(preset, temporal, temporal_options or {})
     if temporal != "none":
-        options = {"zero_init": preset.zero_init, **options}
+        options = {"zero_init": True, **options}
     modules = {}
     for stage in (preset.after_stage,) if temporal_layers is None else temporal_layers:
         width = encoder.width_after(stage)

@@ -43,7 +43,6 @@ class BoundaryPreset:
         d_similarity: D.
         rerun: the paper's own run without MOSS; None for sizes that it does not have.
         paper: with MOSS.
-        zero_init: MOSS's output starts as zero, so that BasicGEBD starts unchanged.
 
     Reference: Sec. C.2, which prints the place of MOSS and none of its sizes: window, `d_hidden` and D of the
     preset are those of the paper's classifiers on ViT-B (Table 7).
@@ -61,7 +60,6 @@ class BoundaryPreset:
     d_similarity: int
     rerun: BoundaryRow | None
     paper: BoundaryRow | None
-    zero_init: bool = True
 
 
 BOUNDARY_R50 = BoundaryPreset(
@@ -78,9 +76,7 @@ BOUNDARY_R50 = BoundaryPreset(
     rerun=PAPER_TABLE_9["BasicGEBD, rerun"],
     paper=PAPER_TABLE_9["BasicGEBD + MOSS"],
 )
-# The miniature, for frames of 64 pixels and less: a grid of 8 x 8 after its second stage. Its ResNet starts
-# from random weights, whose features resemble each other to 0.99 in all frames: from zero, MOSS had not begun
-# to learn after 250 steps.
+# The miniature, for frames of 64 pixels and less: a grid of 8 x 8 after its second stage.
 BOUNDARY_MINI = BoundaryPreset(
     weights="random",
     stem=16,
@@ -94,6 +90,5 @@ BOUNDARY_MINI = BoundaryPreset(
     d_similarity=16,
     rerun=None,
     paper=None,
-    zero_init=False,
 )
 BOUNDARIES = {"r50": BOUNDARY_R50, "mini": BOUNDARY_MINI}

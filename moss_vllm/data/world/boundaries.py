@@ -8,8 +8,8 @@ A clip of 10 s shows two objects that look alike on a textured wall, the same on
 last. Something always moves: one of them, both together, both against each other, or the camera. At random
 times another motion follows, without a cut: objects and wall go on from where they are. Their places are
 uniform on a torus at every moment, so each frame is as likely anywhere in a clip: no frame tells a boundary.
-Half of the clips are filmed by hand: all that is seen shakes, and what tells is how objects and wall move
-beside each other.
+Clips are filmed by hand: all that is seen shakes, and what tells is how objects and wall move beside each
+other.
 
 Five simulated raters mark each boundary a little early or late, and miss some. Their marks become the ground
 truth by the rules of the official notebook (`data/boundaries/ground_truth.py`).
@@ -42,7 +42,7 @@ BOUNDARIES_FORMAT = 1  # of what is drawn; one more, and every world is drawn ag
 CLIP_S, CLIP_FPS, CLIP_PX = 10, 5, 48
 LOOK_RADIUS_PX = (7.5, 9.5)
 MOTION_PX = 8  # from one frame to the next: a cell of the grid that MOSS reads
-HELD_PX, HELD_SHARE = 2, 0.5  # most from one frame to the next of all that is seen; clips that shake
+HELD_PX = 3  # most from one frame to the next of all that is seen
 MOTION_S = (1.4, 4.0)  # shortest and longest, but for the last
 RATERS, JITTER_S, SEEN_SHARE = 5, 0.12, 0.9
 AGREE_S = 0.5  # of a mark that another rater shares: 5 % of a clip
@@ -192,8 +192,7 @@ def render_clip(clip: DrawnClip) -> NDArray[np.uint8]:
     rng = np.random.default_rng((*clip.seed, 1))
     still = draw_still(rng, size_px=CLIP_PX, radius_px=LOOK_RADIUS_PX)
     ways = draw_ways(rng, clip)
-    shake = rng.integers(-HELD_PX, HELD_PX + 1, ways.shape[1:]) * (rng.random() < HELD_SHARE)
-    steps = ways + shake
+    steps = ways + rng.integers(-HELD_PX, HELD_PX + 1, ways.shape[1:])
     paths = np.pad(steps[:, :-1], ((0, 0), (1, 0), (0, 0))).cumsum(axis=1)
     return render_action(still, Motion(*paths), size_px=CLIP_PX)
 
