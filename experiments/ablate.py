@@ -1,26 +1,27 @@
-"""The paper's ablations, Tables 4, 8 and 10, trained and tested: its columns beside what is measured here.
+"""The paper's ablations, Tables 4 and 8 to 10, trained and tested: its columns beside what is measured here.
 
     python experiments/ablate.py table10c table4a table4b --data mini --seeds 3 --jobs 2
     python experiments/ablate.py table4a --data ssv1 --root DATA/ssv1 -- --precision bf16 --cache DATA/cache
     python experiments/ablate.py table10c --rows MOSS baseline --dry-run          # the commands, nothing more
     python experiments/ablate.py detection --data mini --seeds 3          # Table 8, and one-frame control
+    python experiments/ablate.py boundaries --data mini --seeds 3         # Table 9, the same
 
 Every row of recipes/configs/paper_tables.yaml is a few settings of recipes/action_recog.py, those of the
-table "detection" of recipes/detection.py; flags after `--` go to the recipe in every run. A run is one
-process with the folder OUT/NAME-DIGEST/seed-N. DIGEST is computed from the settings, so rows of several
-tables with equal settings share their runs. After a kill the same command continues and repeats no finished
-run. A run in OUT with other settings, because the recipe's defaults have changed, is an error. If a run
-fails, the end of its log is printed, the other runs continue, and the exit status is 1. The commands that
---dry-run prints may also run elsewhere, on several GPUs: finished runs in OUT are used.
+tables "detection" and "boundaries" of the recipes of these names; flags after `--` go to the recipe in every
+run. A run is one process with the folder OUT/NAME-DIGEST/seed-N. DIGEST is computed from the settings, so
+rows of several tables with equal settings share their runs. After a kill the same command continues and
+repeats no finished run. A run in OUT with other settings, because the recipe's defaults have changed, is an
+error. If a run fails, the end of its log is printed, the other runs continue, and the exit status is 1. The
+commands that --dry-run prints may also run elsewhere, on several GPUs: finished runs in OUT are used.
 
 Compare the numbers under "last step": the model after the last step, of classifiers with one view per clip.
 "best" is the recipe's own test of the best checkpoint, which was chosen on the same clips or videos and
 therefore flatters; rows whose score varies more from test to test gain more by it.
 
-With `--data mini`, the miniature stands for MOSS-S or AdaTAD-B and random weights for CLIP's or VideoMAE's,
-and the table also has the score of each group of classes (moss_vllm/data/world/: actions.py, untrimmed.py).
-Notes name the rows that have no counterpart there. The table is printed, and written to OUT/TABLE.md after
-each run.
+With `--data mini`, the miniature stands for MOSS-S, AdaTAD-B or BasicGEBD and random weights for theirs, and
+the table also has the score of each group of classes (moss_vllm/data/world/: actions.py, untrimmed.py); of
+boundaries it has the average F1 instead. Notes name the rows that have no counterpart there. The table is
+printed, and written to OUT/TABLE.md after each run.
 """
 
 import fcntl
@@ -48,7 +49,10 @@ def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     parser.add_argument(
-        "tables", nargs="+", metavar="TABLE", help="table4a to table4d, table10a to table10e; or detection"
+        "tables",
+        nargs="+",
+        metavar="TABLE",
+        help="table4a to table4d, table10a to table10e; or detection; or boundaries",
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
     parser.add_argument("--data", default="mini", help="data set, as in the recipe")

@@ -14,9 +14,9 @@ if __name__ == "__main__":
     raise SystemExit("experiments/ablation_plan.py is a part of ablate.py, not a command")
 
 import torch
-from ablation_tasks import DETECTION, RECOGNITION, Task
+from ablation_tasks import BOUNDARIES, DETECTION, RECOGNITION, Task
 from measuring import load_recipe
-from paper_tables import DETECTION_ROWS, FILE, TABLES, Row
+from paper_tables import BOUNDARY_ROWS, DETECTION_ROWS, FILE, TABLES, Row
 
 from moss_vllm.recognition.settings import MINI_DATA
 from moss_vllm.runtime.files import read_json
@@ -25,7 +25,8 @@ from moss_vllm.training.settings import parse
 
 TASKS = {f"table{name}": RECOGNITION for name in TABLES if name[:-1] in ("4", "10")}
 NAMES = {name: TABLES[name.removeprefix("table")] for name in TASKS}
-TASKS["detection"], NAMES["detection"] = DETECTION, DETECTION_ROWS
+TASKS |= {"detection": DETECTION, "boundaries": BOUNDARIES}
+NAMES |= {"detection": DETECTION_ROWS, "boundaries": BOUNDARY_ROWS}
 OWN = ("data", "root", "out", "resume", "seed")  # settings that ablate.py has flags for
 # Settings that do not change the experiment.
 FREE = {"out", "resume", "tracker", "workers", "cache", "cache_gib", "log_every", "eval_batch_size"}
@@ -188,7 +189,7 @@ def folder_name(changes: Mapping[str, Any]) -> str:
 def try_model(recipe: ModuleType, run: Run) -> None:
     """Build a run's model on the meta device, without memory or weights."""
     settings = getattr(recipe, run.task.settings)(**run.settings)
-    arguments = recipe.model_arguments(settings, classes=2)
+    arguments = recipe.model_arguments(settings, **run.task.known)
     with torch.device("meta"):
         run.task.build(**{**arguments, "weights": "random"})
 

@@ -20,7 +20,6 @@ kill, --resume auto continues.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any, Literal
 import yaml
 
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training.settings import RESUME, begin, parse, setting
 
@@ -132,7 +131,7 @@ from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.batches import DetectionTrainingSet
 from moss_vllm.detection.build import build_adatad
 from moss_vllm.detection.in_training import PeriodicTest
-from moss_vllm.detection.memory import estimate_memory, memory_table
+from moss_vllm.detection.memory import estimate_memory
 from moss_vllm.detection.objective import DetectionObjective
 from moss_vllm.detection.rates import rate_table
 from moss_vllm.detection.schema import DETECTION_SCHEMA
@@ -153,6 +152,7 @@ from moss_vllm.training.average import WeightAverage, tell_young
 from moss_vllm.training.best import BEST
 from moss_vllm.training.loop import train
 from moss_vllm.training.optim import parameter_groups
+from moss_vllm.training.step_memory import parts_table
 from moss_vllm.training.temporal_settings import refused_options_named
 from moss_vllm.video.cache import choose_frame_reader
 
@@ -260,9 +260,8 @@ def train_and_test(
     identity = {"step": best.run["step"], "weights": fingerprint(best.model.state_dict())}
     header = {"checkpoint": str(out / BEST), "run": identity, "model_settings": best.settings_digest()}
     if accelerator.is_main_process:
-        drop_other_test(
-            out / "test", {"run": identity, **describe_test(best.model, *shown, dtype=test["dtype"])}
-        )
+        tested = {"run": identity, **describe_test(best.model, *shown, dtype=test["dtype"])}
+        drop_other(out / "test" / ANSWERS, DETECTION_SCHEMA, tested)
     accelerator.wait_for_everyone()
     detect_videos(best.model, *shown, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
@@ -332,14 +331,7 @@ def show_memory(record: dict[str, Any], model: AdaTAD, windows: int) -> None:
     sizes: dict[str, Any] = {"frames": record["windows"]["steps"], "size_px": record["pixels"]["size_px"]}
     memory = estimate_memory(model, windows=windows, **sizes, precision=record["settings"]["precision"])
     head = f"{windows} windows at {sizes['size_px']} px"
-    Screen().print(memory_table({head: memory}, title="memory of a step in each process, estimated"))
-
-
-def drop_other_test(folder: Path, expected: dict[str, Any]) -> None:
-    """Remove another test: a resumed run may end in another best step, or read a corrected annotation."""
-    header = read_answers(folder / ANSWERS, DETECTION_SCHEMA).header
-    if header and any(header.get(name) != value for name, value in expected.items()):
-        shutil.rmtree(folder)
+    Screen().print(parts_table({head: memory}, title="memory of a step in each process, estimated"))
 
 
 def finish(scores: DetectionScores, settings: Detection, step: int, folder: Path, tests: str) -> None:

@@ -1,8 +1,9 @@
-"""One HTML page of a training run, of an evaluation's answers or of a detector's test, as the folder holds.
+"""One HTML page of a training run, an evaluation's answers, or a detector's or boundary model's test.
 
     python scripts/report.py runs/favor_lora                      # curves, answers over time, settings
     python scripts/report.py runs/eval/motionbench/favor_lora     # scores, choices, every question
     python scripts/report.py runs/detection/test                  # scores, classes, every video over time
+    python scripts/report.py runs/boundaries/test                 # scores, and clips over time
     python scripts/report.py FOLDER --out report.html             # instead of FOLDER/page.html
 
 The page needs no other file and no network: open it in a browser, or send it by mail. A run that is under
@@ -30,6 +31,7 @@ def options() -> Flags:
 if __name__ == "__main__":
     answer_help(options)
 
+from moss_vllm.report.boundary_files import holds_boundaries, read_boundary_test
 from moss_vllm.report.detection_files import holds_detections, read_test
 from moss_vllm.report.html import choose_file, write_page
 from moss_vllm.report.run_files import read_run_files
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> Path:
     folder = args.folder.expanduser()
     make = _page_of_answers if holds_answers(folder) else _page_of_a_run
     make = _page_of_detections if holds_detections(folder) else make
+    make = _page_of_boundaries if holds_boundaries(folder) else make
     out = make(folder, args.out and args.out.expanduser(), args.strips)
     say(f"{out} is written ({out.stat().st_size / 1e3:,.0f} kB); open it in a browser")
     return out
@@ -64,6 +67,14 @@ def _page_of_detections(folder: Path, out: Path | None, strips: int | None) -> P
 
     out = choose_file(folder, out)
     write_page(detection_page(read_test(folder), strips), out)
+    return out
+
+
+def _page_of_boundaries(folder: Path, out: Path | None, strips: int | None) -> Path:
+    from moss_vllm.report.boundary_page import boundary_page
+
+    out = choose_file(folder, out)
+    write_page(boundary_page(read_boundary_test(folder), strips), out)
     return out
 
 

@@ -251,6 +251,51 @@ def write(path, text):
     path.write_text(text)
 
 
+# ---- tasks alike
+
+OF_EVERY_TASK = {"batches", "loss", "checkpoint"}  # and `build` or `base`, the model
+OF_OWN_TESTS = {"in_training", "schema", "scores", "settings"}  # beside `testing`; else in evaluation/
+SHARED = {  # what the four tasks share, and who of each has to use it
+    "training.loop": [
+        f"recipes/{name}.py" for name in ("favor_lora", "action_recog", "detection", "boundaries")
+    ],
+    "runtime.line_store": [
+        f"{PACKAGE}/{name}.py"
+        for name in ("evaluation/asking", "recognition/testing", "detection/testing", "boundaries/testing")
+    ],
+    "report.html": [
+        f"{PACKAGE}/report/{name}_page.py" for name in ("run", "answers", "detection", "boundary")
+    ],
+    "faults.engine": [
+        f"tests/end_to_end/faults/of_{name}.py"
+        for name in ("training", "actions", "detection_training", "boundary_training")
+    ],
+}
+
+
+def furniture_missing(room):
+    """The files that the room of a task should have and has not."""
+    has = {path.stem for path in room.glob("*.py")}
+    wanted = OF_EVERY_TASK | (OF_OWN_TESTS if "testing" in has else set())
+    return sorted(wanted - has) + ([] if {"build", "base"} & has else ["build or base"])
+
+
+def test_the_rooms_of_tasks_have_the_same_furniture(tmp_path):
+    assert {name: furniture_missing(ROOT / PACKAGE / name) for name in MODELS} == dict.fromkeys(MODELS, [])
+    assert [name for name in MODELS if not (ROOT / PACKAGE / name / "testing.py").is_file()] == ["vlm"]
+    for name in ("batches", "testing", "scores"):
+        write(tmp_path / f"{name}.py", "")
+    told = ["checkpoint", "in_training", "loss", "schema", "settings", "build or base"]
+    assert furniture_missing(tmp_path) == told
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_tasks_share_loop_store_page_and_faults(shared):
+    for file in SHARED[shared]:
+        named = {name for name, _ in imports(ast.parse((ROOT / file).read_text()), "", False)}
+        assert any(f"{shared}." in f"{name}." for name in named), f"{file} does not use {shared}"
+
+
 # ---- what an import costs
 
 

@@ -19,6 +19,7 @@ def build_gebd(
     temporal_options: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
     chunk_frames: int | None = 10,
+    one_frame: bool = False,
 ) -> GEBD:
     """BasicGEBD of a preset, with MOSS, another temporal module or none.
 
@@ -29,6 +30,7 @@ def build_gebd(
         temporal_options: keyword arguments of the module; for "moss" and "stss1" they replace the preset's.
         weights: of the ResNet instead of the preset's, see `open_resnet`.
         chunk_frames: see `ResNetEncoder`.
+        one_frame: see `GEBD`.
 
     Raises:
         ValueError: an unknown name, a stage that the ResNet does not have, options that the module does not
@@ -46,7 +48,7 @@ def build_gebd(
     )
     options = fill_sizes(preset, temporal, temporal_options or {})
     if temporal != "none":
-        options = {"zero_init": True, **options}  # BasicGEBD starts unchanged
+        options = {"zero_init": True, **options}
     modules = {}
     for stage in (preset.after_stage,) if temporal_layers is None else temporal_layers:
         width = encoder.width_after(stage)
@@ -54,4 +56,4 @@ def build_gebd(
         if module is not None:
             modules[stage] = module
     head = BoundaryHead(encoder.widths[-1], d_frame=preset.d_frame, map_widths=preset.map_widths)
-    return GEBD(encoder, head, temporal=modules)
+    return GEBD(encoder, head, temporal=modules, one_frame=one_frame)

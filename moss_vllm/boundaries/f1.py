@@ -111,11 +111,11 @@ def match_boundaries(
             missing.append(video.video_id)
             if not settings.counts_missing:
                 continue
-        inside, length = _inside(video, found or (), settings)
+        inside, length = inside_clip(video, found or (), settings)
         outside += len(found or ()) - len(inside)
         names.append(video.video_id)
         raters = [rater.frames if settings.in_frames else rater.times_s for rater in video.raters]
-        rows.append(_match_clip(raters, inside, [distance * length for distance in distances]))
+        rows.append(match_clip(raters, inside, [distance * length for distance in distances]))
     if not names:
         reason = f"{len(inconsistent):,} have raters that agree below {MIN_CONSISTENCY}"
         raise ValueError(f"no clip is left to score: {reason}, {len(missing):,} have no predictions")
@@ -132,7 +132,7 @@ def match_boundaries(
     )
 
 
-def _inside(video: BoundaryVideo, found: Sequence[float], rule: F1Rule) -> tuple[list[float], float]:
+def inside_clip(video: BoundaryVideo, found: Sequence[float], rule: F1Rule) -> tuple[list[float], float]:
     """The detections inside a clip, in the rule's unit and the order given, and the clip's length."""
     if not rule.in_frames:
         return [time for time in found if 0 <= time <= video.duration_s], video.duration_s
@@ -145,7 +145,7 @@ def _as_frame(number: float) -> float:
     return float(round(number)) if abs(number - round(number)) < WHOLE_FRAME else number
 
 
-def _match_clip(
+def match_clip(
     raters: Sequence[Sequence[float]], found: Sequence[float], limits: Sequence[float]
 ) -> tuple[int, list[list[int]]]:
     """The number of detections; for each limit the best rater, its hits and its boundaries.
@@ -165,9 +165,17 @@ def _match_clip(
 
 
 def _count_hits(boundaries: Sequence[float], found: Sequence[float], limits: Sequence[float]) -> list[int]:
-    """How many boundaries of a rater are found within each limit.
+    """How many boundaries of a rater are found within each limit."""
+    return [sum(place is not None for place in row) for row in pair(boundaries, found, limits)]
 
-    In their order, each takes the nearest detection that is left, the first in the list on ties.
+
+def pair(
+    boundaries: Sequence[float], found: Sequence[float], limits: Sequence[float]
+) -> list[list[int | None]]:
+    """The detection that finds each boundary, by its place in `found`, for each limit; None for none.
+
+    In their order, each takes the nearest detection that is left, the first in the list on ties. If that one
+    is too far, the boundary is missed, and leaves it to the others.
     """
     offsets = np.abs(np.asarray(boundaries, np.float64)[:, None] - np.asarray(found, np.float64))
     nearest = [
@@ -176,12 +184,13 @@ def _count_hits(boundaries: Sequence[float], found: Sequence[float], limits: Seq
             offsets.argsort(axis=1, kind="stable").tolist(), np.sort(offsets, axis=1).tolist(), strict=True
         )
     ]
-    hits = []
+    pairs = []
     for limit in limits:
         taken: set[int] = set()
+        row: list[int | None] = []
         for candidates in nearest:
             place, offset = next((one for one in candidates if one[0] not in taken), (-1, np.inf))
-            if offset <= limit:
-                taken.add(place)
-        hits.append(len(taken))
-    return hits
+            row.append(place if offset <= limit else None)
+            taken |= {place} if offset <= limit else set()
+        pairs.append(row)
+    return pairs

@@ -26,6 +26,7 @@ class GEBD(nn.Module):
         encoder: see `moss_vllm.encoders.resnet.open_resnet`.
         head: reads the channels of its last stage.
         temporal: modules (B, T, H, W, C) -> (B, T, H, W, C) by stage, counted from 1.
+        one_frame: a control: the clip's middle frame stands for all, so nothing moves.
 
     Raises:
         ValueError: a stage that the encoder does not have; in `forward`, clips that do not fit.
@@ -40,13 +41,18 @@ class GEBD(nn.Module):
     head_prefix: ClassVar[str] = r"^head\."
 
     def __init__(
-        self, encoder: ResNetEncoder, head: BoundaryHead, *, temporal: Mapping[int, nn.Module] | None = None
+        self,
+        encoder: ResNetEncoder,
+        head: BoundaryHead,
+        *,
+        temporal: Mapping[int, nn.Module] | None = None,
+        one_frame: bool = False,
     ) -> None:
         super().__init__()
         temporal = temporal or {}
         for stage in temporal:
             encoder.width_after(stage)
-        self.encoder, self.head = encoder, head
+        self.encoder, self.head, self.one_frame = encoder, head, one_frame
         self.temporal_names = name_modules(temporal)
         for stage, name in self.temporal_names.items():
             self.add_module(name, temporal[stage])
@@ -61,6 +67,9 @@ class GEBD(nn.Module):
         Shape:
             (B, T, 3, H', W') -> (B, T, C).
         """
+        if self.one_frame:
+            middle = clips.shape[1] // 2
+            clips = clips[:, middle : middle + 1].expand_as(clips)
         after = {stage: _adding(self.get_submodule(name)) for stage, name in self.temporal_names.items()}
         return cast(Tensor, self.encoder(clips, after))
 

@@ -23,6 +23,7 @@ from moss_vllm.data.rows import BadRow, raise_bad_rows
 from moss_vllm.runtime.files import write_whole
 
 REWRITE = "repair the entry, or write the file again"
+PICKLES = (".pkl", ".pickle")
 
 
 @dataclass(frozen=True)
@@ -75,31 +76,63 @@ def read_predictions(
     Args:
         threshold, rule: of `find_peaks`; a file of seconds needs none.
 
+    Raises: as `read_entries` and `as_boundaries`.
+    """
+    return as_boundaries(read_entries(path), split, str(path), threshold=threshold, rule=rule)
+
+
+def read_entries(path: Path) -> dict[str, FrameScores | list[float]]:
+    """What a file has of each clip: scores of frames, or boundaries in seconds.
+
     Raises: BadRow or BadRows for a file of another form, a time or score that is no number, a score outside
-    0 to 1, scores without a threshold, or times that are no seconds.
+    0 to 1, or frames that are not in order.
     """
     file = str(path)
-    content = read_pickle(path) if path.suffix in (".pkl", ".pickle") else read_object(path, REWRITE)
+    content = read_pickle(path) if path.suffix in PICKLES else read_object(path, REWRITE)
     if not isinstance(content, dict):
         reason = f"holds a {type(content).__name__}, not a dict of clips"
         raise BadRow(file, "file", reason, 'it must be {"clip id": [seconds]}')
-    rates = {video.video_id: video.fps for video in split.annotated}
     bad: list[BadRow] = []
-    found = {}
+    entries: dict[str, FrameScores | list[float]] = {}
     for name, entry in content.items():
         where = f"video {name!r}"
         try:
-            if isinstance(entry, dict):
-                one = _read_scores(entry, file, where)
-                if threshold is None:
-                    reason = "has scores of frames, which become boundaries at a threshold"
-                    raise BadRow(file, where, reason, "name the threshold")
-                found[name] = one.boundaries_s(rates.get(name, 1.0), threshold, rule)
-            else:
-                found[name] = _read_numbers(entry, "the entry", file, where)
+            is_scores = isinstance(entry, dict)
+            read = _read_scores(entry, file, where) if is_scores else None
+            entries[name] = read or _read_numbers(entry, "the entry", file, where)
         except BadRow as error:
             bad.append(error)
     raise_bad_rows(bad)
+    return entries
+
+
+def as_boundaries(
+    entries: Mapping[str, FrameScores | Sequence[float]],
+    split: BoundarySplit,
+    file: str,
+    *,
+    threshold: float | None,
+    rule: PeakRule,
+) -> dict[str, list[float]]:
+    """Boundaries in seconds of what `file` has.
+
+    Raises: BadRow or BadRows for scores without a threshold, a threshold without scores, or times that are no
+    seconds.
+    """
+    rates = {video.video_id: video.fps for video in split.annotated}
+    scores = {name: one for name, one in entries.items() if isinstance(one, FrameScores)}
+    if threshold is not None and entries and not scores:
+        reason = f"has boundaries in seconds, which a threshold of {threshold:g} does not change"
+        raise BadRow(file, "file", reason, "leave the threshold out, or pass a file with scores of frames")
+    if threshold is None:
+        reason = "has scores of frames, which become boundaries at a threshold"
+        raise_bad_rows([BadRow(file, f"video {name!r}", reason, "name the threshold") for name in scores])
+    found = {
+        name: one.boundaries_s(rates.get(name, 1.0), threshold or 0.0, rule)
+        if isinstance(one, FrameScores)
+        else list(one)
+        for name, one in entries.items()
+    }
     _check_unit(found, split, file)
     return found
 
@@ -126,16 +159,23 @@ def _read_scores(entry: Mapping[str, Any], file: str, where: str) -> FrameScores
     if len(read) != len(numbers):
         reason = f"has {len(numbers):,} frames and {len(read):,} scores"
         raise BadRow(file, where, reason, REWRITE)
+    if at := next((at for at in range(1, len(numbers)) if numbers[at] < numbers[at - 1]), 0):
+        reason = f"'frame_idx' has {numbers[at]:g} after {numbers[at - 1]:g}; frames must be in order"
+        raise BadRow(file, where, reason, REWRITE)
     if wrong := [one for one in read if not 0 <= one <= 1]:
         raise BadRow(file, where, f"'scores' has {wrong[0]:g}, a number from 0 to 1 is needed", REWRITE)
     return FrameScores(np.array(numbers, np.float64), np.array(read, np.float64))
 
 
 def _check_unit(found: Mapping[str, Sequence[float]], split: BoundarySplit, file: str) -> None:
-    """Refuse times of which most lie beyond their clip, as frame numbers would."""
+    """Refuse times of which most lie outside their clip, as frame numbers would."""
     ends = {video.video_id: video.duration_s for video in split.annotated}
-    total = sum(len(times) for name, times in found.items() if name in ends)
-    late = sum(time > ends[name] for name, times in found.items() if name in ends for time in times)
-    if late > total / 2:
-        reason = f"{late:,} of {total:,} boundaries lie after the end of their clip"
-        raise BadRow(file, "file", reason, "write them in seconds from the clip's start")
+    times = [(time, ends[name]) for name, some in found.items() if name in ends for time in some]
+    counts = {
+        "before the start": sum(time < 0 for time, _ in times),
+        "after the end": sum(time > end for time, end in times),
+    }
+    for where, count in counts.items():
+        if count > len(times) / 2:
+            reason = f"{count:,} of {len(times):,} boundaries lie {where} of their clip"
+            raise BadRow(file, "file", reason, "write them in seconds from the clip's start")

@@ -1,12 +1,13 @@
 """What the lines of a test hold, the scores of each clip's frames, and how they are read back."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moss_vllm.boundaries.predictions import FrameScores
 from moss_vllm.data.boundaries.datasets import BoundarySplit
-from moss_vllm.runtime.line_store import Fields, Schema, Stored
+from moss_vllm.runtime.line_store import ANSWERS, Fields, Schema, Stored, read_answers
 
 
 def as_answer(video_id: str, scores: FrameScores) -> dict[str, Any]:
@@ -35,6 +36,14 @@ BOUNDARY_SCHEMA = Schema(
     answer=Fields({"numbers": list, "scores": list}),
     check_answer=lambda answer: (_as_scores(answer), None)[1],
 )
+
+
+def collect_scores(folder: Path, split: BoundarySplit) -> dict[str, FrameScores]:
+    """The scores of a split's clips that all processes have stored in `folder` so far.
+
+    Raises: ValueError for lines of another task, or that cannot be read.
+    """
+    return scores_of(read_answers(folder / ANSWERS, BOUNDARY_SCHEMA), split)
 
 
 def scores_of(stored: Stored, split: BoundarySplit) -> dict[str, FrameScores]:

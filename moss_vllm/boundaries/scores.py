@@ -110,6 +110,9 @@ def score_boundaries(
     kinds = {
         f"clips that are not in {split.file}, whose predictions are ignored": set(predictions) - known,
         "clips in which nothing was found": {name for name in known if predictions.get(name, [0]) == []},
+        "clips whose boundaries are not in order of time, used as they stand": {
+            name for name in known if (times := list(predictions.get(name, ()))) != sorted(times)
+        },
     }
     notes = [f"{kind}: {len(some):,} ({name_first(sorted(some))})" for kind, some in kinds.items() if some]
     if matches.outside:
@@ -226,20 +229,29 @@ def score_test(
     frames = scores_of(stored, split)
     found = pick_boundaries(split, frames, threshold, peaks)
     scores = score_boundaries(split, found, rule=rule)
-    notes = [f"boundaries at a threshold of {threshold:g}, runs centred as in {PEAK_WORDS[peaks]}"]
     if failed:
-        notes.append(f"clips that could not be read: {len(failed):,} ({name_first(list(failed))})")
-    scores = replace(scores, notes=(*notes, *scores.notes))
+        note = f"clips that could not be read: {len(failed):,} ({name_first(list(failed))})"
+        scores = replace(scores, notes=(note, *scores.notes))
+    scores = tell_peaks(scores, threshold, peaks)
     write_predictions(folder / "predictions.json", found)
     write_scores(folder / "scores.json", frames)
     choice = {"threshold": threshold, "peaks": peaks}
-    save_boundary_scores(scores, folder, {**about, **choice, "failed": failed})
+    save_boundary_scores(scores, split, folder, {**about, **choice, "failed": failed})
     return scores
 
 
-def save_boundary_scores(scores: BoundaryScores, folder: Path, about: Mapping[str, Any]) -> None:
+def tell_peaks(scores: BoundaryScores, threshold: float, peaks: PeakRule) -> BoundaryScores:
+    """The scores, with a note on how boundaries were found in the scores of frames."""
+    note = f"boundaries at a threshold of {threshold:g}, runs centred as in {PEAK_WORDS[peaks]}"
+    return replace(scores, notes=(note, *scores.notes))
+
+
+def save_boundary_scores(
+    scores: BoundaryScores, split: BoundarySplit, folder: Path, about: Mapping[str, Any]
+) -> None:
     """Write result.json and per_clip.csv: best rater and counts of each clip at the first distance."""
-    write_whole(folder / "result.json", json.dumps({**about, **scores.summary()}, indent=2) + "\n")
+    result = {**about, "split": split.arguments, **scores.summary()}
+    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
     matches, missing = scores.matches, set(scores.matches.missing)
     with whole_file(folder / "per_clip.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file, lineterminator="\n").writerow

@@ -97,9 +97,14 @@ def in_annotation(chosen: np.ndarray, files: int, frames: int) -> np.ndarray:
 
     Shape: int64 (T,) -> float64 (T,).
     """
-    if abs(files - frames) <= SAME_RATE * frames or files == 1:
+    if not has_other_rate(files, frames) or files == 1:
         return chosen.astype(np.float64)
     return np.asarray(1 + (chosen - 1) * ((frames - 1) / (files - 1)), np.float64)
+
+
+def has_other_rate(files: int, frames: int) -> bool:
+    """Whether so many files cannot be the annotation's frames one by one."""
+    return abs(files - frames) > SAME_RATE * frames
 
 
 def hard_labels(numbers: np.ndarray, boundaries: Sequence[float], fps: float) -> np.ndarray:

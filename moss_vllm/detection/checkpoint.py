@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from moss_vllm.core.detection_presets import DETECTORS
-from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.build import build_adatad
 from moss_vllm.detection.pixels import PixelSettings
@@ -38,6 +37,7 @@ from moss_vllm.runtime.trained_weights import (
     write_trained,
 )
 from moss_vllm.training.average import WeightAverage
+from moss_vllm.training.run_folder import refuse_other_meaning
 
 WEIGHTS_FILE = "detector.safetensors"
 AVERAGE_FILE = "average.safetensors"
@@ -116,7 +116,7 @@ class Keeper:
 
         Raises: as `load`, and ValueError for one that was trained on other classes or windows.
         """
-        _refuse_other_meaning(folder, self.run)
+        refuse_other_meaning(folder, _meaning(read_run(folder)), _meaning(self.run))
         restore(folder, self.model)
         self.average.load(_read_weights(folder / AVERAGE_FILE, self.model))
 
@@ -170,15 +170,6 @@ def restore(folder: Path, model: AdaTAD, *, average: bool = False) -> None:
     model.load_state_dict(
         _read_weights(folder / (AVERAGE_FILE if average else WEIGHTS_FILE), model), strict=False
     )
-
-
-def _refuse_other_meaning(folder: Path, run: Mapping[str, Any]) -> None:
-    """ValueError if the checkpoint's weights fit those of `run`, but stand for something else."""
-    was, now = _meaning(read_run(folder)), _meaning(run)
-    wrong = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
-    if wrong:
-        told = name_first(wrong)
-        raise ValueError(f"{folder} was trained otherwise: {told}; set it as it was, or name another --out")
 
 
 def _meaning(run: Mapping[str, Any]) -> dict[str, Any]:

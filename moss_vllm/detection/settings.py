@@ -1,7 +1,6 @@
 """From the settings of recipes/detection.py to data, windows, pixels, arguments of the model and steps."""
 
 import math
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from moss_vllm.detection.pixels import PixelSettings
 from moss_vllm.detection.rates import warmup_cosine_rate
 from moss_vllm.detection.windows import WindowSettings
 from moss_vllm.training.loop import Loop
-from moss_vllm.training.settings import accumulate_for, refuse
+from moss_vllm.training.settings import accumulate_for, find_root, refuse, refuse_beside_drawn
 from moss_vllm.training.temporal_settings import parse_temporal
 from moss_vllm.video.decoders import check_decoder
 
@@ -69,23 +68,12 @@ def open_split(settings: Any, split: Literal["train", "test"]) -> DetectionSplit
     if data not in DETECTION_DATASETS:
         raise ValueError(f"data is {data!r}; it must be one of {', '.join(DETECTION_DATASETS)}")
     if data == MINI_DATA:
-        given = ("videos", "annotation", "train_subset", "subset", "allow_missing")
-        if wrong := [name for name in given if getattr(settings, name)]:
-            raise ValueError(
-                f"data is {data!r}, drawn whole with its own files; leave out {', '.join(wrong)}"
-            )
+        refuse_beside_drawn(settings)
         return read_detection(data, draw_untrimmed(settings.root or UNTRIMMED_ROOT), split)
-    root = settings.root
-    if root is None and settings.annotation and settings.videos:
-        root = Path(settings.annotation).parent
-    if root is None:
-        raise ValueError(
-            f"data is {data!r}; name the folder of its annotation and videos with --root: annotations/ with "
-            f"{' or '.join(DETECTION_FILES[data])}, raw_data/video/; or both with --annotation and --videos"
-        )
-    folders = settings.videos.split(os.pathsep) if settings.videos else ()
-    if "" in folders:
-        raise ValueError(f"videos is {settings.videos!r}, with an empty name; write folders with ':' between")
+    files = " or ".join(DETECTION_FILES[data])
+    root, folders = find_root(
+        settings, f"annotation and videos with --root: annotations/ with {files}, raw_data/video/"
+    )
     return read_detection(
         data,
         root,

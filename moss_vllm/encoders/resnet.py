@@ -23,6 +23,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from moss_vllm.encoders.opening import LoadedWeights, always_the_same, load_whole, weights_file
 from moss_vllm.encoders.pixels import check_clips, normalise_pixels
 
+NOISE_FRAMES = 16  # by which the norms of random weights are set
 EXPANSION = 4  # of a bottleneck block: channels that it returns, as a multiple of those inside
 RESNET50: Mapping[str, Any] = {"stem": 64, "planes": (64, 128, 256, 512), "blocks": (3, 4, 6, 3)}
 # What a file of weights may hold beside: the classifier, counters that frozen norms do not have.
@@ -194,17 +195,32 @@ def open_resnet(
 
 @torch.no_grad()
 def start_randomly(model: ResNet) -> ResNet:
-    """Random convolutions that keep the size of what passes through all blocks.
+    """Random convolutions, and norms that centre and scale what passes through them.
 
-    Frozen norms cannot correct it: with 1 as the scale of each, it would triple in every block.
+    Frozen norms never learn to. As they start, all frames' features resemble each other to 0.99, which hides
+    what differs; so each is set by blurred noise, as those of trained weights are by pictures.
     """
-    blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    for block in blocks:
+    blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
+    for block in blocks:  # what a block adds is as large as its share of the whole
         block.bn3.weight.fill_((2 * len(blocks)) ** -0.5)
+    norms = [module for module in model.modules() if isinstance(module, FrozenNorm)]
+    hooks = [norm.register_forward_pre_hook(_measure) for norm in norms]
+    x = model.begin(nn.functional.interpolate(torch.randn(NOISE_FRAMES, 3, 8, 8), scale_factor=8.0))
+    for name, stage in model.named_children():
+        x = stage(x) if name.startswith("layer") else x
+    for hook in hooks:
+        hook.remove()
     return model
+
+
+def _measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    """Set a norm by what it is about to normalise."""
+    variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
+    cast(Tensor, norm.running_mean).copy_(mean)
+    cast(Tensor, norm.running_var).copy_(variance)
 
 
 def _download() -> dict[str, Tensor]:

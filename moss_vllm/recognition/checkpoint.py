@@ -22,15 +22,14 @@ from torch import Tensor
 from moss_vllm.recognition.build import build_classifier, find_preset
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.runtime.trained_weights import (
+    OneFileKeeper,
     build_again,
     read_record,
     read_trained,
-    refuse_other_bits,
     refuse_other_encoder,
     refuse_unfit,
     step_name,
-    write_record,
-    write_trained,
+    write_one_file,
 )
 
 WEIGHTS_FILE = "classifier.safetensors"
@@ -62,33 +61,17 @@ def save(
     folder: Path, model: VideoClassifier, run: Mapping[str, Any], *, state: Mapping[str, Tensor]
 ) -> None:
     """Write the folder's files; `run["model"]` holds the arguments of `build_classifier`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_trained(folder / WEIGHTS_FILE, state)
-    write_record(folder, run, model)
+    write_one_file(folder / WEIGHTS_FILE, model, run, state)
 
 
-@dataclass(frozen=True)
-class Keeper:
-    """The checkpoints of a classifier in training, for `training.loop.train`; `run` as in `save`."""
+class Keeper(OneFileKeeper):
+    """The checkpoints of a classifier in training, for `training.loop.train`."""
 
-    model: VideoClassifier
-    run: Mapping[str, Any]
-
-    def state(self) -> dict[str, Tensor]:
-        """The tensors of the classifier that training changes."""
-        return self.model.trained_state()
-
-    def save(self, folder: Path, state: Mapping[str, Tensor], step: int) -> None:
-        """Write a checkpoint of `state`."""
-        save(folder, self.model, {**self.run, "step": step}, state=state)
+    file = WEIGHTS_FILE
 
     def restore(self, folder: Path) -> None:
         """Load a checkpoint into the classifier."""
         restore(folder, self.model)
-
-    def check(self, folder: Path, state: Mapping[str, Tensor]) -> None:
-        """RunStopped unless the weights on disk are those of `state`, bit for bit."""
-        refuse_other_bits(folder / WEIGHTS_FILE, state)
 
 
 def load(

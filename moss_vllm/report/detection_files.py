@@ -1,10 +1,11 @@
 """What a test of a detector left: its detections, the actions they are held against, and what was tested."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from moss_vllm.data.boundaries.annotation import BoundaryVideo
 from moss_vllm.data.detection.datasets import DetectionSplit, DetectionVideo, read_detection
 from moss_vllm.data.rows import MissingVideo
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, ClassMatches, match_detections
@@ -46,14 +47,22 @@ class DetectionTest:
 
     def video(self, video_id: str) -> DetectionVideo:
         """An annotated video by its id; ValueError for another id."""
-        found = next((video for video in self.split.videos if video.video_id == video_id), None)
-        if found is None:
-            names = ", ".join(video.video_id for video in self.split.videos[:5])
-            raise ValueError(
-                f"{video_id!r} is none of the {len(self.split.videos):,} test videos of {self.split.file}; "
-                f"name one of them, such as {names}"
-            )
-        return found
+        return choose_video(self.split.videos, video_id, self.split.file)
+
+
+Video = TypeVar("Video", DetectionVideo, BoundaryVideo)
+
+
+def choose_video(videos: Sequence[Video], video_id: str, file: str) -> Video:
+    """The video of this id; ValueError for another id."""
+    found = next((video for video in videos if video.video_id == video_id), None)
+    if found is None:
+        names = ", ".join(video.video_id for video in videos[:5])
+        raise ValueError(
+            f"{video_id!r} is none of the {len(videos):,} test videos of {file}; name one of them, such as "
+            f"{names}"
+        )
+    return found
 
 
 def holds_detections(folder: Path) -> bool:
@@ -94,21 +103,36 @@ def read_test(result: Path, *, find_videos: bool = True, **changes: Any) -> Dete
 def _read_result(file: Path) -> dict[str, Any]:
     """What result.json holds; ValueError where it is not what a test writes."""
     about = read_json(file, TEST_AGAIN)
-    split, scores = about.get("split", {}), about.get("mAP", {})
-    texts, lists = ("data", "root", "annotation", "classes", "subset"), ("videos",)
+    scores = about.get("mAP", {})
     fits = {
         "classes": _are_texts(about.get("classes")),
-        "predictions": isinstance(about.get("predictions", ""), str),
         "mAP": isinstance(scores, dict) and all(isinstance(one, int | float) for one in scores.values()),
+    }
+    refuse_result(file, about, fits, ("data", "root", "annotation", "classes", "subset"), TEST_AGAIN)
+    return about
+
+
+def refuse_result(
+    file: Path, about: Mapping[str, Any], fits: Mapping[str, bool], texts: Sequence[str], remedy: str
+) -> None:
+    """Raise ValueError where result.json is not what a test writes.
+
+    Args:
+        fits: whether entries are of the form that they need; those that all tests have are looked at here.
+        texts: arguments of the split that are text.
+    """
+    split = about.get("split", {})
+    fits = {
+        **fits,
+        "predictions": isinstance(about.get("predictions", ""), str),
         "split": isinstance(split, dict)
-        and split.keys() <= {*texts, *lists}
+        and split.keys() <= {*texts, "videos"}
         and all(isinstance(split.get(name), str | None) for name in texts)
-        and all(_are_texts(split.get(name, [])) for name in lists),
+        and _are_texts(split.get("videos", [])),
     }
     if wrong := [name for name, is_fit in fits.items() if not is_fit]:
         told = ", ".join(f"{name!r} is {about.get(name)!r:.60}" for name in wrong)
-        raise ValueError(f"{file}: {told}, which no test writes; {TEST_AGAIN}")
-    return about
+        raise ValueError(f"{file}: {told}, which no test writes; {remedy}")
 
 
 def _are_texts(value: Any) -> bool:

@@ -19,7 +19,7 @@ from moss_vllm.report import timeline
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.detection_files import RESULT_FILE, DetectionTest
 from moss_vllm.report.html import Html, document, listed, moment, section, table, tag, tiles
-from moss_vllm.report.strips import MOST_FRAMES, Strip, limits, read_strips
+from moss_vllm.report.strips import MOST_FRAMES, STRIP_FPS, Strip, draw_frames, limits, read_strips
 from moss_vllm.report.timeline import Timeline, draw_on_page, lay_out_video
 
 PARTS = {
@@ -29,7 +29,6 @@ PARTS = {
     "videos": "Videos",
     "run": "What was tested",
 }
-STRIP_FPS = 1.0  # of which MOST_FRAMES are kept, spread evenly
 COUNTS = ("mAP", "interval_95", "false_positives", "videos", "actions", "detections", "notes")
 SAME_MAP = 0.005  # as far as result.json may differ
 
@@ -48,7 +47,8 @@ def detection_page(test: DetectionTest, strips: int | None = None) -> str:
     }
     there = [video for video in test.split.videos if video.path]
     paths = {video.video_id: video.path for video in sort_by_mistakes(there, lines)[:most]}
-    frames = read_strips(paths, STRIP_FPS, most_bytes)
+    lengths = {video.video_id: video.duration_s for video in there}
+    frames = read_strips(paths, STRIP_FPS, most_bytes, durations_s=lengths)
     name = f"{test.name} on {test.split.dataset}"
     made = f"Made by moss_vllm {moss_vllm.__version__}, {moment(datetime.now(timezone.utc))}"
     parts = [
@@ -178,22 +178,4 @@ def _videos(lines: Mapping[str, Timeline], frames: Mapping[str, Strip]) -> list[
 
 def _video(line: Timeline, strip: Strip | None) -> Html:
     head = tag("figcaption", tag("b", line.video_id), tag("span", line.describe()))
-    above: Any = ""
-    if strip is not None and "frames" in strip:
-        width, height = strip["size"]
-        images = (
-            tag(
-                "img",
-                src=f"data:image/jpeg;base64,{frame}",
-                alt=f"{line.video_id} at {time:.1f} s",
-                title=f"{time:.1f} s",
-                width=width,
-                height=height,
-                loading="lazy",
-            )
-            for frame, time in zip(strip["frames"], strip["times"], strict=True)
-        )
-        above = tag("div", *images, class_="frames")
-    elif strip is not None:
-        above = tag("p", f"its frames cannot be read: {strip['failed']}", class_="gone")
-    return tag("figure", head, above, draw_on_page(line), class_="timeline")
+    return tag("figure", head, draw_frames(line.video_id, strip), draw_on_page(line), class_="timeline")

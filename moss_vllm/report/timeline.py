@@ -13,7 +13,7 @@ the others are counted.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -96,10 +96,11 @@ class Timeline:
         text += f"{right:,} of the {counted(len(drawn), 'detection')} drawn right at tIoU {TIOU:g}"
         return text + (f"; {left_out:,} more not drawn" if left_out else "")
 
-    def ticks_s(self) -> list[int]:
-        """Times to write below the axis."""
-        steps = (step for step in TICKS_S if self.duration_s / step <= MOST_TICKS)
-        return list(range(0, int(self.duration_s) + 1, next(steps, TICKS_S[-1])))
+
+def ticks_s(duration_s: float) -> list[int]:
+    """Round times within a video, at most MOST_TICKS + 1."""
+    steps = (step for step in TICKS_S if duration_s / step <= MOST_TICKS)
+    return list(range(0, int(duration_s) + 1, next(steps, TICKS_S[-1])))
 
 
 def lay_out_video(
@@ -190,7 +191,7 @@ def _found(iou: np.ndarray) -> set[int]:
 
 def draw_on_page(timeline: Timeline) -> Html:
     """The lanes as inline SVG; each bar tells its numbers in a tooltip."""
-    scale = (WIDTH - NAMES - RIGHT_MARGIN) / max(timeline.duration_s, 1e-3)
+    scale = seconds_to_x(timeline.duration_s)
 
     def bar(start_s: float, end_s: float, y: float, height: int, class_: str, words: str, more: str) -> str:
         x, width = NAMES + scale * start_s, max(scale * (end_s - start_s), 1.0)
@@ -200,8 +201,7 @@ def draw_on_page(timeline: Timeline) -> Html:
     drawn: list[str] = []
     y = 4.0
     for lane in timeline.lanes:
-        short = lane.name if len(lane.name) <= NAME_CHARACTERS else lane.name[: NAME_CHARACTERS - 1] + "…"
-        drawn.append(tag("text", short, class_="y", x=NAMES - 8, y=f"{y + ACTION - 1:.0f}"))
+        drawn.append(draw_name(lane.name, y))
         for action in lane.actions:
             words = f"{'found' if action.found else 'missed'}: {action.start_s:.2f} to {action.end_s:.2f} s"
             kind = "truth" if action.found else "truth missed"
@@ -216,11 +216,29 @@ def draw_on_page(timeline: Timeline) -> Html:
             drawn.append(bar(one.start_s, one.end_s, top, DETECTION, kind, words, shade))
         y += lane.rows * (DETECTION + 1) + GAP
         drawn.append(f'<path class="grid" d="M{NAMES} {y - GAP / 2:.1f}H{WIDTH - RIGHT_MARGIN}"/>')
-    for tick in timeline.ticks_s():
-        x = NAMES + scale * tick
-        drawn.append(f'<text class="x" x="{x:.1f}" y="{y + 12:.0f}">{tick} s</text>')
-    head = f'<svg viewBox="0 0 {WIDTH} {y + AXIS:.0f}" role="img" aria-label="{escape(timeline.video_id)}">'
-    return Html(head + "".join(drawn) + "</svg>")
+    return draw_axis(drawn, y, timeline.video_id, timeline.duration_s)
+
+
+def seconds_to_x(duration_s: float) -> float:
+    """Units of the drawing in a second."""
+    return (WIDTH - NAMES - RIGHT_MARGIN) / max(duration_s, 1e-3)
+
+
+def draw_name(name: str, y: float) -> Html:
+    """What stands before a lane that begins at y."""
+    short = name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 1] + "…"
+    return tag("text", short, class_="y", x=NAMES - 8, y=f"{y + ACTION - 1:.0f}")
+
+
+def draw_axis(drawn: Sequence[str], y: float, video_id: str, duration_s: float) -> Html:
+    """The whole drawing of a video, with times below y."""
+    scale = seconds_to_x(duration_s)
+    times = (
+        f'<text class="x" x="{NAMES + scale * tick:.1f}" y="{y + 12:.0f}">{tick} s</text>'
+        for tick in ticks_s(duration_s)
+    )
+    head = f'<svg viewBox="0 0 {WIDTH} {y + AXIS:.0f}" role="img" aria-label="{escape(video_id)}">'
+    return Html(head + "".join((*drawn, *times)) + "</svg>")
 
 
 def opacity(score: float) -> float:
@@ -253,9 +271,9 @@ def draw_as_png(timeline: Timeline, path: Path, *, title: str, strip: Clip | Non
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     if strip is not None:
-        _draw_strip(panels[0], strip, timeline.duration_s, figure.get_size_inches()[0] / strip_in)
+        draw_strip(panels[0], strip, timeline.duration_s, figure.get_size_inches()[0] / strip_in)
     panels[0].set_title(in_picture(title), fontsize=10, loc="left")
-    _add_legend(axes)
+    add_legend(axes, _keys())
     with whole_file(path) as part:
         figure.savefig(part, dpi=DOTS_PER_INCH, format="png")
 
@@ -272,7 +290,7 @@ def _draw_lane(axes: "Axes", lane: Lane, top: float) -> None:
         axes.barh(place, width, 0.8, one.start_s, color=colour, alpha=opacity(one.score), linewidth=0)
 
 
-def _draw_strip(axes: "Axes", strip: Clip, duration_s: float, ratio: float) -> None:
+def draw_strip(axes: "Axes", strip: Clip, duration_s: float, ratio: float) -> None:
     """Frames side by side; `ratio` is about width over height of the panel."""
     height, width = strip.frames.shape[1:3]
     half_s = duration_s / ratio * width / height / 2
@@ -283,15 +301,18 @@ def _draw_strip(axes: "Axes", strip: Clip, duration_s: float, ratio: float) -> N
     axes.set_axis_off()
 
 
-def _add_legend(axes: "Axes") -> None:
+def _keys() -> list[Any]:
     from matplotlib.patches import Patch
 
-    keys = [
+    return [
         Patch(facecolor=TRUTH_COLOUR, edgecolor=TRUTH_COLOUR, label="action, found"),
         Patch(facecolor="none", edgecolor=TRUTH_COLOUR, label="action, missed"),
         Patch(facecolor=RIGHT_COLOUR, label=f"detection, right at tIoU {TIOU:g}"),
         Patch(facecolor=FALSE_COLOUR, label="detection, false"),
         Patch(facecolor=RIGHT_COLOUR, alpha=opacity(0.3), label="lower score: paler"),
     ]
-    figure = axes.figure
-    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)
+
+
+def add_legend(axes: "Axes", keys: Sequence[Any]) -> None:
+    """Explain the marks below the picture."""
+    axes.figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False, fontsize=8)

@@ -10,6 +10,7 @@ lock on it while it lives, and waits for no other. A torn last line, left by a k
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -162,6 +163,16 @@ def read_answers(folder: Path, schema: Schema, header: Mapping[str, Any] | None 
             stored.environments.append(first.get("environment", {}))
             _refuse_another_run(file, first, stored.header)
     return stored
+
+
+def drop_other(store: Path, schema: Schema, expected: Mapping[str, Any]) -> None:
+    """Remove the folder around a store of another test, by the `expected` entries of its header.
+
+    A resumed run may end in another best step, or read a corrected annotation.
+    """
+    header = read_answers(store, schema).header
+    if header and any(header.get(name) != value for name, value in expected.items()):
+        shutil.rmtree(store.parent)
 
 
 def _add(stored: Stored, row: Any, schema: Schema) -> None:

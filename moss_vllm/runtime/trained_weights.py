@@ -6,8 +6,9 @@ record's fingerprint.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -51,6 +52,41 @@ def write_trained(file: Path, state: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors."""
     save_file({name: value.contiguous() for name, value in state.items()}, file)
     readable(file)
+
+
+def write_one_file(
+    file: Path, model: BesideEncoder, run: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> None:
+    """Write a checkpoint of a file of weights and run.json; `run["model"]` has the builder's arguments."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_trained(file, state)
+    write_record(file.parent, run, model)
+
+
+@dataclass(frozen=True)
+class OneFileKeeper:
+    """The checkpoints of a model whose trained weights are one file; a task's Keeper adds `restore`.
+
+    Args:
+        model: with `trained_state`, the tensors that training changes.
+        run: as in `write_one_file`.
+    """
+
+    model: Any
+    run: Mapping[str, Any]
+    file: ClassVar[str]
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the model that training changes."""
+        return dict(self.model.trained_state())
+
+    def save(self, folder: Path, state: Mapping[str, Tensor], step: int) -> None:
+        """Write a checkpoint of `state`."""
+        write_one_file(folder / self.file, self.model, {**self.run, "step": step}, state)
+
+    def check(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """RunStopped unless the weights on disk are those of `state`, bit for bit."""
+        refuse_other_bits(folder / self.file, state)
 
 
 def build_again(folder: Path, run: Mapping[str, Any], build: Callable[..., Any]) -> Any:

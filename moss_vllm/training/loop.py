@@ -22,7 +22,7 @@ from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.screen import plain
 from moss_vllm.runtime.signals import stop_asked
 from moss_vllm.training import engines, run_folder, run_state
-from moss_vllm.training.optim import warmup_cosine
+from moss_vllm.training.optim import make_adamw, warmup_cosine
 from moss_vllm.training.reading import Batches
 from moss_vllm.training.row_order import RowOrder, StepBatches
 from moss_vllm.training.run_log import RunLog
@@ -39,6 +39,7 @@ class Loop:
     warmup_share: float = 0.03
     floor: float = 0.0  # rates at the end, as a share of their peaks
     schedule: Callable[[int, float], float] | None = None  # rates by step and peak, in place of those two
+    optimizer: Callable[[Sequence[dict[str, Any]]], torch.optim.Optimizer] = make_adamw
     clip_norm: float = 1.0
     save_every: int = 250
     keep: int | None = None  # newest checkpoints; None keeps all

@@ -1,4 +1,4 @@
-"""Which parameter trains at which rate: one ordered table of patterns, first match wins. And the schedule."""
+"""Which parameter trains at which rate: one ordered table of patterns. Optimizers, and the schedule."""
 
 import math
 import re
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -87,6 +88,16 @@ def with_rates(table: Sequence[Rate], rates: Mapping[str, float]) -> tuple[Rate,
     if unknown := set(rates) - set(trained):
         raise ValueError(f"no learning rate called {sorted(unknown)}; the table has {trained}")
     return tuple(row if row.lr is None else replace(row, lr=rates.get(row.name, row.lr)) for row in table)
+
+
+def make_adamw(groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW of `parameter_groups`."""
+    return torch.optim.AdamW(list(groups), betas=(0.9, 0.999))
+
+
+def make_sgd(groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    """SGD with momentum of `parameter_groups`."""
+    return torch.optim.SGD(list(groups), momentum=0.9)
 
 
 def warmup_cosine(step: int, *, total: int, warmup: int, floor: float = 0.0) -> float:

@@ -5,13 +5,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.screen import say
@@ -115,6 +116,18 @@ def choose_resume(out: Path, resume: str | None, *, dry_run: bool) -> Path | Non
     if not dry_run:
         refuse_second_run(out, checkpoint)
     return checkpoint
+
+
+def refuse_other_meaning(folder: Path, was: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """ValueError if a checkpoint's weights fit those of a run, but stand for something else.
+
+    Args:
+        was, now: what decides, beside their shapes, what weights mean, by name.
+    """
+    wrong = [f"{name} was {was.get(name)}, is {now[name]}" for name in now if was.get(name) != now[name]]
+    if wrong:
+        told = name_first(wrong)
+        raise ValueError(f"{folder} was trained otherwise: {told}; set it as it was, or name another --out")
 
 
 def open_checkpoint(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 import types
@@ -129,6 +130,38 @@ def refuse(
     for name in written:
         if folder := getattr(settings, name):
             refuse_unwritable(Path(folder), name)
+
+
+def refuse_beside_drawn(settings: Any) -> None:
+    """ValueError for settings that name parts of a dataset which is drawn whole, by name."""
+    given = ("videos", "annotation", "train_subset", "subset", "allow_missing")
+    if wrong := [name for name in given if getattr(settings, name)]:
+        raise ValueError(
+            f"data is {settings.data!r}, drawn whole with its own files; leave out {', '.join(wrong)}"
+        )
+
+
+def find_root(settings: Any, needed: str) -> tuple[str | Path, Sequence[str]]:
+    """The root of a dataset, and the folders of its videos, if they are named, of `videos` and `annotation`.
+
+    Args:
+        needed: what the dataset is made of, and what of it lies below the root.
+
+    Raises:
+        ValueError: neither root nor both others, or a folder without a name.
+    """
+    root = settings.root
+    if root is None and settings.annotation and settings.videos:
+        root = Path(settings.annotation).parent
+    if root is None:
+        raise ValueError(
+            f"data is {settings.data!r}; name the folder of its {needed}; or both with --annotation and "
+            "--videos"
+        )
+    folders = settings.videos.split(os.pathsep) if settings.videos else ()
+    if "" in folders:
+        raise ValueError(f"videos is {settings.videos!r}, with an empty name; write folders with ':' between")
+    return root, folders
 
 
 def accumulate_for(clips_a_step: int, at_once: int) -> int:

@@ -98,7 +98,7 @@ class Learner:
         self.objective, self.optimizer = engines.wrap(
             accelerator,
             objective,
-            torch.optim.AdamW(list(groups), betas=(0.9, 0.999)),
+            loop.optimizer(groups),
             batch_size=loop.batch_size,
             accumulate=loop.accumulate,
             clip_norm=loop.clip_norm,

@@ -53,6 +53,7 @@ def test_scores_in_percent_with_the_other_rule_beside(scores):
     assert scores.notes == (
         "clips that are not in gt.pkl, whose predictions are ignored: 1 (not_in_gt_0)",
         "clips in which nothing was found: 1 (video_D_003)",
+        "clips whose boundaries are not in order of time, used as they stand: 2 (video_D_006, video_D_015)",
         "detections outside their clip, which are dropped: 4",
     )
 
@@ -162,7 +163,7 @@ def test_lines_whose_columns_do_not_fit_are_refused(tmp_path):
 
 
 def test_files_of_a_test(scores, tmp_path):
-    save_boundary_scores(scores, tmp_path, {"threshold": 0.3})
+    save_boundary_scores(scores, split_of(GOLDEN["ground_truth"]), tmp_path, {"threshold": 0.3})
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["threshold"] == 0.3 and result["rule"] == "official"
     assert result["F1@0.05"] == scores.mean["F1@0.05"]

@@ -11,8 +11,9 @@ from rich.console import Console
 from transformers import VideoMAEConfig
 
 from moss_vllm.detection.build import build_adatad
-from moss_vllm.detection.memory import GIB, estimate_memory, memory_table
+from moss_vllm.detection.memory import GIB, estimate_memory
 from moss_vllm.training.alive import AliveBytes
+from moss_vllm.training.step_memory import parts_table
 
 # (checkpoints, MOSS with its input, about in all with MOSS); test_detection_cost.py has all sizes
 COUNTED_GB = {
@@ -128,7 +129,7 @@ def test_the_table_has_every_part_and_an_unknown_precision_is_refused(build):
     found = estimate_memory(model, precision="fp32", **SIZES)
     console = Console(width=100)
     with console.capture() as capture:
-        console.print(memory_table({"small": found}, title="a step"))
+        console.print(parts_table({"small": found}, title="a step"))
     rows = [line.split("│") for line in capture.get().splitlines() if line.startswith("│")]
     shown = {row[1].strip(): float(row[2]) for row in rows}
     assert shown["total"] == pytest.approx(found.total / GIB, abs=0.005)

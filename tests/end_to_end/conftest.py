@@ -8,13 +8,16 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import tiny_boundaries
 from action_layouts import DATASETS, TINY, write_layout
-from boundary_layouts import write_kinetics, write_tapos
+from boundary_layouts import GROUND_TRUTH, TEST, write_kinetics, write_tapos
+from boundary_runs import flags as boundary_flags
 from detection_layouts import write_thumos
 from detection_runs import flags as detection_flags
 from detection_runs import small_detectors
 from launching import ROOT, as_flags, load_script
-from tiny_detector import write_checkpoint, write_encoder, write_videos
+from tiny_boundaries import write_moving
+from tiny_detector import edit_run, write_checkpoint, write_encoder, write_videos
 
 from moss_vllm.data.boundaries.datasets import read_boundaries
 from moss_vllm.data.detection.datasets import read_detection
@@ -191,6 +194,40 @@ def boundary_ground(tmp_path):
 
 
 @pytest.fixture(scope="session")
+def tiny_boundaries_root(tmp_path_factory):
+    """A small Kinetics-GEBD, and a boundary model's checkpoint as run/best; not to be changed."""
+    root = tmp_path_factory.mktemp("boundaries")
+    write_moving(root / "kinetics")
+    tiny_boundaries.write_checkpoint(root / "run" / "best", root / "kinetics")
+    return root
+
+
+@pytest.fixture
+def boundary_test_ground(tiny_boundaries_root, tmp_path):
+    """A copy of `tiny_boundaries_root`, and a function that tests the checkpoint or a file."""
+    tester, root = load_script(ROOT / "eval" / "boundaries.py"), tmp_path / "kinetics"
+    for name in ("kinetics", "run"):
+        shutil.copytree(tiny_boundaries_root / name, tmp_path / name)
+    edit_run(tmp_path / "run" / "best", settings={"root": str(root)})
+
+    def test(**flags):
+        given = {"ckpt": tmp_path / "run" / "best", "root": root, "workers": 0, "device": "cpu", **flags}
+        words = as_flags({name: value for name, value in given.items() if value is not None})
+        return partial(tester.main, [word.replace("<tmp>", str(tmp_path)) for word in words])
+
+    clips = root / "images" / "val"
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path},
+        best=tmp_path / "run" / "best",
+        file=root / GROUND_TRUTH.format("val"),
+        clips=clips,
+        clip=clips / f"{TEST[0]}_000003_000013",
+        test=test,
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_detection(tmp_path_factory):
     """A small THUMOS-14 with videos, and a detector's checkpoint as run/best; not to be changed."""
     root = tmp_path_factory.mktemp("detection")
@@ -225,6 +262,11 @@ def detector_ground(tiny_detection, tmp_path):
         videos=tmp_path / "thumos" / "raw_data" / "video",
         test=test,
     )
+
+
+@pytest.fixture(scope="session")
+def boundary_recipe():
+    return load_script(ROOT / "recipes" / "boundaries.py")
 
 
 @pytest.fixture(scope="session")
@@ -267,4 +309,32 @@ def detection_run_ground(request, tiny_detection, tmp_path, detection_recipe, sm
         videos=tmp_path / "thumos" / "raw_data" / "video",
         train=train,
         finished_run=finished_run,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained_boundaries(boundary_recipe, tmp_path_factory):
+    """A small Kinetics-GEBD, and the folder of a run of two steps on it as run; not to be changed."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    folder = tmp_path_factory.mktemp("boundaries")
+    write_kinetics(folder / "kinetics")
+    boundary_recipe.main(boundary_flags(folder / "kinetics", folder / "run"))
+    return folder
+
+
+@pytest.fixture
+def boundary_run_ground(trained_boundaries, tmp_path, boundary_recipe, one_process):
+    """A copy of the small Kinetics-GEBD, and a function that trains on it."""
+    shutil.copytree(trained_boundaries / "kinetics", tmp_path / "kinetics")
+
+    def train(**given):
+        known = {"root": tmp_path / "kinetics", "out": tmp_path / "run"}
+        return partial(boundary_recipe.main, boundary_flags(**{**known, **given}))
+
+    return SimpleNamespace(
+        tmp=tmp_path,
+        places={"tmp": tmp_path},
+        clips=tmp_path / "kinetics" / "images" / "train",
+        train=train,
+        finished_run=lambda: shutil.copytree(trained_boundaries / "run", tmp_path / "run"),
     )

@@ -4,6 +4,7 @@ Lives are many, so a process starts with the imports done (multiprocessing's for
 the script itself, as its own main program.
 """
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ PROCESSES.set_forkserver_preload(
         "moss_vllm.vlm.start_report",
         "moss_vllm.recognition.build",
         "moss_vllm.detection.objective",
+        "moss_vllm.boundaries.objective",
         "moss_vllm.evaluation.asking",
     ]
 )
@@ -63,6 +65,37 @@ def finish(*processes, folder):
     for process in processes:
         process.join(timeout=300)
     assert [process.exitcode for process in processes] == [0] * len(processes), outputs(folder)
+
+
+def record_rows(dataset, seen, file):
+    """Have a process write down each row that it trains on, with a digest of what is seen of it.
+
+    Args:
+        dataset: the class that makes batches.
+        seen: names of the batch's tensors.
+    """
+    collate = dataset.collate
+
+    def collate_and_write(self, rows):
+        batch = collate(self, rows)
+        parts = zip(*(batch[name] for name in seen), strict=True)
+        digests = [
+            hashlib.sha256(b"".join(one.numpy().tobytes() for one in row)).hexdigest() for row in parts
+        ]
+        with open(file, "a") as written:
+            written.write(json.dumps(list(zip(batch["row_ids"], digests, strict=True))) + "\n")
+        return batch
+
+    dataset.collate = collate_and_write
+
+
+def rows_of_both(folder):
+    """What one process and two have written; those of the two are joined step by step."""
+    one, first, second = (
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("rows", "rows-0", "rows-1")
+    )
+    return one, [[*a, *b] for a, b in zip(first, second, strict=True)]
 
 
 def outputs(folder):

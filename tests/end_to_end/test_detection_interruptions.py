@@ -6,7 +6,6 @@ which each process draws for itself: it is switched off here. MOSS has BatchNorm
 process's windows by themselves; how far the runs part then was measured, and stands beside the tolerance.
 """
 
-import hashlib
 import json
 import os
 import shlex
@@ -25,6 +24,8 @@ from killing import (
     finish,
     kill_once,
     kill_ten_times,
+    record_rows,
+    rows_of_both,
 )
 from launching import ROOT, free_port, logged
 from safetensors.torch import load_file
@@ -66,22 +67,9 @@ def without_drop_path():
     DropPath.forward = lambda self, x: x
 
 
-def record_rows(file):
-    """Have a process write down each window that it trains on, with a digest of what is seen of it."""
+def record(file):
     without_drop_path()
-    collate = DetectionTrainingSet.collate
-
-    def collate_and_write(self, rows):
-        batch = collate(self, rows)
-        parts = zip(batch["clips"], batch["mask"], strict=True)
-        digests = [
-            hashlib.sha256(clip.numpy().tobytes() + m.numpy().tobytes()).hexdigest() for clip, m in parts
-        ]
-        with open(file, "a") as written:
-            written.write(json.dumps(list(zip(batch["row_ids"], digests, strict=True))) + "\n")
-        return batch
-
-    DetectionTrainingSet.collate = collate_and_write
+    record_rows(DetectionTrainingSet, ("clips", "mask"), file)
 
 
 @pytest.fixture(scope="module")
@@ -177,20 +165,17 @@ def differences(one, other):
 def run_both(argv, tmp_path, **settings):
     """One process at a batch of two, and two processes at one each."""
     how, port = {"steps": 6, "eval_every": 6, "log_every": 1, **settings}, free_port()
-    rows = partial(record_rows, tmp_path / "rows")
+    rows = partial(record, tmp_path / "rows")
     finish(begin(SCRIPT, argv(tmp_path / "one", **how), tmp_path, rows), folder=tmp_path)
     words = argv(tmp_path / "two", batch_size=1, **how)
     ranks = (
-        begin_rank(SCRIPT, words, tmp_path, rank, port, partial(record_rows, tmp_path / f"rows-{rank}"))
+        begin_rank(SCRIPT, words, tmp_path, rank, port, partial(record, tmp_path / f"rows-{rank}"))
         for rank in range(2)
     )
     finish(*ranks, folder=tmp_path)
     assert checkpoint.read_run(tmp_path / "two" / "best")["processes"] == 2
-    one, first, second = (
-        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
-        for name in ("rows", "rows-0", "rows-1")
-    )
-    assert len(one) == 6 and one == [[*a, *b] for a, b in zip(first, second, strict=True)]  # bit for bit
+    one, two = rows_of_both(tmp_path)
+    assert len(one) == 6 and one == two  # bit for bit
     return differences(tmp_path / "one", tmp_path / "two")
 
 

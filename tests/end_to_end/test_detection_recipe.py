@@ -8,6 +8,7 @@ import torch
 from detection_layouts import CLASSES, REMOVED, TEST, VALIDATION
 from detection_runs import WITHOUT_MOSS, flags, write_quirks
 from launching import ROOT, as_flags, load_script, logged
+from run_results import differing, lines, read_json
 from safetensors.torch import load_file
 from tiny_detector import write_encoder
 
@@ -60,24 +61,6 @@ def raise_interrupt(*_, **__):
 
 def raise_full(*_, **__):
     raise OSError("no room")
-
-
-def read_json(path):
-    return json.loads(path.read_text())
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def differing(one, other):
-    """Names of tensors that differ between two checkpoints, by file."""
-    found = []
-    for file in FILES:
-        first, second = load_file(one / file), load_file(other / file)
-        assert first.keys() == second.keys()
-        found += [f"{file} {name}" for name in first if not torch.equal(first[name], second[name])]
-    return found
 
 
 # ---- THUMOS-14, trained and tested
@@ -160,7 +143,7 @@ def test_a_resumed_run_ends_in_the_same_weights_and_average(run, tmp_path, setti
         shutil.rmtree(tmp_path / "resumed" / name)
     run(out="resumed", **given)
     one, other = (tmp_path / out / "step-000004" for out in ("straight", "resumed"))
-    assert differing(one, other) == []
+    assert differing(one, other, FILES) == []
     told = [[(x["step"], x["loss"], x["lr"]) for x in logged(folder.parent)] for folder in (one, other)]
     assert told[0] == told[1] and len(told[0]) == 4
     for name in ("evals.jsonl", "test/per_class.csv", "test/predictions.json"):

@@ -36,6 +36,8 @@ SECTIONS = (
     "of_detection_training",
     "of_detection_tests",
     "of_boundaries",
+    "of_boundary_training",
+    "of_boundary_tests",
 )  # as in the list
 for name in SECTIONS:
     importlib.import_module(f"faults.{name}")

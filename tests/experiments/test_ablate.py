@@ -329,6 +329,42 @@ def test_a_table_of_detection_has_average_map_by_group(tmp_path, monkeypatch):
     assert line.startswith("| MOSS | 72.2 | 41.5 ± 0.7 | 40.0 ± 0.0 |") and line.endswith("| 332 | 250 |")
 
 
+# ---- boundaries
+
+
+def test_a_table_of_boundaries_has_both_columns_of_table_9(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation_tasks, "draw_boundaries", lambda root: None)
+    monkeypatch.setattr(ablate, "start_run", lambda *_: pytest.fail("a finished run was repeated"))
+    rows, out = ["first order", "MOSS"], tmp_path / "out"
+    tables = ablation_plan.choose_rows(["boundaries"], rows)
+    found = ablation_plan.plan_runs(tables, "mini", "drawn", 2, out, ["--steps", "2"])["boundaries"]
+    for number, planned in enumerate(found):
+        for run in planned.runs:
+            score = 60.0 + 4 * number + run.seed
+            (run.folder / "test").mkdir(parents=True)
+            last = {"step": 2, "score": score, "clips": 5}
+            (run.folder / "evals.jsonl").write_text(json.dumps(last) + "\n")
+            (run.folder / "train.jsonl").write_text(json.dumps({"step": 1, "seconds": 0.25}) + "\n")
+            record = {"settings": dict(run.settings), "steps": 2, "data_lines": ["mini"]}
+            record["parameters"] = [["head", "", 1, 32_891, "0.003"], ["conv1", "", 1, 7, "frozen"]]
+            (run.folder / "settings.json").write_text(json.dumps(record))
+            result = {"step": 2, "F1@0.05": score, "Avg. F1": score + 10}
+            (run.folder / "test" / "result.json").write_text(json.dumps(result))
+            (run.folder / "finished").write_text("step-000002")
+    flags = ["--rows", *rows, "--root", "drawn", "--seeds", "2", "--out", str(out), "--", "--steps", "2"]
+    written = ablate.main(["boundaries", *flags])
+    first, moss = written["tables"]["boundaries"]
+    assert (first["paper"]["tapos"], moss["paper"]["kinetics_gebd"], moss["paper"]["tapos"]) == (
+        None, 79.4, 68.5
+    )  # fmt: skip
+    spread = pytest.approx(0.5**0.5)
+    assert moss["accuracy"] == {"all": (64.5, spread), "Avg. F1": (74.5, spread)}
+    assert written["moss_minus_first_order"]["per_seed"]["all"] == [4.0, 4.0]
+    text = (out / "TABLE.md").read_text()
+    assert "Boundaries: F1@0.05 on mini (%) beside the paper's" in text
+    assert "tested on 5 clips after 2 steps" in text and "FLOPs" not in text
+
+
 @pytest.mark.slow
 def test_two_rows_for_real(tmp_path, monkeypatch):
     world = ensure_mini_actions(tmp_path / "mini", MiniSize(train_per_class=1, test_per_class=1))

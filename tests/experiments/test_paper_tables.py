@@ -53,25 +53,39 @@ def test_tables_are_whole_and_a_configuration_has_one_accuracy():
 def test_every_row_is_a_model_of_the_recipe(tmp_path, data):
     """`plan_runs` builds each on the meta device; Tables 3 and 6 are built in test_efficiency.py."""
     root = None if data == "mini" else str(tmp_path)
-    tables = {name: rows for name, rows in ablation_plan.NAMES.items() if name != "detection"}
+    tables = {name: rows for name, rows in ablation_plan.NAMES.items() if name.startswith("table")}
     found = ablation_plan.plan_runs(tables, data, root, 1, tmp_path / "out", [])
     refused = {planned.row.name for rows in found.values() for planned in rows if planned.refused}
     encoders = {row.name for row in paper_tables.TABLES["10e"]}
     assert refused == ({"k=6", "k=8", *encoders} if data == "mini" else set())
 
 
-@pytest.mark.parametrize("data", ["mini", "thumos14"])
-def test_rows_of_table_8_are_models_of_its_recipe(tmp_path, data):
-    rows = {"detection": ablation_plan.NAMES["detection"]}
-    found = ablation_plan.plan_runs(rows, data, str(tmp_path), 1, tmp_path / "out", [])["detection"]
-    thumos = {planned.row.name: planned.row.thumos14 for planned in found}
-    assert thumos == {"none": 71.4, "first order": None, "MOSS": 72.2, "MOSS, one frame a chunk": None}
+OF_TASKS = {  # rows of a task's table: of the paper, by data set; the real one and its variant
+    "detection": ({"thumos14": (71.4, None, 72.2, None)}, ("thumos14", "b"), "MOSS, one frame a chunk"),
+    "boundaries": (
+        {"kinetics_gebd": (76.9, None, 79.4, None), "tapos": (60.1, None, 68.5, None)},
+        ("kinetics_gebd", "r50"),
+        "MOSS, one frame a clip",
+    ),
+}
+
+
+@pytest.mark.parametrize("is_mini", [True, False])
+@pytest.mark.parametrize("task", OF_TASKS)
+def test_rows_of_tables_8_and_9_are_models_of_their_recipes(tmp_path, task, is_mini):
+    paper, (real, variant), control = OF_TASKS[task]
+    data = "mini" if is_mini else real
+    rows = {task: ablation_plan.NAMES[task]}
+    found = ablation_plan.plan_runs(rows, data, str(tmp_path), 1, tmp_path / "out", [])[task]
+    assert [planned.row.name for planned in found] == ["none", "first order", "MOSS", control]
+    for name, printed in paper.items():
+        assert tuple(getattr(planned.row, name) for planned in found) == printed
     settings = [planned.runs[0].settings for planned in found]
     assert [one["temporal"] for one in settings] == ["none", "stss1", "moss", "moss"]
     assert [one["one_frame"] for one in settings] == [False, False, False, True]
-    assert {one["variant"] for one in settings} == {"mini" if data == "mini" else "b"}
+    assert {one["variant"] for one in settings} == {"mini" if is_mini else variant}
     names = [planned.runs[0].folder.parent.name.rpartition("-")[0] for planned in found]
-    assert names == ["detection-none", "detection-stss1", "detection-moss", "detection-moss-one_frame"]
+    assert names == [f"{task}-{name}" for name in ("none", "stss1", "moss", "moss-one_frame")]
 
 
 def test_on_the_miniature_modules_are_as_large_beside_moss_as_in_the_paper():

@@ -15,14 +15,7 @@ from PIL import Image
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, match_detections
 from moss_vllm.report import timeline
 from moss_vllm.report.detection_files import read_test
-from moss_vllm.report.timeline import (
-    Annotated,
-    Detected,
-    Timeline,
-    draw_on_page,
-    lay_in_rows,
-    lay_out_video,
-)
+from moss_vllm.report.timeline import Annotated, Detected, draw_on_page, lay_in_rows, lay_out_video
 
 
 def line_of(folder, video_id):
@@ -118,7 +111,7 @@ def test_right_detections_are_as_many_as_the_scores_count(tmp_path):
 
 def test_ticks_are_round_and_few():
     for duration_s, step in ((0.5, 1), (9, 1), (33.8, 5), (254, 30), (1500, 300)):
-        ticks = Timeline("v", duration_s, ()).ticks_s()
+        ticks = timeline.ticks_s(duration_s)
         assert ticks == list(range(0, int(duration_s) + 1, step)) and len(ticks) <= 11
 
 

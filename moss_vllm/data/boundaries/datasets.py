@@ -8,7 +8,7 @@ print(*split.notes)    # which ground truth it is; what was left out or kept aga
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from moss_vllm.data.boundaries.annotation import (
 from moss_vllm.data.boundaries.ground_truth import VERSIONS, Version, build_ground_truth
 from moss_vllm.data.boundaries.on_disk import find_clips
 from moss_vllm.data.boundaries.pickles import read_pickle
-from moss_vllm.data.rows import BadRow
+from moss_vllm.data.rows import BadRow, digest_rows
 
 BOUNDARY_DATASETS = ("kinetics_gebd", "tapos", "json")
 BOUNDARY_SPLITS = ("train", "test")
@@ -56,6 +56,7 @@ class BoundarySplit:
         missing: annotated, but not on disk.
         notes: which ground truth it is, and what was left out or kept against expectation, a sentence each.
         file: the annotation file.
+        arguments: those of `read_boundaries`, but for `split`, that read the same clips again; for json.
     """
 
     dataset: str
@@ -64,11 +65,25 @@ class BoundarySplit:
     missing: tuple[BoundaryVideo, ...]
     notes: tuple[str, ...]
     file: str
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def annotated(self) -> tuple[BoundaryVideo, ...]:
         """All clips, on disk or not."""
         return (*self.videos, *self.missing)
+
+    def digest(self) -> str:
+        """A digest of its clips: ids, names of files, lengths and the raters' boundaries; not of folders."""
+        return digest_rows(
+            [],
+            [
+                [
+                    *(clip.video_id, os.path.basename(clip.path), clip.duration_s, clip.frames),
+                    [[*rater.times_s] for rater in clip.raters],
+                ]
+                for clip in self.videos
+            ],
+        )
 
     def report(self) -> str:
         """Counts in one line."""
@@ -147,7 +162,15 @@ def read_boundaries(
         names = [clip.video_id for clip in missing]
         raise missing_videos(str(path), names, len(clips), folders)
     there = (replace(clip, path=found[clip.video_id]) for clip in clips if clip.video_id in found)
-    return BoundarySplit(data, split, tuple(there), tuple(missing), notes.lines(), str(path))
+    arguments = {
+        "data": data,
+        "root": os.path.abspath(root),
+        "annotation": None if annotation is None else os.path.abspath(annotation),
+        "videos": [os.path.abspath(folder) for folder in videos],
+        "subset": subset,
+        "version": version,
+    }
+    return BoundarySplit(data, split, tuple(there), tuple(missing), notes.lines(), str(path), arguments)
 
 
 # ---- which ground truth

@@ -20,9 +20,8 @@ a frame of any other, or of the background; no frame tells the class, nor where 
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from numpy.typing import NDArray
 
 from moss_vllm.data.world.actions import ROUND, Motion, draw_still, render_action
 from moss_vllm.data.world.drawing import DIRECTIONS, drawing_processes
-from moss_vllm.runtime.files import read_json, whole_file, write_whole
+from moss_vllm.data.world.folder import open_world
+from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.write import write_clip
 
@@ -118,26 +118,17 @@ def draw_untrimmed(root: str | os.PathLike[str] = UNTRIMMED_ROOT, size: Untrimme
         ValueError: `root` is a world of another size, or another folder.
     """
     root = Path(root)
-    settings = root / SETTINGS
-    if root.exists() and not settings.is_file() and any(root.iterdir()):
-        raise ValueError(
-            f"{root} is no world of untrimmed videos (no {SETTINGS}), which --data mini draws; name another "
-            "--data, or an empty folder"
-        )
-    existing = read_json(settings, f"remove {root}") if settings.is_file() else {}
-    wanted = {**asdict(size or UntrimmedSize()), "format": DRAWN_FORMAT}
-    if existing.keys() != wanted.keys() or existing["format"] != DRAWN_FORMAT:
-        for folder in ("annotations", "raw_data"):
-            shutil.rmtree(root / folder, ignore_errors=True)
-    elif size is None:
-        wanted = existing
-    elif existing != wanted:
-        raise ValueError(
-            f"{root} holds untrimmed videos of {existing}, not {wanted}; remove it or name another folder"
-        )
-    write_whole(settings, json.dumps(wanted, indent=2) + "\n")
+    size = open_world(
+        root,
+        SETTINGS,
+        size,
+        UntrimmedSize(),
+        drawn_format=DRAWN_FORMAT,
+        parts=("annotations", "raw_data"),
+        what="untrimmed videos",
+    )
     if not (root / "annotations" / ANNOTATION).is_file():
-        write_untrimmed(root, UntrimmedSize(*(wanted[name] for name in asdict(UntrimmedSize()))))
+        write_untrimmed(root, size)
     return root
 
 

@@ -10,6 +10,7 @@ import difflib
 import json
 import pickle
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable
@@ -73,6 +74,12 @@ def edit_weights(file, change, pick=0):
     changed = change(weights.pop(name))
     weights |= {} if changed is None else {name: changed.contiguous()}
     save_file(weights, file, {"format": "pt"})
+
+
+def as_settings(flags, folder):
+    """Settings by name of a text of flags with values, in which <tmp> stands for the folder."""
+    words = [word.replace("<tmp>", str(folder)) for word in shlex.split(flags)]
+    return {name[2:].replace("-", "_"): value for name, value in zip(*[iter(words)] * 2, strict=True)}
 
 
 def to_nan(tensor):

@@ -3,12 +3,10 @@
 A setting may hold <tmp>, with the data set <tmp>/thumos.
 """
 
-import shlex
-
 from detection_layouts import VALIDATION
 
 from faults import engine
-from faults.engine import cut, edit_weights, to_nan
+from faults.engine import as_settings, cut, edit_weights, to_nan
 from moss_vllm.data.world.untrimmed import SETTINGS
 from moss_vllm.detection.checkpoint import AVERAGE_FILE, WEIGHTS_FILE
 
@@ -54,9 +52,7 @@ for flags in (
 
     @fault(f"`{flags}`")
     def _(ground, flags=flags):
-        words = [word.replace("<tmp>", str(ground.tmp)) for word in shlex.split(flags)]
-        given = zip(*[iter(words)] * 2, strict=True)
-        return ground.train(**{name[2:].replace("-", "_"): value for name, value in given})
+        return ground.train(**as_settings(flags, ground.tmp))
 
 
 # ---- data

@@ -1,0 +1,155 @@
+"""From the settings of recipes/boundaries.py to data, clips, arguments of the model and steps."""
+
+import math
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from moss_vllm.boundaries.batches import ClipSettings, LabelSettings
+from moss_vllm.boundaries.rates import step_rate
+from moss_vllm.data.boundaries.datasets import BOUNDARY_FILES, BoundarySplit, read_boundaries
+from moss_vllm.data.world.boundaries import BOUNDARIES_ROOT, draw_boundaries
+from moss_vllm.training.loop import Loop
+from moss_vllm.training.optim import make_adamw, make_sgd
+from moss_vllm.training.settings import accumulate_for, find_root, refuse, refuse_beside_drawn
+from moss_vllm.training.temporal_settings import parse_temporal
+from moss_vllm.video.decoders import check_decoder
+
+MINI_DATA = "mini"
+BOUNDARY_DATA = ("kinetics_gebd", "tapos", "json", MINI_DATA)
+OPTIMIZERS = {"sgd": make_sgd, "adamw": make_adamw}
+STATES = {"sgd": 1, "adamw": 2}  # numbers that an optimizer keeps of each weight
+OF_ONE_OPTIMIZER = {"milestones": "sgd", "warmup_epochs": "adamw"}
+
+
+def check_settings(settings: Any) -> None:
+    """Raise one ValueError for all settings with values that are not allowed, or without effect."""
+    wrong = []
+    if settings.temporal == "none" and settings.temporal_layers is not None:
+        layers = settings.temporal_layers
+        wrong.append(f"temporal_layers is {layers!r} with temporal 'none'; leave one of the two out")
+    if settings.cache_gib is not None and not settings.cache:
+        wrong.append("cache_gib limits what is added to cache, which is not given; leave it out")
+    for name, optimizer in OF_ONE_OPTIMIZER.items():
+        value = getattr(settings, name)
+        if value is not None and settings.optimizer != optimizer:
+            wrong.append(f"{name} is {value} with optimizer {settings.optimizer!r}; {optimizer} alone has it")
+    if settings.warmup_epochs is not None and not 0 <= settings.warmup_epochs < settings.epochs:
+        below = f"it must be at least 0 and below epochs, {settings.epochs}"
+        wrong.append(f"warmup_epochs is {settings.warmup_epochs:g}; {below}")
+    if settings.raters not in (1, 2):
+        wrong.append(f"raters is {settings.raters}; it must be 1 or 2")
+    if not settings.clip_norm >= 0:
+        wrong.append(f"clip_norm is {settings.clip_norm}; it must be above 0, or 0 for no limit")
+    if (file := _file_of_one_split(settings)) is not None:
+        wrong.append(f"annotation is {file}, of one split; name the folder with the files of both")
+    try:
+        parse_milestones(settings)
+    except ValueError as error:
+        wrong.append(str(error))
+    refuse(
+        settings,
+        counts="frames size_px epochs clips_a_step batch_size eval_every log_every steps keep".split(),
+        shares="lr weight_decay threshold max_bad_share".split(),
+        from_zero=("workers", "seed", "chunk_frames"),
+        paths="root videos annotation out resume cache weights".split(),
+        written=("out", "cache"),
+        others=wrong,
+    )
+    check_decoder(settings.decoder)
+
+
+def _file_of_one_split(settings: Any) -> str | None:
+    """The annotation, if it is a file; the user's json and tapos_annotation.json have both splits."""
+    file = settings.annotation
+    has_both = settings.data == "json" or (settings.data == "tapos" and str(file).endswith(".json"))
+    return file if file and not has_both and os.path.isfile(file) else None
+
+
+def parse_milestones(settings: Any) -> tuple[int, ...]:
+    """The epochs after which rates fall; ValueError for what is no rising list of them."""
+    try:
+        epochs = tuple(int(epoch) for epoch in (settings.milestones or "").split(",") if epoch.strip())
+        if list(epochs) != sorted(set(epochs)) or min(epochs, default=1) < 1:
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"milestones is {settings.milestones!r}; write rising epochs as '6,8,12'") from None
+    return epochs
+
+
+def open_split(settings: Any, split: Literal["train", "test"]) -> BoundarySplit:
+    """The split from `read_boundaries`; for "mini", clips of the motion world, drawn on first use.
+
+    Raises:
+        ValueError: an unknown dataset, no root, and as `read_boundaries`.
+    """
+    data = settings.data
+    if data not in BOUNDARY_DATA:
+        raise ValueError(f"data is {data!r}; it must be one of {', '.join(BOUNDARY_DATA)}")
+    if data == MINI_DATA:
+        refuse_beside_drawn(settings)
+        return read_boundaries("kinetics_gebd", draw_boundaries(settings.root or BOUNDARIES_ROOT), split)
+    files = " or ".join(name.format("train") for name in BOUNDARY_FILES[data])
+    root, folders = find_root(
+        settings, f"annotation and clips with --root: {files}, and clips in images/train/, for example"
+    )
+    return read_boundaries(
+        data,
+        root,
+        split,
+        annotation=settings.annotation,
+        videos=folders,
+        subset=settings.train_subset if split == "train" else settings.subset,
+        allow_missing=settings.allow_missing,
+    )
+
+
+def model_arguments(settings: Any) -> dict[str, Any]:
+    """The arguments of `build_gebd`, in types that json keeps; raises as `parse_temporal`."""
+    by_name = (None, "pretrained", "random")
+    weights = settings.weights
+    return {
+        "variant": settings.variant,
+        **parse_temporal(settings),
+        "weights": weights if weights in by_name else str(Path(weights).absolute()),
+        "chunk_frames": settings.chunk_frames or None,
+        "one_frame": settings.one_frame,
+    }
+
+
+def clip_settings(settings: Any) -> tuple[ClipSettings, LabelSettings]:
+    """How clips are shown, and what of them is learned."""
+    clips = ClipSettings(settings.frames, settings.size_px, settings.sliced)
+    return clips, LabelSettings(settings.raters, settings.labels, settings.mask)
+
+
+def plan_steps(settings: Any, rows: int, processes: int) -> Loop:
+    """The loop; clips per step as close to `clips_a_step` as the processes allow.
+
+    `steps` shortens or lengthens the epochs, and the schedule with them.
+    """
+    batch_size = min(settings.batch_size, max(1, settings.clips_a_step // processes))
+    accumulate = accumulate_for(settings.clips_a_step, batch_size * processes)
+    steps_an_epoch = math.ceil(rows / (batch_size * accumulate * processes))
+    steps = settings.steps or settings.epochs * steps_an_epoch
+    per_epoch = steps / settings.epochs
+    drops = tuple(round(epoch * per_epoch) for epoch in parse_milestones(settings))
+    every = min(steps, settings.eval_every * steps_an_epoch)
+    return Loop(
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        warmup_share=(settings.warmup_epochs or 0) / settings.epochs,
+        schedule=partial(step_rate, drops=drops) if settings.optimizer == "sgd" else None,
+        optimizer=OPTIMIZERS[settings.optimizer],
+        clip_norm=settings.clip_norm or math.inf,
+        save_every=every,
+        keep=settings.keep,
+        evaluate_every=every,
+        log_every=settings.log_every,
+        workers=settings.workers,
+        seed=settings.seed,
+        max_bad_share=settings.max_bad_share,
+        unit="frames",
+    )
