@@ -24,6 +24,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,7 +137,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from moss_vllm.boundaries import checkpoint
-from moss_vllm.boundaries.batches import BoundaryTrainingSet, note_other_counts
+from moss_vllm.boundaries.batches import BoundaryTrainingSet, Example, note_other_counts
 from moss_vllm.boundaries.build import build_gebd
 from moss_vllm.boundaries.gebd import GEBD
 from moss_vllm.boundaries.in_training import PeriodicTest
@@ -166,6 +167,7 @@ from moss_vllm.training.temporal_settings import refused_options_named
 from moss_vllm.video.cache import choose_frame_reader
 
 SCHEDULES = Path(__file__).parent / "configs" / "boundaries.yaml"
+NORM_CLIPS, NORM_FRAMES = 8, 16
 
 
 def main(argv: Sequence[str] | None = None) -> BoundaryScores | None:
@@ -223,6 +225,8 @@ def train_and_test(
     if dry_run:
         return None
     start.refuse_full_disk(record["disk"], out)
+    if settings.weights == "random" and not resume:
+        set_norms(model, dataset)
     run = {
         "model": arguments,
         "data": settings.data,
@@ -293,6 +297,14 @@ def fill_in(settings: Boundaries) -> Boundaries:
     row = {**optimizers[optimizer], **row, "weights": BOUNDARIES[variant].weights}
     filled = {name: value for name, value in row.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **filled)
+
+
+def set_norms(model: GEBD, dataset: BoundaryTrainingSet) -> None:
+    """Set the norms of random weights by NORM_FRAMES frames of each of the first NORM_CLIPS clips."""
+    rows = (dataset[row] for row in range(len(dataset)))
+    read = islice((row.pixels for row in rows if isinstance(row, Example)), NORM_CLIPS)
+    if clips := [pixels[:: max(1, len(pixels) // NORM_FRAMES)] for pixels in read]:
+        model.encoder.set_norms(torch.stack(clips))
 
 
 def show(record: dict[str, Any], stages: Sequence[int]) -> None:

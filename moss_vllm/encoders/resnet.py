@@ -23,7 +23,6 @@ from torchvision.ops import FrozenBatchNorm2d
 from moss_vllm.encoders.opening import LoadedWeights, always_the_same, load_whole, weights_file
 from moss_vllm.encoders.pixels import check_clips, normalise_pixels
 
-NOISE_FRAMES = 16  # by which the norms of random weights are set
 EXPANSION = 4  # of a bottleneck block: channels that it returns, as a multiple of those inside
 RESNET50: Mapping[str, Any] = {"stem": 64, "planes": (64, 128, 256, 512), "blocks": (3, 4, 6, 3)}
 # What a file of weights may hold beside: the classifier, counters that frozen norms do not have.
@@ -137,6 +136,26 @@ class ResNetEncoder(nn.Module):
                 maps = rearrange(grid, "b t h w c -> (b t) c h w")
         return reduce(maps, "(b t) c h w -> b t c", "mean", b=len(clips))
 
+    @torch.no_grad()
+    def set_norms(self, clips: Tensor) -> None:
+        """Set the frozen norms by these clips, one after another, as pictures set those of trained weights.
+
+        For random weights. Norms that do nothing leave what all frames have in common, and features resemble
+        each other to 0.99.
+
+        Shape:
+            (B, T, 3, H', W'), as in `forward`.
+        """
+        norms = [module for module in self.model.modules() if isinstance(module, FrozenNorm)]
+        hooks = [norm.register_forward_pre_hook(_measure) for norm in norms]
+        chunked, self.chunk_frames = self.chunk_frames, None
+        try:
+            self(clips)
+        finally:
+            self.chunk_frames = chunked
+            for hook in hooks:
+                hook.remove()
+
     def _run_stages(self, frames: Tensor, start: int, end: int) -> Tensor:
         """Stages `start` + 1 to `end`, a chunk of frames at a time."""
 
@@ -195,24 +214,16 @@ def open_resnet(
 
 @torch.no_grad()
 def start_randomly(model: ResNet) -> ResNet:
-    """Random convolutions, and norms that centre and scale what passes through them.
+    """Random convolutions that keep the size of what passes through all blocks.
 
-    Frozen norms never learn to. As they start, all frames' features resemble each other to 0.99, which hides
-    what differs; so each is set by blurred noise, as those of trained weights are by pictures.
+    Frozen norms cannot correct it: with 1 as the scale of each, it would triple in every block.
     """
+    blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    blocks = [module for module in model.modules() if isinstance(module, Bottleneck)]
-    for block in blocks:  # what a block adds is as large as its share of the whole
+    for block in blocks:
         block.bn3.weight.fill_((2 * len(blocks)) ** -0.5)
-    norms = [module for module in model.modules() if isinstance(module, FrozenNorm)]
-    hooks = [norm.register_forward_pre_hook(_measure) for norm in norms]
-    x = model.begin(nn.functional.interpolate(torch.randn(NOISE_FRAMES, 3, 8, 8), scale_factor=8.0))
-    for name, stage in model.named_children():
-        x = stage(x) if name.startswith("layer") else x
-    for hook in hooks:
-        hook.remove()
     return model
 
 

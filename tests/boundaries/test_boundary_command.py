@@ -221,4 +221,4 @@ def test_flags_of_a_model_are_refused_beside_a_file(script, challenge, capsys):
         script.main([*challenge, *given])
     told = capsys.readouterr().err
     assert error.value.code == 2
-    assert "--videos, --overwrite, --workers, --precision: without effect on --predictions" in told
+    assert "--videos, --overwrite, --workers, --precision have no effect with --predictions" in told
