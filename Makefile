@@ -25,7 +25,7 @@ demo: $(INSTALLED)  ## run experiments/demo.py (DEMO_ARGS="--help" lists its opt
 
 test: $(INSTALLED)  ## run the unit tests, then the slower ones, each file in one of two processes (PYTEST_ARGS="-x")
 	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
-	$(PY) -m pytest -m "slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PY) -m pytest -m "slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS) $$(grep -rl --include="*.py" "mark\.slow" tests)
 
 lint: $(INSTALLED)  ## check style, formatting and types
 	$(PY) -m ruff check .

@@ -37,6 +37,14 @@ def environment(engine="DDP"):
     return {**kept, **wanted}
 
 
+def launched_environment(engine="DDP"):
+    """`environment`, and the variables in which `accelerate launch` names the engine."""
+    if engine == "DDP":
+        return environment(engine)
+    named = {"USE_DEEPSPEED": "true", "DEEPSPEED_CONFIG_FILE": ENGINES[engine][-1]}
+    return environment(engine) | {f"ACCELERATE_{name}": value for name, value in named.items()}
+
+
 def launch(engine, argv, cwd, script=SCRIPT):
     """Run a script on two processes under an engine; returns what it printed."""
     command = [sys.executable, *LAUNCH[:2], *ENGINES[engine], *LAUNCH[2:], str(script), *argv]
@@ -45,26 +53,6 @@ def launch(engine, argv, cwd, script=SCRIPT):
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
-
-
-def start(argv, cwd, *, rank=0, processes=1, port=0, script=SCRIPT, output=None, **more):
-    """Start one process of a script without waiting for it; several ranks make a run without a launcher.
-
-    What it says is added to output-N.txt, where N is `output`, or its rank.
-    """
-    variables = environment()
-    if processes > 1:
-        variables |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    said = (cwd / f"output-{rank if output is None else output}.txt").open("a")
-    return subprocess.Popen(
-        [sys.executable, str(script), *argv], env=variables, cwd=cwd, stdout=said, stderr=said, **more
-    )
 
 
 def load_script(path):

@@ -8,6 +8,7 @@ import argparse
 import ast
 import functools
 import graphlib
+import json
 import subprocess
 import sys
 from collections import defaultdict
@@ -299,48 +300,68 @@ def test_tasks_share_loop_store_page_and_faults(shared):
 # ---- what an import costs
 
 
-def run_python(code, cwd=ROOT):
-    """What a new process that runs the code prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), cwd=cwd, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.split()
+COSTS = """
+import json, runpy, sys
 
+def loaded(*names):
+    return [name for name in sys.modules if name.startswith(names)]
 
-WITHOUT = """
-import sys
-for name in {names}:
+found = {}
+others = ("transformers", "peft", "accelerate", "timm")
+for name in others:
     sys.modules[name] = None  # an import of it fails
+import moss_vllm.core
+found["core"] = loaded("moss_vllm.vlm", "moss_vllm.runtime")
+try:
+    import moss_vllm.vlm.base
+except ImportError as error:
+    found["halted"] = str(error)
+for name in [*others, *loaded("moss_vllm.vlm")]:
+    sys.modules.pop(name, None)
+runpy.run_path(SCRIPT)["main"](ARGV)
+found["classifier"] = loaded("moss_vllm.vlm", "moss_vllm.report", "peft", VIDEO_LLM)
+for name in MODULES:
+    __import__(name)
+found["evaluation"] = loaded("matplotlib")
+print(json.dumps(found))
 """
-LOADED = "print(*(name for name in sys.modules if name.startswith({names})))"
 
 
-def test_core_imports_where_nothing_but_torch_is_installed():
-    others = ("transformers", "peft", "accelerate", "timm", "numpy", "av", "PIL", "rich")
-    code = WITHOUT.format(names=others[:4]) + "import moss_vllm.core\n"
-    assert run_python(code + LOADED.format(names=("moss_vllm.vlm", "moss_vllm.runtime"))) == []
-    with pytest.raises(AssertionError, match="import of transformers halted"):
-        run_python(WITHOUT.format(names=others[:1]) + "import moss_vllm.vlm.base")
-
-
-def test_an_evaluation_loads_no_matplotlib():
+@pytest.fixture(scope="module")
+def costs(tmp_path_factory):
+    """What one new process has loaded after each of three things that it does, the cheapest first."""
     modules = [module(ROOT, path) for path in trees(ROOT) if room(module(ROOT, path)) == "evaluation"]
     modules.remove("moss_vllm.evaluation.lmms_eval")  # loads lmms_eval itself, which is not installed here
     assert len(modules) > 9
-    assert run_python(f"import sys, {', '.join(modules)}\n" + LOADED.format(names=("matplotlib",))) == []
+    out = tmp_path_factory.mktemp("tested") / "out"
+    given = {
+        "SCRIPT": str(ROOT / "eval" / "action_recog.py"),
+        "ARGV": as_flags({"ckpt": "classes/step-000002", "out": out, "workers": 0, "device": "cpu"}),
+        "VIDEO_LLM": "transformers.models.video_llama_3",
+        "MODULES": modules,
+    }
+    code = "".join(f"{name} = {value!r}\n" for name, value in given.items()) + COSTS
+    folder = ROOT / "tests" / "data_of_earlier"
+    how = {"env": environment(), "cwd": folder, "capture_output": True, "text": True, "timeout": 200}
+    done = subprocess.run([sys.executable, "-c", code], **how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_testing_a_classifier_loads_no_video_llm(tmp_path):
+@pytest.mark.slow
+def test_core_imports_where_nothing_but_torch_is_installed(costs):
+    assert costs["core"] == [] and "import of transformers halted" in costs["halted"]
+
+
+@pytest.mark.slow
+def test_testing_a_classifier_loads_no_video_llm(costs):
     """In all of a real test of one, lazy imports too."""
-    folder, script = ROOT / "tests" / "data_of_earlier", ROOT / "eval" / "action_recog.py"
-    argv = as_flags({"ckpt": "classes/step-000002", "out": tmp_path / "out", "workers": 0, "device": "cpu"})
-    code = (
-        f"import sys, runpy\nmain = runpy.run_path({str(script)!r})['main']\nmain({argv})\nprint('loaded')\n"
-    )
-    foreign = ("moss_vllm.vlm", "moss_vllm.report", "peft", "transformers.models.video_llama_3")
-    printed = run_python(code + LOADED.format(names=foreign), folder)
-    assert printed[printed.index("loaded") + 1 :] == []
+    assert costs["classifier"] == []
+
+
+@pytest.mark.slow
+def test_an_evaluation_loads_no_matplotlib(costs):
+    assert costs["evaluation"] == []
 
 
 # ---- flags

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakSet
 
 from moss_vllm.runtime.errors import RunStopped
 
@@ -244,6 +245,7 @@ class AnswerFile:
             except BaseException:
                 self.file.close()
                 raise
+        _OPEN.add(self)
 
     def _look_at_others(self, header: Mapping[str, Any], overwrite: bool) -> None:
         """Refuse to begin beside living runs of other settings; remove the files that `overwrite` drops."""
@@ -293,6 +295,18 @@ class AnswerFile:
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
+
+
+_OPEN: WeakSet[AnswerFile] = WeakSet()
+
+
+def _close_in_a_worker() -> None:
+    """A forked worker shares the lock, and outlives a killed run by seconds in which no other could begin."""
+    for opened in _OPEN:
+        opened.file.close()
+
+
+os.register_at_fork(after_in_child=_close_in_a_worker)
 
 
 @contextmanager

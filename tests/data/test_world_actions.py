@@ -85,6 +85,7 @@ def test_every_motion_begins_where_the_picture_was_drawn():
             assert all(not getattr(motion, subject)[0].any() for subject in SUBJECTS)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_single_frames_is_at_chance():
     """Ridge regression on coarse pictures and colour statistics, on frames of clips it has not seen."""
     rng = np.random.default_rng(1)

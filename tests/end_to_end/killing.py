@@ -1,4 +1,4 @@
-"""Runs that are killed at some moment, and what must be true of them afterwards.
+"""Processes that run a script without a launcher, kills at some moment, and what must be true afterwards.
 
 Lives are many, so a process starts with the imports done (multiprocessing's forkserver). What runs in it is
 the script itself, as its own main program.
@@ -9,13 +9,14 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import runpy
 import signal
 import sys
 import time
 
 import torch
-from launching import environment, logged
+from launching import free_port, launched_environment, logged
 from safetensors.torch import load_file
 
 from moss_vllm.training.run_folder import latest_checkpoint
@@ -35,29 +36,54 @@ CLOCK = {"memory_gib", "seconds", "waited_s", "elapsed_s"}  # what a log's line 
 
 def run_script(script, argv, variables, output, prepare):
     """What a process does."""
+    multiprocessing.set_start_method(None, force=True)  # its workers start as a user's do, and end with it
+    os.environ.clear()  # those of the fork server are as old as it is
     os.environ.update(variables)
     torch.set_num_threads(1)
     prepare and prepare()
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    sys.stdout.reconfigure(line_buffering=True)  # in one file with stderr, and whole if it is killed
     sys.argv = [str(script), *argv]
     runpy.run_path(str(script), run_name="__main__")
 
 
-def begin(script, argv, folder, prepare=None, **variables):
-    """Start a process of a script; what it says is added to output-RANK.txt in the folder."""
-    output = str(folder / f"output-{variables.get('RANK', 0)}.txt")
-    given = (script, argv, {**environment(), **variables}, output, prepare)
+def limit_files(kib, folder):
+    """Let no file of this process grow beyond the limit, as on a full disk; it works in the folder."""
+    os.chdir(folder)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kib * 1024, resource.RLIM_INFINITY))
+
+
+def begin(script, argv, folder, prepare=None, *, engine="DDP", output=None, **variables):
+    """Start a process of a script.
+
+    What it says is added to output-N.txt in the folder, where N is `output`, or its rank. `prepare` is called
+    in the process before the script.
+    """
+    output = str(folder / f"output-{variables.get('RANK', 0) if output is None else output}.txt")
+    given = (script, argv, {**launched_environment(engine), **variables}, output, prepare)
     process = PROCESSES.Process(target=run_script, args=given)
     process.start()
     return process
 
 
-def begin_rank(script, argv, folder, rank, port=0, prepare=None):
-    """Start one of two processes of a run, without a launcher."""
+def begin_rank(script, argv, folder, rank, port=0, prepare=None, **how):
+    """Start one of two processes of a run; `port` is 0 where they exchange nothing."""
     pair = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return begin(script, argv, folder, prepare, RANK=str(rank), LOCAL_RANK=str(rank), **pair)
+    return begin(script, argv, folder, prepare, RANK=str(rank), LOCAL_RANK=str(rank), **pair, **how)
+
+
+def begin_two(script, argv, folder, **how):
+    """Start the two processes of a run."""
+    port = free_port()
+    return [begin_rank(script, argv, folder, rank, port, **how) for rank in range(2)]
+
+
+def run_two(script, argv, folder, **how):
+    """Run the two processes of a run to their good end; returns what the first has said."""
+    finish(*begin_two(script, argv, folder, **how), folder=folder)
+    return (folder / "output-0.txt").read_text()
 
 
 def finish(*processes, folder):
@@ -102,6 +128,13 @@ def outputs(folder):
     return "\n----\n".join(file.read_text()[-3000:] for file in sorted(folder.glob("output-*.txt")))
 
 
+def wait_for_steps(out, steps, process):
+    """Until a run has trained so many; the process may not end before."""
+    while trained_steps(out) < steps:
+        assert process.is_alive(), outputs(out.parent)
+        time.sleep(0.02)
+
+
 def kill_once(reached, process, folder, wait_s=0.0):
     """Kill a process some time after `reached()` is true."""
     while process.is_alive() and not reached():
@@ -135,7 +168,7 @@ def is_training(out, first, steps, of_a_test):
 
 def is_far(out, steps):
     """So much is done in this life that others would find nothing left."""
-    return trained_steps(out) > steps + 9
+    return trained_steps(out) > steps + 6
 
 
 MOMENTS = (is_saving, is_keeping_the_best, is_testing, is_training)

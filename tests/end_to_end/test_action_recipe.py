@@ -60,6 +60,7 @@ EXPECTED = {  # classes; ids of the test clips; sampling, views of a test, train
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", DATASETS)
 def test_each_dataset_trains_two_steps_and_is_tested(recipe, action_tester, layouts, tmp_path, data, capsys):
     classes, ids, sampling, (clips, crops), repeats, augmented = EXPECTED[data]
@@ -127,6 +128,7 @@ def test_the_protocols_views_are_those_of_table_7(recipe, layouts, tmp_path, cap
 # ---- going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["ladder", "aim"])  # aim drops out, from a generator that is kept
 def test_a_resumed_run_ends_in_the_same_weights(recipe, layouts, tmp_path, host):
     given = {**TINY, "root": layouts / "list", "host": host, "steps": 4, "resume": "auto", "repeats": 2}
@@ -165,6 +167,7 @@ def test_a_run_that_is_stopped_in_its_last_test_is_not_finished_and_goes_on_to_i
     assert "nothing remains to be trained" in printed and f"{accuracy}; written to {out / 'test'}" in printed
 
 
+@pytest.mark.slow
 def test_a_finished_run_only_says_what_it_found_and_goes_on_for_more_steps(recipe, layouts, tmp_path):
     given = {**TINY, "root": layouts / "list", "out": tmp_path / "run", "resume": "auto"}
     first = recipe.main(as_flags(given))
@@ -209,6 +212,7 @@ def test_a_run_that_goes_on_with_as_many_other_labels_says_so_and_is_tested_anew
     assert (out / "test" / "answers" / "00-of-01.jsonl").read_text() != before
 
 
+@pytest.mark.slow
 def test_a_step_of_another_run_may_be_gone_on_from(recipe, layouts, trained_actions, tmp_path):
     given = {**TINY, "root": layouts / "list", "out": tmp_path / "run"}
     earlier = trained_actions / "list" / "step-000002"
@@ -219,6 +223,7 @@ def test_a_step_of_another_run_may_be_gone_on_from(recipe, layouts, trained_acti
     assert equal(*weights)
 
 
+@pytest.mark.slow
 def test_a_start_takes_over_all_but_the_head(recipe, layouts, trained_actions, tmp_path):
     given = {**TINY, "data": "diving48", "root": layouts / "diving48", "out": tmp_path / "run", "lr": 0.0}
     recipe.main(as_flags({**given, "start": trained_actions / "k400" / "best", "steps": 1}))
@@ -235,6 +240,7 @@ def test_a_start_takes_over_all_but_the_head(recipe, layouts, trained_actions, t
     assert counts and all(after[name] == before[name] + 1 == 3 for name in counts)
 
 
+@pytest.mark.slow
 def test_a_clip_that_cannot_be_read_is_counted(recipe, layouts, tmp_path):
     root = tmp_path / "gym99"
     shutil.copytree(layouts / "gym99", root)
@@ -339,6 +345,7 @@ def test_each_temporal_module_builds_and_runs(recipe, temporal):
         assert model.ladder.moss.orders == (1, 2, 3) and model.ladder.moss.order1.window == (3, 3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["full", "aim", "dist"])
 def test_each_host_trains(recipe, layouts, tmp_path, host):
     given = {**TINY, "root": layouts / "list", "out": tmp_path / "run", "host": host, "steps": 1}

@@ -66,6 +66,7 @@ def raise_full(*_, **__):
 # ---- THUMOS-14, trained and tested
 
 
+@pytest.mark.slow
 def test_thumos_trains_two_steps_and_is_tested(run, root, tmp_path, capsys):
     scores = run(eval_from=1)
     printed = " ".join(capsys.readouterr().out.split())
@@ -120,6 +121,7 @@ def test_thumos_trains_two_steps_and_is_tested(run, root, tmp_path, capsys):
     assert again.mean == scores.mean
 
 
+@pytest.mark.slow
 def test_the_tests_begin_late_and_the_best_and_the_last_are_told(run, tmp_path, capsys):
     run(steps=5, eval_from=3, eval_every=1)  # an epoch is a step
     assert [line["step"] for line in lines(tmp_path / "run" / "evals.jsonl")] == [3, 4, 5]
@@ -132,6 +134,7 @@ def test_the_tests_begin_late_and_the_best_and_the_last_are_told(run, tmp_path, 
 # ---- going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{}, {"precision": "fp16"}, {"batch_size": 1, **WITHOUT_MOSS}], ids=["moss", "fp16", "plain"]
 )
@@ -173,6 +176,7 @@ def test_a_run_that_is_stopped_in_its_last_test_is_not_finished_and_goes_on_to_i
     assert printed.count(AVERAGE_IS_YOUNG) == 2  # before the run, and beside its table
 
 
+@pytest.mark.slow
 def test_a_finished_run_only_says_what_it_found_and_goes_on_for_more_steps(run, tmp_path):
     first = run(resume="auto")
     written = (tmp_path / "run" / "test" / "answers" / "00-of-01.jsonl").read_text()
@@ -203,6 +207,7 @@ def test_a_run_that_goes_on_with_as_many_other_actions_says_so(run, root, tmp_pa
         assert f"step-000002 is of a run with another {name} split (its digest was " in told
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_a_corrected_annotation_is_tested_on_it(run, root, tmp_path):
     run(resume="auto")
     moved = shutil.copytree(root, tmp_path / "corrected")
@@ -217,6 +222,7 @@ def test_a_run_that_goes_on_with_a_corrected_annotation_is_tested_on_it(run, roo
 # ---- bad videos
 
 
+@pytest.mark.slow
 def test_a_video_that_cannot_be_read_is_counted_and_the_step_goes_on(run, root, tmp_path):
     broken = shutil.copytree(root, tmp_path / "broken")
     for name in VALIDATION:
@@ -305,6 +311,7 @@ def untrimmed(tmp_path_factory):
     return draw_untrimmed(tmp_path_factory.mktemp("world") / "untrimmed", UntrimmedSize(3, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_frame", [False, True])
 def test_the_miniature_trains_on_what_is_drawn_here(recipe, untrimmed, tmp_path, capsys, one_frame):
     out = tmp_path / "run"

@@ -57,6 +57,7 @@ def test_a_checkpoint_with_moss_opens():
     assert loaded.run["protocol"]["short_side_px"] == 84
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_losses_that_its_commit_came_to():
     before = Path("run/train.jsonl").read_text()
     load_script(ROOT / "recipes" / "favor_lora.py").main([*FAVOR.split(), *EVERY.split(), "--out=run"])
@@ -79,6 +80,7 @@ def test_a_classifier_opens():
     assert loaded.run["step"] == 2 and len(loaded.classes) == 4 and loaded.run["model"]["host"] == "aim"
 
 
+@pytest.mark.slow
 def test_a_run_of_a_classifier_goes_on_to_the_losses_that_its_commit_came_to():
     before = Path("classes/train.jsonl").read_text()
     argv = [*ACTIONS.split(), SMALL_MOSS, *EVERY.split()]

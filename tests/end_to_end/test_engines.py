@@ -4,17 +4,19 @@ Two processes each, whose clips differ in number and size; some steps give a pro
 """
 
 import json
+import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate.commands import launch as launcher
 from faults.engine import Hostile
-from launching import ENGINES, ROOT, SCRIPT, as_flags, environment, launch, logged
+from killing import begin_two, outputs, run_two
+from launching import ENGINES, ROOT, SCRIPT, as_flags, launch, logged
 from safetensors.torch import load_file
 
 from moss_vllm.data.rows import Turn
@@ -59,6 +61,12 @@ def flags(rows, tiny_base):
     return make
 
 
+def script_of(engine, argv):
+    """The script that runs the recipe under an engine, and its flags."""
+    by_gloo = Path(__file__).with_name("by_gloo.py")
+    return (SCRIPT, argv) if engine == "DDP" else (by_gloo, [str(SCRIPT), *argv])
+
+
 @pytest.fixture(scope="module")
 def matrix(flags, tmp_path_factory):
     """Each engine's output folder, after a whole run and after one that was resumed in its middle."""
@@ -67,8 +75,10 @@ def matrix(flags, tmp_path_factory):
     found = {}
     for number, engine in enumerate(ENGINES):
         whole, half = out / f"{number}-whole", out / f"{number}-half"
-        printed = launch(engine, flags(whole, lora_dropout=0.2, **settings), out)
-        launch(engine, flags(half, lora_dropout=0.2, resume=whole / "step-000002", **settings), out)
+        script, argv = script_of(engine, flags(whole, lora_dropout=0.2, **settings))
+        printed = launch(engine, argv, out, script)
+        argv = flags(half, lora_dropout=0.2, resume=whole / "step-000002", **settings)
+        run_two(*script_of(engine, argv), out, engine=engine)
         found[engine] = (whole, half, printed)
     return found
 
@@ -142,7 +152,8 @@ def test_the_engines_end_in_models_alike(matrix, rows):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bfloat16_trains_and_keeps_float32_where_it_learns(flags, tmp_path, engine):
     settings = {"steps": 2, "batch_size": 2, "precision": "bf16", "save_every": 2}
-    launch(engine, flags(tmp_path / "run", "--checkpoint-llm", **settings), tmp_path)
+    argv = flags(tmp_path / "run", "--checkpoint-llm", **settings)
+    assert f"{engine} x2 on cpu" in run_two(*script_of(engine, argv), tmp_path, engine=engine)
     saved = load_file(tmp_path / "run" / "step-000002" / ADAPTER_FILE)
     assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}
     # Adam's steps are smaller than bfloat16 resolves: rounded weights would have lost them.
@@ -155,11 +166,8 @@ def test_bfloat16_trains_and_keeps_float32_where_it_learns(flags, tmp_path, engi
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 def test_fsdp2_trains_saves_and_resumes(tiny_base, tmp_path, kind):
     def run(out, steps, resume="no"):
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
         worker = Path(__file__).with_name("fsdp_worker.py")
-        command += map(str, (worker, tiny_base, tmp_path / out, steps, resume, kind))
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-4000:]
+        run_two(worker, list(map(str, (tiny_base, tmp_path / out, steps, resume, kind))), tmp_path)
         return json.loads((tmp_path / out / "losses.json").read_text())
 
     whole = run("whole", 4)
@@ -208,14 +216,17 @@ def test_what_the_launcher_says_of_itself_or_as_the_recipe_is_no_fault(monkeypat
     assert engines.start(precision="bf16").mixed_precision == "no"  # the objective autocasts itself
 
 
-@pytest.mark.slow
-def test_the_launchers_mixed_precision_is_refused_by_name(flags, tmp_path):
-    command = f"{sys.executable} -m accelerate.commands.launch --num_processes 1 --mixed_precision bf16"
-    command = [*command.split(), str(SCRIPT), *flags(tmp_path / "run")]
-    where = {"env": environment(), "cwd": tmp_path}
-    done = subprocess.run(command, **where, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 1 and not (tmp_path / "run").exists()
-    assert "error: ACCELERATE_MIXED_PRECISION=bf16 (of accelerate launch --mixed_precision" in done.stderr
+def test_the_launchers_mixed_precision_is_refused_by_name(recipe, flags, tmp_path, monkeypatch):
+    """In the variables that the launcher itself makes for a process."""
+    words = ["--num_processes", "1", "--mixed_precision", "bf16", str(SCRIPT), *flags(tmp_path / "run")]
+    args, _, _ = launcher._validate_launch_command(launcher.launch_command_parser().parse_args(words))
+    command, variables = launcher.prepare_simple_launcher_cmd_env(args)
+    assert command == [sys.executable, *words[4:]]
+    for name in variables.keys() - os.environ.keys():
+        monkeypatch.setenv(name, variables[name])
+    with pytest.raises(ValueError, match="^ACCELERATE_MIXED_PRECISION=bf16 .of accelerate launch --mixed"):
+        recipe.main(words[5:])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -223,11 +234,21 @@ def test_the_launchers_mixed_precision_is_refused_by_name(flags, tmp_path):
 def test_a_deepspeed_file_of_another_batch_is_refused(flags, tmp_path, monkeypatch, key, value):
     file, ours = tmp_path / "deepspeed.json", ROOT / "recipes/configs/deepspeed_zero2.json"
     file.write_text(json.dumps({**json.loads(ours.read_text()), key: value}))
-    monkeypatch.setitem(
-        ENGINES, "DeepSpeed ZeRO-2", ["--use_deepspeed", "--deepspeed_config_file", str(file)]
-    )
-    with pytest.raises(AssertionError, match=f"configuration asks for {key}={value} and the recipe for"):
-        launch("DeepSpeed ZeRO-2", flags(tmp_path / "run", batch_size=2), tmp_path)
+    monkeypatch.setitem(ENGINES, "DeepSpeed ZeRO-2", [str(file)])
+    told = refusal(flags(tmp_path / "run", batch_size=2), tmp_path)
+    assert f"configuration asks for {key}={value} and the recipe for" in told
+
+
+def refusal(argv, folder):
+    """What both processes of a run under ZeRO-2 say at their end with status 1."""
+    engine = "DeepSpeed ZeRO-2"
+    ranks = begin_two(*script_of(engine, argv), folder, engine=engine)
+    for process in ranks:
+        process.join(timeout=200)
+    assert [process.exitcode for process in ranks] == [1, 1], outputs(folder)
+    first, second = (file.read_text().splitlines()[-1] for file in sorted(folder.glob("output-*.txt")))
+    assert first == second
+    return first
 
 
 @pytest.mark.parametrize(
@@ -277,6 +298,5 @@ def test_a_hostile_pickle_in_a_deepspeed_state_does_not_run(matrix, flags, tmp_p
     for file in (out / "step-000002" / "state" / run_state.ZERO_FOLDER).glob("*.pt"):
         file.write_bytes(pickle.dumps(Hostile(tmp_path / "pwned")))
     argv = flags(out, batch_size=1, accumulate=2, steps=4, resume="auto")
-    with pytest.raises(AssertionError, match="which could run code.; resume from an earlier checkpoint"):
-        launch("DeepSpeed ZeRO-2", argv, tmp_path)
+    assert "which could run code); resume from an earlier checkpoint" in refusal(argv, tmp_path)
     assert not (tmp_path / "pwned").exists()

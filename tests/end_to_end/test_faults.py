@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "sc
 
 from faults import engine, of_data
 from faults.engine import FAULTS, MEMORY, edit_weights, pattern, snapshot, to_nan
-from launching import ROOT
+from killing import begin, limit_files
+from launching import ROOT, environment
 
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.batches import TrainingSet
@@ -163,36 +165,41 @@ def test_a_video_deleted_in_training_is_counted_and_named(ground):
 # ---- as processes
 
 
-def run_limited(ground, limit_kib, command, *, timeout_s=120):
-    """Run a script where no file may grow beyond the limit, as on a full disk."""
-    wanted = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    shell = ["bash", "-c", f'ulimit -f {limit_kib}; exec "$@"', "-", sys.executable, *map(str, command)]
-    return subprocess.run(
-        shell,
-        env={**os.environ, **wanted, "PYTHONPATH": str(ROOT)},
-        cwd=ground.tmp,
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-    )
+@pytest.fixture
+def run_limited(ground, tmp_path_factory):
+    """A function that runs a script where no file may grow beyond the limit, as on a full disk."""
+    folder = tmp_path_factory.mktemp("said")
+    os.mkfifo(folder / "output-0.txt")  # to which no limit applies; it holds 64 KiB
+    said = os.open(folder / "output-0.txt", os.O_RDONLY | os.O_NONBLOCK)
+
+    def run(limit_kib, script, *words, timeout_s=120):
+        process = begin(script, list(map(str, words)), folder, partial(limit_files, limit_kib, ground.tmp))
+        process.join(timeout_s)
+        return process.exitcode, os.read(said, 2**16).decode()
+
+    yield run
+    os.close(said)
+
+
+def last_line(told):
+    return told.strip().splitlines()[-1]
 
 
 FULL = "<...>File too large<...>"
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_while_saving_costs_no_earlier_checkpoint(ground):
+def test_a_disk_that_is_full_while_saving_costs_no_earlier_checkpoint(ground, run_limited):
     folder = ground.checkpoint()
     before = snapshot(ground.tmp)
-    done = run_limited(ground, 100, [RECIPE, *ground.words(resume="auto")])
-    told = done.stderr.strip().splitlines()[-1]
+    status, told = run_limited(100, RECIPE, *ground.words(resume="auto"))
     message = (
         f"error: <tmp>/run/step-000002 could not be written: {FULL} (<n> GiB are free there). Nothing "
         "half-written is left and the last whole checkpoint is <tmp>/run/step-000001; mend the cause (a "
         "full disk: "
         "make room) and run again with --resume auto"
     )
-    assert done.returncode == 1 and re.fullmatch(pattern(message, ground.places), told), done.stderr[-2000:]
+    assert status == 1 and re.fullmatch(pattern(message, ground.places), last_line(told)), told
     after = snapshot(ground.tmp)
     changed = {name for name in before if after.get(name) != before[name]} - {MEMORY}
     assert before.keys() - after.keys() == {"run/finished"} and not after.keys() - before.keys()
@@ -202,39 +209,39 @@ def test_a_disk_that_is_full_while_saving_costs_no_earlier_checkpoint(ground):
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_while_planning_is_named(ground):
-    done = run_limited(ground, 1, [RECIPE, *ground.words()])
+def test_a_disk_that_is_full_while_planning_is_named(ground, run_limited):
+    status, told = run_limited(1, RECIPE, *ground.words())
     message = f"<...><tmp>/run/measured.jsonl{FULL}"
-    assert done.returncode == 1 and re.fullmatch(
-        pattern(message, ground.places), done.stderr.strip().splitlines()[-1]
-    )
+    assert status == 1 and re.fullmatch(pattern(message, ground.places), last_line(told)), told
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_while_merging_leaves_nothing(ground):
+def test_a_disk_that_is_full_while_merging_leaves_nothing(ground, run_limited):
     folder = ground.checkpoint()
     before = snapshot(ground.tmp)
-    done = run_limited(ground, 1000, [ROOT / "scripts" / "merge.py", folder, ground.tmp / "out"])
+    status, told = run_limited(1000, ROOT / "scripts" / "merge.py", folder, ground.tmp / "out")
     assert snapshot(ground.tmp) == before
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert re.fullmatch(pattern(f"error: {FULL}", ground.places), done.stderr.strip().splitlines()[-1])
+    assert status == 1 and "Traceback" not in told
+    assert re.fullmatch(pattern(f"error: {FULL}", ground.places), last_line(told))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit_kib, more, status", [(100, [], 2), (10**6, ["--cache-gib", "0.0005"], 0)])
-def test_a_cache_that_takes_no_more_ends_the_script(ground, limit_kib, more, status):
-    script = [ROOT / "scripts" / "cache_frames.py", "--data", ground.favor, "--cache", ground.tmp / "cache"]
-    done = run_limited(ground, limit_kib, [*script, "--workers", "1", *more], timeout_s=25)
-    assert done.returncode == status and "the cache took no more (the reason is above)" in done.stdout
-    assert "nothing is added any more, other clips are decoded each time" in done.stderr
+def test_a_cache_that_takes_no_more_ends_the_script(ground, run_limited, limit_kib, more, status):
+    words = ["--data", ground.favor, "--cache", ground.tmp / "cache", "--workers", "1", *more]
+    ended, told = run_limited(limit_kib, ROOT / "scripts" / "cache_frames.py", *words, timeout_s=25)
+    assert ended == status and "the cache took no more (the reason is above)" in told
+    assert "nothing is added any more, other clips are decoded each time" in told
     assert not list(ground.tmp.rglob("*.part"))
 
 
 @pytest.mark.slow
 def test_the_recipe_ends_with_one_line_and_status_1(ground):
-    done = run_limited(ground, 10**6, [RECIPE, *ground.words(precision="half")])
+    """In a process of its own, as users start it."""
+    command = [sys.executable, str(RECIPE), *map(str, ground.words(precision="half"))]
+    done = subprocess.run(command, env=environment(), cwd=ground.tmp, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1] == "error: precision is 'half'; it must be one of fp32, bf16"
+    assert last_line(done.stderr) == "error: precision is 'half'; it must be one of fp32, bf16"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -17,27 +17,25 @@ from pathlib import Path
 import pytest
 from killing import (
     begin,
+    begin_two,
     check_equal,
     check_whole,
     finish,
     kill_once,
     outputs,
+    run_two,
     saved_steps,
     trained_steps,
+    wait_for_steps,
 )
-from launching import ROOT, SCRIPT, environment, free_port, launch, logged, start
+from launching import ROOT, SCRIPT, environment, free_port, logged
 
 from moss_vllm.training import engines
 from moss_vllm.training.run_folder import hold, latest_checkpoint, step_of, tidy
 from moss_vllm.vlm import checkpoint
 
-KILLS = 14
-STEPS = 48
-
-
-def wait(process, folder):
-    """For a process of `start` that should end well."""
-    assert process.wait(timeout=300) == 0, outputs(folder)
+KILLS = 11
+STEPS = 40
 
 
 @pytest.fixture
@@ -82,12 +80,10 @@ def test_kills_end_in_the_weights_of_a_run_without_any(argv, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_stop_signal_saves_and_ends_with_status_0(argv, tmp_path, number):
-    process = start(argv("run", save_every=1000, workers=1), tmp_path, start_new_session=True)
-    while not (tmp_path / "run" / "train.jsonl").is_file() or len(logged(tmp_path / "run")) < 3:
-        assert process.poll() is None, (tmp_path / "output-0.txt").read_text()[-3000:]
-        time.sleep(0.05)
+    process = begin(SCRIPT, argv("run", save_every=1000, workers=1), tmp_path, os.setsid)
+    wait_for_steps(tmp_path / "run", 3, process)
     os.killpg(process.pid, number)  # as schedulers do, the workers get it too
-    wait(process, tmp_path)
+    finish(process, folder=tmp_path)
     last = latest_checkpoint(tmp_path / "run")
     told = (tmp_path / "output-0.txt").read_text()
     assert f"stopped by a signal after step {int(last.name[5:])} of {STEPS}; {last} is whole" in told
@@ -99,17 +95,13 @@ def test_a_stop_signal_saves_and_ends_with_status_0(argv, tmp_path, number):
 @pytest.mark.slow
 def test_one_process_told_to_stop_stops_all_and_the_run_goes_on_exactly(argv, tmp_path):
     flags = {"steps": 30, "save_every": 1000, "batch_size": 1}
-    launch("DDP", argv("straight", **flags), tmp_path)
-    port = free_port()
-    pair = [start(argv("run", **flags), tmp_path, rank=r, processes=2, port=port) for r in range(2)]
-    while not (tmp_path / "run" / "train.jsonl").is_file() or len(logged(tmp_path / "run")) < 3:
-        assert pair[0].poll() is None, (tmp_path / "output-0.txt").read_text()[-3000:]
-        time.sleep(0.02)
-    pair[1].send_signal(signal.SIGTERM)
-    for process in pair:
-        wait(process, tmp_path)
+    run_two(SCRIPT, argv("straight", **flags), tmp_path)
+    pair = begin_two(SCRIPT, argv("run", **flags), tmp_path)
+    wait_for_steps(tmp_path / "run", 3, pair[0])
+    pair[1].terminate()
+    finish(*pair, folder=tmp_path)
     assert int(latest_checkpoint(tmp_path / "run").name[5:]) < 30
-    launch("DDP", argv("run", **flags), tmp_path)
+    assert "DDP x2 on cpu" in run_two(SCRIPT, argv("run", **flags), tmp_path)
     check_equal(tmp_path / "straight", tmp_path / "run")
 
 
@@ -147,7 +139,7 @@ def test_the_run_saves_and_ends_when_its_launcher_is_ended(argv, tmp_path):
     command = f"{command} --mixed_precision no --dynamo_backend no".split()
     command += [str(SCRIPT), *argv("run", steps=10_000)]
     launcher = subprocess.Popen(command, env=environment(), cwd=tmp_path, stdout=output, stderr=output)
-    wait_for(lambda: (out / "train.jsonl").is_file() and len(logged(out)) > 3)
+    wait_for(lambda: trained_steps(out) > 3)
     launcher.terminate()  # as a scheduler does that knows no other process
     launcher.wait(timeout=60)
     wait_for(lambda: "stopped by a signal after step" in (tmp_path / "output.txt").read_text())
@@ -165,7 +157,7 @@ def wait_for(condition, seconds=90):
 
 @pytest.mark.slow
 def test_two_machines_train_save_at_a_signal_and_finish(argv, tmp_path):
-    flags = [flag for flag in argv("run", steps=60) if not flag.startswith("--resume")]
+    flags = [flag for flag in argv("run", steps=40) if not flag.startswith("--resume")]
     script = str(ROOT / "scripts" / "launch" / "nodes.sh")
 
     def start_both():
@@ -181,14 +173,14 @@ def test_two_machines_train_save_at_a_signal_and_finish(argv, tmp_path):
         return machines
 
     machines = start_both()
-    wait_for(lambda: (tmp_path / "run" / "train.jsonl").is_file() and len(logged(tmp_path / "run")) > 3)
+    wait_for(lambda: trained_steps(tmp_path / "run") > 3)
     machines[1].terminate()
     for machine in machines:
         assert machine.wait(timeout=90) == 0, (tmp_path / "machine-0.txt").read_text()[-3000:]
-    assert 3 < step_of(latest_checkpoint(tmp_path / "run")) < 60
+    assert 3 < step_of(latest_checkpoint(tmp_path / "run")) < 40
     for machine in start_both():
         assert machine.wait(timeout=200) == 0, (tmp_path / "machine-0.txt").read_text()[-3000:]
-    assert (tmp_path / "run" / "finished").is_file() and len(logged(tmp_path / "run")) == 60
+    assert (tmp_path / "run" / "finished").is_file() and len(logged(tmp_path / "run")) == 40
     assert "DDP x2 on cpu" in (tmp_path / "machine-0.txt").read_text()
 
 
@@ -247,37 +239,38 @@ def test_a_second_run_is_refused_before_it_reads_a_row(tmp_path, one_process, na
 @pytest.mark.slow
 def test_two_launches_at_once_and_one_after_a_kill(argv, tmp_path):
     def pair(output, **settings):
-        port, flags = free_port(), argv("run", save_every=10, batch_size=1, workers=1, **settings)
-        return [
-            start(flags, tmp_path, rank=at, processes=2, port=port, output=output + at) for at in range(2)
-        ]
+        folder = tmp_path / output
+        folder.mkdir()
+        return begin_two(SCRIPT, argv("run", save_every=10, batch_size=1, workers=1, **settings), folder)
 
-    first = pair(0, steps=10_000)
-    wait_for(lambda: (tmp_path / "run" / "train.jsonl").is_file() and len(logged(tmp_path / "run")) > 2)
+    first = pair("first", steps=10_000)
+    wait_for_steps(tmp_path / "run", 3, first[0])
     began = time.monotonic()
-    second = pair(2, steps=10_000, lora_rank=2)
-    assert [process.wait(timeout=120) for process in second] == [1, 1]
-    assert time.monotonic() - began < 90 and first[0].poll() is None
-    for output in (2, 3):
-        told = (tmp_path / f"output-{output}.txt").read_text()
+    second = pair("second", steps=10_000, lora_rank=2)
+    for process in second:
+        process.join(timeout=120)
+    assert [process.exitcode for process in second] == [1, 1], outputs(tmp_path / "second")
+    assert time.monotonic() - began < 90 and first[0].is_alive()
+    for rank in range(2):
+        told = (tmp_path / "second" / f"output-{rank}.txt").read_text()
         assert f"error: {tmp_path}/run: another training run writes to it" in told and "Trace" not in told
     for process in first:
         process.kill()
-        process.wait()
-    last = latest_checkpoint(tmp_path / "run")
-    steps = 4 + (step_of(last) if last else 0)
-    for process in pair(4, steps=steps):  # at once, though workers of the killed may live for seconds
-        assert process.wait(timeout=120) == 0, (tmp_path / "output-4.txt").read_text()[-3000:]
+        process.join()
+    steps = 4 + saved_steps(tmp_path / "run")
+    third = pair("third", steps=steps)  # at once, though workers of the killed may live for seconds
+    finish(*third, folder=tmp_path / "third")
     assert len(logged(tmp_path / "run")) == steps
 
 
 @pytest.mark.slow
 def test_a_run_ends_when_its_folder_is_taken_away(argv, tmp_path):
     out = tmp_path / "run"
-    process = start(argv("run", steps=10_000, save_every=10_000), tmp_path)
-    wait_for(lambda: (out / "train.jsonl").is_file() and len(logged(out)) > 2)
+    process = begin(SCRIPT, argv("run", steps=10_000, save_every=10_000), tmp_path)
+    wait_for_steps(out, 3, process)
     shutil.rmtree(out)
-    assert process.wait(timeout=60) == 1
+    process.join(timeout=60)
+    assert process.exitcode == 1, outputs(tmp_path)
     told = (tmp_path / "output-0.txt").read_text()
     assert f"error: {out} was removed, moved or replaced while the run wrote to it" in told
     assert not out.exists() and "Traceback" not in told

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from launching import ROOT, as_flags, environment, launch, logged
+from killing import run_two
+from launching import ROOT, SCRIPT, as_flags, environment, logged
 
 from moss_vllm.training.settings import parse
 from moss_vllm.vlm import checkpoint
@@ -82,6 +83,7 @@ def without_heavy(script, cwd, *words):
 # ---- one process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_moss", [True, False])
 def test_it_trains_and_writes_a_checkpoint_that_loads(recipe, flags, tmp_path, moss, with_moss, capsys):
     lines = recipe.main(flags("run", "--use-moss" if with_moss else "--no-use-moss"))
@@ -126,6 +128,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, flags, tmp_path, 
     assert "Describe what is happening in the video.<|im_end|>\n  <|im_start|>assistant\\n" in shown
 
 
+@pytest.mark.slow
 def test_recomputing_the_llm_changes_no_loss(recipe, flags):
     kept = recipe.main(flags("kept", lr_llm=1e-3))
     recomputed = recipe.main(flags("recomputed", "--checkpoint-llm", lr_llm=1e-3))
@@ -151,6 +154,7 @@ def test_disk_is_told_warned_of_and_refused(recipe, flags, tmp_path, capsys, mon
         recipe.main(flags("run"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_says_where(recipe, flags, tmp_path):
     recipe.main(flags("run", steps=1))
     settings = tmp_path / "run" / "settings.json"
@@ -269,9 +273,7 @@ def test_a_later_layer_switches_off_what_an_earlier_one_gave(recipe, tmp_path):
 def test_two_processes_equal_one_at_twice_the_batch(recipe, flags, tmp_path, with_moss):
     arm = "--use-moss" if with_moss else "--no-use-moss"
     alone = recipe.main(flags("alone", arm, steps=4, batch_size=4))
-    printed = launch("DDP", flags("pair", arm, steps=4, batch_size=2), tmp_path)
-    # Without --multi_gpu, accelerate starts one process in silence: this is what really ran.
-    assert "DDP x2 on cpu" in printed
+    assert "DDP x2 on cpu" in run_two(SCRIPT, flags("pair", arm, steps=4, batch_size=2), tmp_path)
     assert checkpoint.load(tmp_path / "pair" / "step-000004").run["processes"] == 2
     pair = logged(tmp_path / "pair")
     assert [line["clips"] for line in pair] == [line["clips"] for line in alone] == [4] * 4

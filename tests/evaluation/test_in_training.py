@@ -28,6 +28,7 @@ def start(recipe, tiny_base, world, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_evaluating_changes_nothing_of_the_training(start, world, tmp_path):
     start("plain")
     asked = ["--eval-data", str(world / "MotionBench"), "--eval-every", "2", "--eval-questions", "6"]
@@ -51,6 +52,7 @@ def test_evaluating_changes_nothing_of_the_training(start, world, tmp_path):
     assert line["samples"] == lines[1]["samples"] and line["accuracy"] == lines[1]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_each_evaluation_once(start, world, tmp_path):
     asked = ["--eval-data", str(world / "FAVOR"), "--eval-every", "2", "--eval-questions", "1"]
     start("run", *asked)

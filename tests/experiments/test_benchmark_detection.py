@@ -67,6 +67,7 @@ def test_a_step_and_its_parts(tmp_path, capsys):
     assert "without MOSS, layers computed again" in shown and "clip and AdamW" in shown
 
 
+@pytest.mark.slow
 def test_true_steps_learn_and_begin_as_without_moss(tmp_path, capsys):
     found = run(tmp_path, "--parts", "true", "--steps", "3")["true"]
     assert found["equal_without_moss"] and len(found["steps"]) == 3

@@ -83,6 +83,7 @@ def test_random_clips_have_the_tokens_of_the_shape():
     assert (example["labels"] != step_parts.IGNORED).sum() == step_parts.TEXT_TOKENS
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_a_shape_through_the_command(tmp_path, monkeypatch, capsys):
     for name, value in (("MARKED_STEPS", 1), ("WARM_UP", 1), ("TEXT_TOKENS", 20)):

@@ -131,6 +131,7 @@ def test_kept_bytes_count_each_storage_once_without_weights_and_inputs():
     assert kept.total_bytes() == 2 * 7 * 5 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["ladder", "full", "aim", "dist"])
 def test_a_training_step_moves_what_is_trained_and_not_the_encoder(monkeypatch, host):
     torch.manual_seed(0)

@@ -42,6 +42,7 @@ def spot(x):
     return frames
 
 
+@pytest.mark.slow
 def test_a_place_tied_to_the_class_is_found_and_a_random_one_is_not():
     tied = only("mini x", random_choice, lambda rng, answer: spot(5 if answer == "left" else 50))
     free = only("mini x", random_choice, lambda rng, answer: spot(int(rng.choice([5, 50]))))
@@ -51,6 +52,7 @@ def test_a_place_tied_to_the_class_is_found_and_a_random_one_is_not():
     assert not any(score["leak"] for score in clean.values())
 
 
+@pytest.mark.slow
 def test_start_and_end_that_tell_only_together_are_no_leak():
     """The votes of two frames are added: a probe that compared them would see the motion."""
 
@@ -66,6 +68,7 @@ def test_start_and_end_that_tell_only_together_are_no_leak():
     assert found["first, last"]["accuracy"] > 95 and not found["first, last"]["leak"]
 
 
+@pytest.mark.slow
 def test_a_file_size_tied_to_the_class_is_found():
     def larger(rng, answer):  # files of as many frames and pixels are alike
         side = 84 if answer == "left" else 98
@@ -76,6 +79,7 @@ def test_a_file_size_tied_to_the_class_is_found():
     assert not found["frames"]["leak"]
 
 
+@pytest.mark.slow
 def test_more_frames_for_a_class_are_found():
     def longer(rng, answer):
         return np.zeros((8 if answer == "left" else 12, 84, 84, 3), np.uint8)
@@ -87,6 +91,7 @@ def asked(options, right, text="What?"):
     return Asked(text, tuple(options), right, 0)
 
 
+@pytest.mark.slow
 def test_wrong_options_made_from_the_right_one_are_found():
     args = args_of("--probes", "text")
     found = leaks.probe_source(leak_scenes.draw_world, ["control options"], args, 0)["control options"][

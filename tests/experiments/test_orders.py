@@ -64,6 +64,7 @@ def files(tmp_path):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ["none", "MOSS"])
 def test_a_stopped_run_continues_as_if_it_had_not_stopped(row, files, tmp_path, monkeypatch):
     run = dict(row=row, seed=1, steps=3, files=files, threads=torch.get_num_threads())

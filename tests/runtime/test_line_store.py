@@ -4,9 +4,11 @@ Other settings or --overwrite beside a living process, a folder that is removed,
 each ends the run with a message, and nothing that was answered is lost or mixed.
 """
 
+import multiprocessing
 import os
 import resource
 import shutil
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -54,6 +56,17 @@ def test_a_run_with_other_settings_is_refused_beside_a_living_one(tmp_path):
     AnswerFile(
         tmp_path, OTHER, Shard(0, 3)
     ).file.close()  # nobody lives: without an answer nothing is in the way
+
+
+def test_a_worker_that_outlives_a_run_is_not_in_the_way_of_the_next(tmp_path):
+    with AnswerFile(tmp_path, HEADER, Shard()):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        with pytest.raises(BlockingIOError):  # the worker's end of the file did not release the run's lock
+            AnswerFile(tmp_path, HEADER, Shard())
+    AnswerFile(tmp_path, HEADER, Shard()).file.close()
+    worker.kill()
+    worker.join()
 
 
 def test_overwriting_beside_a_living_process_is_refused_and_costs_no_answer(tmp_path):

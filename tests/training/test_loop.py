@@ -176,6 +176,7 @@ def test_the_seed_decides_the_order():
 # ---- the gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_moss", [False, True])
 def test_accumulation_equals_one_large_batch(run, use_moss, monkeypatch):
     if use_moss:  # batch statistics depend on the micro-batch; the rest of MOSS must not
@@ -201,6 +202,7 @@ def test_the_loss_is_the_mean_over_answer_tokens(run, clips, tiny_base):
         assert line["loss"] == pytest.approx(float(model(**inputs).loss), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_goes_down_on_eight_clips(run):
     lines, _ = run(loop(16, batch_size=8), rates=dict.fromkeys(RATES, 2e-2))
     assert losses(lines)[0] > 4 and losses(lines)[-1] < 1.5
@@ -217,6 +219,7 @@ def test_lines_carry_scheduled_rates(run, tmp_path):
 # ---- resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resuming_equals_the_straight_run_bit_for_bit(run, tmp_path, accumulate):
     # Dropout makes it depend on the random state, too; seed 7 gives another start, of which nothing may stay.
@@ -231,6 +234,7 @@ def test_resuming_equals_the_straight_run_bit_for_bit(run, tmp_path, accumulate)
     assert sum(name.endswith("running_mean") and bool(weights[name].any()) for name in weights) == 8
 
 
+@pytest.mark.slow
 def test_elapsed_time_goes_on_over_the_lives_of_a_run(run, tmp_path):
     first, _ = run(loop(2, save_every=1), use_moss=False)
     half = tmp_path / "run" / "step-000001"
@@ -243,6 +247,7 @@ def test_elapsed_time_goes_on_over_the_lives_of_a_run(run, tmp_path):
     assert 1000 < second[0]["elapsed_s"] < 1100
 
 
+@pytest.mark.slow
 def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     _, weights = run(loop(3, save_every=2))
     folders = sorted(path.name for path in (tmp_path / "run").iterdir() if path.is_dir())
@@ -253,6 +258,7 @@ def test_checkpoints_load_and_hold_no_base_model(run, tmp_path, tiny_base):
     assert (state / "optimizer.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_are_kept_and_the_one_resumed_from(run, tmp_path):
     def there():
         return sorted(int(path.name[5:]) for path in (tmp_path / "run").glob("step-*"))
@@ -271,6 +277,7 @@ def test_latest_checkpoint_ignores_what_is_unfinished(tmp_path):
     assert latest_checkpoint(tmp_path).name == "step-001000"
 
 
+@pytest.mark.slow
 def test_going_back_moves_later_checkpoints_aside(run, tmp_path, capsys):
     run(loop(4, save_every=1), use_moss=False)
     out = tmp_path / "run"
@@ -281,6 +288,7 @@ def test_going_back_moves_later_checkpoints_aside(run, tmp_path, capsys):
     assert "was written after step 1, where this run resumes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_folder_does_not_touch_the_run_there(run, tmp_path):
     for name in ("one", "other"):
         run(loop(2, save_every=1), use_moss=False, out=name)
@@ -290,6 +298,7 @@ def test_a_checkpoint_of_another_folder_does_not_touch_the_run_there(run, tmp_pa
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.slow
 def test_going_on_in_another_order_of_rows_is_refused(run, tmp_path, clips, capsys):
     run(loop(2, save_every=1), use_moss=False)
     half = tmp_path / "run" / "step-000001"
@@ -306,6 +315,7 @@ def test_going_on_in_another_order_of_rows_is_refused(run, tmp_path, clips, caps
     assert "steps was 2, is 3: the learning rate follows the new schedule now" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_step_without_a_clip_leaves_the_statistics_of_moss(run, processor, noise_clip):
     first, second = ([*order(8, processes=1)[step]] for step in (0, 1))
     _, one = run(loop(1), dataset=Clips(processor, noise_clip))

@@ -89,6 +89,7 @@ def test_a_worker_that_dies_between_two_batches_is_told_too():
         time.sleep(30)  # a step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hang", [wait, wait_unkindly])
 def test_a_row_that_takes_too_long_is_named_and_its_worker_ended(monkeypatch, capsys, hang):
     for name, seconds in (("WARN_S", 0.5), ("LIMIT_S", 2), ("GRACE_S", 0)):
@@ -103,6 +104,7 @@ def test_a_row_that_takes_too_long_is_named_and_its_worker_ended(monkeypatch, ca
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_stop_signal_is_heard_while_a_row_does_not_come(monkeypatch):
     monkeypatch.setattr(reading, "GRACE_S", 1)
     began = time.monotonic()
@@ -112,6 +114,7 @@ def test_a_stop_signal_is_heard_while_a_row_does_not_come(monkeypatch):
     assert time.monotonic() - began < 10 and multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_workers_that_hand_over_nothing_end_the_run(monkeypatch):
     monkeypatch.setattr(reading, "IDLE_S", 1)
     monkeypatch.setattr(reading, "ALARM_S", 0.5)
