@@ -1,11 +1,17 @@
-"""The encoder's layers with less memory kept for backward; values and gradients equal autograd's.
+"""Layers of MOSS and of the ladder with less memory kept for backward; values and gradients equal autograd's.
 
-Between two convolutions autograd keeps the inputs of BatchNorm, of GELU and of the convolution. Here only the
-first is kept, and backward computes the others from it again, as well as the LayerNorm before a linear layer.
-No convolution or matrix product is done twice. Layers that are wrapped (adapters, quantisation) or hooked
-(pruning, sharding) are called unchanged, and so are all layers under torch.compile, which plans this itself.
+What is cheap is not kept but computed again in backward: every LayerNorm, BatchNorm and GELU, in the encoder
+between two 3x3 convolutions without any convolution or matrix product. In the ladder's blocks the
+convolution in front of the temporal one, the temporal one and the wide hidden layer of the MLP are computed
+again too: a twelfth of the multiply-adds of a block's step. What pays for it is that the LayerNorm of tokens
+that need no gradient takes one matrix product less in backward (see `_NormLinear`), that the 1x1x1
+convolutions are linear layers, and that queries, keys and values come from one product.
+
+Layers that are wrapped (adapters, quantisation) or hooked (pruning, sharding) are called unchanged, and so are
+all layers under torch.compile, which plans this itself.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -14,6 +20,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.utils.checkpoint import checkpoint
 
 aten = torch.ops.aten
 
@@ -24,11 +32,85 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     Shape:
         (..., C) -> (..., D).
     """
-    own = unwrapped(norm, nn.LayerNorm) and unwrapped(linear, nn.Linear)
-    if torch.compiler.is_compiling() or not own or norm.bias is None or linear.bias is None:
+    if not unwrapped(linear, nn.Linear):
         return cast(Tensor, linear(norm(x)))
-    parameters = (norm.weight, norm.bias, linear.weight, linear.bias)
+    return _norm_linear(x, norm, linear.weight, linear.bias)
+
+
+def _norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
+    own = unwrapped(norm, nn.LayerNorm) and norm.bias is not None and bias is not None
+    if torch.compiler.is_compiling() or not own:
+        return F.linear(norm(x), weight, bias)
+    parameters = (norm.weight, norm.bias, weight, bias)
     return cast(Tensor, _NormLinear.apply(x, *parameters, norm.eps, _autocast_dtype(x)))  # type: ignore[no-untyped-call]
+
+
+def norm_attention(x: Tensor, norm: nn.LayerNorm, attention: nn.MultiheadAttention) -> Tensor:
+    """Self-attention of `norm(x)` in which all tokens but the first ask, keeping `x`, q, k, v and the output.
+
+    Shape:
+        (N, 1 + P, C) -> (N, P, C).
+    """
+    own = unwrapped(attention, nn.MultiheadAttention)
+    if not own or not unwrapped(attention.out_proj, NonDynamicallyQuantizableLinear):
+        tokens = norm(x)
+        return cast(Tensor, attention(tokens[:, 1:], tokens, tokens, need_weights=False)[0])
+    qkv = _norm_linear(x, norm, attention.in_proj_weight, attention.in_proj_bias)
+    q, k, v = rearrange(qkv, "n p (three head c) -> three n head p c", three=3, head=attention.num_heads)
+    attended = F.scaled_dot_product_attention(q[:, :, 1:], k, v)
+    return cast(Tensor, attention.out_proj(rearrange(attended, "n head p c -> n p (head c)")))
+
+
+def norm_time_conv(
+    x: Tensor, norm: nn.BatchNorm3d, conv_in: nn.Conv3d, conv_time: nn.Conv3d, conv_out: nn.Conv3d
+) -> Tensor:
+    """`conv_out(conv_time(conv_in(norm(x))))`, keeping only `x`; the running statistics move once.
+
+    Args:
+        x: input of BatchNorm.
+        norm: over all but the channels.
+        conv_in: 1x1x1.
+        conv_time: over 3 frames, each channel alone, with a frame of zeros past each end of the clip.
+        conv_out: 1x1x1.
+
+    Shape:
+        (B, T, H, W, C) -> (B, T, H, W, C).
+    """
+    convs = (conv_in, conv_time, conv_out)
+    own = unwrapped(norm, nn.BatchNorm3d) and all(unwrapped(conv, nn.Conv3d) for conv in convs)
+    if torch.compiler.is_compiling() or not own:
+        y = conv_out(conv_time(conv_in(norm(rearrange(x, "b t h w c -> b c t h w")))))
+        return rearrange(y, "b c t h w -> b t h w c")
+    normalise = _BatchNorm(norm)
+
+    def convolve(x: Tensor, gamma: Tensor, beta: Tensor, *weights: Tensor) -> Tensor:
+        first, first_bias, middle, middle_bias, last, last_bias = weights
+        y = F.linear(normalise(x, gamma, beta), first.flatten(1), first_bias)
+        y = rearrange(y, "b t h w c -> b c t (h w)")
+        y = F.conv2d(y, middle.squeeze(-1), middle_bias, padding=(1, 0), groups=y.shape[1])
+        return F.linear(rearrange(y, "b c t p -> b t p c"), last.flatten(1), last_bias).view_as(x)
+
+    return _recomputed(convolve, x, *norm.parameters(), *(p for conv in convs for p in conv.parameters()))
+
+
+def norm_mlp(x: Tensor, norm: nn.BatchNorm3d, mlp: nn.Sequential) -> Tensor:
+    """`mlp(norm(x))` for an MLP of linear layer, GELU, linear layer, keeping only `x`; the first is done twice.
+
+    Shape:
+        (B, T, H, W, C) -> (B, T, H, W, C).
+    """
+    own = unwrapped(norm, nn.BatchNorm3d) and unwrapped(mlp, nn.Sequential)
+    kinds = (nn.Linear, nn.GELU, nn.Linear)
+    if torch.compiler.is_compiling() or not own or not all(map(unwrapped, mlp, kinds)):
+        normed = norm(rearrange(x, "b t h w c -> b c t h w"))
+        return cast(Tensor, mlp(rearrange(normed, "b c t h w -> b t h w c")))
+    normalise = _BatchNorm(norm)
+
+    def compute(x: Tensor, gamma: Tensor, beta: Tensor, *weights: Tensor) -> Tensor:
+        hidden = F.gelu(F.linear(normalise(x, gamma, beta), *weights[:2]))
+        return F.linear(hidden, *weights[2:])
+
+    return _recomputed(compute, x, *norm.parameters(), *mlp.parameters())
 
 
 def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offsets: int = 1) -> Tensor:
@@ -57,11 +139,7 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
             f"BatchNorm cannot train on one value per channel, got {tuple(x.shape)}; give more clips, more "
             "frames or a larger grid, or call eval()"
         )
-    momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / norm.num_batches_tracked.item()
+    momentum = _count_batch(norm)
     weight = None if conv is None else conv.weight
     settings = (training, momentum, norm.eps, offsets, _autocast_dtype(x))
     inputs = (x, norm.weight, norm.bias, weight, norm.running_mean, norm.running_var)
@@ -70,7 +148,42 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
 
 def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether computing with the layer's weights equals calling it."""
-    return type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks
+    before, after = layer._forward_pre_hooks, layer._forward_hooks
+    hooked = before or after or layer._backward_pre_hooks or layer._backward_hooks
+    return type(layer) is kind and not hooked and "forward" not in vars(layer)
+
+
+def _count_batch(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> float:
+    """Count a batch of training; returns the momentum with which it moves the running statistics."""
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            return 1.0 / norm.num_batches_tracked.item()
+    return norm.momentum or 0.0
+
+
+class _BatchNorm:
+    """A BatchNorm over all axes but the last, to be called twice; its running statistics move the first time.
+
+    Shape:
+        (..., C) -> (..., C).
+    """
+
+    def __init__(self, norm: nn.BatchNorm3d) -> None:
+        self.running = (norm.running_mean, norm.running_var)
+        self.settings = (norm.training or norm.running_mean is None, _count_batch(norm), norm.eps)
+
+    def __call__(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        y = F.batch_norm(x.flatten(0, -2), *self.running, gamma, beta, *self.settings)
+        if self.settings[0]:
+            mean, var = self.running
+            self.running = (None if mean is None else mean.clone(), None if var is None else var.clone())
+        return y.view(x.shape)
+
+
+def _recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """`function(*tensors)`, keeping `tensors` alone; backward computes all but its last product again."""
+    return cast(Tensor, checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False))
 
 
 class _NormLinear(torch.autograd.Function):
@@ -99,6 +212,13 @@ class _NormLinear(torch.autograd.Function):
         x, gamma, beta, mean, rstd, weight = ctx.saved_tensors
         read, grad = x.to(ctx.read_dtype), grad.to(ctx.dtype)
         needs_x, needs_norm, _, needs_weight, needs_bias = ctx.needs_input_grad[:5]
+        if not needs_x:
+            # With z = (x - mean) / std, y = (gamma z + beta) W^T: all gradients follow from grad^T z, so the
+            # product grad W, as large as x, is not needed.
+            grad, plain = grad.flatten(0, -2), F.layer_norm(read, gamma.shape, eps=ctx.eps).to(ctx.dtype)
+            product, total = (grad.t() @ plain.flatten(0, -2)).to(weight.dtype), grad.sum(0).to(weight.dtype)
+            grad_weight = product * gamma + total[:, None] * beta
+            return None, (product * weight).sum(0), total @ weight, grad_weight, total, None, None
         grad_x = grad_gamma = grad_beta = grad_weight = grad_bias = None
         if needs_weight:
             normed = F.layer_norm(read, gamma.shape, gamma, beta, ctx.eps).to(ctx.dtype)
