@@ -7,8 +7,8 @@ again too: a twelfth of the multiply-adds of a block's step. What pays for it is
 that need no gradient takes one matrix product less in backward (see `_NormLinear`), that the 1x1x1
 convolutions are linear layers, and that queries, keys and values come from one product.
 
-Layers that are wrapped (adapters, quantisation) or hooked (pruning, sharding) are called unchanged, and so are
-all layers under torch.compile, which plans this itself.
+Layers that are wrapped (adapters, quantisation) or hooked (pruning, sharding) are called unchanged, and so
+are all layers under torch.compile, which plans this itself.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.utils.checkpoint import checkpoint
 
 aten = torch.ops.aten
 
@@ -78,39 +77,47 @@ def norm_time_conv(
     """
     convs = (conv_in, conv_time, conv_out)
     own = unwrapped(norm, nn.BatchNorm3d) and all(unwrapped(conv, nn.Conv3d) for conv in convs)
-    if torch.compiler.is_compiling() or not own:
+    if torch.compiler.is_compiling() or not own or norm.weight is None:
         y = conv_out(conv_time(conv_in(norm(rearrange(x, "b t h w c -> b c t h w")))))
         return rearrange(y, "b c t h w -> b t h w c")
     normalise = _BatchNorm(norm)
 
     def convolve(x: Tensor, gamma: Tensor, beta: Tensor, *weights: Tensor) -> Tensor:
-        first, first_bias, middle, middle_bias, last, last_bias = weights
+        first, first_bias, middle, middle_bias = weights
         y = F.linear(normalise(x, gamma, beta), first.flatten(1), first_bias)
-        y = rearrange(y, "b t h w c -> b c t (h w)")
-        y = F.conv2d(y, middle.squeeze(-1), middle_bias, padding=(1, 0), groups=y.shape[1])
-        return F.linear(rearrange(y, "b c t p -> b t p c"), last.flatten(1), last_bias).view_as(x)
+        frames = rearrange(y, "b t h w c -> b c t (h w)")
+        frames = F.conv2d(
+            frames, middle.flatten(2).unsqueeze(-1), middle_bias, padding=(1, 0), groups=y.shape[-1]
+        )
+        return rearrange(frames, "b c t p -> b t p c").view_as(y)
 
-    return _recomputed(convolve, x, *norm.parameters(), *(p for conv in convs for p in conv.parameters()))
+    weights = (norm.weight, norm.bias, conv_in.weight, conv_in.bias, conv_time.weight, conv_time.bias)
+    return _recomputed_linear(convolve, conv_out.weight.flatten(1), conv_out.bias, x, *weights)
 
 
 def norm_mlp(x: Tensor, norm: nn.BatchNorm3d, mlp: nn.Sequential) -> Tensor:
-    """`mlp(norm(x))` for an MLP of linear layer, GELU, linear layer, keeping only `x`; the first is done twice.
+    """`mlp(norm(x))` for an MLP of linear layer, GELU, linear layer, keeping only `x`; statistics move once.
 
     Shape:
         (B, T, H, W, C) -> (B, T, H, W, C).
     """
-    own = unwrapped(norm, nn.BatchNorm3d) and unwrapped(mlp, nn.Sequential)
-    kinds = (nn.Linear, nn.GELU, nn.Linear)
-    if torch.compiler.is_compiling() or not own or not all(map(unwrapped, mlp, kinds)):
+    own = unwrapped(norm, nn.BatchNorm3d) and unwrapped(mlp, nn.Sequential) and norm.weight is not None
+    if (
+        torch.compiler.is_compiling()
+        or not own
+        or not all(map(unwrapped, mlp, (nn.Linear, nn.GELU, nn.Linear)))
+    ):
         normed = norm(rearrange(x, "b t h w c -> b c t h w"))
         return cast(Tensor, mlp(rearrange(normed, "b c t h w -> b t h w c")))
     normalise = _BatchNorm(norm)
+    first, last = cast(nn.Linear, mlp[0]), cast(nn.Linear, mlp[2])
 
-    def compute(x: Tensor, gamma: Tensor, beta: Tensor, *weights: Tensor) -> Tensor:
-        hidden = F.gelu(F.linear(normalise(x, gamma, beta), *weights[:2]))
-        return F.linear(hidden, *weights[2:])
+    def widen(x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.gelu(F.linear(normalise(x, gamma, beta), weight, bias))
 
-    return _recomputed(compute, x, *norm.parameters(), *mlp.parameters())
+    return _recomputed_linear(
+        widen, last.weight, last.bias, x, norm.weight, norm.bias, first.weight, first.bias
+    )
 
 
 def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offsets: int = 1) -> Tensor:
@@ -181,9 +188,46 @@ class _BatchNorm:
         return y.view(x.shape)
 
 
-def _recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function(*tensors)`, keeping `tensors` alone; backward computes all but its last product again."""
-    return cast(Tensor, checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False))
+def _recomputed_linear(
+    function: Callable[..., Tensor], weight: Tensor, bias: Tensor | None, *tensors: Tensor | None
+) -> Tensor:
+    """`F.linear(function(*tensors), weight, bias)`, keeping `tensors`; backward calls `function` again."""
+    return cast(Tensor, _RecomputedLinear.apply(function, weight, bias, *tensors))  # type: ignore[no-untyped-call]
+
+
+class _RecomputedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        function: Callable[..., Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        x = cast(Tensor, tensors[0])
+        ctx.save_for_backward(weight, *tensors)
+        ctx.function, ctx.autocast = function, _autocast_dtype(x)
+        return F.linear(function(*tensors), weight, bias)
+
+    @staticmethod
+    @once_differentiable  # a second derivative would miss how the result depends on the weights
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *saved = ctx.saved_tensors
+        needs_weight, needs_bias, *needs = ctx.needs_input_grad[1:]
+        # Leaves of their own: their gradients reach the weights through the graph of the whole step.
+        leaves = [
+            t if t is None else t.detach().requires_grad_(need) for t, need in zip(saved, needs, strict=True)
+        ]
+        with torch.enable_grad(), _autocast(leaves[0], ctx.autocast):
+            y = ctx.function(*leaves)
+        flat, grad_weight = grad.flatten(0, -2), None
+        if needs_weight:
+            grad_weight = flat.t() @ y.detach().flatten(0, -2).to(grad.dtype)
+        grad_bias = flat.sum(0) if needs_bias else None
+        wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need]
+        grad_y = (grad @ weight.to(grad.dtype)).to(y.dtype)
+        found = iter(torch.autograd.grad(y, wanted, grad_y) if wanted else ())
+        return None, grad_weight, grad_bias, *(next(found) if need else None for need in needs)
 
 
 class _NormLinear(torch.autograd.Function):
@@ -306,6 +350,14 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     if x.dtype == torch.float64 or not available or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
+
+
+def _autocast(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Autocast to `dtype` on the device of `x`, or none whatever is set around."""
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):
+        return nullcontext()
+    return torch.autocast(kind, dtype, enabled=dtype is not None)
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
