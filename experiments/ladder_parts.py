@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from moss_vllm.core import ladder, lean
+from moss_vllm.core import ladder, lean, lean_ladder
 from moss_vllm.recognition.hosts.ladder import LadderClassifier
 from moss_vllm.runtime.screen import Screen
 
@@ -36,7 +36,9 @@ PARTS = (ENCODER, TAPS, "tokeniser", *FUNCTIONS.values(), "temporal module", OTH
 @contextmanager
 def layers_called() -> Iterator[None]:
     """Every lean function calls the layers it is given, as it does with hooked ones."""
-    with patch.object(lean, "unwrapped", lambda *_: False):
+    with ExitStack() as undo:
+        for module in (lean, lean_ladder):
+            undo.enter_context(patch.object(module, "unwrapped", lambda *_: False))
         yield
 
 

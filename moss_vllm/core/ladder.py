@@ -18,7 +18,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from moss_vllm.core.layers import TimeConv3d
-from moss_vllm.core.lean import norm_attention, norm_linear, norm_mlp, norm_time_conv
+from moss_vllm.core.lean import norm_linear
+from moss_vllm.core.lean_ladder import norm_attention, norm_mlp, norm_time_conv
 
 
 class Tokeniser(nn.Module):

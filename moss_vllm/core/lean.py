@@ -1,17 +1,11 @@
-"""Layers of MOSS and of the ladder with less memory kept for backward; values and gradients equal autograd's.
+"""Layers with less memory kept for backward; values and gradients equal autograd's.
 
-What is cheap is not kept but computed again in backward: every LayerNorm, BatchNorm and GELU, in the encoder
-between two 3x3 convolutions without any convolution or matrix product. In the ladder's blocks the
-convolution in front of the temporal one, the temporal one and the wide hidden layer of the MLP are computed
-again too: a twelfth of the multiply-adds of a block's step. What pays for it is that the LayerNorm of tokens
-that need no gradient takes one matrix product less in backward (see `_NormLinear`), that the 1x1x1
-convolutions are linear layers, and that queries, keys and values come from one product.
-
-Layers that are wrapped (adapters, quantisation) or hooked (pruning, sharding) are called unchanged, and so
-are all layers under torch.compile, which plans this itself.
+Between two convolutions autograd keeps the inputs of BatchNorm, of GELU and of the convolution. Here only the
+first is kept, and backward computes the others from it again, as well as the LayerNorm before a linear layer.
+No convolution or matrix product is done twice. Layers that are wrapped (adapters, quantisation) or hooked
+(pruning, sharding) are called unchanged, and so are all layers under torch.compile, which plans this itself.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -20,7 +14,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 aten = torch.ops.aten
 
@@ -33,91 +26,16 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     """
     if not unwrapped(linear, nn.Linear):
         return cast(Tensor, linear(norm(x)))
-    return _norm_linear(x, norm, linear.weight, linear.bias)
+    return norm_product(x, norm, linear.weight, linear.bias)
 
 
-def _norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
+def norm_product(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `norm_linear`, for the weights of a linear layer (D, C) and (D,)."""
     own = unwrapped(norm, nn.LayerNorm) and norm.bias is not None and bias is not None
     if torch.compiler.is_compiling() or not own:
         return F.linear(norm(x), weight, bias)
     parameters = (norm.weight, norm.bias, weight, bias)
-    return cast(Tensor, _NormLinear.apply(x, *parameters, norm.eps, _autocast_dtype(x)))  # type: ignore[no-untyped-call]
-
-
-def norm_attention(x: Tensor, norm: nn.LayerNorm, attention: nn.MultiheadAttention) -> Tensor:
-    """Self-attention of `norm(x)` in which all tokens but the first ask, keeping `x`, q, k, v and the output.
-
-    Shape:
-        (N, 1 + P, C) -> (N, P, C).
-    """
-    own = unwrapped(attention, nn.MultiheadAttention)
-    if not own or not unwrapped(attention.out_proj, NonDynamicallyQuantizableLinear):
-        tokens = norm(x)
-        return cast(Tensor, attention(tokens[:, 1:], tokens, tokens, need_weights=False)[0])
-    qkv = _norm_linear(x, norm, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = rearrange(qkv, "n p (three head c) -> three n head p c", three=3, head=attention.num_heads)
-    attended = F.scaled_dot_product_attention(q[:, :, 1:], k, v)
-    return cast(Tensor, attention.out_proj(rearrange(attended, "n head p c -> n p (head c)")))
-
-
-def norm_time_conv(
-    x: Tensor, norm: nn.BatchNorm3d, conv_in: nn.Conv3d, conv_time: nn.Conv3d, conv_out: nn.Conv3d
-) -> Tensor:
-    """`conv_out(conv_time(conv_in(norm(x))))`, keeping only `x`; the running statistics move once.
-
-    Args:
-        x: input of BatchNorm.
-        norm: over all but the channels.
-        conv_in: 1x1x1.
-        conv_time: over 3 frames, each channel alone, with a frame of zeros past each end of the clip.
-        conv_out: 1x1x1.
-
-    Shape:
-        (B, T, H, W, C) -> (B, T, H, W, C).
-    """
-    convs = (conv_in, conv_time, conv_out)
-    own = unwrapped(norm, nn.BatchNorm3d) and all(unwrapped(conv, nn.Conv3d) for conv in convs)
-    if torch.compiler.is_compiling() or not own or norm.weight is None:
-        y = conv_out(conv_time(conv_in(norm(rearrange(x, "b t h w c -> b c t h w")))))
-        return rearrange(y, "b c t h w -> b t h w c")
-    normalise = _BatchNorm(norm)
-
-    def convolve(x: Tensor, gamma: Tensor, beta: Tensor, *weights: Tensor) -> Tensor:
-        first, first_bias, middle, middle_bias = weights
-        y = F.linear(normalise(x, gamma, beta), first.flatten(1), first_bias)
-        frames = rearrange(y, "b t h w c -> b c t (h w)")
-        frames = F.conv2d(
-            frames, middle.flatten(2).unsqueeze(-1), middle_bias, padding=(1, 0), groups=y.shape[-1]
-        )
-        return rearrange(frames, "b c t p -> b t p c").view_as(y)
-
-    weights = (norm.weight, norm.bias, conv_in.weight, conv_in.bias, conv_time.weight, conv_time.bias)
-    return _recomputed_linear(convolve, conv_out.weight.flatten(1), conv_out.bias, x, *weights)
-
-
-def norm_mlp(x: Tensor, norm: nn.BatchNorm3d, mlp: nn.Sequential) -> Tensor:
-    """`mlp(norm(x))` for an MLP of linear layer, GELU, linear layer, keeping only `x`; statistics move once.
-
-    Shape:
-        (B, T, H, W, C) -> (B, T, H, W, C).
-    """
-    own = unwrapped(norm, nn.BatchNorm3d) and unwrapped(mlp, nn.Sequential) and norm.weight is not None
-    if (
-        torch.compiler.is_compiling()
-        or not own
-        or not all(map(unwrapped, mlp, (nn.Linear, nn.GELU, nn.Linear)))
-    ):
-        normed = norm(rearrange(x, "b t h w c -> b c t h w"))
-        return cast(Tensor, mlp(rearrange(normed, "b c t h w -> b t h w c")))
-    normalise = _BatchNorm(norm)
-    first, last = cast(nn.Linear, mlp[0]), cast(nn.Linear, mlp[2])
-
-    def widen(x: Tensor, gamma: Tensor, beta: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.gelu(F.linear(normalise(x, gamma, beta), weight, bias))
-
-    return _recomputed_linear(
-        widen, last.weight, last.bias, x, norm.weight, norm.bias, first.weight, first.bias
-    )
+    return cast(Tensor, _NormLinear.apply(x, *parameters, norm.eps, autocast_dtype(x)))  # type: ignore[no-untyped-call]
 
 
 def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offsets: int = 1) -> Tensor:
@@ -146,9 +64,9 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
             f"BatchNorm cannot train on one value per channel, got {tuple(x.shape)}; give more clips, more "
             "frames or a larger grid, or call eval()"
         )
-    momentum = _count_batch(norm)
+    momentum = count_batch(norm)
     weight = None if conv is None else conv.weight
-    settings = (training, momentum, norm.eps, offsets, _autocast_dtype(x))
+    settings = (training, momentum, norm.eps, offsets, autocast_dtype(x))
     inputs = (x, norm.weight, norm.bias, weight, norm.running_mean, norm.running_var)
     return cast(Tensor, _NormGeluConv.apply(*inputs, *settings))  # type: ignore[no-untyped-call]
 
@@ -160,74 +78,13 @@ def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not hooked and "forward" not in vars(layer)
 
 
-def _count_batch(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> float:
+def count_batch(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> float:
     """Count a batch of training; returns the momentum with which it moves the running statistics."""
     if norm.training and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:
             return 1.0 / norm.num_batches_tracked.item()
     return norm.momentum or 0.0
-
-
-class _BatchNorm:
-    """A BatchNorm over all axes but the last, to be called twice; its running statistics move the first time.
-
-    Shape:
-        (..., C) -> (..., C).
-    """
-
-    def __init__(self, norm: nn.BatchNorm3d) -> None:
-        self.running = (norm.running_mean, norm.running_var)
-        self.settings = (norm.training or norm.running_mean is None, _count_batch(norm), norm.eps)
-
-    def __call__(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        y = F.batch_norm(x.flatten(0, -2), *self.running, gamma, beta, *self.settings)
-        if self.settings[0]:
-            mean, var = self.running
-            self.running = (None if mean is None else mean.clone(), None if var is None else var.clone())
-        return y.view(x.shape)
-
-
-def _recomputed_linear(
-    function: Callable[..., Tensor], weight: Tensor, bias: Tensor | None, *tensors: Tensor | None
-) -> Tensor:
-    """`F.linear(function(*tensors), weight, bias)`, keeping `tensors`; backward calls `function` again."""
-    return cast(Tensor, _RecomputedLinear.apply(function, weight, bias, *tensors))  # type: ignore[no-untyped-call]
-
-
-class _RecomputedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        function: Callable[..., Tensor],
-        weight: Tensor,
-        bias: Tensor | None,
-        *tensors: Tensor | None,
-    ) -> Tensor:
-        x = cast(Tensor, tensors[0])
-        ctx.save_for_backward(weight, *tensors)
-        ctx.function, ctx.autocast = function, _autocast_dtype(x)
-        return F.linear(function(*tensors), weight, bias)
-
-    @staticmethod
-    @once_differentiable  # a second derivative would miss how the result depends on the weights
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, *saved = ctx.saved_tensors
-        needs_weight, needs_bias, *needs = ctx.needs_input_grad[1:]
-        # Leaves of their own: their gradients reach the weights through the graph of the whole step.
-        leaves = [
-            t if t is None else t.detach().requires_grad_(need) for t, need in zip(saved, needs, strict=True)
-        ]
-        with torch.enable_grad(), _autocast(leaves[0], ctx.autocast):
-            y = ctx.function(*leaves)
-        flat, grad_weight = grad.flatten(0, -2), None
-        if needs_weight:
-            grad_weight = flat.t() @ y.detach().flatten(0, -2).to(grad.dtype)
-        grad_bias = flat.sum(0) if needs_bias else None
-        wanted = [leaf for leaf, need in zip(leaves, needs, strict=True) if need]
-        grad_y = (grad @ weight.to(grad.dtype)).to(y.dtype)
-        found = iter(torch.autograd.grad(y, wanted, grad_y) if wanted else ())
-        return None, grad_weight, grad_bias, *(next(found) if need else None for need in needs)
 
 
 class _NormLinear(torch.autograd.Function):
@@ -343,7 +200,7 @@ def _one_by_one(x: Tensor, offsets: int) -> Tensor:
     return rearrange(rearrange(x, "n (l d) h w -> (n l) h w d", l=offsets), "n h w d -> n d h w")
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype in which autocast computes convolutions of `x`; None if it leaves them alone."""
     kind = x.device.type
     available = torch.amp.is_autocast_available(kind)  # not for "meta"
@@ -352,13 +209,5 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
-def _autocast(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Autocast to `dtype` on the device of `x`, or none whatever is set around."""
-    kind = x.device.type
-    if not torch.amp.is_autocast_available(kind):
-        return nullcontext()
-    return torch.autocast(kind, dtype, enabled=dtype is not None)
-
-
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    return nullcontext() if _autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
