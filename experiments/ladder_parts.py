@@ -116,8 +116,10 @@ class KeptByPart(KeptForBackward):
         self._hook.remove()
 
 
-def measure_parts(step: nn.Module, video: Tensor, meter: Meter, repeats: int) -> dict[str, Any]:
-    """MiB kept and milliseconds by part in each of `WAYS`, in turns; `step` maps the clips to a loss."""
+def measure_parts(
+    step: nn.Module, video: Tensor, meter: Meter, repeats: int, tolerance: float
+) -> dict[str, Any]:
+    """MiB kept and milliseconds by part in each of `WAYS`, in turns, after comparing their losses."""
     model: Any = step.model
     found: dict[str, Any] = {}
     times: dict[str, list[list[float]]] = {way: [] for way in WAYS}
@@ -129,6 +131,9 @@ def measure_parts(step: nn.Module, video: Tensor, meter: Meter, repeats: int) ->
         found[way] = {"loss": loss.item(), "kept_mib": {**kept.mib, **sums}}
         loss.backward()
         clear(step, video)
+    losses = [one["loss"] for one in found.values()]
+    if not max(losses) - min(losses) < tolerance:
+        raise SystemExit(f"the ways {', '.join(WAYS)} have different losses: {losses}")
     for _ in range(repeats):
         for way, context in WAYS.items():
             with context(), LadderParts(model, meter.now) as parts:
@@ -170,14 +175,14 @@ def measure_memory(batch: int) -> dict[str, Any]:
             with torch.device("meta"):
                 model = build_model(row.host, row.preset, row.options)
             kept = {}
-            for way, context in WAYS.items():
-                with FakeTensorMode(allow_non_fake_inputs=True), context():
-                    model.to_empty(device="cpu").train()
-                    frames = FRAMES * model.frames_per_encoded
-                    video = torch.empty(batch, frames, 3, IMAGE_SIZE, IMAGE_SIZE)
-                    with KeptForBackward(model, [video]) as counter:
+            with FakeTensorMode(allow_non_fake_inputs=True):  # as in efficiency.py
+                model.to_empty(device="cpu").train()
+                frames = FRAMES * model.frames_per_encoded
+                video = torch.empty(batch, frames, 3, IMAGE_SIZE, IMAGE_SIZE)
+                for way, context in WAYS.items():
+                    with context(), KeptForBackward(model, [video]) as counter:
                         model(video)
-                kept[way] = counter.total_bytes() / 1e9
+                    kept[way] = counter.total_bytes() / 1e9
             paper = float(row.paper["Mem"]) * batch / row.batch
             rows.append({"table": table, "name": row.name, "kept": kept, "paper": paper})
     return {"batch": batch, "unit": "GB", "rows": rows}

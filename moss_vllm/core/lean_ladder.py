@@ -103,13 +103,15 @@ class _BatchNorm:
 
     def __init__(self, norm: nn.BatchNorm3d) -> None:
         self.running = (norm.running_mean, norm.running_var)
-        self.settings = (norm.training or norm.running_mean is None, count_batch(norm), norm.eps)
+        self.training = norm.training or norm.running_mean is None
+        self.momentum, self.eps = count_batch(norm), norm.eps
 
     def __call__(self, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        y = F.batch_norm(x.flatten(0, -2), *self.running, gamma, beta, *self.settings)
-        if self.settings[0]:
-            mean, var = self.running
-            self.running = (None if mean is None else mean.clone(), None if var is None else var.clone())
+        mean, var = self.running
+        rows = x.flatten(0, -2)
+        y = F.batch_norm(rows, mean, var, gamma, beta, self.training, self.momentum, self.eps)
+        if self.training and mean is not None and var is not None:
+            self.running = (mean.clone(), var.clone())
         return y.view(x.shape)
 
 
@@ -141,7 +143,7 @@ class _RecomputedLinear(torch.autograd.Function):
         needs_weight, needs_bias, *needs = ctx.needs_input_grad[1:]
         # Leaves of their own: their gradients reach the weights through the graph of the whole step.
         pairs = list(zip(saved, needs, strict=True))
-        leaves = [t if t is None else t.detach().requires_grad_(need) for t, need in pairs]
+        leaves: list[Any] = [t if t is None else t.detach().requires_grad_(need) for t, need in pairs]
         with torch.enable_grad(), _autocast(leaves[0], ctx.autocast):
             y = ctx.function(*leaves)
         flat, grad_weight = grad.flatten(0, -2), None
