@@ -1,10 +1,10 @@
 """The layers of a ladder's block with less memory kept for backward; values and gradients equal autograd's.
 
-Of a block, forward leaves five tensors: what the norms of its three branches read, queries with keys and
-values, and what attention returns. BatchNorm, LayerNorm, GELU, the convolution in time, the one before it and
-the wide hidden layer of the MLP are computed again in backward: a twelfth of the multiply-adds of a step of
+Of a block, forward leaves six tensors: what the norms of its three branches read, queries, keys with values,
+and what attention returns. BatchNorm, LayerNorm, GELU, the convolution in time, the one before it and
+the wide hidden layer of the MLP are computed again in backward: a tenth of the multiply-adds of a step of
 the block. They are paid for by one product less for the adapter (see `_NormLinear` in `lean.py`), by linear
-layers in place of 1x1x1 convolutions, and by one product for queries, keys and values.
+layers in place of 1x1x1 convolutions, and by keys and values that are not copied.
 
 Layers that are wrapped or hooked, and all layers under torch.compile, are called as in `lean.py`.
 """
@@ -29,13 +29,18 @@ def norm_attention(x: Tensor, norm: nn.LayerNorm, attention: nn.MultiheadAttenti
     Shape:
         (N, 1 + P, C) -> (N, P, C).
     """
-    own = unwrapped(attention, nn.MultiheadAttention)
+    own = unwrapped(attention, nn.MultiheadAttention) and attention.in_proj_bias is not None
     if not own or not unwrapped(attention.out_proj, NonDynamicallyQuantizableLinear):
         tokens = norm(x)
         return cast(Tensor, attention(tokens[:, 1:], tokens, tokens, need_weights=False)[0])
-    qkv = norm_product(x, norm, attention.in_proj_weight, attention.in_proj_bias)
-    q, k, v = rearrange(qkv, "n p (three head c) -> three n head p c", three=3, head=attention.num_heads)
-    attended = F.scaled_dot_product_attention(q[:, :, 1:], k, v)
+    width, heads = attention.embed_dim, attention.num_heads
+    weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    # The first token asks nothing. A second LayerNorm costs less than to copy queries, keys and values apart.
+    q = norm_product(x[:, 1:], norm, weight[:width], bias[:width])
+    k_v = norm_product(x, norm, weight[width:], bias[width:])
+    q = rearrange(q, "n p (head c) -> n head p c", head=heads)
+    k, v = rearrange(k_v, "n p (two head c) -> two n head p c", two=2, head=heads)
+    attended = F.scaled_dot_product_attention(q, k, v)
     return cast(Tensor, attention.out_proj(rearrange(attended, "n head p c -> n p (head c)")))
 
 
