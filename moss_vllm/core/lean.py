@@ -24,18 +24,24 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     Shape:
         (..., C) -> (..., D).
     """
-    if not unwrapped(linear, nn.Linear):
+    if not unwrapped(linear, nn.Linear) or not _is_lean(norm, linear.bias):
         return cast(Tensor, linear(norm(x)))
-    return norm_product(x, norm, linear.weight, linear.bias)
+    inputs = (x, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, autocast_dtype(x), 0)
+    return cast(Tensor, _NormLinear.apply(*inputs))  # type: ignore[no-untyped-call]
 
 
-def norm_product(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As `norm_linear`, for the weights of a linear layer (D, C) and (D,)."""
-    own = unwrapped(norm, nn.LayerNorm) and norm.bias is not None and bias is not None
-    if torch.compiler.is_compiling() or not own:
-        return F.linear(norm(x), weight, bias)
-    parameters = (norm.weight, norm.bias, weight, bias)
-    return cast(Tensor, _NormLinear.apply(x, *parameters, norm.eps, autocast_dtype(x)))  # type: ignore[no-untyped-call]
+def norm_queries(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Queries of all tokens of `norm(x)` but the first, and keys with values of all, keeping only `x`.
+
+    Shape:
+        (N, 1 + P, C), weight (3C, C) -> (N, P, C) and (N, 1 + P, 2C).
+    """
+    width = x.shape[-1]
+    if not _is_lean(norm, bias):
+        y, biases = norm(x), (None, None) if bias is None else (bias[:width], bias[width:])
+        return F.linear(y[:, 1:], weight[:width], biases[0]), F.linear(y, weight[width:], biases[1])
+    inputs = (x, norm.weight, norm.bias, weight, bias, norm.eps, autocast_dtype(x), width)
+    return cast(tuple[Tensor, Tensor], _NormLinear.apply(*inputs))  # type: ignore[no-untyped-call]
 
 
 def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offsets: int = 1) -> Tensor:
@@ -78,6 +84,11 @@ def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer) is kind and not hooked and "forward" not in vars(layer)
 
 
+def _is_lean(norm: nn.LayerNorm, bias: Tensor | None) -> bool:
+    own = unwrapped(norm, nn.LayerNorm) and norm.bias is not None and bias is not None
+    return own and not torch.compiler.is_compiling()
+
+
 def count_batch(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> float:
     """Count a batch of training; returns the momentum with which it moves the running statistics."""
     if norm.training and norm.num_batches_tracked is not None:
@@ -98,18 +109,24 @@ class _NormLinear(torch.autograd.Function):
         bias: Tensor,
         eps: float,
         autocast: torch.dtype | None,
-    ) -> Tensor:
+        queries: int,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         with _no_autocast(x):
             read = x if autocast is None else x.float()  # autocast runs LayerNorm in float32
             normed, mean, rstd = torch.native_layer_norm(read, gamma.shape, gamma, beta, eps)
             dtype = normed.dtype if autocast is None else autocast
             ctx.save_for_backward(x, gamma, beta, mean, rstd, weight)
             ctx.read_dtype, ctx.dtype, ctx.eps = read.dtype, dtype, eps
-            return F.linear(normed.to(dtype), weight.to(dtype), bias.to(dtype))
+            y, w, b = normed.to(dtype), weight.to(dtype), bias.to(dtype)
+            if not queries:
+                return F.linear(y, w, b)
+            return F.linear(y[:, 1:], w[:queries], b[:queries]), F.linear(y, w[queries:], b[queries:])
 
     @staticmethod
     @once_differentiable  # a second derivative would miss how the statistics depend on x
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        if others:  # the first token has no query
+            grad = torch.cat([F.pad(grad, (0, 0, 1, 0)), *others], dim=-1)
         x, gamma, beta, mean, rstd, weight = ctx.saved_tensors
         read, grad = x.to(ctx.read_dtype), grad.to(ctx.dtype)
         needs_x, needs_norm, _, needs_weight, needs_bias = ctx.needs_input_grad[:5]
@@ -119,7 +136,7 @@ class _NormLinear(torch.autograd.Function):
             grad, plain = grad.flatten(0, -2), F.layer_norm(read, gamma.shape, eps=ctx.eps).to(ctx.dtype)
             product, total = (grad.t() @ plain.flatten(0, -2)).to(weight.dtype), grad.sum(0).to(weight.dtype)
             grad_weight = product * gamma + total[:, None] * beta
-            return None, (product * weight).sum(0), total @ weight, grad_weight, total, None, None
+            return None, (product * weight).sum(0), total @ weight, grad_weight, total, None, None, None
         grad_x = grad_gamma = grad_beta = grad_weight = grad_bias = None
         if needs_weight:
             normed = F.layer_norm(read, gamma.shape, gamma, beta, ctx.eps).to(ctx.dtype)
@@ -132,7 +149,7 @@ class _NormLinear(torch.autograd.Function):
                 grad_normed, read, gamma.shape, mean, rstd, gamma, beta, [needs_x, needs_norm, needs_norm]
             )
             grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        return grad_x, grad_gamma, grad_beta, grad_weight, grad_bias, None, None
+        return grad_x, grad_gamma, grad_beta, grad_weight, grad_bias, None, None, None
 
 
 class _NormGeluConv(torch.autograd.Function):

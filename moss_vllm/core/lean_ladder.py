@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from moss_vllm.core.lean import autocast_dtype, count_batch, norm_product, unwrapped
+from moss_vllm.core.lean import autocast_dtype, count_batch, norm_queries, unwrapped
 
 
 def norm_attention(x: Tensor, norm: nn.LayerNorm, attention: nn.MultiheadAttention) -> Tensor:
@@ -29,17 +29,13 @@ def norm_attention(x: Tensor, norm: nn.LayerNorm, attention: nn.MultiheadAttenti
     Shape:
         (N, 1 + P, C) -> (N, P, C).
     """
-    own = unwrapped(attention, nn.MultiheadAttention) and attention.in_proj_bias is not None
+    own = unwrapped(attention, nn.MultiheadAttention)
     if not own or not unwrapped(attention.out_proj, NonDynamicallyQuantizableLinear):
         tokens = norm(x)
         return cast(Tensor, attention(tokens[:, 1:], tokens, tokens, need_weights=False)[0])
-    width, heads = attention.embed_dim, attention.num_heads
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    # The first token asks nothing. A second LayerNorm costs less than to copy queries, keys and values apart.
-    q = norm_product(x[:, 1:], norm, weight[:width], bias[:width])
-    k_v = norm_product(x, norm, weight[width:], bias[width:])
-    q = rearrange(q, "n p (head c) -> n head p c", head=heads)
-    k, v = rearrange(k_v, "n p (two head c) -> two n head p c", two=2, head=heads)
+    q, k_v = norm_queries(x, norm, attention.in_proj_weight, attention.in_proj_bias)
+    q = rearrange(q, "n p (head c) -> n head p c", head=attention.num_heads)
+    k, v = rearrange(k_v, "n p (two head c) -> two n head p c", two=2, head=attention.num_heads)
     attended = F.scaled_dot_product_attention(q, k, v)
     return cast(Tensor, attention.out_proj(rearrange(attended, "n head p c -> n p (head c)")))
 
