@@ -1,13 +1,21 @@
 """The cost of the ladder's training step beside a frozen encoder, and of reading its clips.
 
-    python experiments/benchmark_action.py                    # MOSS-S on the CPU, all three parts, 15 minutes
+    python experiments/benchmark_action.py                    # MOSS-S on the CPU, all parts, 20 minutes
     python experiments/benchmark_action.py --parts step --variant b --batch 16 --device cuda --precision bf16
+    python experiments/benchmark_action.py --parts ladder memory --variant b --json action.json
     python experiments/benchmark_action.py --parts reading waiting --repeats 1
 
 step: forward and backward of one batch, random weights and pixels, 8 frames of 224 x 224, in three ways that
 give the same loss and the same gradients of the ladder: as here (no graph in the encoder, tapped layers
 only), with every layer's tokens kept and stacked, and with the encoder in the graph besides. In turns, in one
 process: clips a second, bytes kept for backward, peak memory, and their ratio to ours.
+
+ladder: our step again, taken apart: bytes kept for backward and time by part, beside the same step with each
+layer of the ladder and of MOSS called, which keeps what autograd keeps by itself. In turns, in one process.
+
+memory: bytes kept for backward in steps of the models of Tables 3 and 10d, in both of these ways, on tensors
+that have sizes but no data, beside the paper's GB scaled to --batch clips. The paper's include weights, the
+optimizer's state and what a device's library takes, in a precision that it does not name.
 
 reading: clips as Something-Something V2 has them (240 pixels high, 12 frames a second, about 4 s and 90 kB),
 generated, read and made into training views as the recipe does it, in one process with one thread: from the
@@ -33,14 +41,14 @@ from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, MINI_FRAME_PX, ensur
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen
 
-PARTS = ("step", "reading", "waiting")
+PARTS = ("step", "ladder", "memory", "reading", "waiting")
 
 
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all three")
+    add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     add("--variant", choices=("s", "b", "m", "l", "mini"), default="s", help="of Table 6 (default: s)")
     add("--batch", type=int, default=2, help="clips of a step (default: %(default)s)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps (default: %(default)s)")
@@ -65,6 +73,7 @@ import torch
 import torch.nn.functional as F
 from clip_reading import CODECS, measure_reading, print_reading
 from kept_for_backward import KeptForBackward
+from ladder_parts import measure_memory, measure_parts, print_memory, print_parts
 from measuring import (
     MIB,
     Meter,
@@ -93,6 +102,7 @@ WAYS = {
 }
 FRAMES, IMAGE_SIZE, CLASSES = 8, 224, 174
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.05}  # of the losses of two ways
 WORKERS = (0, 1, 2)
 RECIPE = Path(__file__).parent.parent / "recipes" / "action_recog.py"
 
@@ -125,6 +135,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             arguments = (args.variant, args.batch, args.device, args.precision, args.repeats)
             [record[part]] = run_jobs([(f"steps of {args.variant}", partial(measure_step, *arguments))])
             print_step(console, record[part])
+        elif part == "ladder":
+            arguments = (args.variant, args.batch, args.device, args.precision, args.repeats)
+            [record[part]] = run_jobs([(f"parts of {args.variant}", partial(measure_ladder, *arguments))])
+            print_parts(console, title_of(record[part]), record[part])
+        elif part == "memory":
+            [record[part]] = run_jobs([("memory of the paper's models", partial(measure_memory, args.batch))])
+            print_memory(console, record[part])
         elif part == "reading":
             jobs = [(end, partial(measure_reading, end, args.clips, args.repeats)) for end in CODECS]
             record[part] = run_jobs(jobs)
@@ -180,14 +197,31 @@ def kept_by_step_mib(step: Step, video: Tensor) -> float:
     return kept.total_bytes() / MIB
 
 
-def measure_step(variant: str, batch: int, device: str, precision: str, repeats: int) -> dict[str, Any]:
-    """All `WAYS` of a step in turns, after comparing their losses; ratios are to ours."""
+def build_step(variant: str, batch: int, device: str) -> tuple[LadderClassifier, Tensor, Tensor]:
+    """A ladder of random weights, noise as a batch of clips, and its labels."""
     size = MINI_FRAME_PX if variant == "mini" else IMAGE_SIZE
     sizes: dict[str, Any] = {"classes": CLASSES, "frames": FRAMES, "image_size": size}
     torch.manual_seed(0)
     model: Any = build_classifier(variant=variant, weights="random", **sizes).to(device).train()
-    video = torch.randn(batch, FRAMES, 3, size, size).to(device)
-    labels = torch.randint(CLASSES, (batch,)).to(device)
+    return (
+        model,
+        torch.randn(batch, FRAMES, 3, size, size).to(device),
+        torch.randint(CLASSES, (batch,)).to(device),
+    )
+
+
+def measure_ladder(variant: str, batch: int, device: str, precision: str, repeats: int) -> dict[str, Any]:
+    """Our step by part, beside the layers called."""
+    model, video, labels = build_step(variant, batch, device)
+    step = Step(model, "ours", labels, PRECISIONS[precision])
+    settings = {"variant": variant, "batch": batch, "precision": precision, "image_size": video.shape[-1]}
+    meter, tolerance = Meter(device, threads=1), TOLERANCES[precision]
+    return settings | measure_parts(step, video, meter, repeats, tolerance)
+
+
+def measure_step(variant: str, batch: int, device: str, precision: str, repeats: int) -> dict[str, Any]:
+    """All `WAYS` of a step in turns, after comparing their losses; ratios are to ours."""
+    model, video, labels = build_step(variant, batch, device)
     ways = {way: Step(model, way, labels, PRECISIONS[precision]) for way in WAYS}
     meter, grad = Meter(device, threads=1), torch.ones((), device=device)
     costs: dict[str, dict[str, Any]] = {way: {} for way in ways}
@@ -201,7 +235,7 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
         with torch.no_grad():
             losses.append(step(video).item())
         clear(step, video)
-    if not max(losses) - min(losses) < (1e-4 if precision == "fp32" else 0.05):
+    if not max(losses) - min(losses) < TOLERANCES[precision]:
         raise SystemExit(f"the ways {', '.join(WAYS)} have different losses: {losses}")
     for _ in range(repeats):
         times.append([])
@@ -222,19 +256,22 @@ def measure_step(variant: str, batch: int, device: str, precision: str, repeats:
         "variant": variant,
         "batch": batch,
         "precision": precision,
-        "image_size": size,
+        "image_size": video.shape[-1],
         "layers": layers,
     }
     stss = ": ".join(stss_path(torch.device(device), find_preset(variant).window))
     return {**settings, "frames": FRAMES, "stss": stss, "clock": clock, "ways": costs}
 
 
+def title_of(found: dict[str, Any]) -> str:
+    """The step that was measured."""
+    clips = f"{found['batch']} clips of {FRAMES} x {found['image_size']} px"
+    return f"a training step of {found['variant']}, {clips}, precision {found['precision']}"
+
+
 def print_step(console: Screen, found: dict[str, Any]) -> None:
     """A row for each way."""
-    size_of_batch = (
-        f"{found['batch']} clips of {FRAMES} x {found['image_size']} px, precision {found['precision']}"
-    )
-    title = f"a training step of {found['variant']}, {size_of_batch}; median, and how many times ours"
+    title = f"{title_of(found)}; median, and how many times ours"
     table = Table("encoder", "clips/s", "forward, ms", "step, ms", "kept, MiB", "peak, MiB", title=title)
     for way, one in found["ways"].items():
         cells = [f"{one['clips_per_s']:.3g}", f"{one['forward_ms']['median']:,.0f}"]

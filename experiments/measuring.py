@@ -110,6 +110,12 @@ class Meter:
         # CPU time adds up all threads, so it is a duration with one thread only.
         self.clock = time.process_time if threads == 1 else time.perf_counter
 
+    def now(self) -> float:
+        """Seconds, after all that was asked of the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+        return self.clock()
+
     def step_ms(self, way: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> tuple[float, float]:
         """Milliseconds of forward, and of forward and backward, of one step."""
         if self.cuda:

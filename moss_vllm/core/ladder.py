@@ -18,6 +18,8 @@ from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from moss_vllm.core.layers import TimeConv3d
+from moss_vllm.core.lean import norm_linear
+from moss_vllm.core.lean_ladder import norm_attention, norm_mlp, norm_time_conv
 
 
 class Tokeniser(nn.Module):
@@ -73,24 +75,19 @@ class TemporalBlock(nn.Module):
 
     def forward(self, y: Tensor, tap: Tensor, position: Tensor, motion: Tensor | None = None) -> Tensor:
         """Y^i from Y^(i-1) and F^i."""
-        adapted = self.adapter(self.adapter_norm(tap))
+        adapted = norm_linear(tap, self.adapter_norm, self.adapter)
         # Eq. 8 is a plain sum; the authors' models average Y and FC(F), and add MOSS on top.
-        y = 0.5 * y + 0.5 * adapted[:, :, 1:].unflatten(2, y.shape[2:4])
+        y = 0.5 * (adapted[:, :, 1:].unflatten(2, y.shape[2:4]) + y)
         y = y if motion is None else y + motion
-        volume = self.conv_norm(rearrange(y, "b t h w c -> b c t h w"))
-        volume = self.conv_out(self.conv_time(self.conv_in(volume)))
-        y = y + rearrange(volume, "b c t h w -> b t h w c")
+        y = y + norm_time_conv(y, self.conv_norm, self.conv_in, self.conv_time, self.conv_out)
         y = y + self._attend(y, shift_in_time(adapted[:, :, :1]), position)
-        volume = self.mlp_norm(rearrange(y, "b t h w c -> b c t h w"))
-        return y + self.mlp(rearrange(volume, "b c t h w -> b t h w c"))
+        return y + norm_mlp(y, self.mlp_norm, self.mlp)
 
     def _attend(self, y: Tensor, class_token: Tensor, position: Tensor) -> Tensor:
         """Attention within a frame: its patches look at each other and at the shifted class token."""
         patches = rearrange(y, "b t h w c -> b t (h w) c") + position
-        tokens = torch.cat([class_token, patches], dim=2)
-        tokens = self.attn_norm(rearrange(tokens, "b t p c -> (b t) p c"))
-        attended = self.attn(tokens[:, 1:], tokens, tokens, need_weights=False)[0]
-        return cast(Tensor, attended.view_as(y))
+        tokens = rearrange(torch.cat([class_token, patches], dim=2), "b t p c -> (b t) p c")
+        return norm_attention(tokens, self.attn_norm, self.attn).view_as(y)
 
 
 class Ladder(nn.Module):

@@ -1,4 +1,4 @@
-"""The encoder's layers with less memory kept for backward; values and gradients equal autograd's.
+"""Layers with less memory kept for backward; values and gradients equal autograd's.
 
 Between two convolutions autograd keeps the inputs of BatchNorm, of GELU and of the convolution. Here only the
 first is kept, and backward computes the others from it again, as well as the LayerNorm before a linear layer.
@@ -24,11 +24,24 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
     Shape:
         (..., C) -> (..., D).
     """
-    own = unwrapped(norm, nn.LayerNorm) and unwrapped(linear, nn.Linear)
-    if torch.compiler.is_compiling() or not own or norm.bias is None or linear.bias is None:
+    if not unwrapped(linear, nn.Linear) or not _is_lean(norm, linear.bias):
         return cast(Tensor, linear(norm(x)))
-    parameters = (norm.weight, norm.bias, linear.weight, linear.bias)
-    return cast(Tensor, _NormLinear.apply(x, *parameters, norm.eps, _autocast_dtype(x)))  # type: ignore[no-untyped-call]
+    inputs = (x, norm.weight, norm.bias, linear.weight, linear.bias, norm.eps, autocast_dtype(x), 0)
+    return cast(Tensor, _NormLinear.apply(*inputs))  # type: ignore[no-untyped-call]
+
+
+def norm_queries(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Queries of all tokens of `norm(x)` but the first, and keys with values of all, keeping only `x`.
+
+    Shape:
+        (N, 1 + P, C), weight (3C, C) -> (N, P, C) and (N, 1 + P, 2C).
+    """
+    width = x.shape[-1]
+    if not _is_lean(norm, bias):
+        y, biases = norm(x), (None, None) if bias is None else (bias[:width], bias[width:])
+        return F.linear(y[:, 1:], weight[:width], biases[0]), F.linear(y, weight[width:], biases[1])
+    inputs = (x, norm.weight, norm.bias, weight, bias, norm.eps, autocast_dtype(x), width)
+    return cast(tuple[Tensor, Tensor], _NormLinear.apply(*inputs))  # type: ignore[no-untyped-call]
 
 
 def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offsets: int = 1) -> Tensor:
@@ -57,20 +70,32 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
             f"BatchNorm cannot train on one value per channel, got {tuple(x.shape)}; give more clips, more "
             "frames or a larger grid, or call eval()"
         )
-    momentum = 0.0 if norm.momentum is None else norm.momentum
-    if norm.training and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:
-            momentum = 1.0 / norm.num_batches_tracked.item()
+    momentum = count_batch(norm)
     weight = None if conv is None else conv.weight
-    settings = (training, momentum, norm.eps, offsets, _autocast_dtype(x))
+    settings = (training, momentum, norm.eps, offsets, autocast_dtype(x))
     inputs = (x, norm.weight, norm.bias, weight, norm.running_mean, norm.running_var)
     return cast(Tensor, _NormGeluConv.apply(*inputs, *settings))  # type: ignore[no-untyped-call]
 
 
 def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether computing with the layer's weights equals calling it."""
-    return type(layer) is kind and not layer._forward_hooks and not layer._forward_pre_hooks
+    before, after = layer._forward_pre_hooks, layer._forward_hooks
+    hooked = before or after or layer._backward_pre_hooks or layer._backward_hooks
+    return type(layer) is kind and not hooked and "forward" not in vars(layer)
+
+
+def _is_lean(norm: nn.LayerNorm, bias: Tensor | None) -> bool:
+    own = unwrapped(norm, nn.LayerNorm) and norm.bias is not None and bias is not None
+    return own and not torch.compiler.is_compiling()
+
+
+def count_batch(norm: nn.BatchNorm2d | nn.BatchNorm3d) -> float:
+    """Count a batch of training; returns the momentum with which it moves the running statistics."""
+    if norm.training and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:
+            return 1.0 / norm.num_batches_tracked.item()
+    return norm.momentum or 0.0
 
 
 class _NormLinear(torch.autograd.Function):
@@ -84,21 +109,34 @@ class _NormLinear(torch.autograd.Function):
         bias: Tensor,
         eps: float,
         autocast: torch.dtype | None,
-    ) -> Tensor:
+        queries: int,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         with _no_autocast(x):
             read = x if autocast is None else x.float()  # autocast runs LayerNorm in float32
             normed, mean, rstd = torch.native_layer_norm(read, gamma.shape, gamma, beta, eps)
             dtype = normed.dtype if autocast is None else autocast
             ctx.save_for_backward(x, gamma, beta, mean, rstd, weight)
             ctx.read_dtype, ctx.dtype, ctx.eps = read.dtype, dtype, eps
-            return F.linear(normed.to(dtype), weight.to(dtype), bias.to(dtype))
+            y, w, b = normed.to(dtype), weight.to(dtype), bias.to(dtype)
+            if not queries:
+                return F.linear(y, w, b)
+            return F.linear(y[:, 1:], w[:queries], b[:queries]), F.linear(y, w[queries:], b[queries:])
 
     @staticmethod
     @once_differentiable  # a second derivative would miss how the statistics depend on x
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        if others:  # the first token has no query
+            grad = torch.cat([F.pad(grad, (0, 0, 1, 0)), *others], dim=-1)
         x, gamma, beta, mean, rstd, weight = ctx.saved_tensors
         read, grad = x.to(ctx.read_dtype), grad.to(ctx.dtype)
         needs_x, needs_norm, _, needs_weight, needs_bias = ctx.needs_input_grad[:5]
+        if not needs_x:
+            # With z = (x - mean) / std, y = (gamma z + beta) W^T: all gradients follow from grad^T z, so the
+            # product grad W, as large as x, is not needed.
+            grad, plain = grad.flatten(0, -2), F.layer_norm(read, gamma.shape, eps=ctx.eps).to(ctx.dtype)
+            product, total = (grad.t() @ plain.flatten(0, -2)).to(weight.dtype), grad.sum(0).to(weight.dtype)
+            grad_weight = product * gamma + total[:, None] * beta
+            return None, (product * weight).sum(0), total @ weight, grad_weight, total, None, None, None
         grad_x = grad_gamma = grad_beta = grad_weight = grad_bias = None
         if needs_weight:
             normed = F.layer_norm(read, gamma.shape, gamma, beta, ctx.eps).to(ctx.dtype)
@@ -111,7 +149,7 @@ class _NormLinear(torch.autograd.Function):
                 grad_normed, read, gamma.shape, mean, rstd, gamma, beta, [needs_x, needs_norm, needs_norm]
             )
             grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        return grad_x, grad_gamma, grad_beta, grad_weight, grad_bias, None, None
+        return grad_x, grad_gamma, grad_beta, grad_weight, grad_bias, None, None, None
 
 
 class _NormGeluConv(torch.autograd.Function):
@@ -179,7 +217,7 @@ def _one_by_one(x: Tensor, offsets: int) -> Tensor:
     return rearrange(rearrange(x, "n (l d) h w -> (n l) h w d", l=offsets), "n h w d -> n d h w")
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype in which autocast computes convolutions of `x`; None if it leaves them alone."""
     kind = x.device.type
     available = torch.amp.is_autocast_available(kind)  # not for "meta"
@@ -189,4 +227,4 @@ def _autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
-    return nullcontext() if _autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if autocast_dtype(x) is None else torch.autocast(x.device.type, enabled=False)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from moss_vllm.core import MOSS, encoder, stss
+from moss_vllm.core.ladder import TemporalBlock
 from moss_vllm.core.lean import norm_gelu_conv, norm_linear
 
 
@@ -216,6 +217,18 @@ def test_compiled_equals_eager(training):
     torch.testing.assert_close(list(compiled.buffers()), list(module.buffers()))
     for ours, plain in zip(compiled.parameters(), module.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, plain.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_compiled_block_of_the_ladder_equals_eager():
+    block, tap = TemporalBlock(6, 8, heads=2), torch.randn(2, 3, 13, 6)
+    compiled, inputs = copy.deepcopy(block), (torch.randn(2, 3, 3, 4, 8), tap, torch.zeros(12, 8))
+    compiled.compile(fullgraph=True, backend="aot_eager")
+    tensors = []
+    for each in (block, compiled):
+        output = each(*inputs)
+        output.square().sum().backward()
+        tensors.append([output, *each.buffers(), *(p.grad for p in each.parameters())])
+    torch.testing.assert_close(tensors[1], tensors[0], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow

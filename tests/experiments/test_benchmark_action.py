@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import benchmark_action as benchmark
 import clip_reading
+import ladder_parts
 import measuring
 import pytest
 import torch
@@ -77,6 +78,39 @@ def test_a_step_through_the_command(tmp_path, monkeypatch, capsys):
     assert record["command"].startswith("python experiments/benchmark_action.py --parts step")
     assert "reading" not in record and "waiting" not in record
     assert "every layer stacked, in the graph" in capsys.readouterr().out
+
+
+def test_the_parts_of_a_step_add_up_and_keep_less_than_the_layers(steps):
+    ways, video, _ = steps
+    found = ladder_parts.measure_parts(ways["ours"], video, measuring.Meter("cpu", threads=1), 1, 1e-4)
+    for way, context in ladder_parts.WAYS.items():
+        kept, ms = (found["ways"][way][what] for what in ("kept_mib", "ms"))
+        assert set(kept) <= set(ms) and list(ms)[-1] == "all"
+        parts = [part for part in kept if part in ladder_parts.PARTS]
+        assert sum(kept[part] for part in parts) == pytest.approx(kept["all"])
+        with context():
+            assert kept["all"] == pytest.approx(benchmark.kept_by_step_mib(ways["ours"], video))
+        assert sum(ms[part]["median"] for part in ladder_parts.PARTS) == pytest.approx(ms["all"]["median"])
+        assert all(ms[part]["median"] > 0 for part in ladder_parts.PARTS if part != ladder_parts.TAPS)
+    ours, layers = (way["kept_mib"] for way in found["ways"].values())
+    assert ours[ladder_parts.TAPS] == layers[ladder_parts.TAPS] == 2 * 2 * 3 * 17 * 64 * 4 / 2**20
+    for part in ladder_parts.FUNCTIONS.values():
+        assert ours[part] < 0.9 * layers[part]
+    console = Console(file=io.StringIO(), width=150)
+    ladder_parts.print_parts(console, "a step", found)
+    assert "convolutions in time" in console.file.getvalue()
+
+
+@pytest.mark.slow
+def test_memory_of_the_papers_models(monkeypatch):
+    tables = {"3": ladder_parts.TABLES["3"][1:2], "10d": ladder_parts.TABLES["10d"][3:4]}
+    monkeypatch.setattr(ladder_parts, "TABLES", tables)
+    found = ladder_parts.measure_memory(2)
+    ladder, aim = found["rows"]
+    assert (ladder["name"], aim["name"]) == ("B/16 MOSS-S", "AIM + MOSS")
+    assert ladder["paper"] == pytest.approx(9.9 / 16) and aim["paper"] == pytest.approx(40.9 / 16)
+    assert ladder["kept"]["ours"] < 0.31 * 2**30 / 1e9 < 0.5 * ladder["kept"]["layers called"] * 1.3
+    assert ladder["kept"]["layers called"] < aim["kept"]["ours"] < aim["kept"]["layers called"]
 
 
 def test_a_peak_that_is_not_known_is_not_a_number():
