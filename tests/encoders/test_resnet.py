@@ -79,6 +79,24 @@ def test_random_weights_are_the_same_each_time_and_keep_the_size_of_features():
     assert all(0.3 < size < 6 for size in sizes)
 
 
+def test_norms_set_by_clips_centre_and_scale_what_these_clips_give():
+    encoder = open_resnet(SMALL, weights="random", chunk_frames=2)
+    clips, seen = pixels(8, 64, 64), {}
+    encoder.set_norms(clips)
+    for name, module in encoder.model.named_modules():
+        if isinstance(module, FrozenNorm) and name != "bn1":  # its output is changed in place
+            module.register_forward_hook(
+                lambda m, _, y, name=name: seen.update({name: (y / m.weight[:, None, None])})
+            )
+    encoder.chunk_frames = None
+    with torch.no_grad():
+        encoder(clips)
+    for name, y in seen.items():
+        variance, mean = torch.var_mean(y, (0, 2, 3))
+        assert mean.abs().max() < 1e-3 and (variance - 1).abs().max() < 1e-2, name
+    assert seen and not any(hooked._forward_pre_hooks for hooked in encoder.modules())
+
+
 def test_training_changes_no_norm_and_not_the_first_convolution():
     encoder = open_resnet(SMALL, weights="random").train()
     encoder(pixels()).sum().backward()
