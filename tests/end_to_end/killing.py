@@ -4,6 +4,7 @@ Lives are many, so a process starts with the imports done (multiprocessing's for
 the script itself, as its own main program.
 """
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -37,6 +38,7 @@ CLOCK = {"memory_gib", "seconds", "waited_s", "elapsed_s"}  # what a log's line 
 def run_script(script, argv, variables, output, prepare):
     """What a process does."""
     multiprocessing.set_start_method(None, force=True)  # its workers start as a user's do, and end with it
+    gc.freeze()  # what was imported is here to stay, and its pages are shared
     os.environ.clear()  # those of the fork server are as old as it is
     os.environ.update(variables)
     torch.set_num_threads(1)

@@ -41,7 +41,7 @@ from moss_vllm.training.run_folder import latest_checkpoint
 pytestmark = pytest.mark.slow
 
 SCRIPT = ROOT / "recipes" / "detection.py"
-STEPS = 90  # of two windows; an epoch is a step
+STEPS = 75  # of two windows; an epoch is a step
 EVERY = 3  # steps from test to test
 
 

@@ -58,10 +58,18 @@ def test_a_run_with_other_settings_is_refused_beside_a_living_one(tmp_path):
     ).file.close()  # nobody lives: without an answer nothing is in the way
 
 
+def outlive(began):
+    began.set()
+    time.sleep(60)
+
+
 def test_a_worker_that_outlives_a_run_is_not_in_the_way_of_the_next(tmp_path):
     with AnswerFile(tmp_path, HEADER, Shard()):
-        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        context = multiprocessing.get_context("fork")
+        began = context.Event()
+        worker = context.Process(target=outlive, args=(began,))
         worker.start()
+        assert began.wait(60)
         with pytest.raises(BlockingIOError):  # the worker's end of the file did not release the run's lock
             AnswerFile(tmp_path, HEADER, Shard())
     AnswerFile(tmp_path, HEADER, Shard()).file.close()

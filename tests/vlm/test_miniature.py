@@ -1,5 +1,6 @@
 """Owns: the miniature in the package is a real, small, plain-file VideoLLaMA3 that reads appearance."""
 
+import functools
 import json
 import queue
 from pathlib import Path
@@ -50,12 +51,17 @@ def test_labels_of_pre_training_do_not_depend_on_motion():
         assert not np.array_equal(slow.frames, fast.frames) or np.array_equal(slow.frames[0], slow.frames[-1])
 
 
+@functools.cache
+def new_processor():
+    return build_processor(build_tokenizer(miniature_sights.corpus()))
+
+
 def stage(folder, name):
     """A stage of four steps from fresh weights, saved after every second one."""
     folder.mkdir(exist_ok=True)
     (folder / "unfinished").mkdir(exist_ok=True)
     flags = ["--out", str(folder), "--save-every", "2", f"--{name}", "4"]
-    processor = build_processor(build_tokenizer(miniature_sights.corpus()))
+    processor = new_processor()
     torch.manual_seed(0)
     return miniature_stages.Stage(
         name, build(processor.tokenizer), processor, make_miniature.options().parse_args(flags)
