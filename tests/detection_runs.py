@@ -8,7 +8,9 @@ from launching import as_flags
 from tiny_detector import write_videos
 
 from moss_vllm.detection.detector import Detector
+from moss_vllm.detection.scores import score_detections
 
+DRAWS = {"draws": 20}  # a test of three videos takes less than the 1,000 draws for its intervals
 SIZES = {"dim": 16, "heads": 2, "levels": 3}  # AdaTAD's detector has 26 million parameters
 SMALL = {"data": "thumos14", "weights": "random", "temporal_layers": 1, "workers": 0, "tracker": "none"}
 SMALL |= {"temporal_options": "{window: [3, 3, 3], d_hidden: 8, d_similarity: 4}"}
@@ -17,19 +19,22 @@ WITHOUT_MOSS = {"temporal": "none", "temporal_layers": None, "temporal_options":
 
 
 def shrink_detector():
-    """Have every detector of this process that names no sizes be a small one."""
+    """Have every detector of this process that names no sizes be a small one, and its scores of few draws."""
     Detector.__init__.__kwdefaults__.update(SIZES)
+    score_detections.__kwdefaults__.update(DRAWS)
 
 
 @contextmanager
 def small_detectors():
     """`shrink_detector` within a `with`."""
-    before = dict(Detector.__init__.__kwdefaults__)
+    changed = (Detector.__init__.__kwdefaults__, score_detections.__kwdefaults__)
+    before = [dict(defaults) for defaults in changed]
     shrink_detector()
     try:
         yield
     finally:
-        Detector.__init__.__kwdefaults__.update(before)
+        for defaults, earlier in zip(changed, before, strict=True):
+            defaults.update(earlier)
 
 
 def flags(root, encoder, out, **settings):
