@@ -20,7 +20,6 @@ a test of the best checkpoint in several views, written to OUT/test. After a kil
 """
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any, Literal
 import yaml
 
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
+from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training.settings import RESUME, begin, parse, setting
 
@@ -115,7 +114,6 @@ class ActionRecog:
 if __name__ == "__main__":
     begin(ActionRecog, __doc__)
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -159,8 +157,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
     check_settings(settings)
     command = start.command_line("recipes/action_recog.py", argv)
     with start.open_run(settings, dry_run=flags.dry_run) as accelerator:
-        if (engine := engines.name(accelerator)) not in ("one process", "DDP"):
-            raise ValueError(f"{engine}: this recipe runs in one process or under DDP (--multi_gpu)")
+        engines.refuse_sharded(accelerator)
         return train_and_test(settings, accelerator, command, dry_run=flags.dry_run)
 
 
@@ -199,7 +196,9 @@ def train_and_test(
     if accelerator.is_main_process:
         show(record, model)
         if dry_run:
-            show_settings_and_batch(record, dataset, model)
+            shown = {**record["views"], "frames": record["views"]["frames"] // model.frames_per_encoded}
+            shown["randaugment"] = record["views"]["randaugment"] or "none"
+            start.show_settings_and_batch(record["settings"] | shown, dataset)
     if dry_run:
         return None
     start.refuse_full_disk(record["disk"], out)
@@ -242,7 +241,12 @@ def train_and_test(
     header: dict[str, Any] = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
     header |= {"model_settings": best.settings_digest(), "data": splits["test"].digest()}
     if accelerator.is_main_process:
-        drop_other_test(out / "test", header, best.model)
+        tested = {
+            "weights": fingerprint(best.model.state_dict()),
+            "run": header["run"],
+            "data": header["data"],
+        }
+        drop_other(out / "test" / ANSWERS, CLIP_SCHEMA, tested)
     accelerator.wait_for_everyone()
     score_clips(best.model, splits["test"], views, out / "test", header=header, **test)
     accelerator.wait_for_everyone()
@@ -305,25 +309,6 @@ def show(record: dict[str, Any], model: VideoClassifier) -> None:
     )
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])
-
-
-def show_settings_and_batch(
-    record: dict[str, Any], dataset: ActionTrainingSet, model: VideoClassifier
-) -> None:
-    """Print what a dry run shows more: every setting, and the shapes of a batch."""
-    views = {**record["views"], "frames": record["views"]["frames"] // model.frames_per_encoded}
-    views["randaugment"] = record["views"]["randaugment"] or "none"
-    say(*(f"{name}: {value}" for name, value in (record["settings"] | views).items()), sep="\n")
-    for name, value in dataset.collate([dataset[index] for index in range(min(2, len(dataset)))]).items():
-        say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
-
-
-def drop_other_test(folder: Path, header: dict[str, Any], model: VideoClassifier) -> None:
-    """Remove another test: a resumed run may end in another best step, or read a corrected annotation."""
-    expected = {"run": header["run"], "data": header["data"], "weights": fingerprint(model.state_dict())}
-    earlier = read_answers(folder / ANSWERS, CLIP_SCHEMA).header
-    if earlier and any(earlier.get(name) != value for name, value in expected.items()):
-        shutil.rmtree(folder)
 
 
 def finish(accuracy: Accuracy, folder: Path, data: str, views: ViewSettings, step: int) -> None:

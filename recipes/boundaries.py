@@ -177,8 +177,7 @@ def main(argv: Sequence[str] | None = None) -> BoundaryScores | None:
     check_settings(settings)
     command = start.command_line("recipes/boundaries.py", argv)
     with start.open_run(settings, dry_run=flags.dry_run) as accelerator:
-        if (engine := engines.name(accelerator)) not in ("one process", "DDP"):
-            raise ValueError(f"{engine}: this recipe runs in one process or under DDP (--multi_gpu)")
+        engines.refuse_sharded(accelerator)
         return train_and_test(settings, accelerator, command, dry_run=flags.dry_run)
 
 
@@ -220,7 +219,7 @@ def train_and_test(
         ]
         show(record, tuple(model.temporal_names))
         if dry_run:
-            show_settings_and_batch(record, dataset)
+            start.show_settings_and_batch(record["settings"], dataset)
             show_memory(record, model, loop.batch_size)
     if dry_run:
         return None
@@ -334,13 +333,6 @@ def show(record: dict[str, Any], stages: Sequence[int]) -> None:
     console.print("frozen: the first convolution, and the statistics and scales of the ResNet's norms")
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])
-
-
-def show_settings_and_batch(record: dict[str, Any], dataset: BoundaryTrainingSet) -> None:
-    """Print what a dry run shows more: every setting, and the shapes of a batch."""
-    say(*(f"{name}: {value}" for name, value in record["settings"].items()), sep="\n")
-    for name, value in dataset.collate([dataset[index] for index in range(min(2, len(dataset)))]).items():
-        say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
 
 
 def show_memory(record: dict[str, Any], model: GEBD, clips: int) -> None:

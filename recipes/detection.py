@@ -121,7 +121,6 @@ class Detection:
 if __name__ == "__main__":
     begin(Detection, __doc__)
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
@@ -166,8 +165,7 @@ def main(argv: Sequence[str] | None = None) -> DetectionScores | None:
     check_settings(settings)
     command = start.command_line("recipes/detection.py", argv)
     with start.open_run(settings, dry_run=flags.dry_run) as accelerator:
-        if (engine := engines.name(accelerator)) not in ("one process", "DDP"):
-            raise ValueError(f"{engine}: this recipe runs in one process or under DDP (--multi_gpu)")
+        engines.refuse_sharded(accelerator)
         return train_and_test(settings, accelerator, command, dry_run=flags.dry_run)
 
 
@@ -210,7 +208,8 @@ def train_and_test(
     if accelerator.is_main_process:
         show(record, tuple(model.temporal_names))
         if dry_run:
-            show_settings_and_batch(record, dataset)
+            sizes = {f"{kind} {key}": v for kind in ("windows", "pixels") for key, v in record[kind].items()}
+            start.show_settings_and_batch(record["settings"] | sizes, dataset)
             show_memory(record, model, loop.batch_size)
     if dry_run:
         return None
@@ -316,14 +315,6 @@ def show(record: dict[str, Any], layers: Sequence[int]) -> None:
         say(young)
     start.show_parameters(console, record["parameters"])
     start.show_disk(record["disk"])
-
-
-def show_settings_and_batch(record: dict[str, Any], dataset: DetectionTrainingSet) -> None:
-    """Print what a dry run shows more: every setting, and the shapes of a batch."""
-    sizes = {f"{kind} {name}": v for kind in ("windows", "pixels") for name, v in record[kind].items()}
-    say(*(f"{name}: {value}" for name, value in (record["settings"] | sizes).items()), sep="\n")
-    for name, value in dataset.collate([dataset[index] for index in range(min(2, len(dataset)))]).items():
-        say(f"{name}: {tuple(value.shape) if isinstance(value, torch.Tensor) else value}")
 
 
 def show_memory(record: dict[str, Any], model: AdaTAD, windows: int) -> None:

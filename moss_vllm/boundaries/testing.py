@@ -3,7 +3,6 @@
 clips of this process -> frames of each slice (workers) -> model -> scores of the frames -> a line per clip
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from moss_vllm.boundaries.predictions import FrameScores
 from moss_vllm.boundaries.schema import BOUNDARY_SCHEMA, as_answer
 from moss_vllm.data.boundaries.annotation import BoundaryVideo
 from moss_vllm.data.boundaries.datasets import BoundarySplit
-from moss_vllm.data.rows import Rejected
+from moss_vllm.data.rows import Rejected, digest_rows
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import ANSWERS, AnswerFile, Shard, read_answers
 from moss_vllm.runtime.progress import show_progress
@@ -137,7 +136,7 @@ def describe_test(
         "benchmark": split.dataset,
         "protocol": {"name": "boundaries", **asdict(clips)},
         "questions": len(split.videos),
-        "data": hashlib.sha256(json.dumps(videos).encode()).hexdigest()[:16],
+        "data": digest_rows(videos),
         "weights": fingerprint(model.state_dict()),
         "dtype": str(dtype or torch.float32),
     }

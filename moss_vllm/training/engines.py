@@ -97,6 +97,12 @@ def _refuse_ignored_options(precision: str) -> None:
             )
 
 
+def refuse_sharded(accelerator: Accelerator) -> None:
+    """ValueError for engines other than one process and DDP, of recipes that were not tried with them."""
+    if (engine := name(accelerator)) not in ("one process", "DDP"):
+        raise ValueError(f"{engine}: this recipe runs in one process or under DDP (--multi_gpu)")
+
+
 def refuse_quantized(accelerator: Accelerator, quantize: bool) -> None:
     """ValueError for a base in 4 bits under an engine that shards the model's weights."""
     engine = name(accelerator)

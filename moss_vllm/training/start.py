@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from rich.table import Column, Table
-from torch import nn
+from torch import Tensor, nn
 
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json, whole_file
@@ -114,6 +114,13 @@ def plan_disk(
         "checkpoints": count if loop.keep is None else min(count, loop.keep + 1),
         "free": shutil.disk_usage(nearest).free,
     }
+
+
+def show_settings_and_batch(settings: Mapping[str, Any], dataset: Any) -> None:
+    """Print what a dry run shows more: every setting, and the shapes of a batch of a `RowDataset`."""
+    say(*(f"{name}: {value}" for name, value in settings.items()), sep="\n")
+    for name, value in dataset.collate([dataset[index] for index in range(min(2, len(dataset)))]).items():
+        say(f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else value}")
 
 
 def show_disk(disk: dict[str, int]) -> None:

@@ -75,7 +75,6 @@ class BoundarySplit:
     def digest(self) -> str:
         """A digest of its clips: ids, names of files, lengths and the raters' boundaries; not of folders."""
         return digest_rows(
-            [],
             [
                 [
                     *(clip.video_id, os.path.basename(clip.path), clip.duration_s, clip.frames),
