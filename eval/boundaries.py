@@ -120,7 +120,7 @@ def score_file(args: argparse.Namespace, words: list[str]) -> BoundaryScores:
     if root is None and data != MINI_DATA:
         raise ValueError("give --root, the folder of the annotation, or --annotation")
     split = read_boundaries(
-        "kinetics_gebd" if data == MINI_DATA else data,
+        data,
         root or BOUNDARIES_ROOT,
         "test",
         annotation=args.annotation,

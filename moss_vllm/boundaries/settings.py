@@ -8,7 +8,12 @@ from typing import Any, Literal
 
 from moss_vllm.boundaries.batches import ClipSettings, LabelSettings
 from moss_vllm.boundaries.rates import step_rate
-from moss_vllm.data.boundaries.datasets import BOUNDARY_FILES, BoundarySplit, read_boundaries
+from moss_vllm.data.boundaries.datasets import (
+    BOUNDARY_DATASETS,
+    BOUNDARY_FILES,
+    BoundarySplit,
+    read_boundaries,
+)
 from moss_vllm.data.world.boundaries import BOUNDARIES_ROOT, draw_boundaries
 from moss_vllm.training.loop import Loop
 from moss_vllm.training.optim import make_adamw, make_sgd
@@ -17,7 +22,6 @@ from moss_vllm.training.temporal_settings import parse_temporal
 from moss_vllm.video.decoders import check_decoder
 
 MINI_DATA = "mini"
-BOUNDARY_DATA = ("kinetics_gebd", "tapos", "json", MINI_DATA)
 OPTIMIZERS = {"sgd": make_sgd, "adamw": make_adamw}
 STATES = {"sgd": 1, "adamw": 2}  # numbers that an optimizer keeps of each weight
 OF_ONE_OPTIMIZER = {"milestones": "sgd", "warmup_epochs": "adamw"}
@@ -85,11 +89,11 @@ def open_split(settings: Any, split: Literal["train", "test"]) -> BoundarySplit:
         ValueError: an unknown dataset, no root, and as `read_boundaries`.
     """
     data = settings.data
-    if data not in BOUNDARY_DATA:
-        raise ValueError(f"data is {data!r}; it must be one of {', '.join(BOUNDARY_DATA)}")
+    if data not in BOUNDARY_DATASETS:
+        raise ValueError(f"data is {data!r}; it must be one of {', '.join(BOUNDARY_DATASETS)}")
     if data == MINI_DATA:
         refuse_beside_drawn(settings)
-        return read_boundaries("kinetics_gebd", draw_boundaries(settings.root or BOUNDARIES_ROOT), split)
+        return read_boundaries(data, draw_boundaries(settings.root or BOUNDARIES_ROOT), split)
     files = " or ".join(name.format("train") for name in BOUNDARY_FILES[data])
     root, folders = find_root(
         settings, f"annotation and clips with --root: {files}, and clips in images/train/, for example"

@@ -43,6 +43,11 @@ def world(tmp_path_factory):
     return draw_boundaries(tmp_path_factory.mktemp("world") / "boundaries", TINY)
 
 
+def test_drawn_clips_are_called_by_their_own_name(world):
+    split = read_boundaries("mini", world, "train")
+    assert split.report().startswith("mini train: kept 3 of 3 clips, 0 missing") and split.notes == ()
+
+
 @pytest.fixture(scope="module")
 def clips():
     return plan_clips("train", MANY)

@@ -262,7 +262,7 @@ def test_the_miniature_trains_on_what_is_drawn_here(recipe, drawn, tmp_path, cap
     words = as_flags({"root": drawn, "out": out, "steps": 2, "workers": 0, "tracker": "none"})
     recipe.main([*words, *(["--one-frame"] if one_frame else [])])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "kinetics_gebd train: kept 3 of 3 clips, 0 missing" in printed and "(paper)" not in printed
+    assert "mini train: kept 3 of 3 clips, 0 missing" in printed and "(paper)" not in printed
     assert "BasicGEBD mini; moss after stage 2" in printed and "adamw: 1 epochs of warm-up" in printed
     loaded = checkpoint.load(out / "best")
     assert loaded.model.one_frame is one_frame and loaded.run["data"] == "mini"

@@ -32,13 +32,14 @@ from moss_vllm.data.boundaries.on_disk import find_clips
 from moss_vllm.data.boundaries.pickles import read_pickle
 from moss_vllm.data.rows import BadRow, digest_rows
 
-BOUNDARY_DATASETS = ("kinetics_gebd", "tapos", "json")
+BOUNDARY_DATASETS = ("kinetics_gebd", "tapos", "json", "mini")
 BOUNDARY_SPLITS = ("train", "test")
 FILE_PARTS = {"train": "train", "test": "val"}  # the labels of both tests are private, so val is scored
 BOUNDARY_FILES = {
     "kinetics_gebd": ("k400_mr345_{}_min_change_duration0.3.pkl", "k400_{}_raw_annotation.pkl"),
     "tapos": ("tapos_gt_{}.pkl", "TAPOS_for_GEBD_{}.pkl", "tapos_annotation.json"),
     "json": ("annotations.json", "*.json"),
+    "mini": ("k400_mr345_{}_min_change_duration0.3.pkl",),
 }
 BOUNDARY_SUBSETS = {"train": "training", "test": "validation"}  # of the user's json
 # Below the root, unless folders are named: EfficientGEBD's, the challenge's, and plainer ones.
@@ -111,7 +112,7 @@ def read_boundaries(
     allow_missing: bool = False,
     find_videos: bool = True,
 ) -> BoundarySplit:
-    """Read one split of Kinetics-GEBD, TAPOS or the user's own json.
+    """Read one split of Kinetics-GEBD, TAPOS, the user's own json or a world drawn by `draw_boundaries`.
 
     Args:
         data: one of BOUNDARY_DATASETS.
@@ -141,6 +142,8 @@ def read_boundaries(
     elif path.suffix == ".json":
         content = read_object(path)
         records = from_tapos(content, part, str(path), notes) if data == "tapos" else content
+    elif data == "mini":
+        records = _as_dict(path)
     else:
         records = _read_pickled(path, files, part, version, notes)
     clips = read_records(records, str(path), notes)
@@ -148,7 +151,7 @@ def read_boundaries(
         raise BadRow(
             str(path), "file", f"no clip to {split} with has a boundary", "check that it is the right file"
         )
-    if data != "json":
+    if data in ("kinetics_gebd", "tapos"):  # several files of each circulate
         counted = f"{len(clips):,} clips, {sum(clip.boundaries for clip in clips):,} boundaries"
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         notes.texts.insert(0, f"the ground truth is {path.name}: {counted}, sha256 {digest}")

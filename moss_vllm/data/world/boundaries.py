@@ -97,7 +97,7 @@ def draw_boundaries(
         ValueError: `root` is a world of another size, or another folder.
     """
     root = Path(root)
-    files = [BOUNDARY_FILES["kinetics_gebd"][0].format(part) for part in FILE_PARTS.values()]
+    files = [BOUNDARY_FILES["mini"][0].format(part) for part in FILE_PARTS.values()]
     size = open_world(
         root,
         BOUNDARIES_SETTINGS,
