@@ -142,7 +142,8 @@ def inside_clip(video: BoundaryVideo, found: Sequence[float], rule: F1Rule) -> t
 
 def _as_frame(number: float) -> float:
     """The whole frame that was meant, as seconds are frames / fps."""
-    return float(round(number)) if abs(number - round(number)) < WHOLE_FRAME else number
+    whole = round(number, 0)  # with 0 also of an infinite number, which lies outside of every clip
+    return whole if abs(number - whole) < WHOLE_FRAME else number
 
 
 def match_clip(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from boundary_layouts import golden, record
 
-from moss_vllm.boundaries.f1 import DISTANCES, f1_scores, match_boundaries
+from moss_vllm.boundaries.f1 import DISTANCES, F1_RULES, f1_scores, match_boundaries
 from moss_vllm.data.annotated_videos import Notes
 from moss_vllm.data.boundaries.annotation import read_records
 
@@ -122,3 +122,10 @@ def test_what_cannot_be_scored():
         ValueError, match="the rule of F1 is 'f1'; it must be one of official, efficientgebd, off"
     ):
         match_boundaries(videos, {}, "f1")
+
+
+@pytest.mark.parametrize("rule", F1_RULES)
+def test_a_time_however_far_outside_its_clip_is_dropped(rule):
+    videos, far = clips(record("a", [2.0, 5.0])), [-1e308, 2.0, 5.0, 1e308]
+    matches = match_boundaries(videos, {"clip0": far}, rule)
+    assert matches.outside == 2 and matches.hits[0, 0] == matches.detections[0] == 2

@@ -262,6 +262,7 @@ def test_frames_are_counted_from_1_or_0_without_a_gap(tmp_path):
 RECORDS = [  # a change to a clip's record, and what is told of it
     ({"num_frames": None}, "'num_frames' is None, a number above 0 is needed"),
     ({"num_frames": 10.5}, "10.5 frames in 10 s: a whole number is needed"),
+    ({"num_frames": 10**12, "video_duration": 1e10}, "1e+12 frames in 1e+10 s: a whole number is needed"),
     ({"num_frames": 100_000}, "100000 frames in 10 s: a whole number is needed, 1 to 1000 a second"),
     ({"fps": "10"}, "'fps' is '10', a number above 0"),
     ({"video_duration": -1.0}, "'video_duration' is -1.0"),
@@ -382,6 +383,25 @@ def test_instances_of_another_name_are_refused(tmp_path):
             read_boundaries("tapos", tmp_path, "test")
 
 
+def test_a_boundary_of_own_json_may_lie_anywhere(tmp_path):
+    clip = {
+        "subset": "training",
+        "duration": 4.0,
+        "fps": 25.0,
+        "boundaries_s": [[-1e308, 1.0, 2.0, 3.0, 1e308]],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps({"database": {"a": clip}}))
+    (rater,) = read_boundaries("json", tmp_path, "train", find_videos=False).videos[0].raters
+    assert rater.frames[1:] == (25.0, 50.0, 75.0, 99.0) and rater.frames[0] < 0
+
+
+def test_an_id_names_no_other_folder(root):
+    file = change(root, lambda records: records.update({"../a": records.pop(TEST[0])}))
+    with pytest.raises(BadRow, match=r"video '../a': '../a' is not a plain file name") as caught:
+        read_boundaries("kinetics_gebd", root, "test")
+    assert str(caught.value).startswith(str(file))
+
+
 @pytest.mark.parametrize(
     "given, told",
     [
@@ -389,8 +409,12 @@ def test_instances_of_another_name_are_refused(tmp_path):
         ({"boundaries_s": None}, "'boundaries_s' is NoneType, a list with a list for each rater"),
         ({"fps": None}, "'fps' is None"),
         ({"duration": "4"}, "'duration' is '4'"),
-        ({"consistency": [0.5, 0.5]}, "1 raters in seconds, 1 in frames, 2 in f1_consis"),
-        ({"consistency": 0.5}, "'f1_consis' is float"),
+        (
+            {"consistency": [0.5, 0.5]},
+            r"'consistency' is [0.5, 0.5], a list of 1 numbers is needed; write one",
+        ),
+        ({"consistency": 0.5}, "'consistency' is 0.5, a list of 1 numbers"),
+        ({"consistency": [80]}, "'consistency' has 80, a number from 0 to 1 is needed; write shares"),
         ({"subset": "val"}, "no video has the subset 'training', by which train is chosen; there are 'val'"),
     ],
 )
@@ -432,7 +456,7 @@ def test_no_file_and_unknown_names(tmp_path):
     with pytest.raises(BadRow, match=r"no k400_mr345_val_.*\.pkl or k400_val_raw_annotation.pkl in "):
         read_boundaries("kinetics_gebd", tmp_path, "test")
     with pytest.raises(
-        ValueError, match="'ava', 'test', '2022' is not one of kinetics_gebd, tapos, json, train"
+        ValueError, match="'ava', 'test', '2022' is not one of kinetics_gebd, tapos, json, mini, train"
     ):
         read_boundaries("ava", tmp_path, "test")
     with pytest.raises(ValueError, match="'tapos', 'val', '2022' is not one of"):

@@ -52,3 +52,9 @@ def test_one_behind_a_removed_mark_stays_in_its_range():
 
 def test_clips_of_two_raters_or_without_a_field_are_left_out():
     assert boundaries(mark(2.0), raters=2) is None and boundaries(mark(2.0), raters=3) == [2.0]
+
+
+def test_a_frame_rate_however_high_ends_at_the_last_frame():
+    record = {"num_frames": 300, "path_video": "a/b.mp4", "fps": 1e308, "video_duration": 10.0}
+    record |= {"f1_consis": [1.0] * 3, "f1_consis_avg": 1.0, "substages_timestamps": [[mark(2.0)]] * 3}
+    assert build_ground_truth({"a": record})["a"]["substages_myframeidx"] == [[299.0]] * 3

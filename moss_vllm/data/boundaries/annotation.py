@@ -16,7 +16,14 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from moss_vllm.data.actions.files import clip_name
-from moss_vllm.data.annotated_videos import FPS_RANGE, Notes, is_number, positive, read_frame_count
+from moss_vllm.data.annotated_videos import (
+    FPS_RANGE,
+    LONGEST_VIDEO,
+    Notes,
+    is_number,
+    positive,
+    read_frame_count,
+)
 from moss_vllm.data.boundaries.ground_truth import RAW_FIELDS
 from moss_vllm.data.rows import BadRow, raise_bad_rows
 
@@ -89,8 +96,10 @@ def _read_record(video_id: str, record: Any, file: str) -> BoundaryVideo:
         raise BadRow(file, where, f"is a {type(record).__name__}, not a dict", FIX_RECORD)
     frames = positive(record, "num_frames", file, where)
     fps, duration_s = (positive(record, key, file, where) for key in ("fps", "video_duration"))
-    if not frames.is_integer() or not FPS_RANGE[0] <= frames / duration_s <= FPS_RANGE[1]:
-        reason = f"{frames:g} frames in {duration_s:g} s: a whole number is needed, 1 to 1000 a second"
+    is_count = frames.is_integer() and frames <= LONGEST_VIDEO
+    if not is_count or not FPS_RANGE[0] <= frames / duration_s <= FPS_RANGE[1]:
+        needed = f"a whole number is needed, 1 to 1000 a second and at most {LONGEST_VIDEO:,}"
+        reason = f"{frames:g} frames in {duration_s:g} s: {needed}"
         raise BadRow(file, where, reason, FIX_RECORD)
     times = _lists(record, "substages_timestamps", file, where)
     places = _lists(record, "substages_myframeidx", file, where)
@@ -107,7 +116,7 @@ def _read_record(video_id: str, record: Any, file: str) -> BoundaryVideo:
     mean: Any = record.get("f1_consis_avg")
     if not is_number(mean):
         raise BadRow(file, where, f"'f1_consis_avg' is {mean!r:.80}, a number is needed", FIX_RECORD)
-    group, name = _place(video_id, record, file, where)
+    group, name = _place(clip_name(video_id, file, where), record, file, where)
     raters = map(Rater, times, places, consistency)
     return BoundaryVideo(video_id, "", name, group, int(frames), fps, duration_s, tuple(raters), float(mean))
 
@@ -271,21 +280,27 @@ def from_database(rows: Mapping[str, dict[str, Any]], file: str) -> dict[str, An
             if frames is None:
                 raise BadRow(file, where, "has no 'fps' and no 'frame'", "write one of the two")
             times = _lists(row, "boundaries_s", file, where)
+            consistency = row.get("consistency", [1.0] * len(times))
+            if not isinstance(consistency, list) or len(consistency) != len(times):
+                reason = f"'consistency' is {consistency!r:.80}, a list of {len(times)} numbers is needed"
+                raise BadRow(file, where, reason, "write one for each rater, or leave it out")
+            if wrong := [one for one in consistency if not is_number(one) or not 0 <= one <= 1]:
+                reason = f"'consistency' has {wrong[0]!r:.80}, a number from 0 to 1 is needed"
+                raise BadRow(file, where, reason, "write shares, not percent")
         except BadRow as error:
             bad.append(error)
             continue
         fps = frames / duration_s
-        consistency = row.get("consistency", [1.0] * len(times))
-        is_list = isinstance(consistency, list) and consistency and all(map(is_number, consistency))
         records[video_id] = {
             "num_frames": frames,
             "fps": fps,
             "video_duration": duration_s,
             "f1_consis": consistency,
-            "f1_consis_avg": math.fsum(consistency) / len(consistency) if is_list else None,
+            "f1_consis_avg": math.fsum(consistency) / len(consistency),
             "substages_timestamps": [list(some) for some in times],
-            "substages_myframeidx": [
-                [float(min(frames - 1, math.floor(time * fps))) for time in some] for some in times
+            "substages_myframeidx": [  # times far outside stay outside, and are whole numbers
+                [float(math.floor(max(-frames, min(frames - 1, time * fps)))) for time in some]
+                for some in times
             ],
         }
     raise_bad_rows(bad)

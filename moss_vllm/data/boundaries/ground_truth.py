@@ -53,7 +53,7 @@ def _build_record(record: Mapping[str, Any], version: Version) -> dict[str, Any]
         "path_frame": record["path_video"].removesuffix(".mp4"),
         "substages_timestamps": times,
         "substages_myframeidx": [
-            [float(min(last, math.floor(time * record["fps"]))) for time in some] for some in times
+            [float(math.floor(min(last, time * record["fps"]))) for time in some] for some in times
         ],
     }
 
