@@ -116,12 +116,19 @@ def as_boundaries(
 ) -> dict[str, list[float]]:
     """Boundaries in seconds of what `file` has.
 
-    Raises: BadRow or BadRows for scores without a threshold, a threshold without scores, or times that are no
-    seconds.
+    Raises: BadRow or BadRows for clips of which the split has none, scores without a threshold, a threshold
+    without scores, or times that are no seconds.
     """
     rates = {video.video_id: video.fps for video in split.annotated}
+    if not rates.keys() & entries.keys():
+        one, known = (next(iter(ids), None) for ids in (entries, rates))
+        others = (
+            f"has clips such as {one!r}, and none of the {len(rates):,} of {split.file}, such as {known!r}"
+        )
+        reason = others if entries else "has no clip"
+        raise BadRow(file, "file", reason, "check that it is the right file, and the ids of its clips")
     scores = {name: one for name, one in entries.items() if isinstance(one, FrameScores)}
-    if threshold is not None and entries and not scores:
+    if threshold is not None and not scores:
         reason = f"has boundaries in seconds, which a threshold of {threshold:g} does not change"
         raise BadRow(file, "file", reason, "leave the threshold out, or pass a file with scores of frames")
     if threshold is None:

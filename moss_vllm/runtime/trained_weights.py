@@ -157,13 +157,21 @@ def read_record(
     """
     for name in (RUN_FILE, *files):
         if not (folder / name).is_file():
+            other = "" if name == RUN_FILE else tell_other_recipe(read_json(folder / RUN_FILE), recipe)
             raise FileNotFoundError(
-                f"{folder}: no {name}; name a folder that recipes/{recipe} wrote (step-NNNNNN or best)"
+                f"{folder}: no {name}{other}; name a folder that recipes/{recipe} wrote (step-NNNNNN or best)"
             )
     run = read_json(folder / RUN_FILE)
     if missing := [name for name in needed if name not in run]:
         raise ValueError(f"{folder / RUN_FILE}: has no {', '.join(missing)}; is it of a {kind}?")
     return run
+
+
+def tell_other_recipe(run: Mapping[str, Any], recipe: str) -> str:
+    """Which other recipe wrote a checkpoint, by the command in its run.json; empty if that does not tell."""
+    script, *_ = [*str(run.get("command", "")).split(), ""]
+    is_other = script.endswith(".py") and Path(script).name != recipe
+    return f" (it is a checkpoint of {script})" if is_other else ""
 
 
 def step_name(folder: Path) -> str:

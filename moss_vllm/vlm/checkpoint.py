@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.provenance import RUN_FILE, faults, versions
 from moss_vllm.runtime.screen import say
+from moss_vllm.runtime.trained_weights import tell_other_recipe
 from moss_vllm.vlm.adapter import (
     ADAPTER_CONFIG,
     attach_lora,
@@ -219,7 +220,9 @@ def read_run_file(folder: Path) -> dict[str, Any]:
     file = folder / RUN_FILE
     run = read_json(file)
     if missing := [name for name in RUN_NEEDS if name not in run]:
-        raise ValueError(f"{file}: has no {', '.join(missing)}; use an earlier checkpoint")
+        other = tell_other_recipe(run, "favor_lora.py")
+        remedy = "name one that recipes/favor_lora.py wrote" if other else "use an earlier checkpoint"
+        raise ValueError(f"{file}: has no {', '.join(missing)}{other}; {remedy}")
     kinds: dict[str, Any] = {"base_model": str, "base_revision": str | None, "base_fingerprint": str}
     for name, kind in {**kinds, "moss": dict | None}.items():
         if not isinstance(run[name], kind):

@@ -134,6 +134,11 @@ def test_what_is_no_checkpoint_of_a_boundary_model_is_refused(folder, tmp_path):
         (copy / name).unlink()
         with pytest.raises(FileNotFoundError, match=rf"no {name}; name a folder that recipes/boundaries\.py"):
             load(copy)
+    edit_run(tmp_path / WEIGHTS_FILE, command="recipes/detection.py --steps 3")
+    with pytest.raises(
+        FileNotFoundError, match=r"tensors \(it is a checkpoint of recipes/detection\.py\); name"
+    ):
+        load(tmp_path / WEIGHTS_FILE)
     (folder / "run.json").write_text(json.dumps({"model": {}}))
     with pytest.raises(ValueError, match="has no clips, data; is it of a boundary model"):
         load(folder)

@@ -112,3 +112,15 @@ def test_files_of_another_form(split, tmp_path):
         read_predictions(tmp_path / "found.json", split)
     with pytest.raises(BadRow, match="holds a list, not a dict of clips"):
         read_predictions(write_pickle(tmp_path / "found.pkl", [1.0]), split)
+
+
+@pytest.mark.parametrize(
+    "content, has",
+    [({}, "has no clip"), ({"x": [1.0]}, "has clips such as 'x', and none of the 2 of gt.pkl, such as 'a'")],
+)
+def test_predictions_of_other_clips_are_told_with_both_files(split, tmp_path, content, has):
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadRow) as caught:
+        read_predictions(path, split)
+    assert str(caught.value).startswith(f"{path}: file: {has}; check that it is")

@@ -51,6 +51,13 @@ def test_a_run_file_without_a_name_it_needs_is_refused(copy, lost):
     refused(copy, rf"run\.json: .*{lost}")
 
 
+def test_a_checkpoint_of_another_recipe_is_refused_by_its_name(tmp_path):
+    (tmp_path / RUN_FILE).write_text(json.dumps({"model": {}, "command": "recipes/boundaries.py --steps 3"}))
+    other = r"\(it is a checkpoint of recipes/boundaries\.py\); name one that recipes/favor_lora\.py wrote"
+    with pytest.raises(ValueError, match=rf"run\.json: has no base_model, .* {other}"):
+        checkpoint.load(tmp_path)
+
+
 def test_another_kind_of_model_is_refused(tmp_path):
     Qwen2Config(hidden_size=8).save_pretrained(tmp_path)
     for opened in (checkpoint.load, load_base, load_processor):

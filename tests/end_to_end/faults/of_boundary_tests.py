@@ -49,10 +49,11 @@ for title, flags in (
 # ---- checkpoints
 
 
-def as_other(name):
-    """A checkpoint of another task, by the name of its weights."""
+def as_other(name, recipe):
+    """A checkpoint of another task, by the name of its weights and its command."""
 
     def change(ground):
+        edit_run(ground.best, command=f"recipes/{recipe} --seed 1")
         (ground.best / WEIGHTS_FILE).unlink()
         save_file({"norm.weight": torch.ones(3)}, ground.best / name)
 
@@ -95,9 +96,9 @@ for title, damage, flags in (
     ("no checkpoint", nothing, {"ckpt": "<tmp>/gone"}),
     ("an empty folder", empty, {}),
     ("the run's folder", nothing, {"ckpt": "<tmp>/run"}),
-    ("a checkpoint of a classifier", as_other("classifier.safetensors"), {}),
-    ("a checkpoint of a detector", as_other("detector.safetensors"), {}),
-    ("a checkpoint of a Video-LLM", as_other("adapter_model.safetensors"), {}),
+    ("a checkpoint of a classifier", as_other("classifier.safetensors", "action_recog.py"), {}),
+    ("a checkpoint of a detector", as_other("detector.safetensors", "detection.py"), {}),
+    ("a checkpoint of a Video-LLM", as_other("adapter_model.safetensors", "favor_lora.py"), {}),
     ("weights that are a pickle", as_pickle, {}),
     ("weights that are cut short", lambda ground: cut(ground.best / WEIGHTS_FILE, 10), {}),
     ("weights of another shape", weights(lambda tensor: torch.ones(7)), {}),
