@@ -228,7 +228,9 @@ def start_randomly(model: ResNet) -> ResNet:
 
 
 def _measure(norm: nn.Module, inputs: tuple[Tensor]) -> None:
-    """Set a norm by what it is about to normalise."""
+    """Set a norm by what it is about to normalise; by one value a channel, which has no variance, not."""
+    if inputs[0].numel() == inputs[0].shape[1]:
+        return
     variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
     cast(Tensor, norm.running_mean).copy_(mean)
     cast(Tensor, norm.running_var).copy_(variance)

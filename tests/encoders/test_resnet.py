@@ -97,6 +97,15 @@ def test_norms_set_by_clips_centre_and_scale_what_these_clips_give():
     assert seen and not any(hooked._forward_pre_hooks for hooked in encoder.modules())
 
 
+def test_a_single_value_sets_no_norm():
+    encoder = open_resnet(SMALL, weights="random")
+    encoder.set_norms(pixels(1, 32, 32, 1))  # the last stage has a grid of 1 x 1
+    assert all(value.isfinite().all() for value in encoder.state_dict().values())
+    assert (
+        encoder.model.layer4[0].bn3.running_var.eq(1).all() and not encoder.model.bn1.running_var.eq(1).any()
+    )
+
+
 def test_training_changes_no_norm_and_not_the_first_convolution():
     encoder = open_resnet(SMALL, weights="random").train()
     encoder(pixels()).sum().backward()
