@@ -23,7 +23,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from moss_vllm.report.plots import COLOURS, DOTS_PER_INCH
+from moss_vllm.report.plots import COLOURS, save_png
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import read_json, whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
@@ -276,8 +276,7 @@ def draw(names: Sequence[str], whole: Difference, by_group: Mapping[str, Differe
     keys = [Patch(color=GAIN, label="gain"), Patch(color=LOSS, label="loss")]
     keys.append(Patch(color="grey", alpha=PALE, label="pale: the 95 % interval holds 0"))
     figure.legend(handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    with whole_file(path) as part:
-        figure.savefig(part, dpi=DOTS_PER_INCH, format="png")
+    save_png(figure, path)
 
 
 def tell_apart(first: Path, second: Path) -> tuple[str, str]:

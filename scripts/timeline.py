@@ -49,7 +49,7 @@ from moss_vllm.report.boundary_files import holds_boundaries, read_boundary_test
 from moss_vllm.report.boundary_page import draw_clip
 from moss_vllm.report.detection_files import read_test
 from moss_vllm.report.strips import read_spread
-from moss_vllm.report.timeline import draw_as_png, lay_out_video
+from moss_vllm.report.timeline import draw_as_png, lay_out_video, picture_of
 from moss_vllm.runtime.files import refuse_unwritable
 
 
@@ -76,7 +76,7 @@ def _draw_detections(
     """The file, and what was drawn in words."""
     test = read_test(result, **where)
     video = test.video(video_id)
-    out = out or test.folder / f"timeline_{video.video_id}.png"
+    out = out or picture_of(video.video_id, test.folder)
     refuse_unwritable(out.parent, "the folder of --out,")
     timeline = lay_out_video(video, test.split.classes, test.match(), TIOU_THRESHOLDS)
     strip, without = read_spread(video.path, video.duration_s)

@@ -40,6 +40,7 @@ from moss_vllm.report.strips import (
     read_spread,
     read_strips,
 )
+from moss_vllm.report.timeline import picture_of
 from moss_vllm.runtime.files import refuse_unwritable
 
 SECTIONS = {"score": "Score", "clips": "Clips", "run": "What was tested"}
@@ -86,7 +87,7 @@ def write_views(folder: Path) -> tuple[Path, Path]:
 
 def draw_clip(test: BoundaryTest, video: BoundaryVideo, out: Path | None = None) -> tuple[Path, str]:
     """Draw a clip as a PNG; returns the file, and what was drawn in words."""
-    out = out or test.folder / f"timeline_{video.video_id}.png"
+    out = out or picture_of(video.video_id, test.folder)
     refuse_unwritable(out.parent, "the folder of --out,")
     curve = _lay_out(test, video)
     strip, without = read_spread(video.path, video.duration_s)

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -139,10 +140,18 @@ def _figure(width: float) -> "Figure":
 
 
 def _save(figure: "Figure", path: str | Path) -> None:
-    """Save with Agg, as a Figure made without pyplot does, whatever backend the caller has chosen."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
-    with whole_file(Path(path)) as part:
+    save_png(figure, Path(path))
+
+
+def save_png(figure: "Figure", path: Path) -> None:
+    """Save with Agg, as a Figure made without pyplot does, whatever backend the caller has chosen.
+
+    Letters that the font lacks become boxes, without a warning for each.
+    """
+    with whole_file(path) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from")
         figure.savefig(part, dpi=DOTS_PER_INCH, format="png")

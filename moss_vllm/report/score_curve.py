@@ -16,7 +16,7 @@ from moss_vllm.boundaries.f1 import DISTANCES, F1_RULES, MIN_CONSISTENCY, inside
 from moss_vllm.boundaries.predictions import FrameScores
 from moss_vllm.data.boundaries.annotation import BoundaryVideo
 from moss_vllm.report.html import Html, counted
-from moss_vllm.report.plots import COLOURS, DOTS_PER_INCH, in_picture
+from moss_vllm.report.plots import COLOURS, in_picture, save_png
 from moss_vllm.report.timeline import (
     ACTION,
     FALSE_COLOUR,
@@ -32,7 +32,6 @@ from moss_vllm.report.timeline import (
     draw_strip,
     seconds_to_x,
 )
-from moss_vllm.runtime.files import whole_file
 from moss_vllm.video.clip import Clip
 
 DISTANCE = DISTANCES[0]  # within which a boundary is found, as a share of the clip
@@ -220,8 +219,7 @@ def draw_curve_as_png(curve: ScoreCurve, path: Path, *, title: str, strip: Clip 
         draw_strip(panels[0], strip, curve.duration_s, figure.get_size_inches()[0] / heights[0])
     panels[0].set_title(in_picture(title), fontsize=10, loc="left")
     add_legend(below, _keys(curve))
-    with whole_file(path) as part:
-        figure.savefig(part, dpi=DOTS_PER_INCH, format="png")
+    save_png(figure, path)
 
 
 def _keys(curve: ScoreCurve) -> list[Any]:

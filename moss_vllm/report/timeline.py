@@ -20,8 +20,7 @@ import numpy as np
 from moss_vllm.data.detection.datasets import DetectionVideo
 from moss_vllm.detection.average_precision import ClassMatches, segment_iou
 from moss_vllm.report.html import Html, counted, escape, tag
-from moss_vllm.report.plots import COLOURS, DOTS_PER_INCH, in_picture
-from moss_vllm.runtime.files import whole_file
+from moss_vllm.report.plots import COLOURS, in_picture, save_png
 from moss_vllm.video.clip import Clip
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ MOST_TICKS = 10
 # Of the drawing on a page, in its own units: its width, room for names, heights of bars and of gaps.
 WIDTH, NAMES, RIGHT_MARGIN, ACTION, DETECTION, GAP, AXIS = 1000, 190, 14, 12, 8, 8, 20
 NAME_CHARACTERS = 28
+NAME_BYTES = 180  # of a video's id in the name of its picture, which is longer while it is written
 
 
 class Detected(NamedTuple):
@@ -274,8 +274,12 @@ def draw_as_png(timeline: Timeline, path: Path, *, title: str, strip: Clip | Non
         draw_strip(panels[0], strip, timeline.duration_s, figure.get_size_inches()[0] / strip_in)
     panels[0].set_title(in_picture(title), fontsize=10, loc="left")
     add_legend(axes, _keys())
-    with whole_file(path) as part:
-        figure.savefig(part, dpi=DOTS_PER_INCH, format="png")
+    save_png(figure, path)
+
+
+def picture_of(video_id: str, folder: Path) -> Path:
+    """The file of a video's picture: names of files have up to 255 bytes, so a longer id is cut."""
+    return folder / f"timeline_{video_id.encode()[:NAME_BYTES].decode(errors='ignore')}.png"
 
 
 def _draw_lane(axes: "Axes", lane: Lane, top: float) -> None:

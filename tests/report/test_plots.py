@@ -27,6 +27,11 @@ def test_loss_plot(tmp_path):
     assert not (tmp_path / "no.png").exists()
 
 
+def test_letters_that_the_font_lacks_are_no_warning_each(tmp_path, recwarn):
+    plot_losses({"\u65e5\u672c\u8a9e": [(0, 1.0)]}, tmp_path / "a.png", title="\u65e5\u672c\u8a9e")
+    assert not recwarn.list and (tmp_path / "a.png").is_file()
+
+
 def test_accuracy_plot(tmp_path):
     plot_accuracy(PAPER_TABLE_5["MotionBench-Dev"], tmp_path / "a.png", chance={"all": 26.0, "MR": 25.0})
     plot_accuracy({"m": {"all": (40.0, 2.0), "MR": 30.0}}, tmp_path / "b.png")

@@ -15,7 +15,15 @@ from PIL import Image
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, match_detections
 from moss_vllm.report import timeline
 from moss_vllm.report.detection_files import read_test
-from moss_vllm.report.timeline import Annotated, Detected, draw_on_page, lay_in_rows, lay_out_video
+from moss_vllm.report.timeline import (
+    Annotated,
+    Detected,
+    draw_on_page,
+    lay_in_rows,
+    lay_out_video,
+    picture_of,
+)
+from moss_vllm.runtime.files import whole_file
 
 
 def line_of(folder, video_id):
@@ -170,3 +178,12 @@ def test_wrong_names_are_told(tmp_path):
     with pytest.raises(SystemExit, match="result.json"):
         script.main([str(tmp_path / "thumos"), "--video", TEST[0]])
     assert json.loads((folder / "predictions.json").read_text())["results"].keys() == FOUND.keys()
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "\u3042" * 80])
+def test_a_picture_has_a_name_that_can_be_written(tmp_path, name):
+    picture = picture_of(name, tmp_path)
+    assert picture.name.startswith(f"timeline_{name[:50]}")
+    with whole_file(picture) as part:
+        part.write_bytes(b"PNG")
+    assert picture.is_file()
