@@ -14,7 +14,7 @@ from moss_vllm.runtime.line_store import ANSWERS
 from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE, latest_checkpoint
 
 TRAIN, EVALS, REJECTED = "train.jsonl", "evals.jsonl", "rejected.jsonl"
-TEST_RESULT = "test/result.json"  # of a classifier's or a detector's test after training
+TEST_RESULT = "test/result.json"  # of the test after training, but for a video LLM
 MISSING = {  # what a missing file means
     SETTINGS_FILE: "the settings, the number of steps and what trains are not known",
     TRAIN: "no step was logged",
@@ -25,6 +25,10 @@ MISSING_OF_CLASSIFIER = {
     **{name: MISSING[name] for name in (SETTINGS_FILE, TRAIN)},
     EVALS: "no test was finished in training (--eval-every sets how often)",
 }
+# Of a classifier's test, of a detector's, and of a boundary model's.
+SCORES = {"top1": "Top-1", "top5": "Top-5", "class_mean": "Mean over classes"}
+SCORES |= {"mAP avg": "Average mAP", "mAP 0.3": "mAP at tIoU 0.3", "mAP 0.7": "mAP at tIoU 0.7"}
+SCORES |= {"F1@0.05": "Boundary F1 at 0.05", "Avg. F1": "Average F1"}
 MOST_STEP = 2**53  # the page's script counts exactly up to here
 LINES_NAMED = 10  # unreadable lines of a file that are named; all are counted
 
@@ -33,7 +37,7 @@ LINES_NAMED = 10  # unreadable lines of a file that are named; all are counted
 class RunFiles:
     """A run's files. `faults` names what could not be read, `absent` the files that are missing.
 
-    `evals` maps a benchmark (None for tests of classifiers and detectors) to the line of each step.
+    `evals` maps a benchmark (None for tests of other models than video LLMs) to the line of each step.
     """
 
     folder: Path
@@ -59,7 +63,16 @@ class RunFiles:
     def unit(self) -> str:
         """What a step counts beside clips: "tokens" for a video LLM, "frames" for other models."""
         line = next(iter(self.steps.values()), {})
-        return "frames" if "frames" in line or {"views", "windows"} & self.report.keys() else "tokens"
+        return (
+            "frames" if "frames" in line or {"views", "windows", "clips"} & self.report.keys() else "tokens"
+        )
+
+    @property
+    def loss_of(self) -> str:
+        """What the loss is a mean over."""
+        if "clips" in self.report:  # of a boundary model
+            return "of a frame"
+        return {"tokens": "of an answer token", "frames": "of a clip"}[self.unit]
 
     @property
     def last_step(self) -> int:

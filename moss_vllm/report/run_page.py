@@ -23,14 +23,13 @@ from moss_vllm.report.html import (
     tiles,
     trim,
 )
-from moss_vllm.report.run_files import RunFiles
+from moss_vllm.report.run_files import SCORES, RunFiles
 from moss_vllm.training.run_folder import SETTINGS_FILE
 
 BYTES_PER_GIB = 2**30
 MOST_ROWS = 200  # rejected rows on the page
 ROW_CHARACTERS = 600  # of a row's name or reason
 RUN_PARTS = {"curves": "Curves", "samples": "Samples", "settings": "Settings", "rejected": "Rejected rows"}
-LOSS_UNITS = {"tokens": "of an answer token", "frames": "of a clip"}
 START_TABLES = {  # of the start report: title and heads of a table
     "parameters": ("What trains", ("group", "pattern", "tensors", "parameters", "learning rate")),
     "sources": ("Sources", ("source", "rows", "weight")),
@@ -40,9 +39,6 @@ START_TABLES = {  # of the start report: title and heads of a table
     "memory": ("Memory estimate of a process, for batches of the longest clip", ("part", "GiB")),
     "versions": ("Versions", ()),
 }
-# Of a classifier's test, and of a detector's.
-SCORES = {"top1": "Top-1", "top5": "Top-5", "class_mean": "Mean over classes"}
-SCORES |= {"mAP avg": "Average mAP", "mAP 0.3": "mAP at tIoU 0.3", "mAP 0.7": "mAP at tIoU 0.7"}
 Pick = Callable[[dict[str, Any]], Any]
 
 
@@ -218,7 +214,7 @@ def _curves(run: RunFiles) -> list[Chart]:
     waiting = _curve(run, "each step", lambda line: _ratio(line["waited_s"], line["seconds"], 100))
     memory = _curve(run, "first process", lambda line: line["memory_gib"])
     return [
-        Chart("Loss", LOSS_UNITS[run.unit], with_mean(_curve(run, "each step", lambda line: line["loss"]))),
+        Chart("Loss", run.loss_of, with_mean(_curve(run, "each step", lambda line: line["loss"]))),
         Chart("Learning rates", "of each group", _of_groups(run, "lr", 0), ends=(0.0,)),
         Chart("Gradient norms", "before clipping", [*_of_groups(run, "grad_norms", 0), norm], log=True),
         Chart("Speed", "clips/s", with_mean(speed), ends=(0.0,)),
@@ -289,6 +285,8 @@ def _tests(run: RunFiles) -> list[Html]:
     note = "Percent of the test clips, one view each; every clip's answer is in evals/step-N/answers."
     if "videos" in heads:
         note = "mAP in percent; the detections of every video are in evals/step-N/answers."
+    if "F1@0.05" in heads:
+        note = "F1 in percent; the scores of every clip's frames are in evals/step-N/answers."
     return [table(list(heads.values()), rows), tag("p", note, class_="soft")]
 
 

@@ -224,6 +224,30 @@ def test_a_classifiers_run_before_its_first_test_says_so(classifier_run, tmp_pat
     assert "rejected.jsonl" not in page.text  # this recipe writes none before it trains
 
 
+def test_a_boundary_models_run_has_its_f1(tmp_path):
+    scores = {"F1@0.05": 26.7, "Avg. F1": 62.75, "clips": 80}
+    clips = {"frames": 50, "size_px": 48, "sliced": False}
+    for name, text in (
+        ("settings.json", json.dumps({**settings(), "clips": clips})),
+        ("train.jsonl", jsonl([{"step": 6, "loss": 0.5, "clips": 4, "frames": 200}])),
+        ("evals.jsonl", jsonl([{"step": 6, "score": 26.7, **scores}])),
+        ("test/result.json", json.dumps({"step": 6, "size_px": 48, **scores})),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    page = write(tmp_path)
+    assert page.curve("Boundary F1 at 0.05", "Boundary F1 at 0.05") == {6: 26.7}
+    assert page.curve("Average F1", "Average F1") == {6: 62.75}
+    heads = ["step", "Boundary F1 at 0.05", "Average F1", "clips"]
+    assert heads in page.cells and page.row("6") == ["26.70", "62.75", "80"]
+    told = "Test of step 6 (48 px): boundary F1 at 0.05 26.70 %, average F1 62.75 %."
+    assert told in page.text and "Loss of a frame" in page.text and "one view" not in page.text
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "evals.jsonl").unlink()
+    page = write(tmp_path)
+    assert "no test was finished in training" in page.text and "question" not in page.text
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_a_real_run_has_a_whole_page(recipe, tiny_base, world, tmp_path):
