@@ -90,7 +90,8 @@ def textbook_stss(x: Tensor, window: Window) -> Tensor:
     queries = repeat(x, "b t h w c -> (b t l) (h w) c", l=length)
     neighbours = F.pad(x, (0, 0, 0, 0, 0, 0, length // 2, length // 2)).unfold(1, length, 1)
     keys = rearrange(neighbours, "b t h w c l -> (b t l) (h w) c")
-    volume = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).transpose(-1, -2)
+    eps = max(1e-12, torch.finfo(x.dtype).tiny)  # float16 has no 1e-12, and a padding frame would be 0 / 0
+    volume = F.normalize(queries, dim=-1, eps=eps) @ F.normalize(keys, dim=-1, eps=eps).transpose(-1, -2)
     volume = volume.view(*x.shape[:2], length, height, width, height, width)
     volume = F.pad(volume, (columns // 2, columns // 2, rows // 2, rows // 2))
     h, w = torch.arange(height, device=x.device), torch.arange(width, device=x.device)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def run_job(job: Job, ends: float, *, toy: bool) -> dict[str, Any]:
     """Run one job; what is known of it, whatever became of it."""
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "output", "w+b") as output:
         file = Path(folder) / "result.json"
-        words, began = job.words(file, toy=toy), time.monotonic()
+        words, began, cpu_s = job.words(file, toy=toy), time.monotonic(), _cpu_of_children()
         piped: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
         # A group of its own, but no session: who ends everything in this session ends the job too.
         process = subprocess.Popen(
@@ -200,6 +201,7 @@ def run_job(job: Job, ends: float, *, toy: bool) -> dict[str, Any]:
         return {
             "state": state,
             "seconds": round(time.monotonic() - began, 1),
+            "cpu_s": round(_cpu_of_children() - cpu_s, 1),
             "limit_s": job.limit_s,
             "status": status,
             "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -222,13 +224,19 @@ def _wait(process: subprocess.Popen[bytes], job: Job, began: float, ends: float)
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
     """End the job, and what it started and left behind."""
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError, PermissionError):  # macOS has the second for a group that has ended
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(ENDING_S)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _cpu_of_children() -> float:
+    """CPU seconds of all jobs that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _read_result(file: Path) -> tuple[Any, str | None]:
