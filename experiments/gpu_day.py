@@ -108,7 +108,8 @@ def describe_machine() -> dict[str, Any]:
     command = [sys.executable, "-c", DESCRIBE]
     asked = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True)
     if asked.returncode:
-        raise ValueError(f"this Python cannot run the jobs: {asked.stderr.strip().splitlines()[-1]}")
+        said = asked.stderr.strip().splitlines() or [f"status {asked.returncode}"]
+        raise ValueError(f"{sys.executable} cannot run the jobs ({said[-1]}); install what is missing")
     found: dict[str, Any] = json.loads(asked.stdout.splitlines()[-1])
     return found
 

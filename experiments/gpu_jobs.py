@@ -82,7 +82,7 @@ def _tables(result: Any) -> Iterator[str]:
 
 def _detection(result: Any) -> Iterator[str]:
     """A step with and without MOSS, and the peak of whole steps beside its estimate."""
-    for way, one in result["step"]["ways"].items():
+    for way, one in result.get("step", {"ways": {}})["ways"].items():
         yield f"{way}: {one['step_s']['median']:.3g} s a step"
     if true := result.get("true"):
         known = true["allocated_gib"] is not None
@@ -125,7 +125,7 @@ def _tables_job(precision: str, limit_s: int, *, has_toy: bool = True) -> Job:
 
 _TESTS = f"-m pytest -q -p no:cacheprovider -m gpu {_gpu_tests()}"
 _EVALUATION = f"experiments/benchmark_eval.py --protocol letter --json {JSON}"
-_DETECTION = f"experiments/benchmark_detection.py --parts step true --json {JSON}"
+_DETECTION = f"experiments/benchmark_detection.py --json {JSON}"
 _BOUNDARIES = f"experiments/benchmark_boundaries.py --json {JSON}"
 
 # Compiling and tuning the kernels is much of the first four jobs; float32's products take longest to compile.
@@ -147,8 +147,9 @@ JOBS = (
     _tables_job("fp32", 300),
     Job(
         "detection",
-        f"{_DETECTION} --variant b --frames 768 --size-px 160 --precision bf16 --device cuda --steps 3",
-        f"{_DETECTION} --variant s --frames 16 --size-px 32 --repeats 1",
+        f"{_DETECTION} --parts step true --variant b --frames 768 --size-px 160 --precision bf16 --steps 3 "
+        "--device cuda",
+        f"{_DETECTION} --parts true --variant s --frames 16 --size-px 32",
         240,
         _detection,
     ),

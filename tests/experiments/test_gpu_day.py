@@ -240,6 +240,12 @@ def test_places_that_cannot_be_written_and_a_machine_without_a_card_are_told(day
         gpu_day.main([])
 
 
+def test_a_python_that_cannot_run_the_jobs_is_told_before_them(monkeypatch):
+    monkeypatch.setattr(gpu_day, "DESCRIBE", "import not_there")
+    with pytest.raises(SystemExit, match="No module named 'not_there'.*install what is missing"):
+        gpu_day.main([])
+
+
 def test_a_card_of_any_name_makes_a_file_name():
     names = ("NVIDIA H200", "../../etc/\x1b[31m", "", "x" * 500)
     assert [gpu_day.in_a_name(name) for name in names] == ["nvidia-h200", "etc-31m", "unnamed", "x" * 60]
