@@ -58,6 +58,7 @@ if __name__ == "__main__":
 import torch
 from measuring import cpu_name
 
+from moss_vllm.core import MOSS
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.favor import read_favor_bench
@@ -147,6 +148,9 @@ def open_model(args: argparse.Namespace) -> Loaded:
             loaded = replace(loaded, model=base.to(args.device).eval(), name="miniature with MOSS")
         return loaded
     model: Any = build_shape(args.shape, moss={}, device=args.device, dtype=torch.bfloat16)
+    for module in model.modules():
+        if isinstance(module, MOSS):
+            module.float()  # as `load_base` has it; autocast computes in bf16
     processor = load_processor("miniature")
     tokenizer = processor.tokenizer
     model.config.video_token_id = tokenizer.convert_tokens_to_ids(processor.video_token)
