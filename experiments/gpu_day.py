@@ -58,8 +58,8 @@ def options() -> Flags:
     parser = Flags(__doc__)
     add = parser.add_argument
     add("--minutes", type=float, default=25, help="for everything (default: %(default)s)")
-    add("--only", nargs="+", metavar="NAME", help="run these jobs alone")
-    add("--again", nargs="+", metavar="NAME", default=[], help="run these though they are done")
+    add("--only", metavar="NAME,...", help="run these jobs alone")
+    add("--again", metavar="NAME,...", help="run these though they are done")
     add("--json", type=Path, help="results (default: benchmarks/results/gpu-day-CARD.json, runs/ for --toy)")
     add("--toy", action="store_true", help="toy sizes on the CPU")
     add("--list", action="store_true", help="show the jobs and end")
@@ -74,13 +74,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the day; returns its status."""
     parser = options()
     args = parser.parse_args(argv)
-    known = {job.name: job for job in JOBS}
-    for flag, names in (("--only", args.only or []), ("--again", args.again)):
+    known = [job.name for job in JOBS]
+    only, again = (text.split(",") if text else [] for text in (args.only, args.again))
+    for flag, names in (("--only", only), ("--again", again)):
         if unknown := [name for name in names if name not in known]:
             parser.error(f"{flag}: no job {', '.join(map(repr, unknown))}; the jobs are {', '.join(known)}")
     if not 0 < args.minutes < 60 * 24:
         parser.error(f"--minutes is {args.minutes:g}; it takes more than 0 and less than a day")
-    chosen = [job for job in JOBS if (job.name in args.only if args.only else job.toy or not args.toy)]
+    default = [job.name for job in JOBS if job.toy or not args.toy]
+    chosen = [job for job in JOBS if job.name in [*(only or default), *again]]
     if args.toy and (without := [job.name for job in chosen if job.toy is None]):
         parser.error(f"{', '.join(without)}: no toy, another job's runs the same code; leave it out")
     if args.list:
@@ -95,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         file = args.json or (ROOT / "runs" if args.toy else RESULTS) / f"gpu-day-{in_a_name(card)}.json"
         record = open_record(file, card)
         record["machine"] = machine
-        run_jobs(chosen, record, file, ends=ends, again=args.again, toy=args.toy)
+        run_jobs(chosen, record, file, ends=ends, again=again, toy=args.toy)
     show_day(chosen, record, file)
     return 0 if all(is_done(record, job.name) for job in chosen) else 1
 

@@ -119,7 +119,7 @@ def _training_job(shape: str, clip_s: int, limit_s: int, *, has_toy: bool = True
 
 def _tables_job(precision: str, limit_s: int, *, has_toy: bool = True) -> Job:
     command = f"experiments/benchmark_tables.py --precision {precision} --json {JSON}"
-    toy = f"{command} --tables 4a --rows 1 --batch 1 --size-px 32 --repeats 1" if has_toy else None
+    toy = f"{command} --tables 4a --rows none --batch 1 --size-px 32 --repeats 1" if has_toy else None
     return Job(f"tables-{precision}", f"{command} --device cuda", toy, limit_s, _tables)
 
 
