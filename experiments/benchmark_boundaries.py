@@ -46,6 +46,7 @@ if __name__ == "__main__":
     answer_help(options)
 
 import torch
+from boundary_cost import PUBLISHED
 from measuring import cpu_name, prepare_json, write_json
 
 from moss_vllm.boundaries.build import build_gebd
@@ -137,6 +138,7 @@ def measure_clip(args: Any) -> dict[str, Any]:
         "loss": loss.item(),
         "peak_gb": peak / 1e9,
         "frames_per_s": args.frames / seconds["forward of a test"],
+        "published_frames_per_s": PUBLISHED["BasicGEBD R50-L4"].frames_per_s,  # of its authors, without MOSS
     }
 
 

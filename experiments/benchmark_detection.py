@@ -8,8 +8,8 @@ Weights and pixels are random, one window a step, everything in one process and 
 are CPU time of this thread.
 
 step: forward and backward in three ways, in turns: as here (backward computes each layer again), without
-MOSS, and with all that the layers compute kept instead. At the start all three have the same loss, to the
-bit. Then the parts of our step: where its time goes.
+MOSS, and with all that the layers compute kept instead. At the start all three have the same loss, on a CPU
+to the bit. Then the parts of our step: where its time goes.
 
 reading: a video as THUMOS-14 has them (320 x 180, 30 frames a second, generated), one window of it read from
 the file and from a filled frame cache, beside the time of our step.
@@ -17,7 +17,8 @@ the file and from a filled frame cache, beside the time of our step.
 test: the forward pass of a window, decoding its outputs, and soft-NMS of a video of 4 windows.
 
 true: --steps whole training steps, with targets, clipping and AdamW, one after the other: seconds, losses,
-the peak of memory beside its estimate, and whether outputs equal those without MOSS, bit for bit.
+the peak of memory beside its estimate, and whether outputs equal those without MOSS, bit for bit. The peak
+adds up the tensors that are alive, which slows a step; on a GPU, what torch had allocated is told besides.
 """
 
 import os
@@ -175,6 +176,8 @@ def print_true(console: Screen, record: dict[str, Any]) -> None:
         table.add_row(str(number), *cells, *(f"{step[key]:.4f}" for key in ("classes", "segments", "norm")))
     equal = "equal" if found["equal_without_moss"] else "NOT equal"
     peak = f"{found['peak_gib']:.2f} GiB of tensors at the peak, {found['estimated_gib']:.2f} estimated"
+    if found["allocated_gib"] is not None:
+        peak += f", {found['allocated_gib']:.2f} allocated"
     console.print(table, f"{peak}; outputs {equal} those without MOSS, bit for bit, at the start")
 
 

@@ -10,8 +10,11 @@ run in this process, in turns, on the same weights and data, after a comparison 
     python experiments/benchmark_stss.py --device cuda --precision bf16
 
 On a CPU, times are CPU time with one thread, which other work on the machine hardly changes, or wall time
-with --threads above 1. On a GPU they come from CUDA events, and the last columns are the share of the
-device's bound that is reached: the larger of multiply-adds over its peak and bytes over its bandwidth.
+with --threads above 1. On a GPU they come from CUDA events. There "ours" is the fused kernel where a linear
+layer follows, and a third way is ours without it, in plain torch. Beside are two bounds, multiply-adds over
+the device's peak and bytes over its bandwidth, and the share of the larger one that is reached. The json also
+has what the kernels' tuning chose, with the time of each choice. fp32 is float32 in convolutions too, which
+cuDNN would round to TF32.
 """
 
 import platform
@@ -19,6 +22,8 @@ import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
@@ -54,7 +59,7 @@ from kept_for_backward import KeptForBackward
 from measuring import MIB, Meter, clear, cpu_name, prepare_json, write_json
 from torch import Tensor, nn
 
-from moss_vllm.core import MOSS, stss
+from moss_vllm.core import MOSS, encoder, stss
 from moss_vllm.core.encoder import UVProjection, stss_path
 from moss_vllm.core.stss import Window
 from moss_vllm.runtime.precision import DTYPES
@@ -85,7 +90,8 @@ def textbook_stss(x: Tensor, window: Window) -> Tensor:
     queries = repeat(x, "b t h w c -> (b t l) (h w) c", l=length)
     neighbours = F.pad(x, (0, 0, 0, 0, 0, 0, length // 2, length // 2)).unfold(1, length, 1)
     keys = rearrange(neighbours, "b t h w c l -> (b t l) (h w) c")
-    volume = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).transpose(-1, -2)
+    eps = max(1e-12, torch.finfo(x.dtype).tiny)  # float16 has no 1e-12, and a padding frame would be 0 / 0
+    volume = F.normalize(queries, dim=-1, eps=eps) @ F.normalize(keys, dim=-1, eps=eps).transpose(-1, -2)
     volume = volume.view(*x.shape[:2], length, height, width, height, width)
     volume = F.pad(volume, (columns // 2, columns // 2, rows // 2, rows // 2))
     h, w = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
@@ -126,6 +132,19 @@ class TextbookMOSS(nn.Module):
         return output
 
 
+class PlainTorch(nn.Module):
+    """`ours` with its weights, by the way that runs where the fused kernel cannot."""
+
+    def __init__(self, ours: nn.Module) -> None:
+        super().__init__()
+        self.ours = ours
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `ours`."""
+        with patch.object(encoder, "stss_path", lambda *_: ("banded", "to be compared")):
+            return self.ours(x)
+
+
 def ways(part: str, shape: str, device: str, dtype: torch.dtype) -> tuple[Tensor, list[nn.Module | Callable]]:
     """The input of one part at one shape, and [textbook, ours] with the same weights."""
     size, window, d_similarity, d_in, d_fuse, d_out = SHAPES[shape]
@@ -150,13 +169,13 @@ def kept_mib(way: Callable[[Tensor], Tensor], x: Tensor) -> float:
     return kept.total_bytes() / MIB
 
 
-def bound_ms(part: str, shape: str, dtype: torch.dtype, name: str) -> tuple[float, float] | None:
-    """The least time of forward, and of forward and backward, on the GPU `name`; None if it is not listed.
+def bounds_ms(part: str, shape: str, dtype: torch.dtype, name: str) -> dict[str, dict[str, float]] | None:
+    """The least times of forward, and of forward and backward, on the GPU `name`; None if it is not listed.
 
-    Multiply-adds: each entry of S once forward and twice backward, and once more if it is recomputed; the
-    linear layer and, in a module, the other layers count in the same way. Bytes: features read and output
-    written once, and the same again backward. Only windows count, so tiles that compute more cannot reach the
-    bound.
+    "arithmetic": each entry of S once forward and twice backward, and once more if it is recomputed; the
+    linear layer and, in a module, the other layers count in the same way. "bandwidth": features read and
+    output written once, and the same again backward. Only windows count, so tiles that compute more cannot
+    reach the bound.
     """
     peaks = next((values for gpu, values in GPUS.items() if gpu in name), None)
     if peaks is None:
@@ -175,50 +194,90 @@ def bound_ms(part: str, shape: str, dtype: torch.dtype, name: str) -> tuple[floa
         numbers = positions * (d_in + d_out) + 2 * (2 * positions * channels + 3 * maps * d)
     compute, bandwidth = peaks[0][str(dtype).removeprefix("torch.")] * 1e9, peaks[1] * 1e9  # per millisecond
     bytes_moved = numbers * dtype.itemsize
-    forward = max(2 * (similarity + linear + layers) / compute, bytes_moved / bandwidth)
-    recomputed = 0 if part == "stss" else similarity
-    arithmetic = 2 * (3 * (similarity + linear + layers) + recomputed)
-    return forward, max(arithmetic / compute, 2 * bytes_moved / bandwidth)
+    once = 2 * (similarity + linear + layers)
+    recomputed = 0 if part == "stss" else 2 * similarity
+    return {
+        "forward": {"arithmetic": once / compute, "bandwidth": bytes_moved / bandwidth},
+        "step": {"arithmetic": (3 * once + recomputed) / compute, "bandwidth": 2 * bytes_moved / bandwidth},
+    }
+
+
+def tuning() -> list[dict[str, Any]]:
+    """What each kernel of the fused STSS was tuned to in this process, by what it was tuned for."""
+    from moss_vllm.core import stss_kernels
+
+    return [
+        {"kernel": name, "for": list(map(str, key)), "chosen": str(choice)}
+        for name in ("forward", "backward_weight", "backward_unit")
+        for key, choice in getattr(getattr(stss_kernels, name), "cache", {}).items()
+    ]
+
+
+def tuned_since(before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `tuning` has gained, with the milliseconds of every choice (median, and 20 and 80 %)."""
+    from moss_vllm.core import stss_kernels
+
+    gained = [one for one in tuning() if one not in before]
+    for one in gained:  # Triton holds the times of a kernel's last tuning alone
+        if [other["kernel"] for other in gained].count(one["kernel"]) == 1:
+            timed = getattr(stss_kernels, one["kernel"]).configs_timings
+            one["ms"] = {
+                str(choice): [t if t < float("inf") else None for t in times]
+                for choice, times in timed.items()
+            }
+    return gained
 
 
 def compare_ways(part: str, shape: str, device: str, dtype: torch.dtype, repeats: int, threads: int) -> dict:
-    """Both ways of one part at one shape: equal results, then times in turns, bytes kept, peak memory."""
+    """All ways of one part at one shape: equal results, then times in turns, bytes kept, peak memory."""
     x, both = ways(part, shape, device, dtype)
+    named: dict[str, Any] = dict(zip(("textbook", "ours"), both, strict=True))
+    fused = part != "stss" and stss_path(torch.device(device), SHAPES[shape][1])[0] == "fused"
+    if fused:
+        named["plain"] = PlainTorch(named["ours"])
+    before = tuning() if fused else []
     x.requires_grad_()
+    differences = {}
     with torch.no_grad():
-        expected, actual = both[0](x), both[1](x)
-        grad = torch.randn_like(actual)
-    difference = (expected.float() - actual.float()).abs().max() / expected.float().abs().max()
-    if not difference < (1e-3 if dtype == torch.float32 else 0.1):
-        raise SystemExit(
-            f"{part} at shape {shape}: the two ways differ by {difference:.1e} of the largest value"
-        )
-    del expected, actual
+        expected = named["textbook"](x)
+        grad = torch.randn_like(expected)
+        for name in [name for name in named if name != "textbook"]:
+            off = (expected.float() - named[name](x).float()).abs().max() / expected.float().abs().max()
+            differences[name] = off.item()
+            if not off < (1e-3 if dtype == torch.float32 else 0.1):
+                away = f"{name} differs from the textbook by {off:.1e} of the largest value"
+                raise SystemExit(f"{part} at shape {shape}: {away}")
+    del expected
     meter = Meter(device, threads)
-    times: list[list[tuple[float, float]]] = [[], []]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
     for repeat_number in range(repeats + 1):
-        for index, way in enumerate(both):
+        for name, way in named.items():
             clear(way, x)
             measured = meter.step_ms(way, x, grad)
             if repeat_number:  # the first warms up
-                times[index].append(measured)
-    rows = []
-    for way, measured in zip(both, times, strict=True):
-        forward, step = (statistics.median(column) for column in zip(*measured, strict=True))
-        row = {"forward_ms": forward, "step_ms": step, "kept_mib": kept_mib(way, x)}
-        rows.append(row | {"peak_mib": meter.peak_mib(way, x, grad)})
-    result = {"part": part, "shape": shape, "largest_difference": difference.item(), "repeats": repeats}
-    result |= {"textbook": rows[0], "ours": rows[1]}
-    result["ratio"] = {key: rows[0][key] / rows[1][key] for key in rows[0] if rows[1][key]}
-    if device == "cuda" and (bound := bound_ms(part, shape, dtype, torch.cuda.get_device_name())):
+                times[name].append(measured)
+    rows: dict[str, dict[str, Any]] = {}
+    for name, way in named.items():
+        forward, step = (statistics.median(column) for column in zip(*times[name], strict=True))
+        rows[name] = {"forward_ms": forward, "step_ms": step, "kept_mib": kept_mib(way, x)}
+        rows[name]["peak_mib"] = meter.peak_mib(way, x, grad)
+    ours = rows["ours"]
+    result = {"part": part, "shape": shape, "largest_difference": differences["ours"], "repeats": repeats}
+    result |= rows
+    result["ratio"] = {key: rows["textbook"][key] / ours[key] for key in ours if ours[key]}
+    if fused:
+        result["plain_difference"] = differences["plain"]
+        result["tuned"] = tuned_since(before)
+    if device == "cuda" and (bounds := bounds_ms(part, shape, dtype, torch.cuda.get_device_name())):
+        result["bounds_ms"] = bounds
         result["share_of_bound"] = {
-            "forward": bound[0] / rows[1]["forward_ms"], "step": bound[1] / rows[1]["step_ms"]
-        }  # fmt: skip
+            name: max(bounds[name].values()) / ours[f"{name}_ms"] for name in ("forward", "step")
+        }
     return result
 
 
 def print_table(console: Screen, results: list[dict]) -> None:
-    """Textbook / ours, and their ratio, a row for each part and shape."""
+    """Textbook / ours, and their ratio, a row for each part and shape; plain torch's times where measured."""
     table = Table(title="textbook / ours (ratio)")
     columns = {
         "forward_ms": "forward ms",
@@ -227,7 +286,10 @@ def print_table(console: Screen, results: list[dict]) -> None:
         "peak_mib": "peak MiB",
     }
     bounds = any("share_of_bound" in result for result in results)
-    for name in ("part", "shape", *columns.values(), *(("of bound, fwd", "fwd + bwd") if bounds else ())):
+    plain = any("plain" in result for result in results)
+    more = ("plain torch, fwd + bwd",) if plain else ()
+    more += ("bounds: arithmetic / bandwidth", "reached, fwd", "fwd + bwd") if bounds else ()
+    for name in ("part", "shape", *columns.values(), *more):
         table.add_column(name, justify="left" if name in ("part", "shape") else "right")
     for result in results:
         cells = []
@@ -237,7 +299,11 @@ def print_table(console: Screen, results: list[dict]) -> None:
             else:
                 ratio = f"{result['ratio'][key]:.2f}x" if key in result["ratio"] else "-"
                 cells.append(f"{result['textbook'][key]:.4g} / {result['ours'][key]:.4g} ({ratio})")
-        cells += [f"{share:.0%}" for share in result.get("share_of_bound", {}).values()]
+        if plain:
+            cells.append(f"{result['plain']['step_ms']:.4g}" if "plain" in result else "the same")
+        if bounds:
+            cells.append(" / ".join(f"{ms:.3g}" for ms in result["bounds_ms"]["step"].values()))
+            cells += [f"{share:.0%}" for share in result["share_of_bound"].values()]
         table.add_row(result["part"], result["shape"], *cells)
     console.print(table)
 
@@ -256,11 +322,24 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")
     prepare_json(parser, settings.json)
     torch.set_num_threads(settings.threads)
+    if settings.precision == "fp32":
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
     console = Screen()
     path, reason = stss_path(torch.device(settings.device), (5, 9, 9))
     console.print(f"STSS in MOSS: {path} ({reason})")
     todo = [(part, shape) for shape in settings.shapes for part in settings.parts]
-    results = []
+    record: dict[str, Any] = {
+        "command": " ".join(
+            ["python experiments/benchmark_stss.py", *(sys.argv[1:] if argv is None else argv)]
+        ),
+        "device": torch.cuda.get_device_name() if settings.device == "cuda" else cpu_name(),
+        "dtype": str(DTYPES[settings.precision]).removeprefix("torch."),
+        "threads": settings.threads,
+        "path": f"{path} ({reason})",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "shapes": {shape: SHAPES[shape] for shape in settings.shapes},
+        "results": [],
+    }
     with Progress(
         SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn(), console=console, transient=True
     ) as bar:
@@ -268,24 +347,12 @@ def main(argv: list[str] | None = None) -> None:
         for part, shape in todo:
             bar.update(task, description=f"{part}, shape {shape}")
             arguments = (settings.device, DTYPES[settings.precision], settings.repeats, settings.threads)
-            results.append(compare_ways(part, shape, *arguments))
+            record["results"].append(compare_ways(part, shape, *arguments))
+            write_json(settings.json, record)  # after every part: a stopped run leaves its results
             bar.advance(task)
-    print_table(console, results)
+    print_table(console, record["results"])
     if settings.json:
-        device = torch.cuda.get_device_name() if settings.device == "cuda" else cpu_name()
-        record = {
-            "command": " ".join(
-                ["python experiments/benchmark_stss.py", *(sys.argv[1:] if argv is None else argv)]
-            ),
-            "device": device,
-            "dtype": str(DTYPES[settings.precision]).removeprefix("torch."),
-            "threads": settings.threads,
-            "path": f"{path} ({reason})",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "shapes": {shape: SHAPES[shape] for shape in settings.shapes},
-            "results": results,
-        }
-        write_json(settings.json, record, console)
+        console.print(f"written: {settings.json}")
 
 
 if __name__ == "__main__":

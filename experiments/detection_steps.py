@@ -127,7 +127,9 @@ def measure_step(setting: Setting, repeats: int) -> dict[str, dict[str, Any]]:
         del loss
         costs[way] = {"kept_mib": kept, "peak_mib": meter.peak_mib(step, clips, grad)}
         clear(step, clips)
-    if len(set(losses.values())) > 1:
+    # A GPU may add up in another order in each way; on a CPU the losses are equal to the bit.
+    allowed = 0.01 * max(losses.values()) if setting.device == "cuda" else 0.0
+    if not max(losses.values()) - min(losses.values()) <= allowed:
         raise SystemExit(f"the ways have different losses at the start: {losses}")
     times: list[list[tuple[float, float]]] = []
     for _ in range(repeats):
@@ -233,6 +235,8 @@ def train_steps(setting: Setting, steps: int) -> dict[str, Any]:
         plain = without.outputs(clips)
     lines, is_equal = [], False
     alive = AliveBytes(*model.parameters(), *model.buffers(), clips)
+    if setting.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     for number in range(steps):
         clock.seconds.clear()
         optimizer.zero_grad()
@@ -263,6 +267,7 @@ def train_steps(setting: Setting, steps: int) -> dict[str, Any]:
         "equal_without_moss": is_equal,
         "peak_gib": (given + alive.peak) / GIB,
         "estimated_gib": estimate.total / GIB,
+        "allocated_gib": torch.cuda.max_memory_allocated() / GIB if setting.device == "cuda" else None,
     }
 
 

@@ -160,10 +160,12 @@ def cost(
     return counter.macs, trained, kept.total_bytes()
 
 
-def build_model(host: str, preset: LadderPreset, options: dict[str, Any]) -> VideoClassifier:
+def build_model(
+    host: str, preset: LadderPreset, options: dict[str, Any], image_size: int = IMAGE_SIZE
+) -> VideoClassifier:
     """The model of a row, with random weights."""
     named = {name: options.pop(name) for name in ("temporal", "temporal_layers") if name in options}
-    sizes = {"classes": CLASSES, "frames": FRAMES, "image_size": IMAGE_SIZE}
+    sizes = {"classes": CLASSES, "frames": FRAMES, "image_size": image_size}
     return build_classifier(
         host=host, variant=preset, weights="random", temporal_options=options, **sizes, **named
     )

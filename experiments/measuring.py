@@ -49,12 +49,13 @@ def prepare_json(parser: ArgumentParser, file: Path | None) -> None:
             parser.error(str(error))
 
 
-def write_json(file: Path | None, record: Mapping[str, Any], console: Screen) -> None:
-    """Write the record and say so, where a file was named."""
+def write_json(file: Path | None, record: Mapping[str, Any], console: Screen | None = None) -> None:
+    """Write the record where a file was named, and say so on the console."""
     if file:
         with whole_file(file) as part:
             part.write_text(json.dumps(record, indent=1) + "\n")
-        console.print(f"written: {file}")
+        if console:
+            console.print(f"written: {file}")
 
 
 def run_jobs(jobs: Sequence[tuple[str, Callable[[], dict[str, Any]]]]) -> list[dict[str, Any]]:

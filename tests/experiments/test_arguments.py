@@ -3,6 +3,7 @@
 import benchmark_action
 import benchmark_decoding
 import benchmark_stss
+import benchmark_tables
 import benchmark_training
 import efficiency
 import pytest
@@ -27,6 +28,12 @@ import torch
         (benchmark_stss, "--json .", ". is a folder"),
         (benchmark_stss, "--repeats 0", "take 1 or more"),
         (benchmark_stss, "--device cuda", "no CUDA device"),
+        (benchmark_tables, "--batch 0", "take 1 or more"),
+        (benchmark_tables, "--tables 4a --rows 1", "--rows: no row '1'; the rows are none, n=1"),
+        (benchmark_tables, "--tables 4a --size-px 56", "--size-px is 56; these tables take multiples of 16"),
+        (benchmark_tables, "--size-px 64", "these tables take multiples of 112"),
+        (benchmark_tables, "--json .", ". is a folder"),
+        (benchmark_tables, "--device cuda", "no CUDA device"),
         (benchmark_training, "--steps 0", "take 1 or more"),
         (benchmark_training, "--repeats 0", "take 1 or more"),
         (benchmark_training, "--shape miniature --clip-s 10 0.5", "--clip-s 0.5 is one frame or none"),
