@@ -17,6 +17,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
@@ -61,7 +62,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.boundaries.f1 import F1_RULES
@@ -234,7 +235,3 @@ def show_views(out: Path, split: BoundarySplit) -> None:
 def command(script: str, *words: object) -> str:
     """A command line as a shell reads it."""
     return shlex.join(["python", script, *map(str, words)])
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
@@ -30,7 +31,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.vlm.video_llama3.convert import Conversion, convert
@@ -85,7 +86,3 @@ def show_progress() -> Iterator[Callable[[int, int], None]]:
                 )
 
         yield tell
-
-
-if __name__ == "__main__":
-    main()

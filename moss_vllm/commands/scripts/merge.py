@@ -19,6 +19,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help
 from moss_vllm.runtime.screen import say, working
@@ -34,7 +35,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.report.model_card import loading_code, merged_readme
@@ -108,7 +109,3 @@ def write_merged(folder: Path, part: Path, dtype: str) -> tuple[dict[str, Any], 
             record[TO_TRAIN] = sizes  # the base names them for training with MOSS later
         (part / MERGED_FILE).write_text(json.dumps(record, indent=2) + "\n")
     return record, expected
-
-
-if __name__ == "__main__":
-    main()

@@ -28,8 +28,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import av
-from check_videos import at_least
 
+from moss_vllm.commands.scripts.check_videos import at_least
 from moss_vllm.data.annotations import (
     OTHER_SUFFIXES,
     find_annotation,
@@ -234,7 +234,3 @@ def write_lists(
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with whole_file(path) as part:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,6 +20,7 @@ missed. scripts/report.py makes a page of all videos.
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import say
@@ -41,7 +42,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS
@@ -83,7 +84,3 @@ def _draw_detections(
     told = f"{video.video_id}: {timeline.describe()}"
     draw_as_png(timeline, out, title=told, strip=strip)
     return out, told + without
-
-
-if __name__ == "__main__":
-    main()
