@@ -13,7 +13,6 @@ seconds, or scores of frames as EfficientGEBD's `model_pred_dict_epoch09.pkl`.
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
 from moss_vllm.runtime.line_store import Shard
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.spelling import command
 from moss_vllm.video.decoders import DECODERS
 
 # Flags that only a test with a model reads.
@@ -230,8 +230,3 @@ def show_views(out: Path, split: BoundarySplit) -> None:
         words = [word for flag, value in where.items() if value for word in (flag, value)]
         say("another threshold, without a model:")
         say(command("eval/boundaries.py", "--predictions", out / "scores.json", *words, "--threshold", 0.5))
-
-
-def command(script: str, *words: object) -> str:
-    """A command line as a shell reads it."""
-    return shlex.join(["python", script, *map(str, words)])

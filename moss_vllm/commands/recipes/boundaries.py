@@ -21,7 +21,6 @@ OUT/test. The best of many tests on one split flatters: the last is printed besi
 """
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -33,6 +32,7 @@ import yaml
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.spelling import command
 from moss_vllm.training.settings import begin, parse, setting
 
 
@@ -345,5 +345,5 @@ def finish(scores: BoundaryScores, settings: Boundaries, step: int, folder: Path
     Screen().print(score_table(f"BasicGEBD, {settings.temporal}", scores, settings.data))
     say(f"test of step {step}: {scores}; written to {folder}")
     say(f"tests during training: {tests}")
-    pages = (shlex.join(["python", "scripts/report.py", str(of)]) for of in (folder, folder.parent))
+    pages = (command("scripts/report.py", of) for of in (folder, folder.parent))
     say("pages of the test and of the run:", *pages, sep="\n")

@@ -9,6 +9,7 @@ stored in. The chat template written is this project's: the authors' layout with
 prompt. `--model`, `moss_vllm.vlm.checkpoint.load` and transformers' Auto classes open the folder written.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.spelling import spelled
 
 
 def options() -> Flags:
@@ -64,7 +66,8 @@ def show(done: Conversion, out: Path) -> None:
         say(f"settings without a place in the native format ({count}): {names}")
     config = "recipes/configs/favor_videollama3_2b.yaml"
     data = "FAVOR/prepared/kept.json"
-    say(f"next: accelerate launch recipes/favor_lora.py --config {config} --data {data} --model {out}")
+    launch = "accelerate launch recipes/favor_lora.py"
+    say(spelled(f"next: {launch} --config {config} --data {data} --model {shlex.quote(str(out))}"))
 
 
 @contextmanager

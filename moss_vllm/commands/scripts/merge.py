@@ -23,6 +23,7 @@ from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help
 from moss_vllm.runtime.screen import say, working
+from moss_vllm.runtime.spelling import command
 
 
 def options() -> Flags:
@@ -86,7 +87,8 @@ def main(argv: list[str] | None = None) -> float:
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    say(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}, or in Python:", end="\n\n")
+    ask = command("scripts/ask.py", "VIDEO", "--ckpt", out)
+    say(f"written to {out}; ask it: {ask}, or in Python:", end="\n\n")
     say(*loading_code(str(out), record, merged=True).split("\n"), sep="\n")
     return difference
 

@@ -5,7 +5,7 @@
     python scripts/timeline.py runs/boundaries/test --video tdpHu69TU5w
     python scripts/timeline.py scores.json --root DATA/Kinetics-GEBD --video tdpHu69TU5w --threshold 0.5
 
-RESULT is the folder of a test, which a script in eval/ or recipes/ wrote (OUT/test), or a file of
+RESULT is the folder of a test, which a script in recipes/ or eval/ wrote (OUT/test), or a file of
 predictions.
 
 Of a detector, each class has a lane: its actions above, hollow where they were missed, and its detections
