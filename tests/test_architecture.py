@@ -331,19 +331,22 @@ def test_tasks_share_loop_store_page_and_faults(shared):
 
 
 COSTS = """
-import builtins, importlib, json, os, signal, sys
+import builtins, importlib, json, os, signal, sys, types
 
 really_import = builtins.__import__
+as_on_windows = {module.__name__: types.ModuleType(module.__name__) for module in (os, signal)}
+for module in (os, signal):
+    has = {name: value for name, value in vars(module).items() if name not in POSIX_NAMES}
+    vars(as_on_windows[module.__name__]).update(has)
 
-def import_as_on_windows(name, globals=None, *others):
-    if name in POSIX and (globals or {}).get("__name__", "").startswith("moss_vllm"):
+def import_as_on_windows(name, globals=None, *others, **named):
+    if not (globals or {}).get("__name__", "").startswith("moss_vllm"):  # others look at the platform
+        return really_import(name, globals, *others, **named)
+    if name in POSIX:
         raise ImportError(f"Windows has no {name}")
-    return really_import(name, globals, *others)
+    return as_on_windows.get(name) or really_import(name, globals, *others, **named)
 
 builtins.__import__ = import_as_on_windows
-for name in ("SIGUSR1", "SIGALRM", "SIGKILL", "SIGBUS", "setitimer"):
-    delattr(signal, name)
-del os.register_at_fork, os.fork
 
 def loaded(*names):
     return [name for name in sys.modules if name.startswith(names)]
@@ -394,6 +397,7 @@ def costs(tmp_path_factory):
         "MODULES": modules,
         "EVERY": every,
         "POSIX": ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"),
+        "POSIX_NAMES": "SIGUSR1 SIGALRM SIGKILL SIGBUS setitimer register_at_fork fork killpg".split(),
     }
     code = "".join(f"{name} = {value!r}\n" for name, value in given.items()) + COSTS
     folder = ROOT / "tests" / "data_of_earlier"
