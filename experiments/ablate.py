@@ -24,7 +24,6 @@ boundaries it has the average F1 instead. Notes name the rows that have no count
 printed, and written to OUT/TABLE.md after each run.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -42,6 +41,7 @@ from typing import Any
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.locks import Lock
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -167,14 +167,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def alone_in(out: Path) -> Iterator[None]:
     """ValueError if another process of this script works in the same folder."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{out}: another experiments/ablate.py runs there; wait, or name another --out"
-            ) from None
+    lock = Lock(out / ".lock")
+    if not lock.take():
+        raise ValueError(f"{out}: another experiments/ablate.py runs there; wait, or name another --out")
+    try:
         yield
+    finally:
+        lock.drop()
 
 
 def run_remaining(remaining: Sequence[Run], jobs: int, threads: int, keep: Callable[[Run], str]) -> list[Run]:

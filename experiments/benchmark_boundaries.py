@@ -10,7 +10,6 @@ machine does. The peak of memory is that of the process, what Python loaded incl
 """
 
 import os
-import resource
 import shlex
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 from rich.table import Table
 
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.memory import process_peak_bytes
 from moss_vllm.runtime.screen import Screen
 
 PARTS = ("forward", "backward", "SGD", "forward of a test")
@@ -125,7 +125,7 @@ def measure_clip(args: Any) -> dict[str, Any]:
         with timed("SGD"):
             sgd.step()
         sgd.zero_grad()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = process_peak_bytes()
     if args.device == "cuda":
         peak = torch.cuda.max_memory_allocated()
     model.eval()

@@ -22,7 +22,6 @@ adds up the tensors that are alive, which slows a step; on a GPU, what torch had
 """
 
 import os
-import resource
 import shlex
 import sys
 from functools import partial
@@ -32,6 +31,7 @@ from typing import Any
 from rich.table import Table
 
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.memory import process_peak_bytes
 from moss_vllm.runtime.screen import Screen
 
 PARTS = ("step", "reading", "test", "true")
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         [record[part]] = run_jobs([(part, jobs[part])])
         SHOW[part](console, record)
         record["load_average"]["after"] = os.getloadavg()[0]
-        record["largest_process_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+        record["largest_process_gib"] = process_peak_bytes() / GIB
         write_json(args.json, record, console)  # after every part: a stopped run leaves its results
     load = record["load_average"]["before"]
     console.print(f"{record['machine']}; {record['gpu']}; load average {load:.1f} before")

@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import shlex
 import statistics
 import sys
@@ -32,6 +31,7 @@ from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, WorldSize, ensure_worl
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, Protocol
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.memory import process_peak_bytes
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -248,7 +248,7 @@ def peak_gib() -> float:
     """Peak memory of the GPU, or without one of the whole process so far."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return process_peak_bytes() / 2**30
 
 
 def show(record: dict[str, Any]) -> None:

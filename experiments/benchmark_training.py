@@ -69,6 +69,7 @@ from measuring import (
 from side_by_side import run_commands
 from step_parts import FRAMES_PX, PARTS, PROTOCOL, WARM_UP, run_shape, shares
 
+from moss_vllm.commands.scripts import cache_frames
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.sources import read_sources

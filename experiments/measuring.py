@@ -2,7 +2,7 @@
 
 import ctypes
 import gc
-import importlib.util
+import importlib
 import json
 import os
 import platform
@@ -30,11 +30,8 @@ MIB = 2**20
 
 
 def load_recipe(file: Path) -> Any:
-    """The module of a recipe's file."""
-    spec: Any = importlib.util.spec_from_file_location(file.stem, file)
-    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)  # its dataclass looks there
-    spec.loader.exec_module(module)
-    return module
+    """The module of the recipe that this file starts."""
+    return importlib.import_module(f"moss_vllm.commands.recipes.{file.stem}")
 
 
 def prepare_json(parser: ArgumentParser, file: Path | None) -> None:

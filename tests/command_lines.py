@@ -34,5 +34,5 @@ def parser_of(script):
 def parsers():
     """The parser of each script that has one."""
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))]
-    scripts = [path for path in files if re.search(r"answer_help|begin\(|= Flags\(", path.read_text())]
+    scripts = [path for path in files if re.search(r"answer_help|start_program|= Flags\(", path.read_text())]
     return {name: parser_of(name) for name in (path.relative_to(ROOT).as_posix() for path in scripts)}

@@ -1,6 +1,6 @@
 """Start the recipe as users do, in processes of its own."""
 
-import importlib.util
+import importlib
 import json
 import os
 import socket
@@ -56,13 +56,9 @@ def launch(engine, argv, cwd, script=SCRIPT):
 
 
 def load_script(path):
-    """The module of a script outside the package, such as recipes/favor_lora.py."""
-    name = f"{Path(path).parent.name}_{Path(path).stem}"
-    spec = importlib.util.spec_from_file_location(name, ROOT / path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where its dataclass looks annotations up
-    spec.loader.exec_module(module)
-    return module
+    """The module of the program that a thin file starts, such as recipes/favor_lora.py."""
+    path = Path(path)
+    return importlib.import_module(f"moss_vllm.commands.{path.parent.name}.{path.stem}")
 
 
 def free_port():

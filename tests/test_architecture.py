@@ -28,10 +28,12 @@ FLOORS = (
     ("vlm", "recognition", "detection", "boundaries"),
     ("evaluation",),
     ("report",),
+    ("commands",),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 MODELS = ("vlm", "recognition", "detection", "boundaries")
-SCRIPTS = (("recipes", "eval"), ("scripts",), ("experiments",))  # above the package, bottom up
+FILES = (("recipes", "eval", "scripts"), ("experiments",))  # above the package, bottom up
 CORE_NEEDS = {"torch", "einops", "triton", *sys.stdlib_module_names}
 MOST_LINES = 350
 
@@ -127,14 +129,29 @@ def imports_make_no_circle(root):
 def every_room_has_a_floor(root):
     found = [f"{path.name} lies in {PACKAGE}/" for path in (root / PACKAGE).glob("*.py")]
     rooms = {path.relative_to(root / PACKAGE).parts[0] for path in trees(root)}
-    return [one for one in found if not one.startswith("__init__.py")] + [
+    return [one for one in found if not one.startswith(("__init__.py", "__main__.py"))] + [
         f"{name}/ has no floor" for name in sorted(rooms - FLOOR.keys()) if not name.endswith(".py")
     ]
 
 
-def scripts_import_no_script_above_them(root):
-    """The package imports none of them; recipes and eval none of scripts, and those none of experiments."""
-    found, levels = [], [[PACKAGE], *SCRIPTS]
+def programs_are_apart(root):
+    """A recipe or evaluation is imported by none; scripts may share among themselves."""
+    return [
+        f"{one}:{line} imports {other}"
+        for one, other, line in arrows(root)
+        if is_program(other)
+        and not (is_program(one) and other.split(".")[2] == "scripts" == one.split(".")[2])
+    ]
+
+
+def is_program(name):
+    """Whether a module is one that starts, such as commands.recipes.favor_lora."""
+    return room(name) == "commands" and name.count(".") == 3
+
+
+def files_import_no_file_above_them(root):
+    """The package imports none of them; the thin files that start programs none of experiments."""
+    found, levels = [], [[PACKAGE], *FILES]
     for number, folders in enumerate(levels):
         above = {name for names in levels[number + 1 :] for name in names}
         above |= {path.stem for name in above for path in root.glob(f"{name}/*.py")}
@@ -167,9 +184,14 @@ def public_names(tree):
 
 
 def a_name_means_one_thing(root):
-    """But for the tasks' own modules of one name: `load` of vlm/checkpoint and of recognition/checkpoint."""
+    """But for the tasks' own modules of one name: `load` of vlm/checkpoint and of recognition/checkpoint.
+
+    A program's names are its own: `main`, `options`.
+    """
     where = defaultdict(list)
     for path, tree in trees(root).items():
+        if is_program(module(root, path)):
+            continue
         for name in dict.fromkeys(public_names(tree)):
             where[name].append(module(root, path))
     return [
@@ -186,7 +208,8 @@ RULES = (
     tasks_are_apart_and_training_knows_no_model,
     imports_make_no_circle,
     every_room_has_a_floor,
-    scripts_import_no_script_above_them,
+    programs_are_apart,
+    files_import_no_file_above_them,
     files_are_short,
     a_name_means_one_thing,
 )
@@ -223,21 +246,27 @@ BROKEN = [  # a rule, files of the package's tree, and what is told
      "moss_vllm.vlm.base imports"),
     (RULES[4], {"stray.py": ""}, "stray.py lies in moss_vllm/"),
     (RULES[4], {"utils/a.py": ""}, "utils/ has no floor"),
-    (RULES[5], {"../scripts/ask.py": "", "../eval/b.py": "import ask"}, "eval/b.py:1 imports ask"),
-    (RULES[5], {"../experiments/demo.py": "", "../scripts/b.py": "import demo"}, "b.py:1 imports demo"),
-    (RULES[5], {"data/rows.py": "import recipes.favor"}, "data/rows.py:1 imports recipes.favor"),
-    (RULES[6], {"data/rows.py": "\n" * 351}, "moss_vllm/data/rows.py has 351 lines"),
-    (RULES[7], {"data/a.py": "def read(): ...", "vlm/b.py": "class read: ..."}, "read is defined in "),
-    (RULES[7], {"recognition/base.py": "x = 1", "vlm/base.py": "x = 1", "vlm/b.py": "x = 1"}, "x is defined"),
-    (RULES[7], {"data/a.py": "A, B = 1, 2", "vlm/b.py": "B: int = 2"}, "B is defined in moss_vllm.data.a, "),
+    (RULES[5], {"commands/eval/b.py": "from ..scripts import a"}, "b:1 imports moss_vllm.commands.scripts.a"),
+    (RULES[5], {"commands/scripts/b.py": "from ..recipes import a"}, "moss_vllm.commands.recipes.a"),
+    (RULES[5], {"commands/recipes/b.py": "from .a import x"}, "imports moss_vllm.commands.recipes.a"),
+    (RULES[5], {"commands/moss.py": "from .recipes import a"}, "moss:1 imports moss_vllm.commands.recipes.a"),
+    (RULES[6], {"../experiments/demo.py": "", "../scripts/b.py": "import demo"}, "b.py:1 imports demo"),
+    (RULES[6], {"data/rows.py": "import recipes.favor"}, "data/rows.py:1 imports recipes.favor"),
+    (RULES[7], {"data/rows.py": "\n" * 351}, "moss_vllm/data/rows.py has 351 lines"),
+    (RULES[8], {"data/a.py": "def read(): ...", "vlm/b.py": "class read: ..."}, "read is defined in "),
+    (RULES[8], {"recognition/base.py": "x = 1", "vlm/base.py": "x = 1", "vlm/b.py": "x = 1"}, "x is defined"),
+    (RULES[8], {"data/a.py": "A, B = 1, 2", "vlm/b.py": "B: int = 2"}, "B is defined in moss_vllm.data.a, "),
+    (RULES[8], {"commands/a.py": "x = 1", "vlm/b.py": "x = 2"}, "x is defined in moss_vllm.commands.a, "),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("rule, files, told", BROKEN)
 def test_a_tree_that_breaks_a_rule_is_told(tmp_path, rule, files, told):
-    whole = {name: "" for rooms in FLOORS for name in (f"{room}/__init__.py" for room in rooms)}
+    whole = {name: "" for rooms in FLOORS[:-1] for name in (f"{room}/__init__.py" for room in rooms)}
     whole |= {"__init__.py": "", "report/page.py": "", "encoders/image.py": "", "recognition/build.py": ""}
     whole |= {"runtime/errors.py": "", "vlm/base.py": "load = 1", "recognition/base.py": "load = 2"}
+    whole |= {f"commands/{name}.py": "main = 1" for name in ("recipes/a", "scripts/a")}
+    whole |= {"commands/scripts/c.py": "from .a import main"}
     for name, text in {**whole, "data/fine.py": "from moss_vllm.core import moss"}.items():
         write(tmp_path / PACKAGE / name, text)
     assert [one for every in RULES for one in every(tmp_path)] == []
@@ -258,7 +287,8 @@ OF_EVERY_TASK = {"batches", "loss", "checkpoint"}  # and `build` or `base`, the 
 OF_OWN_TESTS = {"in_training", "schema", "scores", "settings"}  # beside `testing`; else in evaluation/
 SHARED = {  # what the four tasks share, and who of each has to use it
     "training.loop": [
-        f"recipes/{name}.py" for name in ("favor_lora", "action_recog", "detection", "boundaries")
+        f"{PACKAGE}/commands/recipes/{name}.py"
+        for name in ("favor_lora", "action_recog", "detection", "boundaries")
     ],
     "runtime.line_store": [
         f"{PACKAGE}/{name}.py"
@@ -301,7 +331,22 @@ def test_tasks_share_loop_store_page_and_faults(shared):
 
 
 COSTS = """
-import json, runpy, sys
+import builtins, importlib, json, os, signal, sys, types
+
+really_import = builtins.__import__
+as_on_windows = {module.__name__: types.ModuleType(module.__name__) for module in (os, signal)}
+for module in (os, signal):
+    has = {name: value for name, value in vars(module).items() if name not in POSIX_NAMES}
+    vars(as_on_windows[module.__name__]).update(has)
+
+def import_as_on_windows(name, globals=None, *others, **named):
+    if not (globals or {}).get("__name__", "").startswith("moss_vllm"):  # others look at the platform
+        return really_import(name, globals, *others, **named)
+    if name in POSIX:
+        raise ImportError(f"Windows has no {name}")
+    return as_on_windows.get(name) or really_import(name, globals, *others, **named)
+
+builtins.__import__ = import_as_on_windows
 
 def loaded(*names):
     return [name for name in sys.modules if name.startswith(names)]
@@ -318,27 +363,41 @@ except ImportError as error:
     found["halted"] = str(error)
 for name in [*others, *loaded("moss_vllm.vlm")]:
     sys.modules.pop(name, None)
-runpy.run_path(SCRIPT)["main"](ARGV)
+from moss_vllm.commands.eval import action_recog
+action_recog.main(ARGV)
 found["classifier"] = loaded("moss_vllm.vlm", "moss_vllm.report", "peft", VIDEO_LLM)
 for name in MODULES:
-    __import__(name)
+    importlib.import_module(name)
 found["evaluation"] = loaded("matplotlib")
+found["not on Windows"] = []
+for name in EVERY:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        found["not on Windows"].append(f"{name}: {error}")
+try:
+    exec("import fcntl", {"__name__": "moss_vllm.x"})
+except ImportError as error:
+    found["posix"] = str(error)
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def costs(tmp_path_factory):
-    """What one new process has loaded after each of three things that it does, the cheapest first."""
-    modules = [module(ROOT, path) for path in trees(ROOT) if room(module(ROOT, path)) == "evaluation"]
-    modules.remove("moss_vllm.evaluation.lmms_eval")  # loads lmms_eval itself, which is not installed here
+    """What one new process, without what Windows lacks, has loaded after each thing that it does."""
+    every = [module(ROOT, path) for path in trees(ROOT)]
+    every.remove("moss_vllm.evaluation.lmms_eval")  # loads lmms_eval itself, which is not installed here
+    modules = [name for name in every if room(name) == "evaluation"]
     assert len(modules) > 9
     out = tmp_path_factory.mktemp("tested") / "out"
     given = {
-        "SCRIPT": str(ROOT / "eval" / "action_recog.py"),
         "ARGV": as_flags({"ckpt": "classes/step-000002", "out": out, "workers": 0, "device": "cpu"}),
         "VIDEO_LLM": "transformers.models.video_llama_3",
         "MODULES": modules,
+        "EVERY": every,
+        "POSIX": ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "syslog"),
+        "POSIX_NAMES": "SIGUSR1 SIGALRM SIGKILL SIGBUS setitimer register_at_fork fork killpg".split(),
     }
     code = "".join(f"{name} = {value!r}\n" for name, value in given.items()) + COSTS
     folder = ROOT / "tests" / "data_of_earlier"
@@ -362,6 +421,11 @@ def test_testing_a_classifier_loads_no_video_llm(costs):
 @pytest.mark.slow
 def test_an_evaluation_loads_no_matplotlib(costs):
     assert costs["evaluation"] == []
+
+
+@pytest.mark.slow
+def test_every_module_is_imported_where_there_is_nothing_of_posix(costs):
+    assert costs["not on Windows"] == [] and costs["posix"] == "Windows has no fcntl"
 
 
 # ---- flags

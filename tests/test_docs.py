@@ -11,6 +11,7 @@ import pytest
 from command_lines import parser_of, parsers
 from launching import ROOT
 
+from moss_vllm.commands.moss import COMMANDS
 from moss_vllm.runtime.tables import format_cell
 
 ROOMS = ("moss_vllm", "recipes", "eval", "scripts", "experiments")
@@ -51,7 +52,8 @@ def commands(text):
     """The commands of bash blocks and of inline code, as words."""
     blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`((?:[A-Z]+=\S+ )?(?:\S*python|accelerate launch|sbatch|bash|make) [^`]+)`", text)
+    starts = r"(?:\S*python|accelerate launch|sbatch|bash|make|moss)"
+    lines += re.findall(rf"`((?:[A-Z]+=\S+ )?{starts} [^`]+)`", text)
     words = [shlex.split(line, comments=True) for line in lines]
     return [[word for word in line if not re.match(r"\w+=", word)] for line in words if line]
 
@@ -61,11 +63,23 @@ def command_faults(words):
     if words[:1] == ["make"]:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return [f"no target {word}" for word in words[1:] if word not in targets]
+    by_module = " ".join(words).partition(" -m moss_vllm ")[2].split()
+    if words[:1] == ["moss"] or by_module:
+        return word_faults(by_module or words[1:])
     paths = [word for word in words if word.startswith(tuple(f"{name}/" for name in FOLDERS))]
     if absent := [word for word in paths if not (ROOT / word).exists()]:
         return [f"no file {word}" for word in absent]
     place = next((i for i, word in enumerate(words) if is_script(word)), None)
     return [] if place is None else argument_faults(words[place], words[place + 1 :])
+
+
+def word_faults(words):
+    """As `command_faults`, of the words after `moss`; a command may be named without its arguments."""
+    name = next((name for name in (" ".join(words[:2]), *words[:1]) if name in COMMANDS), None)
+    if name is None:
+        return [] if words in (["--help"], ["--version"]) else [f"moss has no {' '.join(words)}"]
+    given = words[len(name.split()) :] or ["..."]
+    return [] if given == ["--help"] else argument_faults(f"{COMMANDS[name][0].replace('.', '/')}.py", given)
 
 
 def is_script(word):
@@ -199,6 +213,10 @@ def test_commands_and_paths_are_there(page):
         ("python recipes/favor_lora.py --stepz 3", "recipes/favor_lora.py has no --stepz"),
         ("python experiments/ablate.py table4a -- --stepz 3", "recipes/action_recog.py has no --stepz"),
         ("make tea", "no target tea"),
+        ("moss merge CKPT", "the following arguments are required: OUT"),
+        ("moss train favor_lora --stepz 3", "recipes/favor_lora.py has no --stepz"),
+        ("moss train tea", "moss has no train tea"),
+        ("accelerate launch --multi_gpu -m moss_vllm eval tea", "moss has no eval tea"),
     ],
 )
 def test_a_wrong_command_is_noticed(command, fault):
@@ -224,6 +242,13 @@ def test_a_wrong_link_is_noticed():
     assert link_faults(text, ROOT / "README.md") == wrong
     assert link_faults("[x](docs/data.md#nothing)", ROOT / "README.md")
     assert link_faults("[x](docs/data.md#several-sources)", ROOT / "README.md") == []
+
+
+def test_an_index_can_show_the_long_description():
+    """It shows no other file of the repository."""
+    file = re.search(r'^readme = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    relative = re.compile(r"\]\((?!https?:)|<img src=\"(?!https?:)")
+    assert not relative.search((ROOT / file).read_text()) and relative.search(README)
 
 
 def test_walks_name_functions_that_are_there():

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,6 +18,7 @@ from moss_vllm.runtime.flags import choose_device
 from moss_vllm.runtime.line_store import ANSWERS, Shard, read_answers
 from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.spelling import again
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
 from moss_vllm.vlm.checkpoint import load
@@ -119,7 +119,7 @@ def merge_command(args: argparse.Namespace, out: Path) -> str:
     flags |= {f"--{key}": getattr(args, key, None) for key in ("split", "prompt", "limit")}
     words = [word for key, value in flags.items() if value is not None for word in (key, str(value))]
     words += ["--allow-missing"] if args.allow_missing else []
-    return shlex.join(["python", sys.argv[0], "--merge", *words])
+    return again(["--merge", *words])
 
 
 def finish(result: Result, out: Path, args: argparse.Namespace) -> None:

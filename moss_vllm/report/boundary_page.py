@@ -42,6 +42,7 @@ from moss_vllm.report.strips import (
 )
 from moss_vllm.report.timeline import picture_of
 from moss_vllm.runtime.files import refuse_unwritable
+from moss_vllm.runtime.spelling import spelled
 
 SECTIONS = {"score": "Score", "clips": "Clips", "run": "What was tested"}
 SAME_F1 = 0.005  # as far as result.json may differ
@@ -179,8 +180,8 @@ def _clips(curves: Sequence[ScoreCurve], total: int, frames: Mapping[str, Strip]
         f"Blue: the score of each frame. Green lines: boundaries found that are right at {DISTANCE:g} of the "
         "clip; orange: false ones. Below, what each rater marked, hollow if missed. Drawn are "
         f"{len(curves):,} of {total:,} clips, those with most mistakes first; frames are shown of {shown:,}, "
-        f"up to {MOST_FRAMES} of each. --strips N takes N clips, 0 none. scripts/timeline.py draws one clip "
-        "as a picture."
+        f"up to {MOST_FRAMES} of each. --strips N takes N clips, 0 none. {spelled('scripts/timeline.py')} "
+        "draws one clip as a picture."
     )
     figures = (
         tag(

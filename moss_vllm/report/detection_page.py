@@ -21,6 +21,7 @@ from moss_vllm.report.detection_files import RESULT_FILE, DetectionTest
 from moss_vllm.report.html import Html, document, listed, moment, section, table, tag, tiles
 from moss_vllm.report.strips import MOST_FRAMES, STRIP_FPS, Strip, draw_frames, limits, read_strips
 from moss_vllm.report.timeline import Timeline, draw_on_page, lay_out_video
+from moss_vllm.runtime.spelling import spelled
 
 PARTS = {
     "score": "Score",
@@ -170,7 +171,7 @@ def _videos(lines: Mapping[str, Timeline], frames: Mapping[str, Strip]) -> list[
         f"false ones; the higher the score, the darker. Drawn are each class's best, {times} "
         f"times as many as it has actions, in up to {timeline.ROWS} rows. Frames are shown of {shown:,} of "
         f"{len(lines):,} videos, up to {MOST_FRAMES} of each, those with most missed and false ones first; "
-        "--strips N takes N videos, 0 none. scripts/timeline.py draws one video as a picture."
+        f"--strips N takes N videos, 0 none. {spelled('scripts/timeline.py')} draws one video as a picture."
     )
     figures = (_video(one, frames.get(video)) for video, one in lines.items())
     return [tag("p", note, class_="soft"), *figures]

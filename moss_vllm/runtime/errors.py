@@ -1,7 +1,6 @@
 """How a script fails: one message, no traceback, status 1; and how Ctrl-C ends it: a sentence, status 130."""
 
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 
 from moss_vllm.runtime.quiet import quiet_deepspeed
 from moss_vllm.runtime.screen import plain, say
+from moss_vllm.runtime.spelling import again, spelled
 
 INTERRUPTED = 130  # the status of a program that Ctrl-C ended, as shells have it
 
@@ -44,7 +44,8 @@ def errors_in_one_line(remedy: str | None = None, *, resume: Sequence[str] = ())
         yield
     except (ValueError, OSError, ImportError, SafetensorError, RunStopped) as error:
         lines = error.lines if isinstance(error, SeveralLines) else [str(error)]
-        raise SystemExit("\n".join(map(plain, [f"error: {lines[0]}", *lines[1:]]))) from error
+        told = (plain(spelled(line)) for line in (f"error: {lines[0]}", *lines[1:]))
+        raise SystemExit("\n".join(told)) from error
     except KeyboardInterrupt:
         _end_interrupted(remedy, resume)
 
@@ -73,4 +74,4 @@ def _command_to_go_on(resume: Sequence[str]) -> str:
     more = [] if " ".join(resume) in given else list(resume)
     if "WORLD_SIZE" in os.environ:
         return f"to go on, start the same command{' with ' * bool(more)}{' '.join(more)}"
-    return f"to go on: {shlex.join(['python', *sys.argv, *more])}"
+    return f"to go on: {again([*sys.argv[1:], *more])}"

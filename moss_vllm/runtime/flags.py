@@ -9,6 +9,7 @@ from typing import Any
 from moss_vllm.runtime.errors import catch_interrupts, errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.screen import say
+from moss_vllm.runtime.spelling import spelled
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 # Old spellings of flags in some commands. A command that has a flag of this very name keeps it.
@@ -49,6 +50,10 @@ class Flags(argparse.ArgumentParser):
             say(f"{name} is called {new} now", file=sys.stderr)
         self.given = {}
         return super().parse_known_args(words, namespace)
+
+    def format_help(self) -> str:
+        """The help, with commands as this one was started."""
+        return spelled(super().format_help())
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """Note what is given: argparse calls it for each flag that stands on the command line."""

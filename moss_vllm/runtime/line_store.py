@@ -4,10 +4,9 @@
 
 The task decides which fields a header and an answer have: `read_answers` takes its `Schema`, and puts a
 folder's files together, however many processes wrote them. A process appends only to its own file, holds a
-lock on it while it lives, and waits for no other. A torn last line, left by a killed run, is dropped.
+lock beside it while it lives, and waits for no other. A torn last line, left by a killed run, is dropped.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,9 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
-from weakref import WeakSet
 
 from moss_vllm.runtime.errors import RunStopped
+from moss_vllm.runtime.locks import Lock
 
 ANSWERS = "answers"  # the store's folder within a result folder
 REMEDY = "evaluate again with --overwrite, or into another --out"
@@ -227,13 +226,14 @@ class AnswerFile:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{shard.rank:02d}-of-{shard.processes:02d}.jsonl"
+        self.lock = _lock_of(self.path)
         with _alone_in(folder):  # another process must not see the file before its header is written
+            if not self.lock.take():
+                remedy = "wait for it to end, or give another --out"
+                raise BlockingIOError(f"{self.path}: another run writes to it; {remedy}")
             self.file: IO[bytes] = self.path.open("ab", buffering=0)
             self.state = os.fstat(self.file.fileno())
             try:
-                if _is_locked(self.file, fcntl.LOCK_EX):
-                    remedy = "wait for it to end, or give another --out"
-                    raise BlockingIOError(f"{self.path}: another run writes to it; {remedy}")
                 self._look_at_others(header, overwrite)
                 if overwrite:
                     self.file.truncate(0)
@@ -243,16 +243,14 @@ class AnswerFile:
                     self.file.truncate(0)
                     self._write({"header": header, **({"overwrite": True} if overwrite else {})})
             except BaseException:
-                self.file.close()
+                self.close()
                 raise
-        _OPEN.add(self)
 
     def _look_at_others(self, header: Mapping[str, Any], overwrite: bool) -> None:
         """Refuse to begin beside living runs of other settings; remove the files that `overwrite` drops."""
         processes = self.path.name.split("-of-")[1]
         for other in sorted(set(self.path.parent.glob("*.jsonl")) - {self.path}):
-            with other.open("rb") as file:
-                lives, head = _is_locked(file, fcntl.LOCK_SH), _first_line(file)
+            lives, head = _lock_of(other).is_held(), _first_line(other)
             changed = _tell_changes(head["header"], header)
             of_this_run = not changed and other.name.endswith(f"-of-{processes}")
             if lives and (changed or overwrite and not (of_this_run and head.get("overwrite"))):
@@ -294,47 +292,35 @@ class AnswerFile:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and let another process write to it."""
         self.file.close()
-
-
-_OPEN: WeakSet[AnswerFile] = WeakSet()
-
-
-def _close_in_a_worker() -> None:
-    """A forked worker shares the lock, and outlives a killed run by seconds in which no other could begin."""
-    for opened in _OPEN:
-        opened.file.close()
-
-
-os.register_at_fork(after_in_child=_close_in_a_worker)
+        self.lock.drop()
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: processes open their files one after the other, each header written whole."""
-    handle = os.open(folder, os.O_RDONLY)
+    lock = Lock(folder / ".lock")
+    lock.take(wait=True)
     try:
-        # Some network disks cannot lock a folder; then two processes that begin in one moment may collide.
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(handle)
+        lock.drop()
 
 
-def _is_locked(file: IO[bytes], kind: int) -> bool:
-    """Whether a living process holds a lock on the file; if none does, this one now holds it."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
+def _lock_of(file: Path) -> Lock:
+    """A file beside it: Windows lets nobody read a locked file. A forked worker does not hold it."""
+    return Lock(file.with_name(f"{file.name}.lock"))
 
 
-def _first_line(file: IO[bytes]) -> dict[str, Any]:
+def _first_line(file: Path) -> dict[str, Any]:
     """The first line's object; one with an empty header if it cannot be read."""
     try:
-        return FIRST_LINE.check(json.loads(file.readline()))
+        with file.open("rb") as lines:
+            return FIRST_LINE.check(json.loads(lines.readline()))
     except (ValueError, RecursionError):
         return {"header": {}}
 

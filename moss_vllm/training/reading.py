@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.screen import say
 from moss_vllm.runtime.signals import leave_signals_to_the_run
+from moss_vllm.runtime.spelling import spelled
 
 LIMIT_S = 300  # a row that takes longer hangs: its file is broken, or a network disk is dead
 WARN_S = 10  # a row that takes longer is named
@@ -116,7 +117,8 @@ class Batches:
     @contextmanager
     def _alarm(self) -> Iterator[None]:
         """Check the workers also while torch waits without a time limit, for a batch on its way."""
-        if not self._workers() or threading.current_thread() is not threading.main_thread():
+        has_timer = hasattr(signal, "setitimer")  # Windows has none
+        if not (has_timer and self._workers() and threading.current_thread() is threading.main_thread()):
             yield
             return
         before = signal.signal(signal.SIGALRM, lambda *_: self._wait())
@@ -152,7 +154,7 @@ class Batches:
         if spent_s > WARN_S and row not in self.warned:
             self.warned.add(row)
             warning = f"{what} is not read after {WARN_S} s; after {LIMIT_S} s the run ends. {FILE_REMEDY}"
-            say(warning, file=sys.stderr, flush=True)
+            say(spelled(warning), file=sys.stderr, flush=True)
 
     def _why(self, error: BaseException | None) -> str:
         busy = self._busy()
@@ -160,10 +162,10 @@ class Batches:
             if code := worker.exitcode:
                 cause = signal.Signals(-code).name if code < 0 else f"status {code}"
                 when = f"while it read {self.name(busy[number][0])}" if number in busy else "between two rows"
-                if code == -signal.SIGBUS:
+                if cause == "SIGBUS":
                     return f"a worker died {when}: shared memory is too small; {SHARED_REMEDY}"
                 memory = "the system kills processes when memory runs out: use fewer --workers; "
-                return f"a worker died ({cause}) {when}; {memory * (code == -signal.SIGKILL)}{FILE_REMEDY}"
+                return f"a worker died ({cause}) {when}; {memory * (cause == 'SIGKILL')}{FILE_REMEDY}"
         return f"rows could not be read: {error}; {FILE_REMEDY}"
 
 

@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file, write_whole
+from moss_vllm.runtime.locks import Lock
 from moss_vllm.runtime.screen import say
 
 if TYPE_CHECKING:  # it takes seconds, and recipes look at their folder before
@@ -40,14 +39,14 @@ def hold(out: Path, accelerator: "Accelerator") -> Iterator[None]:
     from accelerate.utils import broadcast_object_list
 
     file, refused, is_new = out / LOCK_FILE, "", not out.exists()
-    lock = FileLock(file)
+    lock = Lock(file)
     if accelerator.is_main_process:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-            held = file.stat()
-        except Timeout:
-            refused = f"{out}: another training run writes to it; wait for it to end, or name another --out"
+            if not lock.take():
+                refused = (
+                    f"{out}: another training run writes to it; wait for it to end, or name another --out"
+                )
         except OSError as error:
             refused = f"{out}: cannot be locked for this run ({error}); name another --out"
     [refused] = broadcast_object_list([refused])
@@ -57,9 +56,7 @@ def hold(out: Path, accelerator: "Accelerator") -> Iterator[None]:
         yield
     finally:
         if accelerator.is_main_process:
-            if is_still(file, held):  # another run may have made the folder anew
-                file.unlink()
-            lock.release()
+            lock.drop()
             if is_new:
                 with suppress(OSError):
                     out.rmdir()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moss_vllm.data.rows import Rejected
+from moss_vllm.runtime.memory import process_peak_bytes
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training.run_folder import is_still
 from moss_vllm.training.step import StepRows
@@ -152,5 +152,4 @@ def peak_memory_gib() -> float:
     """The most memory this process has taken: of its GPU, or without one of the machine's memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    per_gib = 2**30 if sys.platform == "darwin" else 2**20  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / per_gib
+    return process_peak_bytes() / 2**30

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json, whole_file
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.spelling import program
 from moss_vllm.training import engines
 from moss_vllm.training.loop import Loop
 from moss_vllm.training.optim import Rate, describe
@@ -49,7 +50,7 @@ def open_run(settings: Any, *, dry_run: bool) -> Iterator[Accelerator]:
 
 def command_line(recipe: str, argv: Sequence[str] | None) -> str:
     """The command of this run; None are the arguments of this process."""
-    return shlex.join(sys.argv if argv is None else [recipe, *argv])
+    return shlex.join([*program(), *sys.argv[1:]] if argv is None else [recipe, *argv])
 
 
 def describe_training(

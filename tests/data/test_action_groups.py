@@ -4,10 +4,10 @@ import csv
 import json
 from collections import Counter
 
-import action_groups
 import pytest
 from PIL import Image
 
+from moss_vllm.commands.scripts import action_groups
 from moss_vllm.data.actions.groups import find_groups, read_groups, something_groups
 from moss_vllm.data.world.actions import CLASSES
 from moss_vllm.runtime.line_store import AnswerFile, Shard

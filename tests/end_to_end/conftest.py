@@ -1,6 +1,5 @@
 """What faults and recipes start from: runs of one or two steps, and folders to damage."""
 
-import importlib
 import json
 import os
 import shutil
@@ -84,7 +83,7 @@ def ground(recipe, trained, tiny_base, world, tmp_path, one_process, monkeypatch
         return partial(recipe.main, words(*more, **settings))
 
     def script(name, *given):
-        return partial(importlib.import_module(name).main, list(map(str, given)))
+        return partial(load_script(f"scripts/{name}.py").main, list(map(str, given)))
 
     def checkpoint_folder():
         shutil.copytree(trained, run)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 # As pytest has it; where this file is a script, its own folder is not enough.
-sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "scripts")]
+sys.path += [str(Path(__file__).parents[1])]
 
 from faults import engine, of_data
 from faults.engine import FAULTS, MEMORY, edit_weights, pattern, snapshot, to_nan

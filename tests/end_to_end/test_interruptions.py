@@ -6,7 +6,6 @@ Of a full disk see test_faults.py. And no run writes into another's folder, nor 
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
 import subprocess
@@ -28,7 +27,7 @@ from killing import (
     trained_steps,
     wait_for_steps,
 )
-from launching import ROOT, SCRIPT, environment, free_port, logged
+from launching import ROOT, SCRIPT, environment, free_port, load_script, logged
 
 from moss_vllm.training import engines
 from moss_vllm.training.run_folder import hold, latest_checkpoint, step_of, tidy
@@ -228,7 +227,7 @@ def test_a_run_leaves_the_lock_of_one_that_took_its_place(tmp_path, one_process)
 
 @pytest.mark.parametrize("name", ["favor_lora", "action_recog"])
 def test_a_second_run_is_refused_before_it_reads_a_row(tmp_path, one_process, name):
-    main = runpy.run_path(str(ROOT / "recipes" / f"{name}.py"))["main"]
+    main = load_script(f"recipes/{name}.py").main
     with hold(tmp_path, engines.start()):
         for more in ([], ["--resume", "auto"]):
             with pytest.raises(BlockingIOError, match="another training run writes to it"):

@@ -667,8 +667,8 @@ def test_settings_may_change_before_the_first_answer(loaded, data, tmp_path, ask
 
 def test_a_run_given_up_before_its_first_answer_is_not_in_the_way_of_the_next(loaded, data, answered):
     header = {**lines(answered)[0]["header"], "checkpoint": "another"}
-    AnswerFile(answered / "answers", header, Shard(0, 4)).file.close()
-    AnswerFile(answered / "answers", header, Shard(0, 0)).file.close()
+    AnswerFile(answered / "answers", header, Shard(0, 4)).close()
+    AnswerFile(answered / "answers", header, Shard(0, 0)).close()
     assert len(run(loaded, data, answered).records) == len(read_evaluation(answered).stored.answers) == 6
     assert read_answers(answered / "answers", QUESTION_SCHEMA).header["checkpoint"] == "tiny"
 

@@ -8,7 +8,8 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
-import report
+
+from moss_vllm.commands.scripts import report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

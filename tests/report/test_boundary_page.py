@@ -4,11 +4,11 @@ import re
 import shutil
 
 import pytest
-import report
 from boundary_folders import FOUND, TEST, edit_result, frame_scores, with_names, write_test
 from pages import refusal
 
 from moss_vllm.boundaries.scores import score_boundaries
+from moss_vllm.commands.scripts import report
 from moss_vllm.report import boundary_page, strips
 from moss_vllm.report.boundary_files import read_boundary_test
 

@@ -4,10 +4,10 @@ import re
 import shutil
 
 import pytest
-import report
 from detection_folders import FOUND, TEST, edit_result, write_test
 from pages import refusal
 
+from moss_vllm.commands.scripts import report
 from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.detection.predictions import read_predictions
 from moss_vllm.detection.scores import score_detections

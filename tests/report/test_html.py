@@ -5,9 +5,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-import report
 from launching import ROOT
 
+from moss_vllm.commands.scripts import report
 from moss_vllm.report import html
 
 

@@ -5,12 +5,12 @@ import re
 import shutil
 
 import pytest
-import report
 from action_layouts import write_layout
 from launching import as_flags, load_script, logged
 from pages import browse, write
 from run_folders import FILES, RATES, TASKS, digits, eval_line, jsonl, settings, step_line
 
+from moss_vllm.commands.scripts import report
 from moss_vllm.report import html
 from moss_vllm.report.run_files import read_run_files
 from moss_vllm.report.run_page import figures_of

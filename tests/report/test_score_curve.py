@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-import timeline as script
 from boundary_folders import FOUND, TEST, edit_result, write_test
 from PIL import Image
 
 from moss_vllm.boundaries.scores import score_boundaries
+from moss_vllm.commands.scripts import timeline as script
 from moss_vllm.report.boundary_files import holds_boundaries, read_boundary_test
 from moss_vllm.report.boundary_page import curves_by_mistakes
 from moss_vllm.report.score_curve import Mark, draw_curve_on_page, lay_out_clip

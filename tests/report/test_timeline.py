@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import timeline as script
 from detection_folders import CLASSES, FOUND, TEST, detections, edit_result, write_test
 from detection_layouts import TEST as VIDEOS
 from PIL import Image
 
+from moss_vllm.commands.scripts import timeline as script
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS, match_detections
 from moss_vllm.report import timeline
 from moss_vllm.report.detection_files import read_test

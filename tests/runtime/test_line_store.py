@@ -51,11 +51,9 @@ def test_a_run_with_other_settings_is_refused_beside_a_living_one(tmp_path):
         ):
             AnswerFile(tmp_path, OTHER, Shard())
         elsewhere = {**HEADER, "environment": {"av": "16.0"}}  # another machine of the same run
-        AnswerFile(tmp_path, elsewhere, Shard(1, 2)).file.close()
-        AnswerFile(tmp_path, HEADER, Shard()).file.close()
-    AnswerFile(
-        tmp_path, OTHER, Shard(0, 3)
-    ).file.close()  # nobody lives: without an answer nothing is in the way
+        AnswerFile(tmp_path, elsewhere, Shard(1, 2)).close()
+        AnswerFile(tmp_path, HEADER, Shard()).close()
+    AnswerFile(tmp_path, OTHER, Shard(0, 3)).close()  # nobody lives: without an answer nothing is in the way
 
 
 def outlive(began):
@@ -72,7 +70,7 @@ def test_a_worker_that_outlives_a_run_is_not_in_the_way_of_the_next(tmp_path):
         assert began.wait(60)
         with pytest.raises(BlockingIOError):  # the worker's end of the file did not release the run's lock
             AnswerFile(tmp_path, HEADER, Shard())
-    AnswerFile(tmp_path, HEADER, Shard()).file.close()
+    AnswerFile(tmp_path, HEADER, Shard()).close()
     worker.kill()
     worker.join()
 
@@ -86,7 +84,7 @@ def test_overwriting_beside_a_living_process_is_refused_and_costs_no_answer(tmp_
                 AnswerFile(tmp_path, header, shard, overwrite=True)
         living.add(LINE)
         assert living.path.read_bytes() == before + before.splitlines(keepends=True)[1]
-    AnswerFile(tmp_path, HEADER, Shard(), overwrite=True).file.close()
+    AnswerFile(tmp_path, HEADER, Shard(), overwrite=True).close()
     assert names(tmp_path) == ["00-of-01.jsonl"]
     (tmp_path / "00-of-01.jsonl").write_bytes(b"")  # as a refused run leaves it
     assert read_answers(tmp_path, SCHEMA).header is None
@@ -100,10 +98,10 @@ def test_processes_of_one_run_overwrite_together(tmp_path, order):
     first = AnswerFile(tmp_path, HEADER, Shard(order[0], 2), overwrite=True)
     first.add({**LINE, "video_id": f"new {order[0]}"})
     if order[0]:  # the first process may be done before the other begins
-        first.file.close()
+        first.close()
     with AnswerFile(tmp_path, HEADER, Shard(order[1], 2), overwrite=True) as second:
         second.add({**LINE, "video_id": f"new {order[1]}"})
-    first.file.close()
+    first.close()
     assert names(tmp_path) == ["00-of-02.jsonl", "01-of-02.jsonl"]
     assert read_answers(tmp_path, SCHEMA, HEADER).videos.keys() == {"new 0", "new 1"}
 
@@ -134,7 +132,7 @@ def test_a_folder_that_is_gone_ends_the_run(tmp_path, how):
         file.add(LINE)
         shutil.move(folder, tmp_path / "moved") if how == "renamed" else shutil.rmtree(folder)
         if how == "made again":
-            AnswerFile(folder, HEADER, Shard()).file.close()
+            AnswerFile(folder, HEADER, Shard()).close()
         with pytest.raises(
             RunStopped, match="00-of-01.jsonl is gone: it or its folder was removed or renamed"
         ):

@@ -5,7 +5,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import convert_videollama3
 import numpy as np
 import pytest
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 
+from moss_vllm.commands.scripts import convert_videollama3
 from moss_vllm.data.rows import Turn
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm import checkpoint

@@ -17,6 +17,7 @@ import os
 import sys
 from pathlib import Path
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
@@ -67,7 +68,7 @@ def check(parser: Flags, args: argparse.Namespace) -> None:
         refuse_unwritable(args.cache, "--cache")
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options, check)
 
 
@@ -137,7 +138,3 @@ def main(argv: list[str] | None = None) -> Accuracy:
     save_accuracy(accuracy, out, {"data": data, "step": loaded.run["step"], "views": shown})
     say(f"{data}, {shown}: {accuracy}; written to {out}")
     return accuracy
-
-
-if __name__ == "__main__":
-    main()

@@ -13,15 +13,16 @@ seconds, or scores of frames as EfficientGEBD's `model_pred_dict_epoch09.pkl`.
 
 import argparse
 import os
-import shlex
 import sys
 from pathlib import Path
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
 from moss_vllm.runtime.line_store import Shard
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.spelling import command
 from moss_vllm.video.decoders import DECODERS
 
 # Flags that only a test with a model reads.
@@ -61,7 +62,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.boundaries.f1 import F1_RULES
@@ -229,12 +230,3 @@ def show_views(out: Path, split: BoundarySplit) -> None:
         words = [word for flag, value in where.items() if value for word in (flag, value)]
         say("another threshold, without a model:")
         say(command("eval/boundaries.py", "--predictions", out / "scores.json", *words, "--threshold", 0.5))
-
-
-def command(script: str, *words: object) -> str:
-    """A command line as a shell reads it."""
-    return shlex.join(["python", script, *map(str, words)])
-
-
-if __name__ == "__main__":
-    main()

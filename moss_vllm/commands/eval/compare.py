@@ -32,6 +32,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moss_vllm.commands import is_starting
 from moss_vllm.evaluation.protocols import LETTERS
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable, write_whole
@@ -62,7 +63,7 @@ def check(parser: Flags, args: argparse.Namespace) -> None:
         refuse_unwritable(args.json.parent, "the folder of --json,")
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options, check)
 
 from moss_vllm.data.annotated_videos import name_first
@@ -285,7 +286,3 @@ def list_changed(comparison: Comparison, shown: int) -> list[tuple[int, str]]:
 def signed(points: float) -> str:
     """The number with its sign and one decimal; one that rounds to zero gets a plus."""
     return f"{round(points, 1) + 0.0:+.1f}"
-
-
-if __name__ == "__main__":
-    main()

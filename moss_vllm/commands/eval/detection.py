@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
@@ -50,7 +51,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.data.detection.datasets import DetectionSplit, read_detection
@@ -203,7 +204,3 @@ def show(name: str, scores: DetectionScores, split: DetectionSplit, variant: str
     screen = Screen()
     screen.print(class_table(scores, split.classes))
     screen.print(score_table(name, scores, variant=variant if variant in PAPER_TABLE_8 else None))
-
-
-if __name__ == "__main__":
-    main()

@@ -42,7 +42,3 @@ def main(argv: list[str] | None = None) -> "Result":
     result, out = command.run(args, "favor_bench", data, videos, FAVOR_BENCH)
     command.finish(result, out, args)
     return result
-
-
-if __name__ == "__main__":
-    main()

@@ -102,7 +102,3 @@ def write_captions(result: "Result", out: Path, args: argparse.Namespace) -> Non
     if result.failed:
         say(f"missing or unreadable, with an empty caption: {', '.join(result.failed)}")
     say(f"written to {file}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

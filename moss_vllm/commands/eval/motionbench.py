@@ -53,7 +53,3 @@ def main(argv: list[str] | None = None) -> "Result":
         result.notes.append(f"{file.name} has {counts}")
     command.finish(result, out, args)
     return result
-
-
-if __name__ == "__main__":
-    main()

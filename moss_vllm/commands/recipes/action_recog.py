@@ -27,10 +27,10 @@ from typing import Any, Literal
 
 import yaml
 
-from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import RESUME, begin, parse, setting
+from moss_vllm.training.settings import begin, parse, setting
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class ActionRecog:
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     begin(ActionRecog, __doc__)
 
 from accelerate import Accelerator
@@ -316,8 +316,3 @@ def finish(accuracy: Accuracy, folder: Path, data: str, views: ViewSettings, ste
     about = {"data": data, "step": step, "views": f"{views.clips} clips x {views.crops} crops"}
     save_accuracy(accuracy, folder, about)
     say(f"test of step {step}, {about['views']}: {accuracy}; written to {folder}")
-
-
-if __name__ == "__main__":
-    with errors_in_one_line(resume=RESUME):
-        main()

@@ -21,7 +21,6 @@ OUT/test. The best of many tests on one split flatters: the last is printed besi
 """
 
 import dataclasses
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,10 +29,11 @@ from typing import Any, Literal
 
 import yaml
 
-from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import RESUME, begin, parse, setting
+from moss_vllm.runtime.spelling import command
+from moss_vllm.training.settings import begin, parse, setting
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,9 @@ class Boundaries:
         None, "largest norm of the gradient; 0: no limit (default: sgd 0, adamw 1)"
     )
     threshold: float | None = setting(
-        None, "from which a frame's score is a boundary (default: 0.3; tapos 0.2)"
+        None, "score from which a frame is a boundary (default: 0.3; tapos: 0.2)"
     )
-    eval_every: int | None = setting(
-        None, "epochs from test to test, and of checkpoints (default: 1; mini 8)"
-    )
+    eval_every: int | None = setting(None, "epochs between tests, and checkpoints (default: 1; mini: 8)")
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32",
         "number format of the arithmetic; what trains is kept in fp32 in all; EfficientGEBD: fp16",
@@ -129,7 +127,7 @@ class Boundaries:
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     begin(Boundaries, __doc__)
 
 import torch
@@ -309,23 +307,19 @@ def set_norms(model: GEBD, dataset: BoundaryTrainingSet) -> None:
 def show(record: dict[str, Any], stages: Sequence[int]) -> None:
     """Print what the run will do."""
     console, settings, clips = Screen(), record["settings"], record["clips"]
-    for line in record["data_lines"]:
-        console.print(line)
+    console.print(*record["data_lines"], sep="\n")
     place = ", ".join(f"after stage {stage}" for stage in stages) or "nowhere"
     console.print(record["encoder"])
     console.print(f"BasicGEBD {settings['variant']}; {settings['temporal']} {place}")
     taken = "a frame every 0.1 s, in slices" if clips["sliced"] else "evenly spread over a clip"
     console.print(f"{record['rows']:,} rows of {clips['frames']} frames, {taken}, {clips['size_px']} px")
     raters = "the best rater" if settings["raters"] == 1 else "the best two raters"
-    filled = (
-        "" if settings["mask"] or not clips["sliced"] else "; frames that fill up a slice are no boundary"
-    )
+    are_filled = clips["sliced"] and not settings["mask"]
+    filled = "; frames that fill up a slice are no boundary" if are_filled else ""
     console.print(f"trained on {raters} of each clip, labels {settings['labels']}{filled}")
     shrunk = f", all shrunk to {settings['steps']} steps in all" if settings["steps"] else ""
-    console.print(
-        f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {record['steps']} "
-        f"steps of {record['clips_a_step']} rows"
-    )
+    steps = f"{record['steps']} steps of {record['clips_a_step']} rows"
+    console.print(f"{record['engine']} x{record['processes']}, precision {settings['precision']}: {steps}")
     falls = f"a tenth of the rates from epochs {settings['milestones']}"
     if settings["optimizer"] == "adamw":
         falls = f"{settings['warmup_epochs']:g} epochs of warm-up, a cosine to 0"
@@ -351,10 +345,5 @@ def finish(scores: BoundaryScores, settings: Boundaries, step: int, folder: Path
     Screen().print(score_table(f"BasicGEBD, {settings.temporal}", scores, settings.data))
     say(f"test of step {step}: {scores}; written to {folder}")
     say(f"tests during training: {tests}")
-    pages = (shlex.join(["python", "scripts/report.py", str(of)]) for of in (folder, folder.parent))
+    pages = (command("scripts/report.py", of) for of in (folder, folder.parent))
     say("pages of the test and of the run:", *pages, sep="\n")
-
-
-if __name__ == "__main__":
-    with errors_in_one_line(resume=RESUME):
-        main()

@@ -27,10 +27,10 @@ from typing import Any, Literal
 
 import yaml
 
-from moss_vllm.runtime.errors import errors_in_one_line
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import RESUME, begin, parse, setting
+from moss_vllm.training.settings import begin, parse, setting
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Detection:
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     begin(Detection, __doc__)
 
 from accelerate import Accelerator
@@ -334,8 +334,3 @@ def finish(scores: DetectionScores, settings: Detection, step: int, folder: Path
     if young := tell_young(settings.ema_decay, step):
         say(young)
     say(f"tests during training: {tests}")
-
-
-if __name__ == "__main__":
-    with errors_in_one_line(resume=RESUME):
-        main()

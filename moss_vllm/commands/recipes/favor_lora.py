@@ -21,19 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from moss_vllm.commands import is_starting
 from moss_vllm.data.world.benchmarks import ensure_world
-from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.screen import say
-from moss_vllm.training.settings import (
-    RESUME,
-    accumulate_for,
-    begin,
-    ignored,
-    origins,
-    parse,
-    refuse,
-    setting,
-)
+from moss_vllm.training.settings import accumulate_for, begin, ignored, origins, parse, refuse, setting
 
 
 @dataclass(frozen=True)
@@ -104,7 +95,7 @@ class FavorLora:
         return Sampling(self.sample_fps, self.short_side_px, self.max_frames)
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     begin(FavorLora, __doc__, out_depends_on="model")
 
 import torch
@@ -355,8 +346,3 @@ def show_shape(settings: FavorLora, layers: Layers, *, dry_run: bool) -> list[di
     if unused := sorted({name for name, origin in origins(layers).items() if origin == "flag"} - OF_A_SHAPE):
         say(f"without weights these flags change nothing: {', '.join(unused)}")
     return []
-
-
-if __name__ == "__main__":
-    with errors_in_one_line(resume=RESUME):
-        main()

@@ -23,6 +23,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from moss_vllm.commands import is_starting
 from moss_vllm.report.plots import COLOURS, save_png
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import read_json, whole_file
@@ -42,7 +43,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from matplotlib.figure import Figure
@@ -302,7 +303,3 @@ def some(names: Sequence[str]) -> str:
 def signed(points: float) -> str:
     """Points with one decimal and a sign; +0.0 for those that round to zero."""
     return f"{round(points, 1) + 0.0:+.1f}"
-
-
-if __name__ == "__main__":
-    main()

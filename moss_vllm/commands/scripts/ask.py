@@ -16,6 +16,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import tell_existing
 from moss_vllm.runtime.flags import Flags, add_clip_options, add_device, answer_help, choose_device
@@ -37,7 +38,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 import torch
@@ -122,7 +123,3 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     with loaded.autocast():
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **GREEDY)
     return tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from check_videos import (
+from moss_vllm.commands.scripts.check_videos import (
     Part,
     add_options,
     as_failure,
@@ -27,7 +27,6 @@ from check_videos import (
     tell_bad,
     write_bad,
 )
-
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
@@ -130,7 +129,3 @@ def check_space(cache: FrameCache, n_done: int, n_bytes: int, n_remaining: int) 
             file=sys.stderr,
         )
         raise SystemExit(2)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

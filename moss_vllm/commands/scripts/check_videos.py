@@ -208,7 +208,3 @@ def write_bad(path: Path, bad: Iterable[dict[str, Any]]) -> None:
     """Write one line of json for each."""
     with whole_file(path) as part:
         part.write_text("".join(json.dumps(line) + "\n" for line in bad), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

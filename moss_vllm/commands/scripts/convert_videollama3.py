@@ -9,6 +9,7 @@ stored in. The chat template written is this project's: the authors' layout with
 prompt. `--model`, `moss_vllm.vlm.checkpoint.load` and transformers' Auto classes open the folder written.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,11 @@ from pathlib import Path
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.runtime.spelling import spelled
 
 
 def options() -> Flags:
@@ -30,7 +33,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.vlm.video_llama3.convert import Conversion, convert
@@ -63,7 +66,8 @@ def show(done: Conversion, out: Path) -> None:
         say(f"settings without a place in the native format ({count}): {names}")
     config = "recipes/configs/favor_videollama3_2b.yaml"
     data = "FAVOR/prepared/kept.json"
-    say(f"next: accelerate launch recipes/favor_lora.py --config {config} --data {data} --model {out}")
+    launch = "accelerate launch recipes/favor_lora.py"
+    say(spelled(f"next: {launch} --config {config} --data {data} --model {shlex.quote(str(out))}"))
 
 
 @contextmanager
@@ -85,7 +89,3 @@ def show_progress() -> Iterator[Callable[[int, int], None]]:
                 )
 
         yield tell
-
-
-if __name__ == "__main__":
-    main()

@@ -19,9 +19,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help
 from moss_vllm.runtime.screen import say, working
+from moss_vllm.runtime.spelling import command
 
 
 def options() -> Flags:
@@ -34,7 +36,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.report.model_card import loading_code, merged_readme
@@ -85,7 +87,8 @@ def main(argv: list[str] | None = None) -> float:
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    say(f"written to {out}; ask it: python scripts/ask.py VIDEO --ckpt {out}, or in Python:", end="\n\n")
+    ask = command("scripts/ask.py", "VIDEO", "--ckpt", out)
+    say(f"written to {out}; ask it: {ask}, or in Python:", end="\n\n")
     say(*loading_code(str(out), record, merged=True).split("\n"), sep="\n")
     return difference
 
@@ -108,7 +111,3 @@ def write_merged(folder: Path, part: Path, dtype: str) -> tuple[dict[str, Any], 
             record[TO_TRAIN] = sizes  # the base names them for training with MOSS later
         (part / MERGED_FILE).write_text(json.dumps(record, indent=2) + "\n")
     return record, expected
-
-
-if __name__ == "__main__":
-    main()

@@ -28,8 +28,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import av
-from check_videos import at_least
 
+from moss_vllm.commands.scripts.check_videos import at_least
 from moss_vllm.data.annotations import (
     OTHER_SUFFIXES,
     find_annotation,
@@ -45,6 +45,7 @@ from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.runtime.screen import plain, say
+from moss_vllm.runtime.spelling import command
 from moss_vllm.video.cutting import cut_clip
 from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.isolated import Failure, run_isolated
@@ -129,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if missing:
         say(f"missing videos go into {videos}; urls: {out / 'missing_urls.txt'}; then run this again")
-    say(f"next: python scripts/check_videos.py --data {out / 'kept.json'}")
+    say("next:", command("scripts/check_videos.py", "--data", out / "kept.json"))
     return 0 if kept else 1
 
 
@@ -234,7 +235,3 @@ def write_lists(
 def _write_lines(path: Path, lines: Iterable[str]) -> None:
     with whole_file(path) as part:
         part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

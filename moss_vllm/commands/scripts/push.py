@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import plain, say
@@ -38,7 +39,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -270,7 +271,3 @@ def upload(repo_id: str, contents: Contents, *, private: bool) -> str:
 def how_to_upload(repo_id: str, out: Path, private: bool) -> str:
     """The command that uploads the folder."""
     return f"Upload it: hf auth login && hf upload {repo_id} {out}{' --private' * private}"
-
-
-if __name__ == "__main__":
-    main()

@@ -12,6 +12,7 @@ way or was killed is shown up to its last step; the page names files that are mi
 
 from pathlib import Path
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import say
@@ -28,7 +29,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.report.boundary_files import holds_boundaries, read_boundary_test
@@ -86,7 +87,3 @@ def _page_of_answers(folder: Path, out: Path | None, strips: int | None) -> Path
     out = choose_file(folder, out)
     write_page(answers_page(read_results(folder), strips), out)
     return out
-
-
-if __name__ == "__main__":
-    main()

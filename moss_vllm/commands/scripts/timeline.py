@@ -5,7 +5,7 @@
     python scripts/timeline.py runs/boundaries/test --video tdpHu69TU5w
     python scripts/timeline.py scores.json --root DATA/Kinetics-GEBD --video tdpHu69TU5w --threshold 0.5
 
-RESULT is the folder of a test, which a script in eval/ or recipes/ wrote (OUT/test), or a file of
+RESULT is the folder of a test, which a script in recipes/ or eval/ wrote (OUT/test), or a file of
 predictions.
 
 Of a detector, each class has a lane: its actions above, hollow where they were missed, and its detections
@@ -20,6 +20,7 @@ missed. scripts/report.py makes a page of all videos.
 from pathlib import Path
 from typing import Any
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import say
@@ -41,7 +42,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.detection.average_precision import TIOU_THRESHOLDS
@@ -83,7 +84,3 @@ def _draw_detections(
     told = f"{video.video_id}: {timeline.describe()}"
     draw_as_png(timeline, out, title=told, strip=strip)
     return out, told + without
-
-
-if __name__ == "__main__":
-    main()

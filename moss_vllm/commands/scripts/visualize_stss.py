@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
@@ -65,7 +66,7 @@ def options() -> Flags:
     return parser
 
 
-if __name__ == "__main__":
+if is_starting(__name__):
     answer_help(options)
 
 import torch
@@ -270,7 +271,3 @@ def write_animation(pictures: Sequence[NDArray[np.uint8]], path: Path) -> None:
     else:
         even = np.stack(pictures)[:, : pictures[0].shape[0] // 2 * 2, : pictures[0].shape[1] // 2 * 2]
         write_clip(np.concatenate([even] * MP4_ROUNDS), path, fps=ANIMATION_FPS)
-
-
-if __name__ == "__main__":
-    main()

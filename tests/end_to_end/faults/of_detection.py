@@ -7,10 +7,10 @@ import json
 import shutil
 from functools import partial
 
-import timeline
 from detection_layouts import CLASSES, TEST, VALIDATION
 
 from faults import engine
+from moss_vllm.commands.scripts import timeline
 from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.detection.predictions import read_predictions
 

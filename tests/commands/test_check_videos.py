@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import av
-import check_videos
 import numpy as np
 import pytest
 from launching import as_flags
 
+from moss_vllm.commands.scripts import check_videos
 from moss_vllm.video.isolated import run_isolated
 
 SCRIPT = check_videos

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-import prepare_favor
 import pytest
 
+from moss_vllm.commands.scripts import prepare_favor
 from moss_vllm.data.favor import read_favor_train
 from moss_vllm.video import cutting
 from moss_vllm.video.clip import Sampling, read_clip

@@ -9,11 +9,11 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
-import cache_frames
 import numpy as np
 import pytest
 from PIL import Image
 
+from moss_vllm.commands.scripts import cache_frames
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import Sampling, read_clip

@@ -3,12 +3,12 @@
 import json
 import shutil
 
-import merge
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, VideoLlama3Config
 
+from moss_vllm.commands.scripts import merge
 from moss_vllm.data.rows import Turn
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora, trained_state

@@ -4,10 +4,10 @@ import io
 import sys
 from dataclasses import replace
 
-import ask
 import pytest
 import torch
 
+from moss_vllm.commands.scripts import ask
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.answering import answer, prepare_prompts
 from moss_vllm.runtime.screen import plain

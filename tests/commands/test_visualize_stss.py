@@ -7,10 +7,10 @@ import av
 import numpy as np
 import pytest
 import torch
-import visualize_stss
 from launching import as_flags
 from PIL import Image
 
+from moss_vllm.commands.scripts import visualize_stss
 from moss_vllm.data.rows import Turn
 from moss_vllm.report.stss_features import load_vit, vit_features
 from moss_vllm.report.stss_maps import TOY_GRID, pick_query

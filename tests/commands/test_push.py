@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import merge
-import push
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from moss_vllm.commands.scripts import merge, push
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base, moss_to_train

@@ -1,0 +1,1 @@
+"""What tests, and compares tests."""

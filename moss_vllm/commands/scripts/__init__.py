@@ -1,0 +1,1 @@
+"""Whatever else a user runs."""
