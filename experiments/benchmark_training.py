@@ -181,7 +181,6 @@ def fill_cache(settings: Any, data: Path, cache: Path) -> None:
     flags = ["--data", str(data), "--cache", str(cache)]
     for name in ("sample_fps", "short_side_px", "max_frames"):
         flags += [f"--{name.replace('_', '-')}", f"{getattr(settings, name):g}"]
-    cache_frames = load_recipe(Path(__file__).parent.parent / "scripts" / "cache_frames.py")
     if status := cache_frames.main(flags):
         raise SystemExit(f"the frame cache of {data} is not whole (status {status}); the reason is above")
 

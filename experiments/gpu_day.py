@@ -40,7 +40,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TOY_CARD = "no GPU, toy sizes"
 KEPT_OF_OUTPUT = 3000  # bytes
 TOLD_EVERY_S, ENDING_S = 30.0, 5.0  # seconds between two lines of progress, and from SIGTERM to SIGKILL
-CODE = ("moss_vllm", "experiments", "scripts", "recipes", "tests")  # what the jobs run
+CODE = ("moss_vllm", "experiments", "tests")  # what the jobs run
 DESCRIBE = """
 import json, os, torch
 from measuring import cpu_name
