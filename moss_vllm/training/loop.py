@@ -62,10 +62,13 @@ class RowDataset(Protocol):
     """Rows by index; a batch is a dict of the objective's tensors and four entries.
 
     These are `row_ids`, `rejected`, `count` (terms that the loss sums over) and `read` (tokens or frames that
-    the model sees). `shares` has the number of rows and the weight of each source, in the order of the rows.
+    the model sees).
     """
 
-    shares: Sequence[tuple[int, float]]
+    @property
+    def shares(self) -> Sequence[tuple[int, float]]:
+        """The number of rows and the weight of each source, in the order of the rows."""
+        ...
 
     def __getitem__(self, index: int) -> Any: ...
     def name(self, index: int) -> str:

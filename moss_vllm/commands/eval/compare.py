@@ -113,10 +113,10 @@ def compare_detectors(
 ) -> list[DetectionComparison]:
     """Compare tests of detectors, by name; ValueError where a folder is none."""
     if not all(of_detectors):
-        other = next(folder for folder, one in zip(folders.values(), of_detectors, strict=True) if not one)
-        raise ValueError(f"{other} holds no finished test of a detector, as others do; compare one kind")
+        none = next(folder for folder, one in zip(folders.values(), of_detectors, strict=True) if not one)
+        raise ValueError(f"{none} holds no finished test of a detector, as others do; compare one kind")
     tests = {name: read_test(folder, find_videos=False) for name, folder in folders.items()}
-    comparisons, shown = [], []
+    comparisons, shown = list[DetectionComparison](), list[tuple[Tabulated, list[str], list[Any]]]()
     for (one, first), (other, second) in combinations(tests.items(), 2):
         pair = (first, second)
         comparison = compare_detections(

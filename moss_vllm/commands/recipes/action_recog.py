@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> Accuracy | None:
 
 
 def train_and_test(
-    settings: ActionRecog, accelerator: Accelerator, command: str, *, dry_run: bool
+    settings: Any, accelerator: Accelerator, command: str, *, dry_run: bool
 ) -> Accuracy | None:
     """Build and report; train and test unless it is a dry run. Returns the test's accuracy."""
     out = Path(settings.out)
@@ -268,7 +268,7 @@ def choose_run_views(
     return dataclasses.replace(views, randaugment=None) if settings.randaugment == "none" else views
 
 
-def fill_in(settings: ActionRecog) -> ActionRecog:
+def fill_in(settings: ActionRecog) -> Any:
     """The settings, with those that are None taken from the table of schedules; see `refuse_ignored`."""
     refuse_ignored(settings)
     if settings.data not in DATA:

@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> BoundaryScores | None:
 
 
 def train_and_test(
-    settings: Boundaries, accelerator: Accelerator, command: str, *, dry_run: bool
+    settings: Any, accelerator: Accelerator, command: str, *, dry_run: bool
 ) -> BoundaryScores | None:
     """Build and report; train and test unless it is a dry run. Returns the test's scores."""
     out = Path(settings.out)
@@ -271,7 +271,7 @@ def train_and_test(
     accelerator.wait_for_everyone()
     scores = None
     if accelerator.is_main_process:
-        about = {"checkpoint": header["checkpoint"], "variant": settings.variant, "data": settings.data}
+        about = dict[str, Any](checkpoint=header["checkpoint"], variant=settings.variant, data=settings.data)
         about |= {"step": identity["step"], "size_px": clips.size_px}
         scores = score_test(out / "test", splits["test"], about, threshold=settings.threshold)
         finish(scores, settings, identity["step"], out / "test", test_model.best.report())
@@ -280,7 +280,7 @@ def train_and_test(
     return scores
 
 
-def fill_in(settings: Boundaries) -> Boundaries:
+def fill_in(settings: Boundaries) -> Any:
     """The settings, with those that are None taken from the table: the dataset's row, its optimizer's."""
     table = yaml.safe_load(SCHEDULES.read_text())
     optimizers = table.pop("optimizers")
@@ -340,7 +340,7 @@ def show_memory(record: dict[str, Any], model: GEBD, clips: int) -> None:
     Screen().print(parts_table({head: memory}, title="memory of a step in each process, estimated"))
 
 
-def finish(scores: BoundaryScores, settings: Boundaries, step: int, folder: Path, tests: str) -> None:
+def finish(scores: BoundaryScores, settings: Any, step: int, folder: Path, tests: str) -> None:
     """Print the scores, of real data below the paper's rows."""
     Screen().print(score_table(f"BasicGEBD, {settings.temporal}", scores, settings.data))
     say(f"test of step {step}: {scores}; written to {folder}")

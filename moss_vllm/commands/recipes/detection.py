@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> DetectionScores | None:
 
 
 def train_and_test(
-    settings: Detection, accelerator: Accelerator, command: str, *, dry_run: bool
+    settings: Any, accelerator: Accelerator, command: str, *, dry_run: bool
 ) -> DetectionScores | None:
     """Build and report; train and test unless it is a dry run. Returns the test's scores."""
     out = Path(settings.out)
@@ -266,7 +266,7 @@ def train_and_test(
     accelerator.wait_for_everyone()
     scores = None
     if accelerator.is_main_process:
-        about = {"checkpoint": header["checkpoint"], "variant": settings.variant, "data": settings.data}
+        about = dict[str, Any](checkpoint=header["checkpoint"], variant=settings.variant, data=settings.data)
         about |= {"step": identity["step"], "size_px": pixels.size_px}
         scores = score_test(out / "test", splits["test"], about)
         finish(scores, settings, identity["step"], out / "test", test_model.best.report())
@@ -275,7 +275,7 @@ def train_and_test(
     return scores
 
 
-def fill_in(settings: Detection) -> Detection:
+def fill_in(settings: Detection) -> Any:
     """The settings, with those that are None taken from the table of schedules and the preset."""
     table = yaml.safe_load(SCHEDULES.read_text())
     if settings.data not in table:
@@ -287,7 +287,8 @@ def fill_in(settings: Detection) -> Detection:
         raise ValueError(f"variant is {variant!r}; it must be one of {', '.join(DETECTORS)}")
     row["adapter_lr"] = DETECTORS[variant].adapter_lr
     filled = {name: value for name, value in row.items() if getattr(settings, name) is None}
-    return dataclasses.replace(settings, **filled, **({"weights": "random"} if untrained else {}))
+    filled |= {"weights": "random"} if untrained else {}
+    return dataclasses.replace(settings, **filled)
 
 
 def show(record: dict[str, Any], layers: Sequence[int]) -> None:
@@ -325,7 +326,7 @@ def show_memory(record: dict[str, Any], model: AdaTAD, windows: int) -> None:
     Screen().print(parts_table({head: memory}, title="memory of a step in each process, estimated"))
 
 
-def finish(scores: DetectionScores, settings: Detection, step: int, folder: Path, tests: str) -> None:
+def finish(scores: DetectionScores, settings: Any, step: int, folder: Path, tests: str) -> None:
     """Print the scores below the paper's rows."""
     comparable = settings.data == "thumos14" and settings.variant in PAPER_TABLE_8
     name = f"{settings.temporal}, {settings.size_px} px"

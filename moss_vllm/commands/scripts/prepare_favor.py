@@ -158,10 +158,9 @@ def place_row(
     try:
         clip, source = find_video(videos, name, TRAIN_FOLDERS, file=file, row=index), None
     except MissingVideo:
-        clip, source = None, youtube_id(row)
-        if source is None:
+        if (video_id := youtube_id(row)) is None:
             raise
-        source = find_video(videos, source, TRAIN_FOLDERS, file=file, row=index)
+        clip, source = None, find_video(videos, video_id, TRAIN_FOLDERS, file=file, row=index)
     target.parent.mkdir(parents=True, exist_ok=True)
     if not target.parent.resolve().is_relative_to(folder.resolve()):
         raise BadRow(file, index, f"video name {name!r} follows a link out of {folder}", "remove the link")

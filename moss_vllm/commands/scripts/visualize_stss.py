@@ -252,7 +252,8 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
 
     def note(moss: VideoMOSS, inputs: tuple[Tensor, list[list[int]], list[int]]) -> None:
         tokens, grids, merges = inputs
-        ran.append((moss, blocks_to_grid(tokens, *grids[0], merges[0])[None]))
+        frames, height, width = grids[0]
+        ran.append((moss, blocks_to_grid(tokens, frames, height, width, merges[0])[None]))
 
     for module in tower.modules():  # peft keeps the untrained MOSS beside the trained one; it does not run
         if isinstance(module, VideoMOSS):
