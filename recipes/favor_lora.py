@@ -47,7 +47,9 @@ class FavorLora:
     )
     revision: str | None = setting(None, "revision of a hub model")
     data: str | None = setting(
-        None, "folder or annotation file, or a .yaml list of them with weights (default: the motion world)"
+        None,
+        "folder, annotation or table, data set of the hub (OWNER/NAME:SPLIT@REVISION), or a .yaml list of "
+        "them with weights (default: the motion world)",
     )
     videos: str | None = setting(None, "folder of the videos (default: that of the annotation)")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
@@ -211,6 +213,7 @@ def fine_tune(
         "moss": moss,
         "protocol": {**dataclasses.asdict(settings.sampling), "compress_tokens": settings.compress_tokens},
         "settings": dataclasses.asdict(settings),
+        "data": rows.origins,
         "processes": accelerator.num_processes,
         "engine": engines.name(accelerator),
         "command": command,
@@ -291,9 +294,9 @@ def set_accumulate(settings: FavorLora, accelerator: Accelerator, clips_a_step: 
 
 def plan_rows(settings: FavorLora, processor: Any, out: Path | None, *, write: bool) -> Plan:
     """The rows that can be used; refuses to start if too many cannot."""
-    data = Path(settings.data) if settings.data else ensure_world() / "FAVOR"
+    data = settings.data or ensure_world() / "FAVOR"
     rows = plan(
-        read_sources(data, settings.videos),
+        read_sources(data, settings.videos, cache=settings.cache),
         processor,
         sampling=settings.sampling,
         compress=settings.compress_tokens,
