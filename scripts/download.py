@@ -106,7 +106,7 @@ def is_there(file: Path, size: int | None) -> bool:
 
 def count(name: str, data: OnHub, folder: Path) -> bool:
     """Print the counts beside the published ones and what comes next; returns whether all agree."""
-    lines, agree = compare_counts(data.count(folder), data.counts)
+    lines, agree = compare_counts(data.count_in(folder), data.counts)
     say(f"{name} in {folder}:")
     for line in lines:
         say(f"  {line}")

@@ -112,7 +112,13 @@ def stand_in_hub(repositories):
                 content = found.read_bytes()
                 digest = hashlib.sha256(content).hexdigest()
                 headers = {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-                self.send(content, headers)
+                first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+                if first:
+                    end = int(last) + 1 if last else len(content)
+                    headers["Content-Range"] = f"bytes {first}-{end - 1}/{len(content)}"
+                    self.send(content[int(first) : end], headers, 206)
+                else:
+                    self.send(content, headers)
             elif isinstance(found, str):
                 self.send(b"{}", {"X-Error-Code": found, "X-Repo-Commit": COMMIT}, 404)
             else:

@@ -138,7 +138,7 @@ def read_clip_rows(
     """
     rows: dict[str, ClipRow] = {}
     refused: list[BadRow] = []
-    for index, fields in enumerate(found.rows):
+    for index, fields in enumerate(found.rows, found.first):
         try:
             if isinstance(fields, BadRow):
                 raise fields

@@ -18,7 +18,7 @@ class OnHub(NamedTuple):
         repo_id: its name there.
         folder: where it goes by default.
         patterns: its files in the repository.
-        counts: what was published, by the names that `count` gives to what it finds in a folder.
+        counts: what was published, by the names that `count_in` gives to what it finds in a folder.
         then: what comes from elsewhere, and what to do next.
     """
 
@@ -26,7 +26,7 @@ class OnHub(NamedTuple):
     folder: str
     patterns: tuple[str, ...]
     counts: Mapping[str, int]
-    count: Callable[[Path], dict[str, int]]
+    count_in: Callable[[Path], dict[str, int]]
     then: str
 
 

@@ -85,8 +85,8 @@ def download(repo_id: str, revision: str, patterns: Iterable[str], into: Path | 
     Raises: OSError for a download that ends early.
     """
     try:
-        options = {"repo_type": "dataset", "revision": revision, "allow_patterns": list(patterns)}
-        return Path(snapshot_download(repo_id, local_dir=into, **options))
+        wanted: dict[str, Any] = {"revision": revision, "allow_patterns": list(patterns), "local_dir": into}
+        return Path(snapshot_download(repo_id, repo_type="dataset", **wanted))
     except Exception as error:  # as in `look_up`
         reason = " ".join(str(error).split())[:300]
         raise OSError(f"{repo_id}: the download ended early ({reason}); the same command goes on") from error

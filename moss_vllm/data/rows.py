@@ -65,10 +65,14 @@ class StoredVideo(str):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file or table by number; a BadRow stands where one cannot be read. `file` names them."""
+    """The rows of a file or table; a BadRow stands where one cannot be read.
+
+    `file` names them in messages, and `first` is the number of the first.
+    """
 
     file: str
     rows: Sequence["dict[str, Any] | BadRow"]
+    first: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import HfFileSystem
+
 from moss_vllm.data.annotations import read_json_rows
 from moss_vllm.data.rows import BadRow, Rows
 from moss_vllm.data.stored_videos import as_fields
@@ -28,7 +30,7 @@ class SplitFiles(NamedTuple):
     """The files of one split, what reads them ("saved" for a folder of `save_to_disk`), and their folder."""
 
     module: str
-    files: Sequence[Path]
+    files: Sequence[Path | str]  # text: an address on the hub
     root: Path
     split: str | None = None
 
@@ -105,19 +107,29 @@ def read_table(table: SplitFiles, file: str, folder: Path) -> Rows:
 
     Raises: BadRow for a file that cannot be read, or without rows.
     """
-    rows: list[dict[str, Any] | BadRow] = []
-    try:
-        for number, cells in enumerate(cells_of(table, file)):
-            rows.append(read_cells(cells, table.root, folder, file, number))
-    except (BadRow, ImportError):
-        raise
-    except Exception as error:  # of several libraries
-        last = f"after row {len(rows) - 1} " if rows else ""
-        remedy = "repair it, or download it again"
-        raise BadRow(file, "file", f"cannot be read {last}({_one_line(error)})", remedy) from error
+    rows = [
+        read_cells(cells, table.root, folder, file, number) for number, cells in numbered_cells(table, file)
+    ]
     if not any(isinstance(row, dict) for row in rows):
         raise BadRow(file, "file", f"has {len(rows)} rows, none of which can be read", "check the path")
     return Rows(file, rows)
+
+
+def numbered_cells(table: SplitFiles, file: str) -> Iterator[tuple[int, dict[str, Any] | ValueError]]:
+    """The cells of each row by column, with its number; a ValueError stands for a row that cannot be read.
+
+    Raises: BadRow for a file that cannot be read on.
+    """
+    number = -1
+    try:
+        for number, cells in enumerate(_cells(table, file)):
+            yield number, cells
+    except (BadRow, ImportError):
+        raise
+    except Exception as error:  # of several libraries
+        after = f"after row {number} " if number >= 0 else ""
+        remedy = "repair it, or download it again"
+        raise BadRow(file, "file", f"cannot be read {after}({_one_line(error)})", remedy) from error
 
 
 def read_cells(cells: Any, root: Path, folder: Path, file: str, number: int) -> dict[str, Any] | BadRow:
@@ -130,11 +142,11 @@ def read_cells(cells: Any, root: Path, folder: Path, file: str, number: int) -> 
         return BadRow(file, f"row {number}", str(error), "repair or remove the row")
 
 
-def cells_of(table: SplitFiles, file: str) -> Iterator[dict[str, Any] | ValueError]:
-    """The cells of each row by column; a ValueError stands for a row that cannot be read."""
+def _cells(table: SplitFiles, file: str) -> Iterator[dict[str, Any] | ValueError]:
     if table.module == "webdataset":
         for shard in table.files:
-            with tarfile.open(shard) as tar:
+            opened = HfFileSystem().open(shard, block_size=0) if is_on_hub(shard) else open(shard, "rb")
+            with opened, tarfile.open(fileobj=opened, mode="r|*") as tar:
                 yield from read_shard(tar)
     elif table.module == "json":
         for one in table.files:
@@ -151,6 +163,11 @@ def cells_of(table: SplitFiles, file: str) -> Iterator[dict[str, Any] | ValueErr
         yield from plain_rows(
             library().load_dataset(table.module, data_files=files, split="train", streaming=True)
         )
+
+
+def is_on_hub(file: Path | str) -> bool:
+    """Whether a file of a table is an address on the hub."""
+    return str(file).startswith("hf://")
 
 
 def plain_rows(dataset: Any) -> Iterator[dict[str, Any]]:

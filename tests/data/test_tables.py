@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,15 @@ def test_lists_of_one_and_paths_are_videos_too(tmp_path):
     assert [row.row_id for row in found] == ["a.mp4#0", "clips/b.mp4#1", "clips/b.mp4#2"]
     stored, beside = tmp_path / "videos" / f"{ABC}.mp4", tmp_path / "clips" / "b.mp4"
     assert [row.path for row in found] == [stored, beside, beside]
+
+
+def test_a_folder_of_videos_with_their_captions(six, tmp_path):
+    videos = shutil.copytree(six / "videos" / "FAVOR-Train", tmp_path / "folder" / "train")
+    lines = [f"{file.name},It turns." for file in sorted(videos.iterdir())]
+    (videos / "metadata.csv").write_text("\n".join(["file_name,caption", *lines]))
+    found = read_sources(tmp_path / "folder", cache=tmp_path).rows
+    assert [row.path for row in found] == sorted(videos.glob("*.mp4"))
+    assert [row.row_id for row in found] == [f"train/world_{n}" for n in range(6)]
 
 
 def test_text_of_a_shard_is_the_caption(tmp_path):

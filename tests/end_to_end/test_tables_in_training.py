@@ -29,3 +29,28 @@ def test_losses_on_a_table_are_those_on_json(recipe, tiny_base, six, tmp_path):
     assert settings["data"] == run["data"] and len(origin.pop("fingerprint")) == 16
     assert origin == {"name": "six.parquet", "format": "FAVOR-Train", "revision": None}
     assert len(list((tmp_path / "cache" / "videos").iterdir())) == 6
+
+
+def test_a_streamed_run_goes_on_where_it_was_stopped(recipe, tiny_base, six, tmp_path):
+    rows = [*rows_of(six), {"video_name": "bad.mp4", "caption": "It turns.", "video": {"bytes": b"no video"}}]
+    for part in (0, 1):
+        write_parquet(tmp_path / "six" / f"train-{part}.parquet", rows[part::2])
+
+    def train(out, steps, *more, **settings):
+        given = {**SHORT, "workers": 2, "model": tiny_base, "data": tmp_path / "six", "out": tmp_path / out}
+        given |= {"cache": tmp_path / "cache", "tracker": "none", "max_bad_share": 0.01, **settings}
+        lines = recipe.main(as_flags({**given, "steps": steps, "save_every": 2}) + ["--stream", *more])
+        return [[line["step"], line["loss"], line["grad_norm"]] for line in lines]
+
+    straight = train("straight", 4)
+    kept = tmp_path / "straight" / "step-000002"
+    (tmp_path / "again").mkdir()
+    kept.rename(tmp_path / "again" / "step-000002")
+    assert train("again", 4, "--resume", "auto") == straight[2:]
+    settings = json.loads((tmp_path / "straight" / "settings.json").read_text())
+    assert settings["plan"].startswith(
+        "streamed, each row checked as it comes; of the first 7: 0 too long, 1 bad"
+    )
+    (rejected,) = (tmp_path / "straight" / "rejected-0.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["row_id"] == "bad"
+    assert straight != train("other", 4, workers=0)
