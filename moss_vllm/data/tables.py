@@ -172,6 +172,7 @@ def is_on_hub(file: Path | str) -> bool:
 
 def plain_rows(dataset: Any) -> Iterator[dict[str, Any]]:
     """The rows of a data set as they are stored: no video, image or sound is decoded."""
+    # By `iter`: in a DataLoader's worker the data set itself would leave the rows of other workers out.
     for batch in dataset.with_format("arrow").iter(batch_size=AT_ONCE):
         yield from batch.to_pylist()
 
