@@ -33,6 +33,7 @@ COMMANDS = {
     "visualize_stss": ("scripts.visualize_stss", "pictures of self-similarity"),
     "action_groups": ("scripts.action_groups", "what one test gains over another, by group of actions"),
     "prepare_favor": ("scripts.prepare_favor", "cut FAVOR-Train's clips, list what is missing"),
+    "download": ("scripts.download", "fetch what the hub holds of the data, and count it"),
     "check_videos": ("scripts.check_videos", "decode every clip under a time limit, before training"),
     "cache_frames": ("scripts.cache_frames", "decode every clip once for all later runs"),
     "convert_videollama3": ("scripts.convert_videollama3", "the authors' release to transformers' format"),

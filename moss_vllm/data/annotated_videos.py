@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.actions.files import clip_name, read_text
-from moss_vllm.data.annotations import OTHER_SUFFIXES, text_field
+from moss_vllm.data.annotations import VIDEO_SUFFIXES, text_field
 from moss_vllm.data.rows import BadRow, MissingVideo, raise_bad_rows
 
 FPS_RANGE = (1.0, 1000.0)
 LONGEST_VIDEO = 10_000_000  # frames: four days at 25 a second
 SHOWN = 5  # examples in a note
-VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 
 
 @dataclass

@@ -15,12 +15,23 @@ from itertools import product
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from moss_vllm.data.rows import BadRow, BenchmarkVideo, ClipRow, MissingVideo, Question, raise_bad_rows
+from moss_vllm.data.rows import (
+    BadRow,
+    BenchmarkVideo,
+    ClipRow,
+    MissingVideo,
+    Question,
+    Rows,
+    StoredVideo,
+    raise_bad_rows,
+)
 
 # FAVOR's and MotionBench's own files have a few MB; a far larger one is a wrong path.
 MAX_ANNOTATION_BYTES = 512 * 2**20
 OTHER_SUFFIXES = (".mkv", ".webm", ".avi", ".mov", ".mpg", ".gif")
+VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 MAX_NAME = 4096  # characters; no path of a file is longer
+URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-]+")  # a file name would have a suffix
 
 
@@ -103,14 +114,22 @@ def _parse_json(text: str, file: str, first_line: int) -> Any:
         raise BadRow(file, place, f"cannot be read: {error}", "replace the value, e.g. by null") from None
 
 
+def open_rows(annotation: str | Path | Rows, names: Sequence[str] = ()) -> Rows:
+    """The rows themselves, or those of a json file; `names` as in `find_annotation`."""
+    if isinstance(annotation, Rows):
+        return annotation
+    path = find_annotation(annotation, names) if names else Path(annotation)
+    return Rows(str(path), read_json_rows(path))
+
+
 def read_clip_rows(
-    path: Path,
+    found: Rows,
     read_row: Callable[[dict[str, Any], int], ClipRow],
     bad: list[BadRow] | None,
     *,
     repeated: str = "its id was already used",
 ) -> list[ClipRow]:
-    """Read every row of a file with `read_row(row, index)`; a row with the id of an earlier one is bad.
+    """Read every row with `read_row(row, index)`; a row with the id of an earlier one is bad.
 
     Bad rows and missing videos are an error, unless a list is passed as `bad`: then they are added to it and
     left out of the result.
@@ -119,12 +138,14 @@ def read_clip_rows(
     """
     rows: dict[str, ClipRow] = {}
     refused: list[BadRow] = []
-    for index, fields in enumerate(read_json_rows(path)):
+    for index, fields in enumerate(found.rows, found.first):
         try:
+            if isinstance(fields, BadRow):
+                raise fields
             row = read_row(fields, index)
             if row.row_id in rows:
                 where = f"row {index} ({row.row_id!r})"
-                raise BadRow(str(path), where, repeated, "keep one of the two rows")
+                raise BadRow(found.file, where, repeated, "keep one of the two rows")
             rows[row.row_id] = row
         except BadRow as error:
             refused.append(error)
@@ -170,10 +191,15 @@ def find_video(root: str | Path, name: str, subfolders: Sequence[str], *, file: 
 
     The name may come with or without `.mp4`, and the file may be spelled `.MP4` or `.mp4.mp4`, or with other
     code points for the same letters, as on a Mac's disk. The file must stay below its folder; only the file
-    itself may be a link out of it, as in the hub's download cache.
+    itself may be a link out of it, as in the hub's download cache. A `StoredVideo` has its file already.
 
-    Raises: BadRow for a name that leaves the folder or fits two files, MissingVideo if no spelling exists.
+    Raises: BadRow for a name that leaves the folder or fits two files, or a URL; MissingVideo if no spelling
+    exists.
     """
+    if isinstance(name, StoredVideo):
+        return name.path
+    if URL.match(name):
+        raise BadRow(file, row, f"video {name!r} is a URL", "download it, and name the file")
     stem, parts = video_stem(name), re.split(r"[/\\]", name)
     controls = any(letter < " " or "\ud800" <= letter <= "\udfff" for letter in name)
     absolute = name[:1] in ("/", "\\") or PureWindowsPath(name).is_absolute()

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moss_vllm.data.annotations import find_video, name_field, read_clip_rows, text_field
-from moss_vllm.data.rows import BadRow, ClipRow, Turn
+from moss_vllm.data.annotations import find_video, name_field, open_rows, read_clip_rows, text_field
+from moss_vllm.data.rows import BadRow, ClipRow, Rows, Turn
 
 VIDEO_FOLDERS = ("", "videos")
 VIDEO_TAG, IMAGE_TAG = "<video>", "<image>"
@@ -21,7 +21,7 @@ REPAIR = "repair or remove the row"
 
 
 def read_videollama3(
-    annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
+    annotation: str | Path | Rows, video_root: str | Path, *, bad: list[BadRow] | None = None
 ) -> list[ClipRow]:
     """Read VideoLLaMA3's conversations: `video` (a list of one name) and `conversations` (human, gpt, ...).
 
@@ -31,8 +31,8 @@ def read_videollama3(
 
     Reference: DAMO-NLP-SG/VideoLLaMA3, README.md (training data) and videollama3/train.py.
     """
-    path = Path(annotation)
-    file = str(path)
+    found = open_rows(annotation)
+    file = found.file
 
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
         where = f"row {index}"
@@ -52,7 +52,7 @@ def read_videollama3(
         clip = None if name is None else find_video(video_root, name, VIDEO_FOLDERS, file=file, row=where)
         return ClipRow(f"{name or 'text'}#{index}", clip, turns, None, None)
 
-    return read_clip_rows(path, read_row, bad)
+    return read_clip_rows(found, read_row, bad)
 
 
 def _alternating(parts: Any, has_video: bool, file: str, where: str) -> tuple[Turn, ...]:
@@ -80,14 +80,14 @@ def _alternating(parts: Any, has_video: bool, file: str, where: str) -> tuple[Tu
 
 
 def read_turns(
-    annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
+    annotation: str | Path | Rows, video_root: str | Path, *, bad: list[BadRow] | None = None
 ) -> list[ClipRow]:
     """Read this project's jsonl: `turns`, and optionally `video`, `start_s`, `end_s`, `id`.
 
     `bad` and Raises: as in `annotations.read_clip_rows`.
     """
-    path = Path(annotation)
-    file = str(path)
+    found = open_rows(annotation)
+    file = found.file
 
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
         where = f"row {index}"
@@ -112,7 +112,7 @@ def read_turns(
         row_id = _row_id(row, file, where) or f"{name}#{index}"
         return ClipRow(row_id, clip, tuple(Turn(*pair) for pair in pairs), start_s, end_s)
 
-    return read_clip_rows(path, read_row, bad)
+    return read_clip_rows(found, read_row, bad)
 
 
 def _seconds(row: Mapping[str, Any], key: str, file: str, where: str) -> float | None:

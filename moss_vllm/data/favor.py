@@ -14,12 +14,22 @@ from moss_vllm.data.annotations import (
     find_annotation,
     find_video,
     name_field,
+    open_rows,
     read_clip_rows,
     read_json_rows,
     text_field,
     video_stem,
 )
-from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, BenchmarkVideo, ClipRow, MissingVideo, Question, Turn
+from moss_vllm.data.rows import (
+    CAPTION_PROMPT,
+    BadRow,
+    BenchmarkVideo,
+    ClipRow,
+    MissingVideo,
+    Question,
+    Rows,
+    Turn,
+)
 
 # Codes as in the files, order of the paper's Table 5.
 FAVOR_TASKS = {
@@ -37,7 +47,7 @@ TRAIN_FOLDERS = ("", "videos/FAVOR-Train", "FAVOR-Train", "videos")
 
 
 def read_favor_train(
-    annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
+    annotation: str | Path | Rows, video_root: str | Path, *, bad: list[BadRow] | None = None
 ) -> list[ClipRow]:
     """Read a JSON list of rows with `video_name` and `caption`; other keys are allowed.
 
@@ -46,8 +56,8 @@ def read_favor_train(
 
     Of the 17,152 rows 3,114 have a hosted file. `bad` and Raises: as in `annotations.read_clip_rows`.
     """
-    path = find_annotation(annotation, TRAIN_FILES)
-    file = str(path)
+    found = open_rows(annotation, TRAIN_FILES)
+    file = found.file
 
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
         name = name_field(row, "video_name", file=file, where=f"row {index}")
@@ -59,7 +69,7 @@ def read_favor_train(
         clip, start_s, end_s = _find_clip(row, name, video_root, file, where)
         return ClipRow(video_stem(name), clip, (Turn(CAPTION_PROMPT, caption),), start_s, end_s)
 
-    return read_clip_rows(path, read_row, bad, repeated="its video was already captioned")
+    return read_clip_rows(found, read_row, bad, repeated="its video was already captioned")
 
 
 def _find_clip(

@@ -15,12 +15,13 @@ from moss_vllm.data.annotations import (
     find_annotation,
     find_video,
     name_field,
+    open_rows,
     read_clip_rows,
     read_json_rows,
     text_field,
     video_stem,
 )
-from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, BenchmarkVideo, ClipRow, Question, Turn
+from moss_vllm.data.rows import CAPTION_PROMPT, BadRow, BenchmarkVideo, ClipRow, Question, Rows, Turn
 
 # The paper's codes in the order of Table 5 -> the files' `question_type`.
 MOTIONBENCH_TASKS = {
@@ -93,14 +94,14 @@ def read_motionbench(
 
 
 def read_motionbench_captions(
-    annotation: str | Path, video_root: str | Path, *, bad: list[BadRow] | None = None
+    annotation: str | Path | Rows, video_root: str | Path, *, bad: list[BadRow] | None = None
 ) -> list[ClipRow]:
     """Read MotionBenchCaption-train: a line each with `video_path` and `motion_caption`, at least.
 
     `bad` and Raises: as in `annotations.read_clip_rows`.
     """
-    path = find_annotation(annotation, CAPTION_FILES)
-    file = str(path)
+    found = open_rows(annotation, CAPTION_FILES)
+    file = found.file
 
     def read_row(row: dict[str, Any], index: int) -> ClipRow:
         name = name_field(row, "video_path", file=file, where=f"row {index}")
@@ -109,7 +110,7 @@ def read_motionbench_captions(
         clip = find_video(video_root, name, CAPTION_FOLDERS, file=file, row=where)
         return ClipRow(video_stem(name), clip, (Turn(CAPTION_PROMPT, caption),), None, None)
 
-    return read_clip_rows(path, read_row, bad, repeated="its video was already captioned")
+    return read_clip_rows(found, read_row, bad, repeated="its video was already captioned")
 
 
 def _read_question(

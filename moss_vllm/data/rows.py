@@ -51,6 +51,30 @@ class BadRows(BadRow):
         return "\n".join([*lines, f"  ... and {hidden} more"] if hidden > 0 else lines)
 
 
+class StoredVideo(str):
+    """The name of a video that its row holds itself; `path` is the file that its bytes were written to."""
+
+    path: Path
+
+    def __new__(cls, name: str, path: Path) -> "StoredVideo":
+        """The name, and where the bytes are."""
+        stored = super().__new__(cls, name)
+        stored.path = path
+        return stored
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file or table; a BadRow stands where one cannot be read.
+
+    `file` names them in messages, and `first` is the number of the first.
+    """
+
+    file: str
+    rows: Sequence["dict[str, Any] | BadRow"]
+    first: int = 0
+
+
 @dataclass(frozen=True)
 class Question:
     """One multiple-choice question; `answer` is None where the benchmark withholds it."""

@@ -1,6 +1,8 @@
-"""Find, recognise, read and mix annotation files to train on; docs/data.md shows every format."""
+"""Find, recognise, read and mix rows to train on; docs/data.md shows every format."""
 
+import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,11 +10,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from moss_vllm.data.annotations import read_json_rows
+from moss_vllm.data.annotations import open_rows
 from moss_vllm.data.conversations import read_turns, read_videollama3
 from moss_vllm.data.favor import TRAIN_FILES, read_favor_train
+from moss_vllm.data.hub import fetch
 from moss_vllm.data.motionbench import CAPTION_FILES, read_motionbench_captions
-from moss_vllm.data.rows import BadRow, ClipRow
+from moss_vllm.data.rows import BadRow, ClipRow, Rows, StoredVideo, digest_rows
+from moss_vllm.data.stored_videos import video_folder
+from moss_vllm.data.tables import MODULES, find_table, read_table
 
 
 class Format(NamedTuple):
@@ -31,15 +36,19 @@ FORMATS = {
 }
 FIRST_ROWS = 20
 MIX_SUFFIXES = (".yaml", ".yml")
-MIX_KEYS = ("path", "weight", "videos", "name")
+MIX_KEYS = ("path", "split", "revision", "weight", "videos", "name")
+PLACE = re.compile(r"(.+?)(?::([\w.-]+))?(?:@([\w./-]+))?")  # path or hub id, split, revision
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+OF_FILES = (".json", ".jsonl", ".txt", *MIX_SUFFIXES, *MODULES)  # no data set of the hub ends in one
 
 
 @dataclass(frozen=True)
 class Source:
-    """One annotation file: the rows kept, the rows rejected, and its share of the clips drawn.
+    """One annotation file or table: the rows kept, the rows rejected, and its share of the clips drawn.
 
     `bad` holds BadRow and MissingVideo, whose `kind` is "bad" or "missing". Without a `weight` a source's
-    share is its number of rows.
+    share is its number of rows. `fingerprint` is a digest of all rows as they were read, and of the videos
+    that they hold; `revision` is the commit of a data set of the hub.
     """
 
     name: str
@@ -47,6 +56,13 @@ class Source:
     rows: tuple[ClipRow, ...]
     bad: tuple[BadRow, ...]
     weight: float | None = None
+    fingerprint: str = ""
+    revision: str | None = None
+
+    def origin(self) -> dict[str, str | None]:
+        """What was read, for the record of a run."""
+        names = ("name", "format", "revision", "fingerprint")
+        return {name: getattr(self, name) for name in names}
 
     def line(self) -> str:
         """Counts in one line."""
@@ -68,29 +84,68 @@ class Sources:
         return [row for source in self.sources for row in source.rows]
 
 
-def read_sources(data: str | Path, videos: str | Path | None = None) -> Sources:
-    """Read a folder or an annotation file of a known format, or a .yaml list of them with weights.
+class Place(NamedTuple):
+    """Where rows are: a path or, with `on_hub`, a data set of the hub; a split and a revision of it."""
+
+    base: str
+    on_hub: bool = False
+    split: str | None = None
+    revision: str | None = None
+
+
+def read_sources(
+    data: str | Path, videos: str | Path | None = None, *, cache: str | Path | None = None
+) -> Sources:
+    """Read one source, or a .yaml list of them with weights.
 
     Args:
-        data: the folder, file or list.
+        data: a folder, an annotation file or table, a data set of the hub, OWNER/NAME:SPLIT@REVISION, or the
+            list. What is on disk is never looked for on the hub.
         videos: folder of the videos, if not the folder of the annotation; a .yaml names its own.
+        cache: where videos that rows hold themselves are written; see `stored_videos.video_folder`.
 
-    Raises: BadRow for an unreadable file, an unknown format, or a source without one usable row; ValueError
-    for a bad .yaml.
+    Raises: BadRow for what cannot be read, an unknown format, or a source without one usable row; ValueError
+    for a bad .yaml; ImportError where `datasets` is needed and missing.
     """
-    path = Path(data)
+    path, cache = Path(data), Path(cache) if cache else None
     if path.suffix.lower() not in MIX_SUFFIXES:
-        return Sources((read_source(path, videos, name=path.name),))
+        place = find_place(str(data))
+        name = str(data) if place.on_hub else path.name
+        return Sources((read_source(place, videos, cache=cache, name=name),))
     if videos is not None:
         raise ValueError(
             f"{path}: videos={str(videos)!r} is for one source; name `videos` in the list's rows"
         )
     sources = []
     for entry in _read_mix(path):
-        folder = entry.get("videos")
-        source = read_source(path.parent / entry["path"], folder and path.parent / folder, name=entry["name"])
+        place, folder = find_place(entry["path"], path.parent), entry.get("videos")
+        named = {key: entry[key] for key in ("split", "revision") if key in entry}
+        place = _check_place(place._replace(**named), f"{path}: {entry['path']}")
+        source = read_source(place, folder and path.parent / folder, cache=cache, name=entry["name"])
         sources.append(replace(source, weight=entry.get("weight")))
     return Sources(tuple(sources if len(sources) == 1 else map(_with_long_ids, sources)))
+
+
+def find_place(text: str, near: Path = Path()) -> Place:
+    """The place that a text names; paths are relative to `near`.
+
+    Raises: ValueError for a revision of something on disk.
+    """
+    found = PLACE.fullmatch(text)
+    if found is None or (near / text).exists():
+        return Place(str(near / text))
+    base, split, revision = found.groups()
+    if (near / base).exists():
+        return _check_place(Place(str(near / base), False, split, revision), text)
+    if HUB_NAME.fullmatch(base) and not base.lower().endswith(OF_FILES):
+        return Place(base, True, split, revision)
+    return Place(str(near / text))  # reading it says that it is not there
+
+
+def _check_place(place: Place, where: str) -> Place:
+    if place.revision and not place.on_hub:
+        raise ValueError(f"{where} is on disk and has no revision {place.revision}; leave that out")
+    return place
 
 
 def _with_long_ids(source: Source) -> Source:
@@ -98,14 +153,44 @@ def _with_long_ids(source: Source) -> Source:
     return replace(source, rows=tuple(rows))
 
 
-def read_source(path: Path, videos: str | Path | None = None, *, name: str) -> Source:
-    """Read one folder or annotation file; its format is recognised by the keys of its first rows."""
-    annotation = find_training_file(path)
-    kind = recognise(read_json_rows(annotation), str(annotation))
-    folder = videos or (path if path.is_dir() else path.parent)
+def read_source(place: Place, videos: str | Path | None, *, cache: Path | None, name: str) -> Source:
+    """Read one source; its format is recognised by the keys of its first rows."""
+    rows, folder, revision = open_place(place, cache)
+    kind = recognise([row for row in rows.rows if isinstance(row, dict)], rows.file)
     bad: list[BadRow] = []
-    rows = FORMATS[kind].read(annotation, folder, bad=bad)
-    return Source(name, kind, tuple(rows), tuple(bad))
+    kept = FORMATS[kind].read(rows, videos or folder, bad=bad)
+    return Source(name, kind, tuple(kept), tuple(bad), None, rows_fingerprint(rows), revision)
+
+
+def open_place(place: Place, cache: Path | None) -> tuple[Rows, Path, str | None]:
+    """The rows at a place, the folder of their videos, and the commit of a data set of the hub."""
+    path, revision = Path(place.base), None
+    if place.on_hub:
+        path, revision, table = fetch(place.base, place.split, place.revision)
+        file = f"{place.base}:{place.split}" if place.split else place.base
+    else:
+        table, file = find_table(path, place.split), str(path)
+    if table:
+        return read_table(table, file, video_folder(cache)), table.root, revision
+    if place.split:
+        remedy = f"leave ':{place.split}' out, or name a folder of parquet, Arrow, csv or tar files"
+        raise BadRow(str(path), "file", "has no splits", remedy)
+    return open_rows(find_training_file(path)), path if path.is_dir() else path.parent, revision
+
+
+def rows_fingerprint(rows: Rows) -> str:
+    """A digest of the rows as they were read; of a video that a row holds, of its bytes."""
+    return digest_rows(
+        *(
+            row.reason
+            if isinstance(row, BadRow)
+            else [
+                json.dumps(row, default=str),
+                [cell.path.name for cell in row.values() if isinstance(cell, StoredVideo)],
+            ]
+            for row in rows.rows
+        )
+    )
 
 
 def find_training_file(path: Path) -> Path:

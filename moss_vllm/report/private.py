@@ -67,7 +67,7 @@ SECRETS_BY_NAME = {  # known by the word beside them; a vocabulary is not search
 ALL_SECRETS = SECRETS | SECRETS_BY_NAME
 REVISION = re.compile(  # what stands before the 40 digits of a commit, which are no key
     r"(?i)(?:(?:revision|commit|sha|hash)\w*(?: id| is| of \w+)?\W{1,6}"
-    r"|/(?:tree|blob|resolve|raw|archive|commit)/|(?:\.git|//[^\s@]+)@)$"
+    r"|/(?:tree|blob|resolve|raw|archive|commit)/|(?:\.git|//[^\s@]+|[\w.-]+/[\w.-]+(?::[\w.-]+)?)@)$"
 )
 BEFORE = 80  # characters that REVISION looks back at
 # Also over several lines, as the command base64 writes them.

@@ -24,7 +24,7 @@ from moss_vllm.runtime.signals import stop_asked
 from moss_vllm.training import engines, run_folder, run_state
 from moss_vllm.training.optim import make_adamw, warmup_cosine
 from moss_vllm.training.reading import Batches
-from moss_vllm.training.row_order import RowOrder, StepBatches
+from moss_vllm.training.row_order import RowOrder, StepBatches, StreamOrder
 from moss_vllm.training.run_log import RunLog
 from moss_vllm.training.step import Learner, StepRows, read_step
 
@@ -40,6 +40,7 @@ class Loop:
     floor: float = 0.0  # rates at the end, as a share of their peaks
     schedule: Callable[[int, float], float] | None = None  # rates by step and peak, in place of those two
     optimizer: Callable[[Sequence[dict[str, Any]]], torch.optim.Optimizer] = make_adamw
+    order: type[RowOrder | StreamOrder] = RowOrder
     clip_norm: float = 1.0
     save_every: int = 250
     keep: int | None = None  # newest checkpoints; None keeps all
@@ -303,7 +304,7 @@ def _batches(
     accelerator: Accelerator, dataset: RowDataset, loop: Loop, first_step: int, stop: Callable[[], bool]
 ) -> Batches:
     order = StepBatches(
-        RowOrder(dataset.shares, loop.seed),
+        loop.order(dataset.shares, loop.seed),
         range(first_step, loop.steps),
         batch_size=loop.batch_size,
         accumulate=loop.accumulate,

@@ -58,6 +58,19 @@ class RowOrder:
         return int(self.first[source] + self._orders[source][1][index])
 
 
+class StreamOrder:
+    """The order of a stream: the row at a place is the one that its reading process finds there.
+
+    Arguments as for `RowOrder`; neither matters, since the dataset itself has the order.
+    """
+
+    def __init__(self, shares: Sequence[tuple[int, float]], seed: int) -> None:
+        pass
+
+    def __getitem__(self, place: int) -> int:
+        return place
+
+
 class PlacedRow(int):
     """A row's index with its place in the order, the only thing that its random numbers depend on."""
 
@@ -80,7 +93,14 @@ class StepBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, order: RowOrder, steps: range, *, batch_size: int, accumulate: int, rank: int, processes: int
+        self,
+        order: RowOrder | StreamOrder,
+        steps: range,
+        *,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        processes: int,
     ) -> None:
         self.order, self.batch_size, self.rank, self.processes = order, batch_size, rank, processes
         self.micro_batches = range(steps.start * accumulate, steps.stop * accumulate)

@@ -57,7 +57,11 @@ class TrainingSet:
         return str(self.rows[index].path or self.rows[index].row_id)
 
     def __getitem__(self, index: int) -> tuple[str, dict[str, Tensor]] | Rejected:
-        row, clip = self.rows[index], None
+        return self.read_row(self.rows[index])
+
+    def read_row(self, row: ClipRow) -> tuple[str, dict[str, Tensor]] | Rejected:
+        """The id and the example of any row, or why it has none."""
+        clip = None
         try:
             if row.path is not None:
                 clip = self.read(

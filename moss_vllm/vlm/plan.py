@@ -9,7 +9,7 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,8 @@ REJECTED_FIELDS = ("row_id", "source", "kind", "reason")  # of rejected.jsonl
 class Plan:
     """The rows to train on, the tokens of each, and the rejected rows.
 
-    `shares` has the number of rows and the weight of each source, in the order of `rows` and `names`.
+    `shares` has the number of rows and the weight of each source, in the order of `rows` and `names`; and
+    `origins` its name, format, revision and fingerprint.
     """
 
     rows: list[ClipRow]
@@ -45,12 +46,17 @@ class Plan:
     shares: list[tuple[int, float]]
     rejected: list[Rejected]
     file: Path | None = None
+    origins: list[dict[str, str | None]] = field(default_factory=list)
+    streamed: bool = False  # the rows are the first ones of a stream
 
     def line(self) -> str:
         """How many rows are kept and how many are rejected, in one line."""
         counts = Counter(row.kind for row in self.rejected)
         rejected = ", ".join(f"{counts[kind]:,} {kind}" for kind in REJECTED_KINDS)
-        return f"kept {len(self.rows):,} of {len(self.rows) + len(self.rejected):,} rows: {rejected}"
+        total = len(self.rows) + len(self.rejected)
+        if self.streamed:
+            return f"streamed, each row checked as it comes; of the first {total:,}: {rejected}"
+        return f"kept {len(self.rows):,} of {total:,} rows: {rejected}"
 
     def digest(self) -> str:
         """A digest of the rows that are kept: ids, names of files, times and turns; not of folders."""
@@ -140,6 +146,7 @@ def plan(
                 result.tokens.append(size.tokens)
         kept = len(result.rows) - first
         result.names.append(source.name)
+        result.origins.append(source.origin())
         result.shares.append((kept, float(kept if source.weight is None else source.weight)))
     return result
 

@@ -51,6 +51,7 @@ def describe_fine_tuning(
         "stss": moss.path() if moss else "no MOSS",
         "plan": rows.line(),
         "sources": [[n, count, weight] for n, (count, weight) in zip(rows.names, rows.shares, strict=True)],
+        "data": rows.origins,
         "tokens": {"min": shortest, "median": median, "max": longest},
         "memory": _estimate(settings, accelerator, model, rows),
         "versions": versions(),

@@ -114,6 +114,7 @@ CONFIG = {
     [
         f'"base_revision": "{HEX}"',
         f"--revision {HEX}",
+        f"--data owner/name:train@{HEX}",
         "--max-tokens 4096 --compress-tokens",
         README,
         json.dumps(CONFIG),

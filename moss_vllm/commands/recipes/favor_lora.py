@@ -38,7 +38,12 @@ class FavorLora:
     )
     revision: str | None = setting(None, "revision of a hub model")
     data: str | None = setting(
-        None, "folder or annotation file, or a .yaml list of them with weights (default: the motion world)"
+        None,
+        "folder, annotation or table, data set of the hub (OWNER/NAME:SPLIT@REVISION), or a .yaml list of "
+        "them with weights (default: the motion world)",
+    )
+    stream: bool = setting(
+        False, "read a table or a data set of the hub as it comes, without measuring every row first"
     )
     videos: str | None = setting(None, "folder of the videos (default: that of the annotation)")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
@@ -103,12 +108,14 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
 
-from moss_vllm.data.sources import read_sources
+from moss_vllm.data.sources import find_place, read_sources
+from moss_vllm.data.streams import Stream, open_stream
 from moss_vllm.evaluation.in_training import Checkup
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.training import engines, run_folder, start
 from moss_vllm.training.loop import Loop, train
 from moss_vllm.training.optim import Rate, parameter_groups, with_rates
+from moss_vllm.training.row_order import RowOrder, StreamOrder
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
 from moss_vllm.video.decoders import check_decoder
@@ -123,6 +130,7 @@ from moss_vllm.vlm.places import is_hub_id
 from moss_vllm.vlm.plan import Plan, plan
 from moss_vllm.vlm.processor import load_processor
 from moss_vllm.vlm.sizes import describe_shape
+from moss_vllm.vlm.streamed import StreamedSet, sample
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
 COUNTS += ["eval_every", "eval_questions", "keep"]
@@ -158,13 +166,15 @@ def fine_tune(
     set_seed(settings.seed)
     processor = load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
-        rows = plan_rows(settings, processor, None if dry_run else out, write=accelerator.is_main_process)
+        rows, stream = plan_rows(
+            settings, processor, None if dry_run else out, write=accelerator.is_main_process
+        )
     moss = moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     read = choose_reader(settings.cache, settings.cache_gib, settings.decoder)
-    dataset = TrainingSet(
+    dataset: TrainingSet | StreamedSet = TrainingSet(
         rows.rows,
         processor,
         shares=rows.shares,
@@ -173,6 +183,17 @@ def fine_tune(
         compress=settings.compress_tokens,
         max_tokens=settings.max_tokens,
     )
+    digests = {"training set": rows.digest()}
+    if stream:
+        dataset = StreamedSet(
+            stream,
+            dataset,
+            batch_size=settings.batch_size,
+            processes=accelerator.num_processes,
+            workers=settings.workers,
+            seed=settings.seed,
+        )
+        digests["division of the stream"] = dataset.division()
     loop = Loop(
         steps=settings.steps,
         batch_size=settings.batch_size,
@@ -184,6 +205,7 @@ def fine_tune(
         workers=settings.workers,
         seed=settings.seed,
         max_bad_share=settings.max_bad_share,
+        order=StreamOrder if stream else RowOrder,
     )
     disk, record = start.plan_disk(model, out, loop, resume), {}
     if accelerator.is_main_process:
@@ -202,11 +224,12 @@ def fine_tune(
         "moss": moss,
         "protocol": {**dataclasses.asdict(settings.sampling), "compress_tokens": settings.compress_tokens},
         "settings": dataclasses.asdict(settings),
+        "data": rows.origins,
         "processes": accelerator.num_processes,
         "engine": engines.name(accelerator),
         "command": command,
     }
-    checkup, digests = None, {"training set": rows.digest()}
+    checkup = None
     if settings.eval_data:
         data = Path(settings.eval_data)
         checkup = Checkup(accelerator, model, processor, run["protocol"], data, out, read=read)
@@ -280,22 +303,26 @@ def set_accumulate(settings: FavorLora, accelerator: Accelerator, clips_a_step: 
     return dataclasses.replace(settings, accumulate=accumulate)
 
 
-def plan_rows(settings: FavorLora, processor: Any, out: Path | None, *, write: bool) -> Plan:
-    """The rows that can be used; refuses to start if too many cannot."""
-    data = Path(settings.data) if settings.data else ensure_world() / "FAVOR"
-    rows = plan(
-        read_sources(data, settings.videos),
-        processor,
-        sampling=settings.sampling,
-        compress=settings.compress_tokens,
-        max_tokens=settings.max_tokens,
-        cache=out and out / "measured.jsonl",
-        workers=max(2, settings.workers),
-    )
+def plan_rows(
+    settings: FavorLora, processor: Any, out: Path | None, *, write: bool
+) -> tuple[Plan, Stream | None]:
+    """The rows that can be used, or the first ones of a stream; refuses to start if too many cannot."""
+    data = settings.data or ensure_world() / "FAVOR"
+    measuring: dict[str, Any] = {
+        "sampling": settings.sampling,
+        "compress": settings.compress_tokens,
+        "max_tokens": settings.max_tokens,
+        "cache": out and out / "measured.jsonl",
+        "workers": max(2, settings.workers),
+    }
+    if settings.stream:
+        stream = open_stream(find_place(str(data)), settings.videos, settings.cache, str(data))
+        return sample(stream, settings.seed, processor, **measuring), stream
+    rows = plan(read_sources(data, settings.videos, cache=settings.cache), processor, **measuring)
     if out and write:
         rows.write(out)
     rows.check(settings.max_rejected_share)
-    return rows
+    return rows, None
 
 
 def build_model(

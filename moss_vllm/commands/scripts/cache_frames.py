@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         refuse_unwritable(args.cache, "--cache")
-        parts, bad = list_parts(args.data, args.videos)
+        parts, bad = list_parts(args.data, args.videos, args.cache)
         settings = clip_settings(args)
         cache = FrameCache(args.cache, args.cache_gib)
     except (ValueError, OSError) as error:

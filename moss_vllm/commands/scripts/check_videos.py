@@ -20,9 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moss_vllm.data.annotations import OTHER_SUFFIXES
+from moss_vllm.data.annotations import VIDEO_SUFFIXES
 from moss_vllm.data.rows import BadRow
 from moss_vllm.data.sources import read_sources
+from moss_vllm.data.tables import holds_table
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
@@ -32,8 +33,6 @@ from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.decoders import DECODERS
 from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
 from moss_vllm.video.isolated import Failure, run_isolated
-
-VIDEO_SUFFIXES = (".mp4", *OTHER_SUFFIXES)
 
 
 class Part(NamedTuple):
@@ -129,13 +128,17 @@ def at_least(low: float, kind: type) -> Callable[[str], Any]:
     return parse
 
 
-def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], list[dict[str, Any]]]:
+def list_parts(
+    data: Path, videos: Path | None, cache: Path | None = None
+) -> tuple[dict[Part, list[str]], list[dict[str, Any]]]:
     """Every part to read with the ids of its rows, and lines of bad.jsonl for rows without a usable video.
+
+    `cache` as in `read_sources`.
 
     Raises: ValueError for an unreadable annotation, or a folder without videos.
     """
     parts: dict[Part, list[str]] = defaultdict(list)
-    if data.is_dir() and not any(data.glob("*.json*")):
+    if data.is_dir() and not any(data.glob("*.json*")) and not holds_table(data):
         files = sorted(path for path in data.rglob("*") if not path.is_dir())
         for path in files:
             if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -146,7 +149,7 @@ def list_parts(data: Path, videos: Path | None) -> tuple[dict[Part, list[str]], 
             say(f"{others:,} files below {data} are no videos by their names and are skipped")
         return parts, []
     bad: list[dict[str, Any]] = []
-    for source in read_sources(data, videos).sources:
+    for source in read_sources(data, videos, cache=cache).sources:
         for row in source.rows:
             if row.path is not None:
                 parts[Part(str(row.path.absolute()), row.start_s or 0.0, row.end_s)].append(row.row_id)
