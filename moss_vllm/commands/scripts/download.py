@@ -97,6 +97,8 @@ def fetch(name: str, data: OnHub, folder: Path, revision: str | None, *, dry_run
         return
     if size > free:
         raise ValueError(f"{folder} has too little room; free some, or name another --out")
+    for file in todo:  # the hub's client keeps a file that changed within a second of its download
+        (folder / file.rfilename).unlink(missing_ok=True)
     download(data.repo_id, info.sha, data.patterns, folder)
 
 
