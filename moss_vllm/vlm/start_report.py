@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,17 +10,21 @@ from accelerate import Accelerator
 from peft import PeftModel
 
 from moss_vllm.core import MOSS
+from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import versions
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
-from moss_vllm.video.frames import BadVideo
+from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.plan import Plan
+from moss_vllm.vlm.sizes import describe_shape
+
+OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
 
 
 def describe_fine_tuning(
@@ -146,3 +150,31 @@ def show_batch(dataset: TrainingSet, size: int) -> None:
         say(f"  {turn}<|im_end|>")
     lengths = batch["attention_mask"].sum(-1).tolist()
     say(json.dumps({"tokens_per_clip": {"min": min(lengths), "max": max(lengths)}}))
+
+
+def show_shape(settings: Any, origins: Mapping[str, str], *, dry_run: bool) -> None:
+    """Print parameters and memory of a released size, without its weights.
+
+    Args:
+        settings: the recipe's dataclass.
+        origins: of `training.settings.origins`; flags that change nothing are told.
+
+    Raises: ValueError if it is not a dry run.
+    """
+    if not dry_run:
+        raise ValueError(f"{settings.model} has no weights to train; add --dry-run, or name a checkpoint")
+    height_px = max(1, round(settings.short_side_px / MULTIPLE_PX)) * MULTIPLE_PX
+    describe_shape(
+        settings.model.removeprefix("shape:"),
+        moss={} if settings.use_moss else None,
+        frames=sorted({min(20, settings.max_frames), settings.max_frames}),
+        height_px=height_px,
+        width_px=round(height_px * 16 / 9 / MULTIPLE_PX) * MULTIPLE_PX,
+        lora_rank=settings.lora_rank,
+        batch_size=settings.batch_size,
+        precision=settings.precision,
+        frozen_dtype=AUTOCAST[settings.precision] or torch.float32,
+    )
+    flags = {name for name, origin in origins.items() if origin == "flag"}
+    if unused := sorted(flags - OF_A_SHAPE):
+        say(f"without weights these flags change nothing: {', '.join(unused)}")

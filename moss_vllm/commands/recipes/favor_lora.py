@@ -42,9 +42,7 @@ class FavorLora:
         "folder, annotation or table, data set of the hub (OWNER/NAME:SPLIT@REVISION), or a .yaml list of "
         "them with weights (default: the motion world)",
     )
-    stream: bool = setting(
-        False, "read a table or a data set of the hub as it comes, without measuring every row first"
-    )
+    stream: bool = setting(False, "read a table or hub data set as it comes, without measuring every row")
     videos: str | None = setting(None, "folder of the videos (default: that of the annotation)")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
     cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
@@ -119,7 +117,6 @@ from moss_vllm.training.row_order import RowOrder, StreamOrder
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
 from moss_vllm.video.decoders import check_decoder
-from moss_vllm.video.frames import MULTIPLE_PX
 from moss_vllm.vlm import checkpoint, start_report
 from moss_vllm.vlm.adapter import attach_lora, choose_rates
 from moss_vllm.vlm.attention import choose_attention
@@ -129,7 +126,6 @@ from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.places import is_hub_id
 from moss_vllm.vlm.plan import Plan, plan
 from moss_vllm.vlm.processor import load_processor
-from moss_vllm.vlm.sizes import describe_shape
 from moss_vllm.vlm.streamed import StreamedSet, sample
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
@@ -139,7 +135,6 @@ SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_sh
 PAPER = Path(__file__).parent / "configs" / "favor_videollama3_2b.yaml"
 NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss"}
 NEEDS |= {"eval_every": "eval_data", "eval_questions": "eval_data"}
-OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
 Layers = Mapping[str, Mapping[str, Any]]  # from `settings.parse`
 
 
@@ -148,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     settings, flags = parse(FavorLora, argv, __doc__, preset)
     settings = check(settings, flags.layers)
     if settings.model.startswith("shape:"):
-        return show_shape(settings, flags.layers, dry_run=flags.dry_run)
+        start_report.show_shape(settings, origins(flags.layers), dry_run=flags.dry_run)
+        return []
     command = start.command_line("recipes/favor_lora.py", argv)
     with start.open_run(settings, dry_run=flags.dry_run) as accelerator:
         return fine_tune(settings, flags.layers, accelerator, command, dry_run=flags.dry_run)
@@ -352,24 +348,3 @@ def build_model(
     table = choose_rates(base)
     rates = {"moss": settings.lr_moss, "projector": settings.lr_projector, "llm lora": settings.lr_llm}
     return model, list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))
-
-
-def show_shape(settings: FavorLora, layers: Layers, *, dry_run: bool) -> list[dict[str, Any]]:
-    """Parameters and memory of a released size, without its weights."""
-    if not dry_run:
-        raise ValueError(f"{settings.model} has no weights to train; add --dry-run, or name a checkpoint")
-    height_px = max(1, round(settings.short_side_px / MULTIPLE_PX)) * MULTIPLE_PX
-    describe_shape(
-        settings.model.removeprefix("shape:"),
-        moss={} if settings.use_moss else None,
-        frames=sorted({min(20, settings.max_frames), settings.max_frames}),
-        height_px=height_px,
-        width_px=round(height_px * 16 / 9 / MULTIPLE_PX) * MULTIPLE_PX,
-        lora_rank=settings.lora_rank,
-        batch_size=settings.batch_size,
-        precision=settings.precision,
-        frozen_dtype=AUTOCAST[settings.precision] or torch.float32,
-    )
-    if unused := sorted({name for name, origin in origins(layers).items() if origin == "flag"} - OF_A_SHAPE):
-        say(f"without weights these flags change nothing: {', '.join(unused)}")
-    return []
