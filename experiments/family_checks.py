@@ -5,7 +5,7 @@
     python experiments/family_checks.py --processes           # with DDP in two processes
     python experiments/family_checks.py --json benchmarks/results/families.json
 
-Prints a table of hosts and checks, and for each check that fails the reason; the exit status is 1 then. Models
+Prints a table of hosts and checks, and the reason of each check that fails; the exit status is 1 then. Models
 are a few thousand random numbers in transformers' own classes: nothing here says whether MOSS helps a model.
 Results are of the installed version of transformers. The json keeps those of other versions: install another
 one beside the package's environment, and name it first in PYTHONPATH:

@@ -34,7 +34,8 @@ def fresh(tiny: TinyHost) -> Any:
 
 
 def attach(model: Any, **sizes: Any) -> Any:
-    """The model with a small MOSS, without the line that is said."""
+    """The model with a small MOSS, the same in every call, without the line that is said."""
+    torch.manual_seed(1)
     with contextlib.redirect_stdout(io.StringIO()):
         return moss_vllm.attach(model, **{**SMALL_MOSS, **sizes})
 
@@ -205,7 +206,7 @@ def _joined_words(alone: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def generate(tiny: TinyHost, folder: Path) -> None:
-    """generate() with a cache says what forward says, with MOSS."""
+    """generate() with a cache says what forward says, with MOSS; also through peft."""
     model, inputs = (
         wake(attach(fresh(tiny))),
         inputs_of(tiny, *(tiny.sizes if tiny.mixes else tiny.sizes[1:])),
@@ -219,6 +220,8 @@ def generate(tiny: TinyHost, folder: Path) -> None:
     said = model.generate(**inputs, **settings, eos_token_id=None, pad_token_id=0)
     assert len(said.logits) == 3
     torch.testing.assert_close(said.logits[0], logits(model, inputs), atol=2e-4, rtol=1e-4)
+    through_peft = with_lora(copy.deepcopy(model)).eval().generate(**inputs, **settings)
+    torch.testing.assert_close(through_peft.logits[0], said.logits[0], atol=2e-4, rtol=1e-4)
     plain = moss_vllm.detach(model).generate(**stock_inputs(inputs), **settings)
     assert not torch.allclose(said.logits[0], plain.logits[0], atol=1e-3)
     assert not torch.allclose(said.logits[2], plain.logits[2], atol=1e-3)  # from the cache

@@ -19,14 +19,14 @@ from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.runtime.screen import say
 from moss_vllm.vlm import fit
 from moss_vllm.vlm.hosts.by_frame import INTERNVL, LLAVA_ONEVISION, PERCEPTION_LM, SMOLVLM
-from moss_vllm.vlm.hosts.by_grid import GLM4V, QWEN2_VL, QWEN3_VL, QWEN25_VL, VIDEO_LLAMA3
+from moss_vllm.vlm.hosts.by_grid import GLM4V, QWEN2_VL, QWEN3_VL, QWEN25_VL, STOCK_VIDEO_LLAMA3
 from moss_vllm.vlm.hosts.host import Host
 from moss_vllm.vlm.hosts.tower import model_class, tower_class
 from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, make_moss
 
 Model = TypeVar("Model", bound=nn.Module)
 
-HOSTS = (
+VIDEO_LLM_HOSTS = (
     QWEN25_VL,
     QWEN3_VL,
     SMOLVLM,
@@ -35,7 +35,7 @@ HOSTS = (
     INTERNVL,
     LLAVA_ONEVISION,
     PERCEPTION_LM,
-    VIDEO_LLAMA3,
+    STOCK_VIDEO_LLAMA3,
 )
 SIZES = tuple(name.removeprefix("moss_") for name in MOSS_FIELDS)  # of MOSS, that can be chosen
 ENCODER_LAYERS = 27  # of VideoLLaMA3, after the 6th of which the paper has MOSS
@@ -45,25 +45,25 @@ def attach(model: Model, **sizes: Any) -> Model:
     """Give an opened model a new MOSS, whose output is zero until it is trained.
 
     Args:
-        model: a ...ForConditionalGeneration of a kind in `HOSTS`, opened by transformers.
+        model: a ...ForConditionalGeneration of a kind in `VIDEO_LLM_HOSTS`, opened by transformers.
         sizes: values of `SIZES` that differ from the paper's. `after_layer`, counted from 1, is the paper's
             in proportion if not given: 6 of 27.
 
     Raises:
-        ValueError: a model of no kind in `HOSTS`, or of a kind that cannot run here; one that has MOSS, is a
-            PeftModel or spread over devices; a layer that it does not have; unknown or wrong sizes.
+        ValueError: a model of no kind in `VIDEO_LLM_HOSTS`, or of a kind that cannot run here; one that has
+            MOSS, is a PeftModel or spread over devices; a layer that it does not have; wrong sizes.
     """
     host = find_host(model)
     tower = host.tower_of(model)
     _check(model, host, tower)
     settings = complete_sizes(tower, host, sizes)
-    moss = build(host.width(tower), settings)
+    moss = new_moss(host.width(tower), settings)
     tower.add_module("moss", moss.to(next(tower.parameters()).device).train(tower.training))
     tower.moss_sizes, tower.base_marks = settings, weight_marks(model, host)
     tower.__class__ = tower_class(type(tower), host)
     for part in _tellers(model, host):
         part.__class__ = model_class(type(part), host)
-    say(describe(model))
+    say(describe_moss(model))
     return model
 
 
@@ -121,17 +121,17 @@ def find_host(model: Any) -> Host:
         ValueError: it is of no kind that MOSS attaches to.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    for host in HOSTS:
+    for host in VIDEO_LLM_HOSTS:
         if model_type in host.model_types and hasattr(model, host.tower.partition(".")[0]):
             return host
-    names = ", ".join(f"{host.title} ({', '.join(host.model_types)})" for host in HOSTS)
+    names = ", ".join(f"{host.title} ({', '.join(host.model_types)})" for host in VIDEO_LLM_HOSTS)
     kind = f"a {type(model).__name__}" + (f" of model_type '{model_type}'" if model_type else "")
     raise ValueError(
         f"moss_vllm.attach was given {kind}; it takes an opened ...ForConditionalGeneration of {names}"
     )
 
 
-def describe(model: nn.Module) -> str:
+def describe_moss(model: nn.Module) -> str:
     """One line on the MOSS of a model."""
     host, tower = attached(model)
     numbers = sum(parameter.numel() for parameter in tower.moss.parameters())
@@ -173,7 +173,7 @@ def weight_marks(model: nn.Module, host: Host) -> dict[str, tuple[torch.dtype, s
     }
 
 
-def build(width: int, settings: Mapping[str, Any]) -> nn.Module:
+def new_moss(width: int, settings: Mapping[str, Any]) -> nn.Module:
     """A new MOSS for a tower of this width; ValueError for settings that none can be made of."""
     named = {f"moss_{name}": value for name, value in settings.items()}
     fit.make_empty(lambda: make_moss(width, named), f"no MOSS can be made of {fit.shorten(dict(settings))}")
@@ -186,7 +186,7 @@ def _tellers(model: Any, host: Host) -> tuple[Any, Any]:
 
 
 def _check(model: Any, host: Host, tower: Any) -> None:
-    """ValueError for a model of a kind in `HOSTS` that MOSS cannot be attached to all the same."""
+    """ValueError for a model of a kind in `VIDEO_LLM_HOSTS` that MOSS cannot be attached to all the same."""
     if hasattr(model, "peft_config"):
         raise ValueError("attach MOSS first, then peft: get_peft_model(moss_vllm.attach(model), config)")
     if hasattr(tower, "stock_class"):
@@ -196,7 +196,7 @@ def _check(model: Any, host: Host, tower: Any) -> None:
             f"the vision tower of this {host.title} is a {type(tower).__name__}; MOSS is tried with a "
             f"{host.tower_class} there"
         )
-    if any("forward" in vars(module) for module in (tower, *_tellers(model, host))):
+    if any("forward" in vars(module) for module in (tower, _tellers(model, host)[1])):
         raise ValueError(
             "this model is dispatched by accelerate (device_map), which would go round MOSS in silence; "
             "open the model on one device, attach MOSS, then dispatch_model(model, device_map)"

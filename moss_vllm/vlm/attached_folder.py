@@ -26,9 +26,9 @@ from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, PICKLE_FILE
 from moss_vllm.vlm.attach import (
     attach,
     attached,
-    build,
     complete_sizes,
     find_host,
+    new_moss,
     stock_model,
     trained_modules,
     weight_marks,
@@ -262,7 +262,7 @@ def _fitting_sizes(
     except ValueError as error:
         raise ValueError(f"{folder / MOSS_RECORD}: {error}; {OTHER_FOLDER}") from error
     failed = f"{folder / MOSS_RECORD}: sizes {fit.shorten(sizes)} are wrong"
-    wanted = fit.make_empty(lambda: build(host.width(tower), settings), failed).state_dict()
+    wanted = fit.make_empty(lambda: new_moss(host.width(tower), settings), failed).state_dict()
     stored = {name.partition(".moss.")[2]: value for name, value in header.items() if ".moss." in name}
     if wrong := faults(stored, wanted):
         raise ValueError(f"{folder}: the weights of MOSS do not fit its sizes: {wrong}; {OTHER_FOLDER}")

@@ -3,29 +3,26 @@
 Their stream is (F, H*W, C), with a class token first in two of them.
 """
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import __version__ as transformers_version
 
-from moss_vllm.vlm.hosts.host import Host, Size, frame_sizes, pair, with_first, without_first
-
-Call = Mapping[str, Any]
+from moss_vllm.vlm.hosts.host import Call, Host, Size, frame_sizes, two_sides, with_first, without_first
 
 
 def frames_by_pixels(tower: Any, call: Call) -> list[Size]:
     """Rows and columns from the size of the pictures."""
     frames, _, height, width = call["pixel_values"].shape
-    rows, columns = pair(tower.config.patch_size)
+    rows, columns = two_sides(tower.config.patch_size)
     return frame_sizes(tower, frames, height // rows, width // columns)
 
 
 def timm_frames(tower: Any, call: Call) -> list[Size]:
     """Rows and columns as timm's patch embedding cuts the pictures."""
     frames, _, height, width = call["pixel_values"].shape
-    rows, columns = pair(tower.timm_model.patch_embed.patch_size)
+    rows, columns = two_sides(tower.timm_model.patch_embed.patch_size)
     return frame_sizes(tower, frames, height // rows, width // columns)
 
 
@@ -44,7 +41,7 @@ def frames_in_text(model: Any, call: Call, told: Any) -> Any:
             "frames_per_clip, the frames of every clip of the batch in order"
         )
     inner = getattr(model, "model", model)
-    rows, columns = pair(inner.config.vision_config.patch_size)
+    rows, columns = two_sides(inner.config.vision_config.patch_size)
     cells = (pixels.shape[-2] // rows) * (pixels.shape[-1] // columns)
     length = round(cells * inner.config.downsample_ratio**2)
     found: list[int] = []
@@ -116,7 +113,7 @@ def has_other_tokens(model: Any) -> str | None:
     return f"its timm model {type(timm_model).__name__} is no ViT with at most a class token"
 
 
-FRAMES: dict[str, Any] = {
+FRAME_ENTRY: dict[str, Any] = {
     "tower": "model.vision_tower",
     "blocks": "encoder.layers",
     "norm": "post_layernorm",
@@ -130,7 +127,7 @@ FRAMES: dict[str, Any] = {
 }
 INTERNVL = Host(
     **{
-        **FRAMES,
+        **FRAME_ENTRY,
         "blocks": "encoder.layer",
         "norm": "layernorm",
         "trained_after": ("layernorm.",),
@@ -143,7 +140,7 @@ INTERNVL = Host(
     refused=reads_another_layer,
 )
 SMOLVLM = Host(
-    **{**FRAMES, "tower": "model.vision_model", "projector": r"model\.connector"},
+    **{**FRAME_ENTRY, "tower": "model.vision_model", "projector": r"model\.connector"},
     title="SmolVLM2",
     model_types=("smolvlm",),
     tower_class="SmolVLMVisionTransformer",
@@ -151,7 +148,7 @@ SMOLVLM = Host(
     refused=smolvlm_is_broken,
 )
 LLAVA_ONEVISION = Host(
-    **{**FRAMES, "takes_frames_per_clip": False},
+    **{**FRAME_ENTRY, "takes_frames_per_clip": False},
     title="LLaVA-OneVision",
     model_types=("llava_onevision",),
     tower_class="SiglipVisionModel",
@@ -167,7 +164,7 @@ def _perception_raster(tower: Any, raster: Tensor, sizes: list[Size], call: Call
 
 PERCEPTION_LM = Host(
     **{
-        **FRAMES,
+        **FRAME_ENTRY,
         "blocks": "timm_model.blocks",
         "norm": "timm_model.norm",
         "trained_after": ("timm_model.norm.",),

@@ -3,17 +3,14 @@
 Their stream is (P, C) in merge-block order: the tokens that a merger makes one of are neighbours.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
-from moss_vllm.vlm.hosts.host import Host, Size
+from moss_vllm.vlm.hosts.host import Call, Host, Size
 from moss_vllm.vlm.video_llama3.model import blocks_to_grid, grid_to_blocks
-
-Call = Mapping[str, Any]
 
 
 def grid_of_call(tower: Any, call: Call) -> list[Size]:
@@ -77,7 +74,7 @@ def grid_told(tower: Any, call: Call) -> list[Size]:
     return grid_of_call(tower, call if tower.told is None else {"grid_thw": tower.told})
 
 
-QWEN: dict[str, Any] = {
+QWEN_ENTRY: dict[str, Any] = {
     "tower": "model.visual",
     "blocks": "blocks",
     "norm": "merger.norm",
@@ -90,14 +87,14 @@ QWEN: dict[str, Any] = {
     "from_raster": raster_to_blocks,
 }
 QWEN2_VL = Host(
-    **{**QWEN, "norm": "merger.ln_q", "width": lambda tower: tower.config.embed_dim},
+    **{**QWEN_ENTRY, "norm": "merger.ln_q", "width": lambda tower: tower.config.embed_dim},
     title="Qwen2-VL",
     model_types=("qwen2_vl",),
     tower_class="Qwen2VisionTransformerPretrainedModel",
 )
 QWEN25_VL = Host(
     **{
-        **QWEN,
+        **QWEN_ENTRY,
         "norm": "merger.ln_q",
         "to_raster": windows_to_raster,
         "from_raster": raster_to_windows,
@@ -107,14 +104,14 @@ QWEN25_VL = Host(
     tower_class="Qwen2_5_VisionTransformerPretrainedModel",
 )
 QWEN3_VL = Host(
-    **QWEN,
+    **QWEN_ENTRY,
     title="Qwen3-VL",
     model_types=("qwen3_vl",),
     tower_class="Qwen3VLVisionModel",
 )
 GLM4V = Host(
     **{
-        **QWEN,
+        **QWEN_ENTRY,
         "norm": "post_layernorm",
         "projector": r"model\.visual\.merger",
         "trained_after": ("merger.", "post_layernorm.", "downsample."),
@@ -125,9 +122,9 @@ GLM4V = Host(
     tower_class="Glm4vVisionModel",
     tells={"get_video_features": lambda model, call, told: call["video_grid_thw"]},
 )
-VIDEO_LLAMA3 = Host(
+STOCK_VIDEO_LLAMA3 = Host(
     **{
-        **QWEN,
+        **QWEN_ENTRY,
         "tower": "model.vision_model",
         "blocks": "encoder.layers",
         # Behind it tokens are reduced by a mean of neighbours: to add before or after makes no difference.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+Call = Mapping[str, Any]  # the arguments of a call by name
 Size = tuple[int, int, int]  # frames (steps of time), rows and columns of a clip; an image has t = 1
 FRAMES_PER_CLIP = "frames_per_clip"
 
@@ -50,11 +51,11 @@ class Host:
     projector: str
     trained_after: tuple[str, ...]
     width: Callable[[Any], int]
-    sizes: Callable[[Any, Mapping[str, Any]], list[Size]]
-    to_raster: Callable[[Any, Tensor, list[Size], Mapping[str, Any]], Tensor]
-    from_raster: Callable[[Any, Tensor, list[Size], Mapping[str, Any]], Tensor]
+    sizes: Callable[[Any, Call], list[Size]]
+    to_raster: Callable[[Any, Tensor, list[Size], Call], Tensor]
+    from_raster: Callable[[Any, Tensor, list[Size], Call], Tensor]
     frames_per_step: Callable[[Any], int] = lambda config: 1
-    tells: Mapping[str, Callable[[Any, Mapping[str, Any], Any], Any]] = field(default_factory=dict)
+    tells: Mapping[str, Callable[[Any, Call, Any], Any]] = field(default_factory=dict)
     takes_frames_per_clip: bool = False
     adds_to_hidden_state: bool = False
     refused: Callable[[nn.Module], str | None] = lambda model: None
@@ -65,7 +66,7 @@ class Host:
         return model.get_submodule(self.tower if hasattr(model, self.tower.partition(".")[0]) else inner)
 
 
-def pair(value: Any) -> tuple[int, int]:
+def two_sides(value: Any) -> tuple[int, int]:
     """A size that a config has as one number or as two."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
@@ -99,7 +100,7 @@ def counts(frames_per_clip: Sequence[int] | Tensor) -> list[int]:
     return told
 
 
-def without_first(tower: Any, stream: Tensor, sizes: list[Size], call: Mapping[str, Any]) -> Tensor:
+def without_first(tower: Any, stream: Tensor, sizes: list[Size], call: Call) -> Tensor:
     """Frames of tokens in raster order, behind what each frame has first (a class token).
 
     Shape:
@@ -109,7 +110,7 @@ def without_first(tower: Any, stream: Tensor, sizes: list[Size], call: Mapping[s
     return stream[:, stream.shape[1] - rows * columns :].flatten(0, 1)
 
 
-def with_first(tower: Any, raster: Tensor, sizes: list[Size], call: Mapping[str, Any], first: int) -> Tensor:
+def with_first(tower: Any, raster: Tensor, sizes: list[Size], call: Call, first: int) -> Tensor:
     """The inverse of `without_first`, with zeros for the first tokens of each frame.
 
     Shape:

@@ -81,7 +81,7 @@ def forward_with_moss(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         tapped.append(_stream(args, kwargs))
 
     def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output + _motion(tower, tapped.pop(), sizes, call).to(output.dtype)
+        return output + _motion(tower, tapped.pop(), sizes, call).to(output)
 
     def cut(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         stream = _stream(args, kwargs).detach()
@@ -108,7 +108,7 @@ def forward_with_moss(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
         output = tower.stock_class.forward(tower, *args, **kwargs)
     if host.adds_to_hidden_state:
         states = list(output.hidden_states)  # the projector reads the last, as `refused` has checked
-        states[-1] = states[-1] + _motion(tower, tapped.pop(), sizes, call).to(states[-1].dtype)
+        states[-1] = states[-1] + _motion(tower, tapped.pop(), sizes, call).to(states[-1])
         output.hidden_states = tuple(states)
     return output
 
@@ -116,7 +116,7 @@ def forward_with_moss(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 def _motion(tower: Any, stream: Tensor, sizes: list[Any], call: Mapping[str, Any]) -> Tensor:
     """MOSS's features of a block's stream, in the order and shape of the stream."""
     weight = next(tower.moss.parameters())
-    stream = stream.to(weight.dtype)
+    stream = stream.to(weight.device, weight.dtype)
     if torch.is_grad_enabled() and tower.moss.training and not stream.requires_grad:
         stream.requires_grad_()  # without it ZeRO-3 is never told that MOSS's backward pass is over
     raster = tower.host.to_raster(tower, stream, sizes, call)
