@@ -17,6 +17,7 @@ from tiny_hosts import SMALL_MOSS, TINY_HOSTS, Size, TinyHost
 from torch import Tensor, nn
 
 import moss_vllm
+from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm.attach import attached, stock_model
 
 LORA_TARGETS = r".*\.(language_model|text_model)\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
@@ -232,7 +233,8 @@ def with_lora(model: Any) -> Any:
     config = LoraConfig(
         r=2, lora_alpha=2, target_modules=LORA_TARGETS, modules_to_save=moss_vllm.trained_modules(model)
     )
-    return get_peft_model(model, config)
+    with quiet():  # peft 0.21 uses a deprecated name of transformers 5.23
+        return get_peft_model(model, config)
 
 
 def loss_of(model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -260,11 +262,17 @@ def gradients(tiny: TinyHost, folder: Path) -> None:
         torch.testing.assert_close(logits(model, inputs_of(tiny)), plain, atol=0, rtol=0)
 
 
+def use_checkpoints(model: Any, *, reentrant: bool) -> None:
+    """Gradient checkpointing, by its name from transformers 5.23 on or the one before."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": reentrant})
+
+
 def frozen(tiny: TinyHost, folder: Path) -> None:
     """A frozen tower keeps nothing for backward, whatever peft and checkpointing ask for."""
     model = with_lora(attach(fresh(tiny)))
     model.enable_input_require_grads()
-    model.base_model.model.gradient_checkpointing_enable()
+    use_checkpoints(model.get_base_model(), reentrant=False)
     host, tower = attached(model)
     wanted: list[bool] = []
     last = tower.get_submodule(host.blocks)[-1]
@@ -285,7 +293,7 @@ def checkpointing(tiny: TinyHost, folder: Path) -> None:
     for mode in (None, False, True):
         model = wake(attach(fresh(tiny))).train()
         if mode is not None:
-            model.gradient_checkpointing_enable({"use_reentrant": mode})
+            use_checkpoints(model, reentrant=mode)
         loss_of(model, inputs_of(tiny)).backward()
         found.append({n: w.grad for n, w in model.named_parameters() if w.grad is not None})
     plain, *others = found

@@ -75,7 +75,7 @@ def words(numbers: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def grid_inputs(
-    sizes: Sequence[Size], generator: torch.Generator, *, per_step: bool = False
+    sizes: Sequence[Size], generator: torch.Generator, *, per_step: bool = False, frames: int = 2
 ) -> dict[str, Any]:
     """Inputs of Qwen's layout; with `per_step` each step of time has placeholders of its own."""
     rows = []
@@ -88,7 +88,7 @@ def grid_inputs(
         rows.append([5, *video, 7, 8, 9])
     inputs: dict[str, Any] = words(rows)
     patches = sum(t * h * w for t, h, w in sizes)
-    inputs["pixel_values_videos"] = torch.randn(patches, 3 * 2 * 4 * 4, generator=generator)
+    inputs["pixel_values_videos"] = torch.randn(patches, 3 * frames * 4 * 4, generator=generator)
     inputs["video_grid_thw"] = torch.tensor([list(size) for size in sizes])
     inputs["mm_token_type_ids"] = (inputs["input_ids"] == VIDEO).long() * 2
     return inputs
@@ -108,10 +108,8 @@ def glm_inputs(sizes: Sequence[Size], generator: torch.Generator) -> dict[str, A
 
 def video_llama3_inputs(sizes: Sequence[Size], generator: torch.Generator) -> dict[str, Any]:
     """VideoLLaMA3's: one step per frame, and the size of the merge blocks with each clip."""
-    inputs = grid_inputs(sizes, generator)
+    inputs = grid_inputs(sizes, generator, frames=1)
     del inputs["mm_token_type_ids"]
-    patches = sum(t * h * w for t, h, w in sizes)
-    inputs["pixel_values_videos"] = torch.randn(patches, 3 * 4 * 4, generator=generator)
     inputs["video_merge_sizes"] = torch.tensor([2] * len(sizes))
     inputs["video_compression_mask"] = torch.ones(int((inputs["input_ids"] == VIDEO).sum()), dtype=torch.bool)
     return inputs

@@ -53,6 +53,8 @@ def attach(model: Model, **sizes: Any) -> Model:
         ValueError: a model of no kind in `VIDEO_LLM_HOSTS`, or of a kind that cannot run here; one that has
             MOSS, is a PeftModel or spread over devices; a layer that it does not have; wrong sizes.
     """
+    if hasattr(model, "peft_config"):
+        raise ValueError("attach MOSS first, then peft: get_peft_model(moss_vllm.attach(model), config)")
     host = find_host(model)
     tower = host.tower_of(model)
     _check(model, host, tower)
@@ -187,8 +189,6 @@ def _tellers(model: Any, host: Host) -> tuple[Any, Any]:
 
 def _check(model: Any, host: Host, tower: Any) -> None:
     """ValueError for a model of a kind in `VIDEO_LLM_HOSTS` that MOSS cannot be attached to all the same."""
-    if hasattr(model, "peft_config"):
-        raise ValueError("attach MOSS first, then peft: get_peft_model(moss_vllm.attach(model), config)")
     if hasattr(tower, "stock_class"):
         raise ValueError(f"this {host.title} has MOSS already; moss_vllm.detach(model) takes it off")
     if type(tower).__name__ != host.tower_class:
