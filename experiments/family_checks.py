@@ -2,7 +2,7 @@
 
     python experiments/family_checks.py                       # a minute on one idle core
     python experiments/family_checks.py --hosts qwen2_5_vl --checks grid save
-    python experiments/family_checks.py --processes           # with DDP in two processes
+    python experiments/family_checks.py --processes           # with DDP and ZeRO-2, two processes
     python experiments/family_checks.py --json benchmarks/results/families.json
 
 Prints a table of hosts and checks, and the reason of each check that fails; the exit status is 1 then. Models

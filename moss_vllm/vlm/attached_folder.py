@@ -45,7 +45,6 @@ LORA = (
     "lora_dropout",
     "target_modules",
     "modules_to_save",
-    "bias",
     "use_rslora",
     "use_dora",
 )
