@@ -10,7 +10,7 @@ are a few thousand random numbers in transformers' own classes: nothing here say
 Results are of the installed version of transformers. The json keeps those of other versions: install another
 one beside the package's environment, and name it first in PYTHONPATH:
 
-    pip install --no-deps --target OTHER transformers==5.17.0
+    pip install --target OTHER transformers==5.17.0
     PYTHONPATH=OTHER python experiments/family_checks.py --json benchmarks/results/families.json
 """
 

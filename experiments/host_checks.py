@@ -373,7 +373,7 @@ def compiled(tiny: TinyHost, folder: Path) -> None:
         torch._dynamo.reset()
         try:
             said = logits(torch.compile(model, backend="eager", fullgraph=whole), inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except Exception as error:  # of many kinds, and often for a reason of the host's own
             assert whole, error
         else:
             assert not whole, "one graph was made of all"

@@ -111,7 +111,7 @@ def attached(model: nn.Module) -> tuple[Host, Any]:
     return host, tower
 
 
-def stock_model(model: nn.Module) -> Any:
+def stock_model(model: Any) -> Any:
     """The model below peft's wrappers."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -11,7 +11,7 @@ Nothing in a folder can name code: weights are safetensors, and of peft's settin
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -36,7 +36,12 @@ from moss_vllm.vlm.attach import (
 from moss_vllm.vlm.places import base_fingerprint
 
 MOSS_FILE, MOSS_RECORD = "moss.safetensors", "moss.json"
-RECORDED = {"base_model": str, "base_revision": str | None, "base_fingerprint": str, "sizes": dict}
+RECORDED: dict[str, Any] = {
+    "base_model": str,
+    "base_revision": str | None,
+    "base_fingerprint": str,
+    "sizes": dict,
+}
 RECORDED |= {"model_type": str, "adapter": bool}
 # Settings of LoRA that are saved and read; all others must be peft's defaults.
 LORA = (
@@ -78,9 +83,9 @@ def save_attached(model: nn.Module, folder: str | Path) -> None:
     folder = Path(folder)
     host, tower = attached(model)
     base = stock_model(model)
-    adapter = isinstance(model, PeftModel)
-    if adapter:
-        _check_adapter(model)
+    adapter = model if isinstance(model, PeftModel) else None
+    if adapter is not None:
+        _check_adapter(adapter)
     _check_unchanged(base, weight_marks(base, host), tower.base_marks)
     place = str(base.config._name_or_path or "")
     if not place:
@@ -95,16 +100,19 @@ def save_attached(model: nn.Module, folder: str | Path) -> None:
         "base_model": str(Path(place).resolve()) if Path(place).is_dir() else place,
         "base_revision": revision,
         "base_fingerprint": base_fingerprint(place, revision),
-        "adapter": adapter,
+        "adapter": adapter is not None,
         "versions": versions(),
     }
-    state = _adapter_state(model) if adapter else _whole_state(model)
+    state = _whole_state(model) if adapter is None else _adapter_state(adapter)
     if wrong := faults(state, dict.fromkeys(state)):
         raise ValueError(f"{folder} is not written: of the trained weights {wrong}; the run diverged")
     folder.mkdir(parents=True, exist_ok=True)
-    if adapter:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # peft's form of a model card
+    (folder / MOSS_RECORD).unlink(missing_ok=True)
+    if adapter is not None:
+        has_card = (folder / "README.md").exists()
+        adapter.save_pretrained(str(folder), save_embedding_layers=False)
+        if not has_card:
+            (folder / "README.md").unlink(missing_ok=True)  # peft's form of a model card
         readable(folder / ADAPTER_FILE)
         settings = {**read_json(folder / ADAPTER_CONFIG), "peft_type": ONLY_BY_LOAD}
         write_whole(folder / ADAPTER_CONFIG, json.dumps(settings, indent=2, sort_keys=True) + "\n")
@@ -291,7 +299,7 @@ def _with_adapter(folder: Path, model: Any, lora: dict[str, Any], file: Path) ->
         )
     try:
         with quiet():
-            opened = get_peft_model(model, LoraConfig(**lora))
+            opened = cast(PeftModel, get_peft_model(model, LoraConfig(**lora)))
     except Exception as error:  # peft raises many kinds at a senseless value
         raise ValueError(
             f"{folder / ADAPTER_CONFIG}: peft cannot use it ({fit.describe_error(error)}); {OTHER_FOLDER}"

@@ -11,10 +11,11 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from moss_vllm.vlm.hosts.host import FRAMES_PER_CLIP, Host, counts
 
@@ -47,7 +48,7 @@ def model_class(stock: type[nn.Module], host: Host) -> type[nn.Module]:
 
 def _subclass(stock: type[nn.Module], own: Mapping[str, Any]) -> type[nn.Module]:
     named = {"__module__": stock.__module__, "__qualname__": stock.__qualname__, "__doc__": stock.__doc__}
-    return type(stock.__name__, (stock,), {**named, **own})
+    return cast(type[nn.Module], type(stock.__name__, (stock,), {**named, **own}))
 
 
 def telling(method: Callable[..., Any], host: Host, tell: Callable[[Any, Any, Any], Any] | None) -> Any:
@@ -89,7 +90,7 @@ def forward_with_moss(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
     with ExitStack() as hooks:
 
-        def hook(handle: torch.utils.hooks.RemovableHandle) -> None:
+        def hook(handle: RemovableHandle) -> None:
             hooks.callback(handle.remove)
 
         if not _is_trained(tower):
@@ -134,11 +135,12 @@ def _stream(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def _arguments(method: Callable[..., Any], *args: Any) -> dict[str, Any]:
+def _arguments(
+    method: Callable[..., Any], this: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """The arguments of a call by name, those of **kwargs among them."""
-    this, positional, named = args
     signature = inspect.signature(method)
-    bound = dict(signature.bind(this, *positional, **named).arguments)
+    bound = dict(signature.bind(this, *args, **kwargs).arguments)
     for name, parameter in signature.parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             bound.update(bound.pop(name, {}))
