@@ -5,7 +5,8 @@
     python experiments/family_checks.py --processes           # with DDP and ZeRO-2, two processes
     python experiments/family_checks.py --json benchmarks/results/families.json
 
-Prints a table of hosts and checks, and the reason of each check that fails; the exit status is 1 then. Models
+Prints a table of hosts and checks, and the reason of each check that fails; the exit status is 1 then. A host
+that `attach` refuses on this version has "-". Models
 are a few thousand random numbers in transformers' own classes: nothing here says whether MOSS helps a model.
 Results are of the installed version of transformers. The json keeps those of other versions: install another
 one beside the package's environment, and name it first in PYTHONPATH:
@@ -26,7 +27,7 @@ from pathlib import Path
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
 
-PASSES = "passes"
+PASSES, REFUSED = "passes", "refused"
 
 
 def options() -> Flags:
@@ -55,7 +56,7 @@ from moss_vllm.vlm.fit import describe_error
 
 
 def try_check(name: str, tiny: TinyHost) -> str:
-    """`PASSES`, or why not."""
+    """`PASSES`, or why not; it begins with `REFUSED` where `attach` refuses the model on this version."""
     check = {**CHECKS, **PROCESS_CHECKS}[name]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -63,8 +64,14 @@ def try_check(name: str, tiny: TinyHost) -> str:
             with quietly():
                 check(tiny, Path(folder))
         except Exception as error:  # of any kind, by the check and the version of transformers
-            return describe_error(error)
+            reason = describe_error(error)
+            return f"{REFUSED}: {reason}" if reason.startswith("MOSS cannot be attached") else reason
     return PASSES
+
+
+def is_refused(result: str) -> bool:
+    """Whether `attach` refused the model."""
+    return result.startswith(REFUSED)
 
 
 def show(found: dict[str, dict[str, str]], console: Screen) -> None:
@@ -74,12 +81,16 @@ def show(found: dict[str, dict[str, str]], console: Screen) -> None:
     console.print(f"transformers {transformers.__version__}, torch {torch.__version__}", soft_wrap=True)
     console.print(" " * width, *checks, soft_wrap=True)
     for host, row in found.items():
-        cells = [("+" if row[check] == PASSES else "FAILS").center(len(check)) for check in checks]
+        signs = [
+            "+" if row[check] == PASSES else "-" if is_refused(row[check]) else "FAILS" for check in checks
+        ]
+        cells = [sign.center(len(check)) for sign, check in zip(signs, checks, strict=True)]
         console.print(host.ljust(width), *cells, soft_wrap=True)
     for host, row in found.items():
-        for check, reason in row.items():
+        for reason in dict.fromkeys(row.values()):
             if reason != PASSES:
-                console.print(f"{host}, {check}: {reason}", soft_wrap=True)
+                failed = ", ".join(check for check in row if row[check] == reason)
+                console.print(f"{host}, {failed}: {reason}", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
@@ -120,4 +131,5 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
 if __name__ == "__main__":
     with errors_in_one_line("nothing was kept; run it again"):
         result = main()
-        raise SystemExit(any(reason != PASSES for row in result.values() for reason in row.values()))
+        reasons = [reason for row in result.values() for reason in row.values() if reason != PASSES]
+        raise SystemExit(any(not is_refused(reason) for reason in reasons))

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import inspect
 import io
 import os
 import re
@@ -182,12 +183,15 @@ def inverse(tiny: TinyHost, folder: Path) -> None:
 
 
 def batch(tiny: TinyHost, folder: Path) -> None:
-    """Two clips of different size in one batch equal each alone."""
-    model = wake(attach(fresh(tiny)))
+    """Two clips of different size in one batch equal each alone; of one size where a host takes no others."""
+    model, sizes = wake(attach(fresh(tiny))), tiny.sizes
+    joins = tiny.mixes or "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+    if not joins:  # transformers 5.17
+        sizes = (sizes[0], sizes[0])
     generator = torch.Generator().manual_seed(1)
-    both = tiny.make_inputs(tiny.sizes, generator) if tiny.mixes else None
+    both = tiny.make_inputs(sizes, generator) if tiny.mixes or not joins else None
     generator.manual_seed(1)
-    alone = [tiny.make_inputs([size], generator) for size in tiny.sizes]
+    alone = [tiny.make_inputs([size], generator) for size in sizes]
     singles = torch.cat([logits(model, one) for one in alone])
     if both is None:  # encoded one by one, then joined
         encoded = [model.model.get_video_features(one["pixel_values_videos"]) for one in alone]
@@ -310,13 +314,15 @@ def saved(tiny: TinyHost, folder: Path) -> None:
     base = folder / "base"
     fresh(tiny).save_pretrained(base)
     for kind in ("alone", "peft"):
-        model = attach(type(_built(tiny.name)).from_pretrained(base))
+        with quiet():
+            stock = type(_built(tiny.name)).from_pretrained(base)
+        model = attach(stock)
         model = wake(with_lora(model) if kind == "peft" else model)
         with torch.no_grad():
             model.train()(**inputs_of(tiny))  # moves the statistics
         inputs = inputs_of(tiny)
         moss_vllm.save(model.eval(), folder / kind)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet(), contextlib.redirect_stdout(io.StringIO()):
             again = moss_vllm.load(folder / kind)
         assert torch.equal(logits(again, inputs), logits(model, inputs))
         mine, loaded = model.state_dict(), again.state_dict()

@@ -66,7 +66,8 @@ def real_frames(model: Any, call: Call, told: Any) -> Any:
 
 def stacked_video(model: Any, call: Call, told: Any) -> Any:
     """LLaVA-OneVision: (B, T, ...) are B clips of T frames."""
-    clips, frames = call["pixel_values_videos"].shape[:2]
+    pixels = call.get("pixel_values_videos", call.get("pixel_values"))  # the second up to transformers 5.17
+    clips, frames = pixels.shape[:2]
     return [frames] * clips
 
 
