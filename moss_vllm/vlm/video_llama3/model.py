@@ -231,6 +231,8 @@ def reduce_blocks(grid: Tensor, merge: int) -> Tensor:
     Shape:
         (t, h, w, C) -> (t * h/merge * w/merge, C).
     """
+    if merge == 1:
+        return grid.flatten(0, 2)
     size = (grid.shape[1] // merge, grid.shape[2] // merge)
     reduced = F.interpolate(rearrange(grid, "t h w c -> t c h w"), size=size, mode="bilinear")
     return rearrange(reduced, "t c h w -> (t h w) c")

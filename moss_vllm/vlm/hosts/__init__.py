@@ -1,0 +1,1 @@
+"""Video-LLMs of transformers as hosts of MOSS: what differs between them, in data and short functions."""
