@@ -155,7 +155,8 @@ def complete_sizes(tower: Any, host: Host, sizes: Mapping[str, Any]) -> dict[str
         raise ValueError(f"unknown sizes {', '.join(unknown)} of MOSS; known are {', '.join(SIZES)}")
     layers = len(tower.get_submodule(host.blocks))
     proportional = max(1, round(VIDEO_LLM.after_layer / ENCODER_LAYERS * layers))
-    settings = {name: getattr(VIDEO_LLM, name) for name in SIZES} | {"after_layer": proportional} | sizes
+    paper = {name: getattr(VIDEO_LLM, name) for name in SIZES}
+    settings = {**paper, "after_layer": proportional, **sizes}
     after = settings["after_layer"]
     if type(after) is not int or not 1 <= after <= layers:
         raise ValueError(

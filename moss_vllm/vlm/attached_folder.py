@@ -44,24 +44,9 @@ RECORDED: dict[str, Any] = {
 }
 RECORDED |= {"model_type": str, "adapter": bool}
 # Settings of LoRA that are saved and read; all others must be peft's defaults.
-LORA = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "modules_to_save",
-    "use_rslora",
-    "use_dora",
-)
-LORA += ("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "exclude_modules")
-SILENT_LORA = {
-    "base_model_name_or_path",
-    "revision",
-    "auto_mapping",
-    "task_type",
-    "peft_version",
-    "peft_type",
-}
+LORA = "r lora_alpha lora_dropout target_modules modules_to_save use_rslora use_dora".split()
+LORA += "rank_pattern alpha_pattern layers_to_transform layers_pattern exclude_modules".split()
+SILENT_LORA = set("base_model_name_or_path revision auto_mapping task_type peft_version peft_type".split())
 SILENT_LORA |= {"inference_mode"}
 # peft looks this name up before anything else, and fails with it as the error: it would put the adapter on a
 # model without MOSS, and drop MOSS in silence.

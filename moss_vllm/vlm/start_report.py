@@ -23,6 +23,7 @@ from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.plan import Plan
 from moss_vllm.vlm.sizes import describe_shape
+from moss_vllm.vlm.streamed import StreamedSet
 
 OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
 
@@ -135,7 +136,7 @@ def show_report(record: dict[str, Any]) -> None:
     start.show_disk(record["disk"])
 
 
-def show_batch(dataset: TrainingSet, size: int) -> None:
+def show_batch(dataset: TrainingSet | StreamedSet, size: int) -> None:
     """Print the shapes of the first batch and its first conversation, a turn per line."""
     batch = dataset.collate([dataset[index] for index in range(min(size, len(dataset)))])
     shapes = {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)}

@@ -162,15 +162,14 @@ def fine_tune(
     set_seed(settings.seed)
     processor = load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
-        rows, stream = plan_rows(
-            settings, processor, None if dry_run else out, write=accelerator.is_main_process
-        )
+        writer = accelerator.is_main_process
+        rows, stream = plan_rows(settings, processor, None if dry_run else out, write=writer)
     moss = moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     read = choose_reader(settings.cache, settings.cache_gib, settings.decoder)
-    dataset: TrainingSet | StreamedSet = TrainingSet(
+    reader = TrainingSet(
         rows.rows,
         processor,
         shares=rows.shares,
@@ -179,11 +178,12 @@ def fine_tune(
         compress=settings.compress_tokens,
         max_tokens=settings.max_tokens,
     )
+    dataset: TrainingSet | StreamedSet = reader
     digests = {"training set": rows.digest()}
     if stream:
         dataset = StreamedSet(
             stream,
-            dataset,
+            reader,
             batch_size=settings.batch_size,
             processes=accelerator.num_processes,
             workers=settings.workers,
@@ -246,8 +246,8 @@ def fine_tune(
     )
     if accelerator.is_main_process and (not lines or lines[-1]["step"] == settings.steps):
         run_folder.mark_finished(out, settings.steps)
-    if accelerator.is_main_process and lines and lines[-1]["step"] == settings.steps:
-        say(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
+        if lines:
+            say(f"done: loss {lines[-1]['loss']:.4f}; checkpoint {out}/step-{settings.steps:06d}")
     engines.end(accelerator)
     return lines
 

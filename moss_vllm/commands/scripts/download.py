@@ -79,7 +79,9 @@ def fetch(name: str, data: OnHub, folder: Path, revision: str | None, *, dry_run
     """
     info = look_up(data.repo_id, revision, sizes=True)
     files = list(
-        filter_repo_objects(info.siblings, allow_patterns=data.patterns, key=lambda file: file.rfilename)
+        filter_repo_objects(
+            info.siblings, allow_patterns=list(data.patterns), key=lambda file: file.rfilename
+        )
     )
     if not files:
         raise ValueError(
