@@ -62,9 +62,11 @@ def attach(model: Model, **sizes: Any) -> Model:
     moss = new_moss(host.width(tower), settings)
     tower.add_module("moss", moss.to(next(tower.parameters()).device).train(tower.training))
     tower.moss_sizes, tower.base_marks = settings, weight_marks(model, host)
-    tower.__class__ = tower_class(type(tower), host)
+    stock: Any = type(tower)
+    tower.__class__ = tower_class(stock, host)
     for part in _tellers(model, host):
-        part.__class__ = model_class(type(part), host)
+        stock = type(part)
+        part.__class__ = model_class(stock, host)
     say(describe_moss(model))
     return model
 
