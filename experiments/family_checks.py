@@ -6,8 +6,8 @@
     python experiments/family_checks.py --json benchmarks/results/families.json
 
 Prints a table of hosts and checks, and the reason of each check that fails; the exit status is 1 then. A host
-that `attach` refuses on this version has "-". Models
-are a few thousand random numbers in transformers' own classes: nothing here says whether MOSS helps a model.
+that `attach` refuses on this version of transformers has "-". Models are a few thousand random numbers in
+transformers' own classes: nothing here says whether MOSS helps a model.
 Results are of the installed version of transformers. The json keeps those of other versions: install another
 one beside the package's environment, and name it first in PYTHONPATH:
 

@@ -62,11 +62,9 @@ def attach(model: Model, **sizes: Any) -> Model:
     moss = new_moss(host.width(tower), settings)
     tower.add_module("moss", moss.to(next(tower.parameters()).device).train(tower.training))
     tower.moss_sizes, tower.base_marks = settings, weight_marks(model, host)
-    stock: Any = type(tower)
-    tower.__class__ = tower_class(stock, host)
+    tower.__class__ = tower_class(tower.__class__, host)
     for part in _tellers(model, host):
-        stock = type(part)
-        part.__class__ = model_class(stock, host)
+        part.__class__ = model_class(part.__class__, host)
     say(describe_moss(model))
     return model
 
@@ -157,8 +155,7 @@ def complete_sizes(tower: Any, host: Host, sizes: Mapping[str, Any]) -> dict[str
         raise ValueError(f"unknown sizes {', '.join(unknown)} of MOSS; known are {', '.join(SIZES)}")
     layers = len(tower.get_submodule(host.blocks))
     proportional = max(1, round(VIDEO_LLM.after_layer / ENCODER_LAYERS * layers))
-    paper = {name: getattr(VIDEO_LLM, name) for name in SIZES}
-    settings = {**paper, "after_layer": proportional, **sizes}
+    settings = {name: getattr(VIDEO_LLM, name) for name in SIZES} | {"after_layer": proportional, **sizes}
     after = settings["after_layer"]
     if type(after) is not int or not 1 <= after <= layers:
         raise ValueError(

@@ -22,7 +22,7 @@ from moss_vllm.runtime.files import read_json, readable, whole_file, write_whole
 from moss_vllm.runtime.provenance import RUN_FILE, faults, read_header, versions
 from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm import fit
-from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, PICKLE_FILE
+from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, PICKLE_FILE, UNREAD
 from moss_vllm.vlm.attach import (
     attach,
     attached,
@@ -44,10 +44,11 @@ RECORDED: dict[str, Any] = {
 }
 RECORDED |= {"model_type": str, "adapter": bool}
 # Settings of LoRA that are saved and read; all others must be peft's defaults.
-LORA = "r lora_alpha lora_dropout target_modules modules_to_save use_rslora use_dora".split()
-LORA += "rank_pattern alpha_pattern layers_to_transform layers_pattern exclude_modules".split()
-SILENT_LORA = set("base_model_name_or_path revision auto_mapping task_type peft_version peft_type".split())
-SILENT_LORA |= {"inference_mode"}
+LORA = tuple(
+    "r lora_alpha lora_dropout target_modules exclude_modules modules_to_save use_rslora use_dora "
+    "rank_pattern alpha_pattern layers_to_transform layers_pattern".split()
+)
+SILENT_LORA = {*UNREAD, "peft_type"}
 # peft looks this name up before anything else, and fails with it as the error: it would put the adapter on a
 # model without MOSS, and drop MOSS in silence.
 ONLY_BY_LOAD = "LORA with MOSS: open it with moss_vllm.load; peft alone would leave MOSS out"

@@ -23,7 +23,7 @@ NOT_COMPILED = "MOSS puts hooks on the vision tower for the length of a call: th
 
 
 @functools.cache
-def tower_class(stock: type[nn.Module], host: Host) -> type[nn.Module]:
+def tower_class(stock: Any, host: Host) -> type[nn.Module]:
     """The class of a tower with MOSS; an object of it has `moss`, `moss_sizes` and `told`."""
 
     @functools.wraps(stock.forward)
@@ -34,7 +34,7 @@ def tower_class(stock: type[nn.Module], host: Host) -> type[nn.Module]:
 
 
 @functools.cache
-def model_class(stock: type[nn.Module], host: Host) -> type[nn.Module]:
+def model_class(stock: Any, host: Host) -> type[nn.Module]:
     """The class of a model, or of what it has below its head, that tells its tower of clips."""
     names = set(host.tells) | ({"forward", "generate"} if host.takes_frames_per_clip else set())
     head = hasattr(stock, "generate")
