@@ -14,6 +14,7 @@ import yaml
 from command_lines import parser_of, parsers
 from launching import ROOT
 
+import moss_vllm
 from moss_vllm.runtime.tables import format_cell
 
 ROOMS = ("moss_vllm", "recipes", "eval", "scripts", "experiments")
@@ -295,6 +296,10 @@ def test_the_papers_rows_are_as_measured():
     assert reproduce_page.PAGE.read_text() == reproduce_page.page(), (
         "run python experiments/reproduce_page.py"
     )
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == moss_vllm.__version__
 
 
 def test_the_readme_is_short():
