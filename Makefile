@@ -8,7 +8,7 @@ PY := "$(VENV)/bin/python"
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint reproduce
+.PHONY: help setup demo test lint reproduce docs
 
 help:  ## explain the targets (the default)
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv]"
@@ -27,13 +27,25 @@ test: $(INSTALLED)  ## run the unit tests, then the slower ones, each file in on
 	$(PY) -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS)
 	$(PY) -m pytest -m "slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS) $$(grep -rl --include="*.py" "mark\.slow" tests)
 
-lint: $(INSTALLED)  ## check style, formatting and types
+lint: $(INSTALLED)  ## check style, formatting, types and the Dockerfile
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	"$(VENV)/bin/hadolint" Dockerfile
 
 reproduce: $(INSTALLED)  ## train the miniature over 3 seeds and print its table
 	$(PY) experiments/reproduce_miniature.py --seeds 3
+
+DOCS_INSTALLED := $(VENV)/.installed-docs
+NOTEBOOK := docs/motion.ipynb
+
+docs: $(DOCS_INSTALLED)  ## run the notebook, build the documentation in site/, check its links
+	$(PY) -m nbconvert --execute --to markdown $(NOTEBOOK)
+	$(PY) -m zensical build --strict --clean
+
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(PY) -m pip install -c constraints.txt -e ".[docs]"
+	@touch "$@"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || \

@@ -6,18 +6,23 @@ import io
 import json
 import re
 import shlex
+from itertools import dropwhile
 
 import pytest
+import reproduce_page
+import yaml
 from command_lines import parser_of, parsers
 from launching import ROOT
 
+import moss_vllm
 from moss_vllm.commands.moss import COMMANDS
 from moss_vllm.runtime.tables import format_cell
 
 ROOMS = ("moss_vllm", "recipes", "eval", "scripts", "experiments")
 FOLDERS = (*ROOMS, "docs", "tests", "benchmarks")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES.remove(ROOT / "docs" / "faults.md")  # written by tests/end_to_end/test_faults.py
+WRITTEN = {"faults.md", "motion.md"}  # by tests/end_to_end/test_faults.py, by `make docs`
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.name not in WRITTEN]
 README = (ROOT / "README.md").read_text()
 RESULTS = json.loads((ROOT / "benchmarks" / "results" / "miniature.json").read_text())
 OTHERS = {"--mixed_precision", "--model_args", "--use_cache", "--batch_size", "--verbosity"}  # of other tools
@@ -55,14 +60,14 @@ def commands(text):
     starts = r"(?:\S*python|accelerate launch|sbatch|bash|make|moss)"
     lines += re.findall(rf"`((?:[A-Z]+=\S+ )?{starts} [^`]+)`", text)
     words = [shlex.split(line, comments=True) for line in lines]
-    return [[word for word in line if not re.match(r"\w+=", word)] for line in words if line]
+    return [list(dropwhile(re.compile(r"\w+=").match, line)) for line in words if line]
 
 
 def command_faults(words):
     """What is wrong with a command: a file that is not there, an unknown flag, missing or wrong arguments."""
     if words[:1] == ["make"]:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        return [f"no target {word}" for word in words[1:] if word not in targets]
+        return [f"no target {word}" for word in words[1:] if word not in targets and "=" not in word]
     by_module = " ".join(words).partition(" -m moss_vllm ")[2].split()
     if words[:1] == ["moss"] or by_module:
         return word_faults(by_module or words[1:])
@@ -169,6 +174,24 @@ def cell(row, benchmark, protocol, task):
         RESULTS["mean_and_spread"][row][benchmark][protocol] if protocol else RESULTS["named"][row][benchmark]
     )
     return format_cell(tuple(of[task]) if isinstance(of[task], list) else of[task])
+
+
+def nav_faults(nav, pages):
+    """Pages that the site's navigation lacks, has twice, or has and are not there."""
+    listed = [page for item in nav for page in listed_pages(item)]
+    return [
+        *(f"missing: {page}" for page in sorted(pages - set(listed))),
+        *(f"not there: {page}" for page in sorted(set(listed) - pages)),
+        *(f"twice: {page}" for page in dict.fromkeys(listed) if listed.count(page) > 1),
+    ]
+
+
+def listed_pages(item):
+    if isinstance(item, str):
+        return [item]
+    return [
+        page for part in (item if isinstance(item, list) else item.values()) for page in listed_pages(part)
+    ]
 
 
 def is_too_long(readme):
@@ -282,6 +305,25 @@ def test_the_miniatures_tables_are_those_measured():
     row = f"| + train + MOSS | {cell('+ train + MOSS', 'MotionBench-Dev', 'letter', 'all')} |"
     assert len(number_faults(README.replace(row, "| + train + MOSS | 99.9 |"), columns, shown)) == 1
     assert len(number_faults(README, columns[::-1], shown)) == 5
+
+
+def test_the_navigation_lists_every_page_once_and_nothing_else():
+    docs = ROOT / "docs"
+    pages = {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")} | {"motion.md"}
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert nav_faults(nav, pages) == []
+    wrong = ["missing: b.md", "not there: c.md", "twice: a.md"]
+    assert nav_faults([{"A": "a.md"}, {"B": [{"C": "c.md"}, "a.md"]}], {"a.md", "b.md"}) == wrong
+
+
+def test_the_papers_rows_are_as_measured():
+    assert reproduce_page.PAGE.read_text() == reproduce_page.page(), (
+        "run python experiments/reproduce_page.py"
+    )
+
+
+def test_the_citation_names_this_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == moss_vllm.__version__
 
 
 def test_the_readme_is_short():
