@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from launching import as_flags
+from launching import ROOT, as_flags
 
 from moss_vllm.commands.scripts import check_videos
 from moss_vllm.video.isolated import run_isolated
@@ -221,7 +221,7 @@ def test_killed_run_goes_on_and_leaves_no_process(tmp_path):
     for i in range(1, 40):
         os.link(tmp_path / "videos" / "0.mp4", tmp_path / "videos" / f"{i}.mp4")
     flags = as_flags({"data": tmp_path / "videos", "out": tmp_path / "out", "workers": 2})
-    command = [sys.executable, check_videos.__file__, *flags]
+    command = [sys.executable, str(ROOT / "scripts" / "check_videos.py"), *flags]
     checked = tmp_path / "out" / "checked.jsonl"
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as run:
         while not checked.exists() or checked.read_text().count("\n") < 3:

@@ -135,10 +135,9 @@ def test_kept_bytes_count_each_storage_once_without_weights_and_inputs():
 @pytest.mark.parametrize("host", ["ladder", "full", "aim", "dist"])
 def test_a_training_step_moves_what_is_trained_and_not_the_encoder(monkeypatch, host):
     torch.manual_seed(0)
-    monkeypatch.setattr(efficiency, "IMAGE_SIZE", 32)
     monkeypatch.setattr(efficiency, "CLASSES", 3)
     preset = LadderPreset("test_vit", 64, 16, (1, 2), 16, 2, (2,), (3, 3, 3), 8, 4, None)
-    model = efficiency.build_model(host, preset, {})
+    model = efficiency.build_model(host, preset, {}, image_size=32)
     video, labels = torch.randn(2, 3, 3, 32, 32), torch.tensor([0, 1])
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen or host == "full"
