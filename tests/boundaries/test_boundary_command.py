@@ -78,6 +78,7 @@ def test_a_checkpoint_is_tested_and_its_files_score_the_same(script, folder, roo
     )
 
 
+@pytest.mark.slow
 def test_the_next_commands_run_as_they_are_printed(script, plain, tmp_path, capsys):
     run(script, plain)
     commands = [line for line in capsys.readouterr().out.splitlines() if line.startswith("python ")]
@@ -200,6 +201,7 @@ def test_a_file_of_own_data_has_no_row_of_the_paper(script, tmp_path, capsys):
     assert "1 of 1 boundaries of rater 1 found" in (tmp_path / "out" / "page.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_file_is_scored_without_a_model_and_clips(challenge, tmp_path):
     code = "import runpy, sys\nfor name in ('torchvision', 'transformers', 'accelerate', 'matplotlib'):\n"
     code += "    sys.modules[name] = None\n"

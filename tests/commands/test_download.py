@@ -95,6 +95,7 @@ def test_what_cannot_be_done_is_told(words, told):
     assert told in str(caught.value)
 
 
+@pytest.mark.slow
 def test_it_fetches_what_is_missing(six, tmp_path):
     (six / "videos/FAVOR-Bench").mkdir()
     (six / "videos/FAVOR-Bench/other.mp4").write_bytes(b"of another part")

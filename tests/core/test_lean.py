@@ -203,6 +203,7 @@ def test_shapes_without_data():
     assert output.shape == (1, 3, 4, 5, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_equals_eager(training):
     module, compiled = moss().train(training), moss().train(training)
@@ -219,6 +220,7 @@ def test_compiled_equals_eager(training):
         torch.testing.assert_close(ours.grad, plain.grad, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_block_of_the_ladder_equals_eager():
     block, tap = TemporalBlock(6, 8, heads=2), torch.randn(2, 3, 13, 6)
     compiled, inputs = copy.deepcopy(block), (torch.randn(2, 3, 3, 4, 8), tap, torch.zeros(12, 8))

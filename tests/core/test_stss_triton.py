@@ -177,6 +177,7 @@ def test_bad_input_is_named(x, weight, message):
         fused_stss_linear(x, weight, (1, 3, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETER, reason="interpreted kernels have nothing to compile")
 @pytest.mark.parametrize("kernel", ["forward", "backward_unit", "backward_weight"])
 def test_first_choice_compiles_for_h100(kernel, monkeypatch, tmp_path):

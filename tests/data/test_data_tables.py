@@ -256,6 +256,7 @@ for data in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_data_sets_of_the_hub(six, tables, tmp_path):
     given = ["owner/six", "owner/six:test@main", "owner/FAVOR", "owner/six:val", "owner/six@v9", "owner/none"]
     command = [sys.executable, "-c", READ, str(tmp_path), *given]

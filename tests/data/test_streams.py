@@ -136,6 +136,7 @@ for name in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_streamed(shards, tmp_path):
     rows = [{"video_name": f"p{n}", "caption": "It turns.", "video": b"%d" % n} for n in range(6)]
     for part in (0, 1):

@@ -115,6 +115,7 @@ def test_every_epoch_is_tested_and_the_best_and_the_last_are_told(run, tmp_path,
 # ---- going on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"precision": "fp16"}, {"optimizer": "adamw", "batch_size": 1, **WITHOUT_MOSS}],

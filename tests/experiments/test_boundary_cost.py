@@ -9,6 +9,7 @@ from boundary_cost import COUNTED, multiply_adds, open_model, parameters_by_part
 from rich.console import Console
 
 
+@pytest.mark.slow
 def test_parameters_and_multiply_adds_are_those_counted():
     assert sum(parameters_by_part(open_model("none")).values()) == pytest.approx(
         COUNTED["parameters"], abs=0.005

@@ -105,6 +105,7 @@ def wait_for(condition):
     pytest.fail("it did not happen in a minute")
 
 
+@pytest.mark.slow
 def test_a_job_that_hangs_is_ended_with_its_children_and_the_day_goes_on(day, capsys):
     status, record = day.run({"hang": 5, "bad": 100, "good": 100})
     assert status == 1 and {name: one["state"] for name, one in record["jobs"].items()} == {

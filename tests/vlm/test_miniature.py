@@ -34,6 +34,7 @@ def test_it_is_of_the_real_classes_and_small(miniature):
     assert {Path(name).suffix for name in files} <= {".json", ".jsonl", ".jinja", ".safetensors"}
 
 
+@pytest.mark.slow
 def test_appearance_accuracy_is_what_the_record_says(miniature):
     """On fewer and other sights than the record's: within four standard errors, and far above guessing."""
     recorded = RECORD["appearance_accuracy_percent"]
