@@ -449,6 +449,7 @@ def _zero2_process(rank: int, name: str, folder: str) -> None:
     before = {name: weight.detach().clone() for name, weight in trained.items()}
     settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2, "overlap_comm": False}}
     settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    settings["gradient_clipping"] = 0.0  # DeepSpeed's default would scale the step to length 1
     optimizer = torch.optim.SGD(trained.values(), lr=1.0)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     engine.backward(_process_loss(engine, tiny, rank))
