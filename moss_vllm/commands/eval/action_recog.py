@@ -13,17 +13,14 @@ was stopped, also after the checkpoint moved; scripts/action_groups.py compares 
 import argparse
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
 from moss_vllm.commands import is_starting
+from moss_vllm.commands.model_tests import add_reading, check_places, choose_place, describe_checkpoint
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.files import refuse_unwritable
-from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
-from moss_vllm.runtime.line_store import Shard
+from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import say
-from moss_vllm.video.decoders import DECODERS
 
 
 def options() -> Flags:
@@ -48,12 +45,7 @@ def options() -> Flags:
     add("--clips", type=int, help="clips per video, each in CROPS views")
     add("--crops", type=int, help="1 (centre) or 3 (left, right, centre)")
     add("--batch-size", type=int, default=8, help="videos at once (default: %(default)s)")
-    add("--workers", type=int, default=2, help="processes that read videos (default: %(default)s)")
-    add("--cache", type=Path, help="folder of decoded clips, read and filled")
-    add("--cache-gib", type=float, help="add to --cache up to this size (default: no limit)")
-    add("--decoder", choices=DECODERS, default="auto", help="what reads video files; auto is PyAV")
-    add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")
-    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the arithmetic")
+    add_reading(parser, "videos")
     return parser
 
 
@@ -61,11 +53,7 @@ def check(parser: Flags, args: argparse.Namespace) -> None:
     """Refuse what cannot be, before a model is opened."""
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch-size takes 1 or more, --workers 0 or more")
-    if args.cache_gib is not None and args.cache is None:
-        parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
-    refuse_unwritable_out(args.out, args.ckpt.parent)
-    if args.cache:
-        refuse_unwritable(args.cache, "--cache")
+    check_places(parser, args)
 
 
 if is_starting(__name__):
@@ -77,7 +65,6 @@ from moss_vllm.recognition.scores import Accuracy, save_accuracy
 from moss_vllm.recognition.settings import choose_views, open_split
 from moss_vllm.recognition.testing import score_clips
 from moss_vllm.runtime.precision import AUTOCAST
-from moss_vllm.runtime.provenance import describe_environment
 from moss_vllm.video.cache import choose_frame_reader
 
 VIEWS = ("frames", "sampling", "clips", "crops")
@@ -89,10 +76,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     parser = options()
     args = parser.parse_args(argv)
     check(parser, args)
-    choose_device(args)
-    shard, place = Shard.from_environment(), args.device
-    if shard.processes > 1 and args.device == "cuda":
-        place = f"cuda:{os.environ['LOCAL_RANK']}"
+    shard, place = choose_place(args)
     loaded = checkpoint.load(args.ckpt, weights=args.weights, device=place)
     data, settings = args.data or loaded.run["data"], loaded.run["settings"]
     root, annotation = args.root or settings["root"], args.annotation or settings["annotation"]
@@ -109,14 +93,8 @@ def main(argv: list[str] | None = None) -> Accuracy:
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test-{views.clips}x{views.crops}"
     say(split.report(), file=sys.stderr)
     labels = json.dumps([[clip.clip_id, clip.label] for clip in split.clips])
-    header = {
-        "checkpoint": str(args.ckpt.absolute()),
-        "model_settings": loaded.settings_digest(),
-        "data": hashlib.sha256(labels.encode()).hexdigest()[:16],
-        "environment": describe_environment(loaded.model),
-        "run": {"step": loaded.run["step"], "command": loaded.run["command"]},
-    }
-    header |= {} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}  # others differ in pixels
+    header = describe_checkpoint(args, loaded)
+    header["data"] = hashlib.sha256(labels.encode()).hexdigest()[:16]
     accuracy = score_clips(
         loaded.model,
         split,

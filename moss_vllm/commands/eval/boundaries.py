@@ -12,21 +12,25 @@ seconds, or scores of frames as EfficientGEBD's `model_pred_dict_epoch09.pkl`.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from moss_vllm.commands import is_starting
+from moss_vllm.commands.model_tests import (
+    add_reading,
+    check_places,
+    check_subject,
+    choose_data,
+    choose_place,
+    describe_checkpoint,
+    tell_split,
+)
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.files import refuse_unwritable
-from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
-from moss_vllm.runtime.line_store import Shard
+from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.runtime.spelling import command
-from moss_vllm.video.decoders import DECODERS
 
-# Flags that only a test with a model reads.
-OF_A_MODEL = "videos overwrite allow_missing workers cache cache_gib decoder device precision".split()
+OF_A_MODEL = ("videos", "overwrite", "allow_missing")  # flags that only a test with a model reads
 
 
 def options() -> Flags:
@@ -53,12 +57,7 @@ def options() -> Flags:
     add("--peaks", help=peaks)
     rule = "of F1: official, or efficientgebd or official_tapos as in their tables"
     add("--rule", default="official", help=f"{rule} (default: %(default)s)")
-    add("--workers", type=int, default=2, help="processes that read clips")
-    add("--cache", type=Path, help="folder of decoded frames, read and filled")
-    add("--cache-gib", type=float, help="add to --cache up to this size (default: no limit)")
-    add("--decoder", choices=DECODERS, default="auto", help="what reads video files; auto is PyAV")
-    add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")
-    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the arithmetic")
+    add_reading(parser, "clips")
     return parser
 
 
@@ -80,7 +79,6 @@ from moss_vllm.data.boundaries.datasets import BoundarySplit, read_boundaries
 from moss_vllm.data.world.boundaries import BOUNDARIES_ROOT
 
 MINI_DATA = "mini"
-WHERE = ("data", "root", "annotation", "videos", "subset")
 
 
 @errors_in_one_line()
@@ -88,23 +86,15 @@ def main(argv: list[str] | None = None) -> BoundaryScores | None:
     """Test; a wrong argument or file ends it with one line and status 1. None if clips are left."""
     parser = options()
     args = parser.parse_args(argv)
-    if (args.ckpt is None) == (args.predictions is None):
-        parser.error("give --ckpt, to test a checkpoint, or --predictions, to score a file")
-    if args.predictions:
-        parser.refuse_given(OF_A_MODEL, "with --predictions, which is scored without a model")
+    check_subject(parser, args, OF_A_MODEL)
     if args.workers < 0:
         parser.error("--workers takes 0 or more")
-    if args.cache_gib is not None and args.cache is None:
-        parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         parser.error(f"--threshold is {args.threshold:g}; a score is from 0 to 1")
     for name, allowed in (("rule", F1_RULES), ("peaks", PEAK_RULES)):
         if (value := getattr(args, name)) not in (None, *allowed):
             parser.error(f"--{name} is {value!r}; it must be one of {', '.join(allowed)}")
-    if args.ckpt or args.out:
-        refuse_unwritable_out(args.out, args.ckpt.parent if args.ckpt else Path())
-    if args.cache:
-        refuse_unwritable(args.cache, "--cache")
+    check_places(parser, args)
     if args.predictions:
         return score_file(args, sys.argv[1:] if argv is None else argv)
     return test_checkpoint(args)
@@ -128,7 +118,7 @@ def score_file(args: argparse.Namespace, words: list[str]) -> BoundaryScores:
         subset=args.subset,
         find_videos=False,
     )
-    tell(split)
+    tell_split(split)
     entries = read_entries(args.predictions)
     threshold, peaks = args.threshold, args.peaks or PEAK_RULES[0]
     if any(isinstance(one, FrameScores) for one in entries.values()):
@@ -159,32 +149,17 @@ def test_checkpoint(args: argparse.Namespace) -> BoundaryScores | None:
     from moss_vllm.boundaries.settings import open_split
     from moss_vllm.boundaries.testing import find_boundaries
     from moss_vllm.runtime.precision import AUTOCAST
-    from moss_vllm.runtime.provenance import describe_environment
     from moss_vllm.video.cache import choose_frame_reader
 
-    choose_device(args)
-    shard, place = Shard.from_environment(), args.device
-    if shard.processes > 1 and args.device == "cuda":
-        place = f"cuda:{os.environ['LOCAL_RANK']}"
+    shard, place = choose_place(args)
     loaded = checkpoint.load(args.ckpt, device=place)
     run = loaded.run
-    if missing := [name for name in ("settings", "step", "command") if name not in run]:
-        raise ValueError(f"{args.ckpt}: its record has no {', '.join(missing)}; use a whole checkpoint")
-    given = {name: value for name in WHERE if (value := getattr(args, name)) is not None}
-    where = {**run["settings"], "data": run["data"], "allow_missing": args.allow_missing}
-    where |= {"annotation": None, "videos": None} if args.root else {}  # those of the other root
-    where |= given
-    split = open_split(argparse.Namespace(**where), "test")
-    tell(split)
+    where = choose_data(args, run)
+    split = open_split(where, "test")
+    tell_split(split)
     threshold = run["settings"].get("threshold") if args.threshold is None else args.threshold
     threshold = THRESHOLDS[split.dataset] if threshold is None else threshold
-    header = {
-        "checkpoint": str(args.ckpt.absolute()),
-        "model_settings": loaded.settings_digest(),
-        "environment": describe_environment(loaded.model),
-        "run": {"step": run["step"], "command": run["command"]},
-    }
-    header |= {} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}  # others differ in pixels
+    header = describe_checkpoint(args, loaded)
     which = f"-{args.subset}" if args.subset else ""
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test{which}"
     pending = find_boundaries(
@@ -203,17 +178,12 @@ def test_checkpoint(args: argparse.Namespace) -> BoundaryScores | None:
     if pending:
         say(f"{pending:,} clips are left to other processes; the last process writes the scores")
         return None
-    about = {"checkpoint": header["checkpoint"], "data": where["data"], "step": run["step"]}
+    about = {"checkpoint": header["checkpoint"], "data": where.data, "step": run["step"]}
     peaks = args.peaks or PEAK_RULES[0]
     scores = score_test(out, split, about, threshold=threshold, peaks=peaks, rule=args.rule)
-    Screen().print(score_table(f"step {run['step']}", scores, where["data"]))
+    Screen().print(score_table(f"step {run['step']}", scores, where.data))
     show_views(out, split)
     return scores
-
-
-def tell(split: BoundarySplit) -> None:
-    """Print what was read, and what is odd about it."""
-    say(split.report(), *split.notes, sep="\n", file=sys.stderr)
 
 
 def show_views(out: Path, split: BoundarySplit) -> None:

@@ -10,17 +10,22 @@ command resumes a test that was stopped, also after the checkpoint moved.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from moss_vllm.commands import is_starting
+from moss_vllm.commands.model_tests import (
+    add_reading,
+    check_places,
+    check_subject,
+    choose_data,
+    choose_place,
+    describe_checkpoint,
+    tell_split,
+)
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.files import refuse_unwritable
-from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help, choose_device, refuse_unwritable_out
-from moss_vllm.runtime.line_store import Shard
+from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.video.decoders import DECODERS
 
 
 def options() -> Flags:
@@ -42,12 +47,7 @@ def options() -> Flags:
     add("--weights", help="the video encoder's weights, if they moved: a .safetensors file or a folder")
     add("--no-average", action=yes, help="test the weights of the last step, not their moving average")
     add("--batch-size", type=int, default=1, help="windows of a video at once (default: %(default)s)")
-    add("--workers", type=int, default=2, help="processes that read videos (default: %(default)s)")
-    add("--cache", type=Path, help="folder of decoded frames, read and filled")
-    add("--cache-gib", type=float, help="add to --cache up to this size (default: no limit)")
-    add("--decoder", choices=DECODERS, default="auto", help="what reads video files; auto is PyAV")
-    add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")
-    add("--precision", choices=PRECISIONS, default="fp32", help="number format of the arithmetic")
+    add_reading(parser, "videos")
     return parser
 
 
@@ -66,9 +66,7 @@ from moss_vllm.detection.scores import (
     score_test,
 )
 
-WHERE = ("data", "root", "annotation", "videos", "subset")
-OF_A_MODEL = "videos overwrite allow_missing weights no_average batch_size workers".split()
-OF_A_MODEL += "cache cache_gib decoder device precision".split()
+OF_A_MODEL = "videos overwrite allow_missing weights no_average batch_size".split()
 
 
 @errors_in_one_line()
@@ -76,20 +74,12 @@ def main(argv: list[str] | None = None) -> DetectionScores | None:
     """Test; a wrong argument or file ends it with one line and status 1. None if videos are left."""
     parser = options()
     args = parser.parse_args(argv)
-    if (args.ckpt is None) == (args.predictions is None):
-        parser.error("give --ckpt, to test a checkpoint, or --predictions, to score a file")
-    if args.predictions:
-        parser.refuse_given(OF_A_MODEL, "with --predictions, which is scored without a model")
+    check_subject(parser, args, OF_A_MODEL)
     if args.batch_size < 1 or args.workers < 0:
         parser.error("--batch-size takes 1 or more, --workers 0 or more")
-    if args.cache_gib is not None and args.cache is None:
-        parser.error("--cache-gib limits what is added to --cache, which is not given; leave it out")
     if args.variant not in (None, *PAPER_TABLE_8):
         parser.error(f"--variant is {args.variant!r}; Table 8 has {', '.join(PAPER_TABLE_8)}")
-    if args.ckpt or args.out:
-        refuse_unwritable_out(args.out, args.ckpt.parent if args.ckpt else Path())
-    if args.cache:
-        refuse_unwritable(args.cache, "--cache")
+    check_places(parser, args)
     return score_file(args) if args.predictions else test_checkpoint(args)
 
 
@@ -105,7 +95,7 @@ def score_file(args: argparse.Namespace) -> DetectionScores:
         subset=args.subset,
         find_videos=False,
     )
-    tell(split)
+    tell_split(split)
     names = [video.video_id for video in split.videos]
     scores = score_detections(split, read_predictions(args.predictions, split.classes, names))
     if args.out:
@@ -125,37 +115,22 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     from moss_vllm.detection.testing import detect_videos
     from moss_vllm.detection.windows import WindowSettings
     from moss_vllm.runtime.precision import AUTOCAST
-    from moss_vllm.runtime.provenance import describe_environment
     from moss_vllm.training.average import tell_young
     from moss_vllm.video.cache import choose_frame_reader
 
-    choose_device(args)
-    shard, place = Shard.from_environment(), args.device
-    if shard.processes > 1 and args.device == "cuda":
-        place = f"cuda:{os.environ['LOCAL_RANK']}"
+    shard, place = choose_place(args)
     average = not args.no_average
     loaded = checkpoint.load(args.ckpt, weights=args.weights, device=place, average=average)
     run = loaded.run
-    if missing := [name for name in ("settings", "step", "command") if name not in run]:
-        raise ValueError(f"{args.ckpt}: its record has no {', '.join(missing)}; use a whole checkpoint")
-    given = {name: value for name in WHERE if (value := getattr(args, name)) is not None}
-    where = {**run["settings"], "data": run["data"], "allow_missing": args.allow_missing}
-    where |= {"annotation": None, "videos": None} if args.root else {}  # those of the other root
-    split = open_split(argparse.Namespace(**where | given), "test")
-    tell(split)
+    split = open_split(choose_data(args, run), "test")
+    tell_split(split)
     if split.classes != loaded.classes:
         raise ValueError(
             f"{args.ckpt} knows {len(loaded.classes)} classes and {split.file} has {len(split.classes)}, or "
             "others; test it on the dataset it was trained on"
         )
     weights = "average" if average else "last"
-    header = {
-        "checkpoint": str(args.ckpt.absolute()),
-        "model_settings": loaded.settings_digest(),
-        "environment": describe_environment(loaded.model),
-        "run": {"step": run["step"], "command": run["command"]},
-    }
-    header |= {} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}  # others differ in pixels
+    header = describe_checkpoint(args, loaded)
     which = ("" if average else "-last") + (f"-{args.subset}" if args.subset else "")
     out = args.out or args.ckpt.parent / f"{args.ckpt.name}-test{which}"
     pending = detect_videos(
@@ -192,11 +167,6 @@ def test_checkpoint(args: argparse.Namespace) -> DetectionScores | None:
     show(f"step {run['step']}, {weights} weights", scores, split, variant)
     say(f"written to {out}")
     return scores
-
-
-def tell(split: DetectionSplit) -> None:
-    """Print what was read, and what is odd about it."""
-    say(split.report(), *split.notes, sep="\n", file=sys.stderr)
 
 
 def show(name: str, scores: DetectionScores, split: DetectionSplit, variant: str | None) -> None:
