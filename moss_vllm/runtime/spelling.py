@@ -40,6 +40,17 @@ def command(file: str, *words: object) -> str:
     return f"{spelled(f'python {file}')} {shlex.join(map(str, words))}"
 
 
+def script_of(line: str) -> str:
+    """The script that a recorded command line started, by its path or by words; empty if neither."""
+    if by_words := re.match(rf"{BY_WORDS.pattern}train (\w+)", line):
+        return f"recipes/{by_words[2]}.py"
+    try:
+        script, *_ = [*shlex.split(line), ""]
+    except ValueError:  # a quote without its end
+        return ""
+    return script if script.endswith(".py") else ""
+
+
 def program() -> list[str]:
     """The words that started the program under way, or its file."""
     return sys.argv[0].split() if BY_WORDS.match(sys.argv[0]) else [sys.argv[0]]

@@ -18,6 +18,7 @@ from torch import Tensor
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json, readable
 from moss_vllm.runtime.provenance import RUN_FILE, faults, fingerprint, versions
+from moss_vllm.runtime.spelling import script_of
 
 
 class BesideEncoder(Protocol):
@@ -169,9 +170,8 @@ def read_record(
 
 def tell_other_recipe(run: Mapping[str, Any], recipe: str) -> str:
     """Which other recipe wrote a checkpoint, by the command in its run.json; empty if that does not tell."""
-    script, *_ = [*str(run.get("command", "")).split(), ""]
-    is_other = script.endswith(".py") and Path(script).name != recipe
-    return f" (it is a checkpoint of {script})" if is_other else ""
+    script = script_of(str(run.get("command", "")))
+    return f" (it is a checkpoint of {script})" if script and Path(script).name != recipe else ""
 
 
 def step_name(folder: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.spelling import RECIPE_CONFIGS, again, command, spelled
+from moss_vllm.runtime.spelling import RECIPE_CONFIGS, again, command, script_of, spelled
 from moss_vllm.training.start import command_line
 
 TEXTS = {
@@ -22,6 +22,22 @@ TEXTS = {
     "--config recipes/configs/x.yaml": f"--config {RECIPE_CONFIGS.as_posix()}/x.yaml",
     "/home/me/recipes/mine.py my-eval/a.py runs/eval/a experiments/demo.py": None,
 }
+
+
+SCRIPTS = {
+    "recipes/boundaries.py --steps 3": "recipes/boundaries.py",
+    "moss train boundaries --out a": "recipes/boundaries.py",
+    "python -m moss_vllm train boundaries": "recipes/boundaries.py",
+    "'my clone/recipes/boundaries.py' --out a": "my clone/recipes/boundaries.py",
+    "moss ask": "",
+    "'no end": "",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_a_recorded_command_tells_its_script(line):
+    assert script_of(line) == SCRIPTS[line]
 
 
 @pytest.mark.parametrize("text", TEXTS)
