@@ -45,7 +45,8 @@ if __name__ == "__main__":
 
 import torch
 import transformers
-from host_checks import CHECKS, PROCESS_CHECKS
+from host_checks import CHECKS
+from host_processes import PROCESS_CHECKS
 from measuring import prepare_json, quietly, write_json
 from tiny_hosts import TINY_HOSTS, TinyHost
 

@@ -3,72 +3,23 @@
 import contextlib
 import copy
 import dataclasses
-import functools
 import inspect
 import io
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from tiny_hosts import SMALL_MOSS, TINY_HOSTS, Size, TinyHost
+from host_models import _built, attach, fresh, inputs_of, logits, loss_of, stock_inputs, wake, with_lora
+from tiny_hosts import Size, TinyHost
 from torch import Tensor, nn
 
 import moss_vllm
 from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm.attach import attached, stock_model
 
-LORA_TARGETS = r".*\.(language_model|text_model)\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
 ATTENTION_OUTPUT = r"(attn\.proj|out_proj|projection_layer)\."
-
-
-@functools.cache
-def _built(name: str) -> Any:
-    return next(tiny for tiny in TINY_HOSTS if tiny.name == name).build()
-
-
-def fresh(tiny: TinyHost) -> Any:
-    """A stock model of its own, in eval mode."""
-    return copy.deepcopy(_built(tiny.name))
-
-
-def attach(model: Any, **sizes: Any) -> Any:
-    """The model with a small MOSS, the same in every call, without the line that is said."""
-    torch.manual_seed(1)
-    with contextlib.redirect_stdout(io.StringIO()):
-        return moss_vllm.attach(model, **{**SMALL_MOSS, **sizes})
-
-
-def wake(model: Any, scale: float = 0.3) -> Any:
-    """Give MOSS something to say, its BatchNorms statistics of their own, and LoRA a second factor."""
-    torch.manual_seed(2)
-    for name, weight in model.named_parameters():
-        if ".original_module." not in name and (".moss." in name and weight.dim() > 1 or ".lora_B." in name):
-            nn.init.normal_(weight, std=scale)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-    return model
-
-
-def inputs_of(tiny: TinyHost, *sizes: Size) -> dict[str, Any]:
-    """Inputs with clips of these sizes, the same in every call; without any, the first of `tiny.sizes`."""
-    return tiny.make_inputs(sizes or tiny.sizes[:1], torch.Generator().manual_seed(1))
-
-
-def stock_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that a model without MOSS takes too."""
-    return {name: value for name, value in inputs.items() if name != "frames_per_clip"}
-
-
-@torch.no_grad()
-def logits(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """What the model says behind the last word of each row."""
-    return model(**inputs).logits[:, -1]
 
 
 def identity(tiny: TinyHost, folder: Path) -> None:
@@ -232,20 +183,6 @@ def generate(tiny: TinyHost, folder: Path) -> None:
     assert not torch.allclose(said.logits[2], plain.logits[2], atol=1e-3)  # from the cache
 
 
-def with_lora(model: Any) -> Any:
-    """LoRA on the language model; MOSS and projector whole."""
-    config = LoraConfig(
-        r=2, lora_alpha=2, target_modules=LORA_TARGETS, modules_to_save=moss_vllm.trained_modules(model)
-    )
-    with quiet():  # peft 0.21 uses a deprecated name of transformers 5.23
-        return get_peft_model(model, config)
-
-
-def loss_of(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """A loss on every word."""
-    return model(**inputs).logits.float().log_softmax(-1)[..., 7].mean()
-
-
 def gradients(tiny: TinyHost, folder: Path) -> None:
     """Gradients reach MOSS, projector and LoRA, every weight of them, and nothing else."""
     model = wake(with_lora(attach(fresh(tiny)))).train()
@@ -386,80 +323,6 @@ def compiled(tiny: TinyHost, folder: Path) -> None:
             torch.testing.assert_close(said, plain, atol=1e-5, rtol=1e-4)
 
 
-def ddp(tiny: TinyHost, folder: Path) -> None:
-    """DDP with two processes, the second of which has an image alone: each has the mean gradient."""
-    _in_two_processes(_ddp_process, tiny, folder, tolerance=1e-6)
-
-
-def zero2(tiny: TinyHost, folder: Path) -> None:
-    """DeepSpeed ZeRO-2 likewise: each process makes the step of the mean gradient."""
-    _in_two_processes(_zero2_process, tiny, folder, tolerance=1e-5)
-
-
-def _in_two_processes(process: Callable[..., None], tiny: TinyHost, folder: Path, tolerance: float) -> None:
-    torch.multiprocessing.spawn(process, (tiny.name, str(folder)), nprocs=2)
-    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
-    alone = [_gradients(_process_model(tiny), tiny, rank) for rank in range(2)]
-    assert first.keys() == second.keys() == alone[0].keys() == alone[1].keys()
-    for name, found in first.items():
-        torch.testing.assert_close(second[name], found, atol=0, rtol=0)
-        mean = (alone[0][name] + alone[1][name]) / 2
-        torch.testing.assert_close(found, mean, atol=tolerance, rtol=1e-3)
-
-
-def _process_model(tiny: TinyHost) -> Any:
-    torch.manual_seed(3)  # of LoRA
-    return wake(with_lora(attach(fresh(tiny)))).train()
-
-
-def _process_loss(model: Any, tiny: TinyHost, rank: int) -> Tensor:
-    """On a clip in the first process, on an image in the second."""
-    _, rows, columns = tiny.sizes[0]
-    return loss_of(model, inputs_of(tiny, tiny.sizes[0] if rank == 0 else (1, rows, columns)))
-
-
-def _gradients(model: Any, tiny: TinyHost, rank: int, wrapped: Any = None) -> dict[str, Tensor]:
-    _process_loss(model if wrapped is None else wrapped, tiny, rank).backward()
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def _join(rank: int, name: str, folder: str) -> TinyHost:
-    """Join the other process, by a file instead of a port."""
-    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(f"{folder}/store", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    return next(tiny for tiny in TINY_HOSTS if tiny.name == name)
-
-
-def _ddp_process(rank: int, name: str, folder: str) -> None:
-    tiny = _join(rank, name, folder)
-    model = _process_model(tiny)
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    torch.save(_gradients(model, tiny, rank, wrapped), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def _zero2_process(rank: int, name: str, folder: str) -> None:
-    import deepspeed
-
-    tiny = _join(rank, name, folder)
-    model = _process_model(tiny)
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    before = {name: weight.detach().clone() for name, weight in trained.items()}
-    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2, "overlap_comm": False}}
-    settings |= {"zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
-    settings["gradient_clipping"] = 0.0  # DeepSpeed's default would scale the step to length 1
-    optimizer = torch.optim.SGD(trained.values(), lr=1.0)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-    engine.backward(_process_loss(engine, tiny, rank))
-    engine.step()
-    torch.save(
-        {name: before[name] - weight.detach() for name, weight in trained.items()}, f"{folder}/{rank}.pt"
-    )
-    torch.distributed.destroy_process_group()
-
-
 CHECKS: dict[str, Callable[[TinyHost, Path], None]] = {
     "identity": identity,
     "grid": grid,
@@ -475,7 +338,6 @@ CHECKS: dict[str, Callable[[TinyHost, Path], None]] = {
     "bfloat16": half,
     "compile": compiled,
 }
-PROCESS_CHECKS: dict[str, Callable[[TinyHost, Path], None]] = {"ddp": ddp, "zero2": zero2}
 
 
 if __name__ == "__main__":

@@ -53,6 +53,14 @@ def readable(*files: Path) -> None:
         file.chmod(mode)
 
 
+def is_still(path: Path, status: os.stat_result) -> bool:
+    """Whether the file that had this status still has this name."""
+    try:
+        return os.path.samestat(path.stat(), status)
+    except OSError:
+        return False
+
+
 def read_json(file: Path, remedy: str = "use an earlier checkpoint") -> dict[str, Any]:
     """The JSON object in a file.
 

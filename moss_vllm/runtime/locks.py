@@ -1,10 +1,11 @@
 """Locks between processes: a file that one process holds; the system frees it when that process is killed."""
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from moss_vllm.runtime.files import is_still
 
 
 class Lock:
@@ -27,8 +28,8 @@ class Lock:
 
     def drop(self) -> None:
         """Let go. The file is removed, unless it is another process's: that may have made the folder anew."""
-        with suppress(OSError):  # it is gone with its folder; Windows does not remove an open file
-            if self.lock.is_locked and os.path.samestat(self.file.stat(), self.state):
+        if self.lock.is_locked and is_still(self.file, self.state):
+            with suppress(OSError):  # Windows does not remove an open file
                 self.file.unlink()
         self.lock.release()
 

@@ -62,14 +62,6 @@ def hold(out: Path, accelerator: "Accelerator") -> Iterator[None]:
                     out.rmdir()
 
 
-def is_still(path: Path, status: os.stat_result) -> bool:
-    """Whether the file that had this status still has this name."""
-    try:
-        return os.path.samestat(path.stat(), status)
-    except OSError:
-        return False
-
-
 def gone(out: Path) -> RunStopped:
     """The error of a run whose folder was taken away."""
     return RunStopped(

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moss_vllm.data.rows import Rejected
+from moss_vllm.runtime.files import is_still
 from moss_vllm.runtime.memory import process_peak_bytes
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.run_folder import is_still
 from moss_vllm.training.step import StepRows
 
 RECENT_STEPS = 20  # at least as many steps are in the mean of a shown speed

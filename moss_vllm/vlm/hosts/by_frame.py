@@ -4,6 +4,7 @@ Their stream is (F, H*W, C), with a class token first in two of them.
 """
 
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,17 +13,10 @@ from transformers import __version__ as transformers_version
 from moss_vllm.vlm.hosts.host import Call, Host, Size, frame_sizes, two_sides, with_first, without_first
 
 
-def frames_by_pixels(tower: Any, call: Call) -> list[Size]:
-    """Rows and columns from the size of the pictures."""
+def frames_by_pixels(tower: Any, call: Call, patch_size: str = "config.patch_size") -> list[Size]:
+    """Rows and columns from the size of the pictures; `patch_size` is where the tower has that of a patch."""
     frames, _, height, width = call["pixel_values"].shape
-    rows, columns = two_sides(tower.config.patch_size)
-    return frame_sizes(tower, frames, height // rows, width // columns)
-
-
-def timm_frames(tower: Any, call: Call) -> list[Size]:
-    """Rows and columns as timm's patch embedding cuts the pictures."""
-    frames, _, height, width = call["pixel_values"].shape
-    rows, columns = two_sides(tower.timm_model.patch_embed.patch_size)
+    rows, columns = two_sides(attrgetter(patch_size)(tower))
     return frame_sizes(tower, frames, height // rows, width // columns)
 
 
@@ -170,7 +164,7 @@ PERCEPTION_LM = Host(
         "norm": "timm_model.norm",
         "trained_after": ("timm_model.norm.",),
         "width": lambda tower: tower.timm_model.embed_dim,
-        "sizes": timm_frames,
+        "sizes": partial(frames_by_pixels, patch_size="timm_model.patch_embed.patch_size"),
         "from_raster": _perception_raster,
     },
     title="Perception-LM",
