@@ -9,8 +9,9 @@ what it saw is kept in OUT. The ladder beside it is trained for each row and see
 same order, which the seed decides, and is tested as it goes: on test clips, and on half as many training
 clips, so that one sees whether a row has converged and whether it over-fits.
 
-A run is OUT/ROW/seed-N; after a kill the same command continues, and repeats no finished run. At the end come
-a table with the mean and spread over seeds, what order 2 adds seed by seed, and a picture of all curves.
+A run is OUT/ROW/seed-N; after a kill the same command continues, and repeats no finished run, nor one whose
+numbers `--json` has from the same settings: `--seeds 1` today and `--seeds 3` tomorrow is three seeds. At the
+end come a table with the mean and spread over seeds, what order 2 adds seed by seed, and a picture of all curves.
 """
 
 import json
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for seed in range(args.seeds)  # the first seed of all rows, then the second
         for row in chosen
     }
+    take_over(args.json, settings, runs)
     run_all(runs, args, files)
     found = {
         row: [json.loads((runs[row, seed] / "result.json").read_text()) for seed in range(args.seeds)]
@@ -127,6 +129,22 @@ def keep_settings(out: Path, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{out} has runs of {was}, not {dict(settings)}; remove it or name another --out")
     with whole_file(file) as part:
         part.write_text(json.dumps(settings) + "\n")
+
+
+def take_over(file: Path, settings: Mapping[str, Any], runs: Mapping[tuple[str, int], Path]) -> None:
+    """Put results that an earlier command has written with these settings into the folders of their runs."""
+    record = json.loads(file.read_text()) if file.is_file() else {"rows": {}}
+    if any(name in record and record[name] != value for name, value in settings.items()):
+        say(f"{file} has runs of other settings: they are not taken over, and it will be written anew")
+        return
+    for (row, seed), folder in runs.items():
+        kept = record["rows"].get(row, {"set": None})
+        if kept["set"] != json.loads(json.dumps(ROWS[row])) or (folder / "result.json").is_file():
+            continue
+        for result in kept["seeds"]:
+            if result["seed"] == seed:
+                with whole_file(folder / "result.json") as part:
+                    part.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def prepare_clips(args: Any) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from moss_vllm.core.presets import MINI, build_ladder
 from moss_vllm.data.world import segments
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.progress import show_progress
+from moss_vllm.runtime.provenance import versions
 from moss_vllm.training.optim import warmup_cosine
 from moss_vllm.vlm.base import load_base
 
@@ -192,5 +194,7 @@ def train_run(row: str, seed: int, steps: int, folder: Path, files: Sequence[Pat
                 part.write_text("".join(json.dumps(line) + "\n" for line in log))
     trainable = sum(parameter.numel() for parameter in ladder.parameters())
     with whole_file(folder / "result.json") as part:
-        part.write_text(json.dumps({"seed": seed, "trainable": trainable, "log": log}, indent=1) + "\n")
+        place = {"machine": f"{platform.machine()}, {threads} threads", "versions": versions()}
+        result = {"seed": seed, "trainable": trainable, **place, "log": log}
+        part.write_text(json.dumps(result, indent=1) + "\n")
     state.unlink()

@@ -1,6 +1,7 @@
 """Owns: experiments/orders.py reads the tower's layers, resumes its runs, and adds seeds up in pairs."""
 
 import json
+import shutil
 import statistics
 
 import numpy as np
@@ -147,7 +148,7 @@ def test_bad_arguments_are_refused(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_rows_for_real(tmp_path, monkeypatch):
+def test_two_rows_for_real(tmp_path, monkeypatch, capsys):
     flags = ["--rows", "1st order", "MOSS", "--seeds", "1", "--steps", "2", "--train", "16", "--test", "16"]
     flags += ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "a.json")]
     found = orders.main(flags)
@@ -157,3 +158,10 @@ def test_two_rows_for_real(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "a.json").read_text()) == json.loads(json.dumps(found))
     monkeypatch.setattr(orders, "get_context", lambda _: pytest.fail("a finished run was repeated"))
     assert orders.main(flags)["rows"] == found["rows"]
+    shutil.rmtree(tmp_path / "out")  # what the json has is not repeated either
+    assert orders.main(flags)["rows"] == found["rows"]
+    flags[flags.index("--steps") + 1] = "1"
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(pytest.fail.Exception):
+        orders.main(flags)
+    assert "a.json has runs of other settings: they are not taken over" in capsys.readouterr().out
