@@ -11,7 +11,8 @@ clips, so that one sees whether a row has converged and whether it over-fits.
 
 A run is OUT/ROW/seed-N; after a kill the same command continues, and repeats no finished run, nor one whose
 numbers `--json` has from the same settings: `--seeds 1` today and `--seeds 3` tomorrow is three seeds. At the
-end come a table with the mean and spread over seeds, what order 2 adds seed by seed, and a picture of all curves.
+end come a table with the mean and spread over seeds, what order 2 adds seed by seed, and a picture of the
+curves.
 """
 
 import json
