@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 
 from moss_vllm.core import MOSS
+from moss_vllm.data.streams import STREAMED
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import versions
 from moss_vllm.runtime.screen import Screen, say
@@ -119,8 +120,9 @@ def show_report(record: dict[str, Any]) -> None:
     console.print(record["stss"])
     console.print(record["plan"])
     if len(record["sources"]) > 1:
-        for name, count, weight in record["sources"]:
-            console.print(f"  {name}: {count:,} rows, weight {weight:g}")
+        for (name, count, weight), origin in zip(record["sources"], record["data"], strict=True):
+            rows = "streamed" if origin["format"] == STREAMED else f"{count:,} rows"
+            console.print(f"  {name}: {rows}, weight {weight:g}")
     console.print(f"tokens per clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
     if not record["memory"]:
         console.print(

@@ -106,8 +106,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
 
-from moss_vllm.data.sources import find_place, read_sources
-from moss_vllm.data.streams import Stream, open_stream
+from moss_vllm.data.streams import Stream, open_sources
 from moss_vllm.evaluation.in_training import Checkup
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.training import engines, run_folder, start
@@ -126,7 +125,7 @@ from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.places import is_hub_id
 from moss_vllm.vlm.plan import Plan, plan
 from moss_vllm.vlm.processor import load_processor
-from moss_vllm.vlm.streamed import StreamedSet, sample
+from moss_vllm.vlm.streamed import StreamedSet
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
 COUNTS += ["eval_every", "eval_questions", "keep"]
@@ -163,7 +162,7 @@ def fine_tune(
     processor = load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
         writer = accelerator.is_main_process
-        rows, stream = plan_rows(settings, processor, None if dry_run else out, write=writer)
+        rows, streams = plan_rows(settings, processor, None if dry_run else out, write=writer)
     moss = moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
@@ -180,9 +179,9 @@ def fine_tune(
     )
     dataset: TrainingSet | StreamedSet = reader
     digests = {"training set": rows.digest()}
-    if stream:
+    if rows.streamed:
         dataset = StreamedSet(
-            stream,
+            streams,
             reader,
             batch_size=settings.batch_size,
             processes=accelerator.num_processes,
@@ -201,7 +200,7 @@ def fine_tune(
         workers=settings.workers,
         seed=settings.seed,
         max_bad_share=settings.max_bad_share,
-        order=StreamOrder if stream else RowOrder,
+        order=StreamOrder if rows.streamed else RowOrder,
     )
     disk, record = start.plan_disk(model, out, loop, resume), {}
     if accelerator.is_main_process:
@@ -301,8 +300,8 @@ def set_accumulate(settings: FavorLora, accelerator: Accelerator, clips_a_step: 
 
 def plan_rows(
     settings: FavorLora, processor: Any, out: Path | None, *, write: bool
-) -> tuple[Plan, Stream | None]:
-    """The rows that can be used, or the first ones of a stream; refuses to start if too many cannot."""
+) -> tuple[Plan, list[Stream | None]]:
+    """The rows that can be used, of a streamed source the first ones; refuses to start if too many cannot."""
     data = settings.data or ensure_world() / "FAVOR"
     measuring: dict[str, Any] = {
         "sampling": settings.sampling,
@@ -311,14 +310,14 @@ def plan_rows(
         "cache": out and out / "measured.jsonl",
         "workers": max(2, settings.workers),
     }
-    if settings.stream:
-        stream = open_stream(find_place(str(data)), settings.videos, settings.cache, str(data))
-        return sample(stream, settings.seed, processor, **measuring), stream
-    rows = plan(read_sources(data, settings.videos, cache=settings.cache), processor, **measuring)
+    sources, streams = open_sources(
+        data, settings.videos, cache=settings.cache, stream=settings.stream, seed=settings.seed
+    )
+    rows = plan(sources, processor, **measuring)
     if out and write:
         rows.write(out)
     rows.check(settings.max_rejected_share)
-    return rows, None
+    return rows, streams
 
 
 def build_model(
