@@ -61,7 +61,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # lmms-eval wants an older av and protobuf than the package's own tests, so it has an environment of its own.
 LMMS := .venv-lmms
-.PHONY: test-lmms-eval
+.PHONY: test-lmms-eval test-quantize
 
 test-lmms-eval: $(LMMS)/.installed  ## test the lmms-eval plugin in the real lmms-eval, installed in .venv-lmms
 	"$(LMMS)/bin/python" -m pytest tests/lmms_eval/check_plugin.py $(PYTEST_ARGS)
@@ -70,4 +70,16 @@ $(LMMS)/.installed: pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv "$(LMMS)"
 	grep -vE '^(av|protobuf)==' constraints.txt > "$(LMMS)/constraints.txt"
 	"$(LMMS)/bin/python" -m pip install -c "$(LMMS)/constraints.txt" -e . pytest pytest-timeout lmms-eval==0.7.3
+	@touch "$@"
+
+# bitsandbytes in .venv would add a second to the start of every process that imports peft.
+FOUR_BITS := .venv-quantize
+
+test-quantize: $(FOUR_BITS)/.installed  ## train, save and open a base in 4 bits, with bitsandbytes in .venv-quantize
+	"$(FOUR_BITS)/bin/python" -m pytest tests/vlm/test_checkpoint.py -k four_bits_trains $(PYTEST_ARGS)
+
+$(FOUR_BITS)/.installed: $(INSTALLED)
+	$(PY) -m venv "$(FOUR_BITS)"
+	$(PY) -c "import site; print(site.getsitepackages()[0])" > "$$(echo "$(FOUR_BITS)"/lib/python*/site-packages)/venv.pth"
+	"$(FOUR_BITS)/bin/python" -m pip install --no-deps -c constraints.txt bitsandbytes
 	@touch "$@"
