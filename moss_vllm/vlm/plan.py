@@ -48,15 +48,17 @@ class Plan:
     file: Path | None = None
     origins: list[dict[str, str | None]] = field(default_factory=list)
     streamed: bool = False  # the rows are the first ones of a stream
+    held_out: int = 0  # rows that were split off
 
     def line(self) -> str:
         """How many rows are kept and how many are rejected, in one line."""
         counts = Counter(row.kind for row in self.rejected)
         rejected = ", ".join(f"{counts[kind]:,} {kind}" for kind in REJECTED_KINDS)
-        total = len(self.rows) + len(self.rejected)
+        total = len(self.rows) + self.held_out + len(self.rejected)
         if self.streamed:
             return f"streamed, each row checked as it comes; of the first {total:,}: {rejected}"
-        return f"kept {len(self.rows):,} of {total:,} rows: {rejected}"
+        apart = f"; {self.held_out:,} more are held out of training" if self.held_out else ""
+        return f"kept {len(self.rows):,} of {total:,} rows: {rejected}{apart}"
 
     def digest(self) -> str:
         """A digest of the rows that are kept: ids, names of files, times and turns; not of folders."""

@@ -1,0 +1,55 @@
+"""Rows and micro-batches from the settings of the recipe that fine-tunes a Video-LLM."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+
+from moss_vllm.data.sources import find_place, read_sources
+from moss_vllm.data.streams import Stream, open_stream
+from moss_vllm.data.world.benchmarks import ensure_world
+from moss_vllm.training.settings import accumulate_for
+from moss_vllm.vlm.held_out import hold_out
+from moss_vllm.vlm.plan import Plan, plan
+from moss_vllm.vlm.streamed import sample
+
+Settings = TypeVar("Settings", bound=Any)
+
+
+def set_accumulate(settings: Settings, accelerator: Accelerator, clips_a_step: int) -> Settings:
+    """The settings with `accumulate` for this number of processes."""
+    at_once = settings.batch_size * accelerator.num_processes
+    accumulate = accumulate_for(clips_a_step, at_once)
+    if accumulate * at_once != clips_a_step:
+        accelerator.print(
+            f"{accumulate * at_once} clips per step: {clips_a_step} is no multiple of {at_once}"
+        )
+    return dataclasses.replace(settings, accumulate=accumulate)
+
+
+def plan_rows(
+    settings: Any, processor: Any, out: Path | None, *, write: bool
+) -> tuple[Plan, Plan | None, Stream | None]:
+    """The rows to train on, or the first ones of a stream; the rows that are held out; the stream.
+
+    Raises:
+        RunStopped: too many rows cannot be used.
+        ValueError: as `hold_out`.
+    """
+    data = settings.data or ensure_world() / "FAVOR"
+    measuring: dict[str, Any] = {
+        "sampling": settings.sampling,
+        "compress": settings.compress_tokens,
+        "max_tokens": settings.max_tokens,
+        "cache": out and out / "measured.jsonl",
+        "workers": max(2, settings.workers),
+    }
+    if settings.stream:
+        stream = open_stream(find_place(str(data)), settings.videos, settings.cache, str(data))
+        return sample(stream, settings.seed, processor, **measuring), None, stream
+    rows = plan(read_sources(data, settings.videos, cache=settings.cache), processor, **measuring)
+    if out and write:
+        rows.write(out)
+    rows.check(settings.max_rejected_share)
+    return (*hold_out(rows, settings.held_out), None) if settings.held_out else (rows, None, None)
