@@ -54,8 +54,8 @@ def plot_losses(
             label = in_picture(f"{name}, held out")
             axes.plot(*zip(*points, strict=True), "o--", color=colour, linewidth=1, markersize=4, label=label)
     axes.set(xlabel="step", ylabel="loss", title=in_picture(title), yscale="log")
-    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis(lambda value, place: f"{value:g}")
+    for label_ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        label_ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else "")
     axes.legend(frameon=False)
     _save(figure, path)
 

@@ -10,7 +10,18 @@ from moss_vllm.evaluation.scoring import Score
 from moss_vllm.report.answer_files import Results, read_results
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.curves import COLOUR_COUNT, Chart, Curve, as_number, curve, draw_all, with_mean
-from moss_vllm.report.html import Html, counted, document, listed, moment, number_row, section, table, tag
+from moss_vllm.report.html import (
+    Html,
+    counted,
+    document,
+    join_parts,
+    listed,
+    moment,
+    number_row,
+    section,
+    table,
+    tag,
+)
 from moss_vllm.report.run_files import SCORES, RunFiles, read_run_files
 from moss_vllm.report.run_page import figures_of
 from moss_vllm.runtime.line_store import holds_answers
@@ -188,17 +199,18 @@ def _scores(tests: Mapping[str, Mapping[str, Results]], colours: Mapping[str, in
             rows.append(number_row([name, *cells, f"{own.total['all']:,}"]))
         parts += [
             draw_bars("Right answers", tasks, series, first.chance, "chance"),
-            table(["%, with 95 % intervals", *tasks, "questions"], rows, class_="scores"),
+            table(["%", *tasks, "questions"], rows, class_="scores"),
             listed(_notes(some)),
         ]
     return parts
 
 
-def _with_interval(score: Score, task: str) -> str:
+def _with_interval(score: Score, task: str) -> Html:
+    """The accuracy, and Wilson's interval below it."""
     if task not in score.accuracy:
-        return "-"
+        return Html("-")
     low, high = score.intervals[task]
-    return f"{score.accuracy[task]:.1f} ({low:.1f} to {high:.1f})"
+    return join_parts([f"{score.accuracy[task]:.1f}", tag("div", f"{low:.1f} to {high:.1f}", class_="soft")])
 
 
 def _notes(some: Mapping[str, Results]) -> list[str]:
@@ -211,7 +223,7 @@ def _notes(some: Mapping[str, Results]) -> list[str]:
         notes += [f"{name}: protocol {one.protocol}" for name, one in some.items()]
     if len(some) > 1:
         notes.append(
-            "Intervals are each row's own; eval/compare.py tests the difference, question by question."
+            "Below each score is its 95 % interval; eval/compare.py tests differences, question by question."
         )
     if any(one.motion_world for one in some.values()):
         notes.append("These data are the motion world: no number compares with the paper's.")

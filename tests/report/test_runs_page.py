@@ -70,14 +70,14 @@ def test_scores_stand_beside_each_other_with_their_intervals(demo):
     for name in ("MotionBench", "FAVOR"):
         told = json.loads((demo / "eval" / name / "moss" / "result.json").read_text())
         low, high = told["interval_95_percent"]["all"]
-        cell = f"{told['accuracy_percent']['all']:.1f} ({low:.1f} to {high:.1f})"
+        cell = f"{told['accuracy_percent']['all']:.1f}{low:.1f} to {high:.1f}"
         assert cell in [cells[1] for cells in page.cells if cells[0] == "moss"]
     bars = [text for text in page.source.split("<title>") if text.startswith("moss, all:")]
     # The run's colour is that of the evaluations of its name.
     assert len(bars) == 2 and all('class="c1"' in text.split("<path")[0] for text in bars)
     assert "These data are the motion world: no number compares with the paper's." in page.text
     assert "(paper)" not in page.text and "do not compare" not in page.text
-    assert "eval/compare.py tests the difference" in page.text
+    assert "eval/compare.py tests differences" in page.text
 
 
 def test_other_questions_are_told_of(demo, motion, tmp_path):
