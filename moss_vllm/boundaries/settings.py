@@ -54,7 +54,8 @@ def check_settings(settings: Any) -> None:
         wrong.append(str(error))
     refuse(
         settings,
-        counts="frames size_px epochs clips_a_step batch_size eval_every log_every steps keep".split(),
+        counts="frames size_px epochs clips_a_step batch_size eval_every log_every steps keep "
+        "profile_steps".split(),
         shares="lr weight_decay threshold max_bad_share".split(),
         from_zero=("workers", "seed", "chunk_frames"),
         paths="root videos annotation out resume cache weights".split(),
@@ -152,6 +153,7 @@ def plan_steps(settings: Any, rows: int, processes: int) -> Loop:
         keep=settings.keep,
         evaluate_every=every,
         log_every=settings.log_every,
+        profile_steps=settings.profile_steps,
         workers=settings.workers,
         seed=settings.seed,
         max_bad_share=settings.max_bad_share,

@@ -48,7 +48,7 @@ def check_settings(settings: Any) -> None:
     refuse(
         settings,
         counts="frames stride size_px epochs schedule_epochs clips_a_step batch_size eval_from eval_every "
-        "eval_batch_size log_every steps keep".split(),
+        "eval_batch_size log_every steps keep profile_steps".split(),
         shares="lr adapter_lr weight_decay ema_decay max_bad_share".split(),
         from_zero=("workers", "seed"),
         paths="root videos annotation out resume cache weights encoder".split(),
@@ -150,6 +150,7 @@ def plan_steps(settings: Any, videos: int, processes: int) -> tuple[int, Loop]:
         keep=settings.keep,
         evaluate_every=every,
         log_every=settings.log_every,
+        profile_steps=settings.profile_steps,
         workers=settings.workers,
         seed=settings.seed,
         max_bad_share=settings.max_bad_share,

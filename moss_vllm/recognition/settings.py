@@ -46,7 +46,8 @@ def check_settings(settings: Any) -> None:
         wrong.append(f"annotation {settings.annotation} is a file; name the folder of both lists")
     refuse(
         settings,
-        counts="epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep".split(),
+        counts="epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep "
+        "profile_steps".split(),
         shares="lr weight_decay layer_decay floor smoothing max_bad_share".split(),
         from_zero=("workers", "seed", "warmup_epochs"),
         paths="root annotation out resume start cache weights".split(),
@@ -152,6 +153,7 @@ def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
         keep=settings.keep,
         evaluate_every=min(steps, settings.eval_every * steps_an_epoch),
         log_every=settings.log_every,
+        profile_steps=settings.profile_steps,
         workers=settings.workers,
         seed=settings.seed,
         max_bad_share=settings.max_bad_share,

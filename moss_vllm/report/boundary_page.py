@@ -17,6 +17,7 @@ from moss_vllm.report.html import (
     document,
     listed,
     moment,
+    number_row,
     section,
     table,
     tag,
@@ -161,16 +162,11 @@ def _score(scores: BoundaryScores, data: str) -> list[Html]:
     ]
     note = f"By {F1_RULES[scores.rule].words}; of a clip's raters the one that fits best counts."
     return [
-        table(["%", *columns], map(_numbers, rows), class_="scores"),
+        table(["%", *columns], map(number_row, rows), class_="scores"),
         draw_bars("by relative distance", groups, bars, group_px=100),
         tag("p", note, class_="soft"),
         listed([note for note in shown.notes if note not in scores.notes]),
     ]
-
-
-def _numbers(cells: Sequence[str]) -> Html:
-    first, *others = cells
-    return tag("tr", tag("th", first, scope="row"), *(tag("td", cell, class_="number") for cell in others))
 
 
 def _clips(curves: Sequence[ScoreCurve], total: int, frames: Mapping[str, Strip]) -> list[Html]:

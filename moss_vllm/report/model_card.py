@@ -200,13 +200,18 @@ def _difference(result: Mapping[str, Any]) -> str:
     """How the questions differ from the benchmark's; empty if they do not."""
     official, asked = OFFICIAL_COUNTS.get(result["benchmark"]), f"{result['asked']:,} questions"
     counts = result.get("counts", {}).get("total", {})
-    if any("not comparable" in note for note in result.get("notes", ())):
+    if _of_motion_world(result):
         return f"{asked} of the motion world, not comparable"
     if result["asked"] != result["questions"]:
         return f"partial: {asked} of {result['questions']:,}"
     if official and {task: n for task, n in counts.items() if task != "all" and n} != official:
         return f"{asked}; the published benchmark has {sum(official.values()):,}"
     return ""
+
+
+def _of_motion_world(result: Mapping[str, Any]) -> bool:
+    """Whether its questions were drawn here; earlier versions said so in a note alone."""
+    return result.get("motion_world") is True or any("not comparable" in n for n in result.get("notes", ()))
 
 
 def _how_to_load(repo_id: str, run: Mapping[str, Any], *, merged: bool) -> str:
@@ -258,7 +263,7 @@ def _score(result: Mapping[str, Any]) -> str:
     notes = list(result.get("notes", ()))
     if failed := result.get("failed"):
         notes.append(f"{len(failed)} videos missing or unreadable: their questions count as wrong")
-    if (difference := _difference(result)) and not any("not comparable" in note for note in notes):
+    if (difference := _difference(result)) and not _of_motion_world(result):
         notes.append(difference)
     protocol = ", ".join(f"{name}={value}" for name, value in result["protocol"].items())
     partial = (

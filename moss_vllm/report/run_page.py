@@ -213,8 +213,10 @@ def _curves(run: RunFiles) -> list[Chart]:
     speed = _curve(run, "each step", lambda line: _ratio(line["clips"], line["seconds"]))
     waiting = _curve(run, "each step", lambda line: _ratio(line["waited_s"], line["seconds"], 100))
     memory = _curve(run, "first process", lambda line: line["memory_gib"])
+    losses = with_mean(_curve(run, "each step", lambda line: line["loss"]))
+    losses += [curve("held out", run.held_out, 1)] if run.held_out else []
     return [
-        Chart("Loss", run.loss_of, with_mean(_curve(run, "each step", lambda line: line["loss"]))),
+        Chart("Loss", run.loss_of, losses),
         Chart("Learning rates", "of each group", _of_groups(run, "lr", 0), ends=(0.0,)),
         Chart("Gradient norms", "before clipping", [*_of_groups(run, "grad_norms", 0), norm], log=True),
         Chart("Speed", "clips/s", with_mean(speed), ends=(0.0,)),

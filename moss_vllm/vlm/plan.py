@@ -48,6 +48,7 @@ class Plan:
     rejected: list[Rejected]
     file: Path | None = None
     origins: list[dict[str, str | None]] = field(default_factory=list)
+    held_out: int = 0  # rows that were split off
 
     @property
     def streamed(self) -> list[str]:
@@ -57,7 +58,10 @@ class Plan:
     def line(self) -> str:
         """How many rows are kept and how many are rejected, in one line."""
         kept, rejected = self._measured()
-        lines = [f"kept {kept:,} of {kept + len(rejected):,} rows: {_count_kinds(rejected)}"]
+        total = kept + self.held_out + len(rejected)
+        lines = [f"kept {kept:,} of {total:,} rows: {_count_kinds(rejected)}"]
+        if self.held_out:
+            lines.append(f"{self.held_out:,} more are held out of training")
         if self.streamed:
             first = [row for row in self.rejected if row.source in self._sampled()]
             total = len(self.rows) - kept + len(first)

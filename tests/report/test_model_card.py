@@ -85,6 +85,20 @@ def test_notes_counts_and_intervals_stay_with_the_scores():
     assert listed["metrics"][0]["value"] == 30.8
 
 
+def test_questions_of_the_motion_world_are_called_so():
+    """Also where their numbers are those of the benchmark."""
+    counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
+    result = {**RESULT, "asked": 4018, "counts": {"total": counts}, "motion_world": True}
+    result["notes"] = ["these data are the motion world: no number compares with the paper's"]
+    card = model_card("me/m", RUN, merged=False, results=[result])
+    listed = front_matter(card)["model-index"][0]["results"][0]["dataset"]
+    assert listed == {
+        "name": "MotionBench-Dev's format (4,018 questions of the motion world, not comparable)",
+        "type": "other",
+    }
+    assert card.count("motion world") == 2  # in the list, and in the note
+
+
 def test_a_whole_benchmark_is_listed_under_its_name():
     counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
     result = {**RESULT, "asked": 4018, "counts": {"total": counts}}

@@ -106,6 +106,7 @@ class ActionRecog:
     max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
     keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
     log_every: int = setting(20, "steps between log lines")
+    profile_steps: int | None = setting(None, "steps to trace with torch's profiler (default: none)")
     steps: int | None = setting(None, "steps in all, also for the schedule (default: those of EPOCHS)")
     seed: int = setting(0, "seed of weights, data order and views")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")

@@ -113,6 +113,7 @@ class Detection:
     max_bad_share: float = setting(0.005, "stop when more videos than this cannot be read")
     keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
     log_every: int = setting(20, "steps between log lines")
+    profile_steps: int | None = setting(None, "steps to trace with torch's profiler (default: none)")
     steps: int | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
     seed: int = setting(0, "seed of weights, data order and windows")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
