@@ -93,7 +93,7 @@ class Place(NamedTuple):
     revision: str | None = None
 
 
-class Listed(NamedTuple):
+class NamedSource(NamedTuple):
     """A source before it is read: what `--data` names, or a row of a .yaml list; `stream`: as it comes."""
 
     place: Place
@@ -126,12 +126,14 @@ def read_sources(
     return mix_sources(listed, [read_source(source, cache) for source in listed])
 
 
-def list_sources(data: str | Path, videos: str | Path | None = None) -> list[Listed]:
+def list_sources(data: str | Path, videos: str | Path | None = None) -> list[NamedSource]:
     """The sources that `data` names, as for `read_sources`; nothing of them is read."""
     path = Path(data)
     if path.suffix.lower() not in MIX_SUFFIXES:
         place = find_place(str(data))
-        return [Listed(place, Path(videos) if videos else None, str(data) if place.on_hub else path.name)]
+        return [
+            NamedSource(place, Path(videos) if videos else None, str(data) if place.on_hub else path.name)
+        ]
     if videos is not None:
         raise ValueError(
             f"{path}: videos={str(videos)!r} is for one source; name `videos` in the list's rows"
@@ -142,11 +144,13 @@ def list_sources(data: str | Path, videos: str | Path | None = None) -> list[Lis
         named = {key: entry[key] for key in ("split", "revision") if key in entry}
         place = _check_place(place._replace(**named), f"{path}: {entry['path']}")
         folder = path.parent / folder if folder else None
-        listed.append(Listed(place, folder, entry["name"], entry.get("weight"), entry.get("stream", False)))
+        listed.append(
+            NamedSource(place, folder, entry["name"], entry.get("weight"), entry.get("stream", False))
+        )
     return listed
 
 
-def mix_sources(listed: Sequence[Listed], sources: Sequence[Source]) -> Sources:
+def mix_sources(listed: Sequence[NamedSource], sources: Sequence[Source]) -> Sources:
     """The sources with their weights; where they are several, a row's id begins with its source's name."""
     mixed = [replace(source, weight=one.weight) for one, source in zip(listed, sources, strict=True)]
     return Sources(tuple(mixed if len(mixed) == 1 else map(_with_long_ids, mixed)))
@@ -183,7 +187,7 @@ def with_long_id(row: ClipRow, source: str) -> ClipRow:
     return replace(row, row_id=f"{source}/{row.row_id}")
 
 
-def read_source(listed: Listed, cache: str | Path | None) -> Source:
+def read_source(listed: NamedSource, cache: str | Path | None) -> Source:
     """Read one source; its format is recognised by the keys of its first rows."""
     rows, folder, revision = open_place(listed.place, Path(cache) if cache else None)
     kind = recognise([row for row in rows.rows if isinstance(row, dict)], rows.file)

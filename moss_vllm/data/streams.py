@@ -19,7 +19,7 @@ from moss_vllm.data.rows import BadRow, ClipRow, Rows, digest_rows
 from moss_vllm.data.sources import (
     FORMATS,
     MIX_SUFFIXES,
-    Listed,
+    NamedSource,
     Source,
     Sources,
     list_sources,
@@ -81,7 +81,7 @@ def open_sources(
     return mix_sources(listed, sources), streams
 
 
-def open_stream(listed: Listed, cache: str | Path | None) -> Stream:
+def open_stream(listed: NamedSource, cache: str | Path | None) -> Stream:
     """Find the files of a table or of a data set of the hub; nothing of them is read or fetched.
 
     Raises: BadRow for what cannot be streamed.

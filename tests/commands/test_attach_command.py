@@ -18,9 +18,7 @@ def attached(request, tmp_path_factory):
     """A tiny host, its folder, and the folder that the command wrote for it."""
     root = tmp_path_factory.mktemp(request.param)
     fresh(TINY[request.param]).save_pretrained(root / "base")
-    attach.main(
-        [str(root / "base"), "--out", str(root / "out"), "--after-layer", "2", "--window", "3", "3", "3"]
-    )
+    attach.main([str(root / "base"), "--out", str(root / "out"), "--after-layer", "2", "--window", "3,3,3"])
     return TINY[request.param], root
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
-from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.flags import Flags, answer_help, triple
 from moss_vllm.runtime.screen import say, working
 
 
@@ -27,8 +27,7 @@ def options() -> Flags:
     layer = "layer of the vision tower, from 1, whose features MOSS reads (default: 6 of 27, in proportion)"
     add("--after-layer", type=int, metavar="N", help=layer)
     add("--orders", type=int, nargs="+", metavar="N", help="orders of self-similarity (paper: 1 2)")
-    window = "frames, rows and columns that each place is compared with (paper: 5 9 9)"
-    add("--window", type=int, nargs=3, metavar=("T", "H", "W"), help=window)
+    add("--window", type=triple, metavar="L,U,V", help="odd sizes in steps of time and cells (paper: 5,9,9)")
     return parser
 
 
