@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -288,6 +289,28 @@ def test_an_index_can_show_the_long_description():
     file = re.search(r'^readme = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     relative = re.compile(r"\]\((?!https?:)|<img src=\"(?!https?:)")
     assert not relative.search((ROOT / file).read_text()) and relative.search(README)
+
+
+def import_faults(text):
+    """What the Python examples of a page import from this package that is not there."""
+    faults = []
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("moss_vllm"):
+                module = importlib.import_module(node.module)
+                names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                faults += [f"{node.module}: no {name}" for name in names]
+    return faults
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_import_what_is_there(page):
+    assert import_faults(page.read_text()) == []
+
+
+def test_a_wrong_import_is_noticed():
+    text = "```python\nfrom moss_vllm.core import MOSS, gone\n```"
+    assert import_faults(text) == ["moss_vllm.core: no gone"]
 
 
 def test_walks_name_functions_that_are_there():
