@@ -99,7 +99,7 @@ class Checkup:
                 say(f"step {step}: {video_id} counts as wrong: {reason}", file=sys.stderr)
             score = result.score
             assert score is not None  # `open_benchmark` reads questions with public answers only
-            line = {
+            line: dict[str, Any] = {
                 "step": step,
                 "benchmark": self.benchmark.name,
                 "protocol": self.protocol.name,

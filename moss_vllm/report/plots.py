@@ -50,9 +50,9 @@ def plot_losses(
             raise ValueError(f"curve {name!r} has a loss that is not finite; look at the run first")
         axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, centred_mean(losses), color=colour, linewidth=2, label=in_picture(name))
-        if points := (held_out or {}).get(name):
+        if unseen := (held_out or {}).get(name):
             label = in_picture(f"{name}, held out")
-            axes.plot(*zip(*points, strict=True), "o--", color=colour, linewidth=1, markersize=4, label=label)
+            axes.plot(*zip(*unseen, strict=True), "o--", color=colour, linewidth=1, markersize=4, label=label)
     axes.set(xlabel="step", ylabel="loss", title=in_picture(title), yscale="log")
     for label_ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         label_ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else "")

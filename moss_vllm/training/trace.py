@@ -8,6 +8,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from moss_vllm.runtime.files import whole_file
+from moss_vllm.runtime.quiet import quiet_profiler
 from moss_vllm.runtime.screen import say
 
 PROFILE_FOLDER = "profile"  # in the run's
@@ -45,6 +46,7 @@ class StepTrace:
         if step not in self.steps:
             return
         if self.profiler is None:
+            quiet_profiler()
             activities = [ProfilerActivity.CPU]
             activities += [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
             for name, module in self.objective.named_modules():

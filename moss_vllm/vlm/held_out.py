@@ -49,9 +49,9 @@ def _digest(video: str) -> bytes:
 def _part(plan: Plan, indices: list[int]) -> Plan:
     """The plan of some of the rows; a source's weight stays, unless it was the number of its rows."""
     shares, first = [], 0
-    for rows, weight in plan.shares:
-        count = sum(first <= index < first + rows for index in indices)
-        shares.append((count, float(count) if weight == rows else weight))
-        first += rows
-    rows_and_tokens = {name: [getattr(plan, name)[index] for index in indices] for name in ("rows", "tokens")}
-    return dataclasses.replace(plan, **rows_and_tokens, shares=shares)
+    for whole, weight in plan.shares:
+        count = sum(first <= index < first + whole for index in indices)
+        shares.append((count, float(count) if weight == whole else weight))
+        first += whole
+    rows, tokens = [plan.rows[index] for index in indices], [plan.tokens[index] for index in indices]
+    return dataclasses.replace(plan, rows=rows, tokens=tokens, shares=shares)
