@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 help:  ## explain the targets (the default)
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv]"
 	@echo
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 20
 	@echo
 	@echo "The first target that needs it creates \$$(VENV) and installs into it: minutes and a few GB, once."
 	@echo "It installs again when pyproject.toml or constraints.txt change."
@@ -59,9 +59,22 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PY) -m pip install -c constraints.txt -e ".[dev,deepspeed]"
 	@touch "$@"
 
+# The pinned huggingface-hub is too new for the oldest transformers that pyproject.toml allows, 5.17.0.
+TRANSFORMERS ?= 5.17.0
+OTHER := .venv-transformers-$(TRANSFORMERS)
+
+test-transformers: $(OTHER)/.installed  ## run tests/vlm and tests/training with another transformers (TRANSFORMERS=5.17.0)
+	"$(OTHER)/bin/python" -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS) tests/vlm tests/training
+
+$(OTHER)/.installed: pyproject.toml constraints.txt
+	"$(PYTHON)" -m venv "$(OTHER)"
+	grep -vE '^(transformers|huggingface-hub)==' constraints.txt > "$(OTHER)/constraints.txt"
+	"$(OTHER)/bin/python" -m pip install -c "$(OTHER)/constraints.txt" -e ".[dev]" transformers==$(TRANSFORMERS)
+	@touch "$@"
+
 # lmms-eval wants an older av and protobuf than the package's own tests, so it has an environment of its own.
 LMMS := .venv-lmms
-.PHONY: test-lmms-eval
+.PHONY: test-lmms-eval test-quantize test-transformers
 
 test-lmms-eval: $(LMMS)/.installed  ## test the lmms-eval plugin in the real lmms-eval, installed in .venv-lmms
 	"$(LMMS)/bin/python" -m pytest tests/lmms_eval/check_plugin.py $(PYTEST_ARGS)
@@ -70,4 +83,16 @@ $(LMMS)/.installed: pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv "$(LMMS)"
 	grep -vE '^(av|protobuf)==' constraints.txt > "$(LMMS)/constraints.txt"
 	"$(LMMS)/bin/python" -m pip install -c "$(LMMS)/constraints.txt" -e . pytest pytest-timeout lmms-eval==0.7.3
+	@touch "$@"
+
+# bitsandbytes in .venv would add a second to the start of every process that imports peft.
+FOUR_BITS := .venv-quantize
+
+test-quantize: $(FOUR_BITS)/.installed  ## train, save and open a base in 4 bits, with bitsandbytes in .venv-quantize
+	"$(FOUR_BITS)/bin/python" -m pytest tests/vlm/test_checkpoint.py -k four_bits_trains $(PYTEST_ARGS)
+
+$(FOUR_BITS)/.installed: $(INSTALLED)
+	$(PY) -m venv "$(FOUR_BITS)"
+	$(PY) -c "import site; print(site.getsitepackages()[0])" > "$$(echo "$(FOUR_BITS)"/lib/python*/site-packages)/venv.pth"
+	"$(FOUR_BITS)/bin/python" -m pip install --no-deps -c constraints.txt bitsandbytes
 	@touch "$@"

@@ -37,6 +37,8 @@ def options() -> Flags:
     parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
     parser.add_argument("--seed", type=int, default=0, help="seed of first weights and the clips' order")
     parser.add_argument("--steps", type=int, help="optimizer steps (default: those of the recipe)")
+    held_out = "rows kept out of training for the held-out loss (default: 0, as for the numbers in README)"
+    parser.add_argument("--held-out", type=int, default=0, metavar="N", help=held_out)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -58,6 +60,7 @@ from moss_vllm.evaluation.result import read_evaluation
 from moss_vllm.evaluation.tables import table_5
 from moss_vllm.report.answer_files import read_results
 from moss_vllm.report.html import PAGE_FILE, write_page
+from moss_vllm.report.runs_page import SIDE_BY_SIDE, runs_page
 from moss_vllm.runtime.tables import Cell, Table
 from moss_vllm.training.run_folder import latest_checkpoint
 
@@ -80,8 +83,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(argv)
     if args.steps is not None and args.steps < 1:
         parser.error(f"--steps is {args.steps}; it must be at least 1")
-    if args.seed < 0:
-        parser.error(f"--seed is {args.seed}; it must be at least 0")
+    for name in ("seed", "held_out"):
+        if (value := getattr(args, name)) < 0:
+            parser.error(f"--{name.replace('_', '-')} is {value}; it must be at least 0")
     refuse_unwritable(args.out, "--out")
     started = time.monotonic()
     if args.quick:
@@ -90,7 +94,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         world, steps = ensure_world(args.world), args.steps
 
-    train_and_evaluate(args.out, world, args.seed, steps)
+    train_and_evaluate(args.out, world, args.seed, steps, args.held_out)
     scores = summarise(args.out)
     write_whole(args.out / "results.json", json.dumps(scores, indent=2) + "\n")
     draw(args.out, scores)
@@ -194,7 +198,7 @@ def describe_differences(scores: Mapping[str, Any]) -> list[str]:
 
 
 def draw(out: Path, scores: Mapping[str, Any]) -> None:
-    """Write table.md, losses.png and the charts."""
+    """Write table.md, losses.png, the charts, and the page with runs and evaluations side by side."""
     tables, bars, chance = [table_of_scores(scores)], dict[str, dict[str, Cell]](), dict[str, float]()
     for name, some in PROTOCOLS.items():
         for protocol in some:
@@ -212,8 +216,19 @@ def draw(out: Path, scores: Mapping[str, Any]) -> None:
         tables.append(table_5(rows, title=f"Motion world by {title}, accuracy (%)"))
     write_whole(out / "table.md", "\n".join(table.markdown() for table in tables))
     plots.plot_accuracy(bars, out / "accuracy.png", chance=chance, title="Motion world, all questions")
-    curves = {row: losses(out / arm) for row, arm in {TRAINED: "plain", WITH_MOSS: "moss"}.items()}
-    plots.plot_losses(curves, out / "losses.png", title="Loss on the motion world's captions")
+    arms = {TRAINED: out / "plain", WITH_MOSS: out / "moss"}
+    curves, held_out = (
+        {row: losses(run, key) for row, run in arms.items()} for key in ("loss", "held_out_loss")
+    )
+    title = "Loss on the motion world's captions"
+    plots.plot_losses(curves, out / "losses.png", held_out=held_out, title=title)
+    answered = (
+        answers_folder(out, name, arm, protocol)
+        for name, some in PROTOCOLS.items()
+        for protocol in some
+        for arm in ("base", "plain", "moss")
+    )
+    write_page(runs_page([*arms.values(), *answered]), out / SIDE_BY_SIDE)
 
 
 def write_examples(out: Path, world: Path, scores: Mapping[str, Any]) -> tuple[Path, Path, str]:
@@ -238,12 +253,13 @@ def write_examples(out: Path, world: Path, scores: Mapping[str, Any]) -> tuple[P
     return page, Path(str(video.path)), question.text
 
 
-def train_and_evaluate(out: Path, world: Path, seed: int, steps: int | None) -> None:
+def train_and_evaluate(out: Path, world: Path, seed: int, steps: int | None, held_out: int) -> None:
     """Fine-tune without and with MOSS, or resume both, and evaluate them and the miniature.
 
     The training with MOSS takes longest: beside it, the rest is evaluated when the other training is done.
     """
     flags = training_flags(out, world, seed, steps, cache=out / "frames")  # each run reads its clips again
+    flags = {arm: [*words, "--held-out", str(held_out)] for arm, words in flags.items()}
     cores = os.cpu_count() or 1
 
     def train(arm: str) -> str:
@@ -301,10 +317,10 @@ def answers_folder(out: Path, benchmark: str, arm: str, protocol: str) -> Path:
     return out / "eval" / BENCHMARKS[benchmark][1] / (arm if protocol != TEXT else f"{arm}-{protocol}")
 
 
-def losses(out: Path) -> list[tuple[int, float]]:
+def losses(out: Path, key: str = "loss") -> list[tuple[int, float]]:
     """(step, loss) of a run; a step that was repeated after an interruption counts once."""
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    return sorted({line["step"]: line["loss"] for line in lines}.items())
+    return sorted({line["step"]: line[key] for line in lines if key in line}.items())
 
 
 if __name__ == "__main__":

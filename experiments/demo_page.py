@@ -7,6 +7,7 @@ from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.report.answer_files import Asked, Results
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.html import Html, document, listed, section, table, tag
+from moss_vllm.report.runs_page import SIDE_BY_SIDE
 from moss_vllm.report.strips import Strip, read_strips
 from moss_vllm.runtime.tables import Table, format_cell
 
@@ -68,7 +69,12 @@ def demo_page(
     title = "The miniature on the motion world"
     parts = [
         tag("h1", title),
-        tag("p", "Fine-tuned on captions without and with MOSS, on the same clips in the same order."),
+        tag(
+            "p",
+            "Fine-tuned on captions without and with MOSS, on the same clips in the same order. ",
+            tag("a", "Both runs side by side", href=SIDE_BY_SIDE),
+            ", with their curves and the scores of each task.",
+        ),
         section("scores", "Right answers", _scores(scores), listed(scores.notes)),
         tag("p", differences[0]),
         listed([line.strip() for line in differences[1:]]),

@@ -58,6 +58,15 @@ def write_saved(path, rows):
     return path
 
 
+def write_video_column(path, rows):
+    """A parquet file whose column of videos has the type `Video` of the library."""
+    datasets.disable_progress_bars()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = datasets.Dataset.from_list(list(rows)).cast_column("video", datasets.Video())
+    made.to_parquet(path)
+    return path
+
+
 def write_shard(path, samples):
     """A tar of samples: by name, the bytes of each of its files."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,12 +81,16 @@ def write_shard(path, samples):
 
 def write_shards(folder, rows):
     """Two shards whose json does not name its video."""
-    samples = [
-        (Path(row["video_name"]).stem, {"mp4": row["video"]["bytes"], "json": _told(row)}) for row in rows
-    ]
+    samples = samples_of(rows)
     write_shard(folder / "shard-0.tar", samples[:4])
     write_shard(folder / "shard-1.tar", samples[4:])
     return folder
+
+
+def samples_of(rows):
+    return [
+        (Path(row["video_name"]).stem, {"mp4": row["video"]["bytes"], "json": _told(row)}) for row in rows
+    ]
 
 
 def _told(row):

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -74,6 +75,8 @@ def command_faults(words):
     paths = [word for word in words if word.startswith(tuple(f"{name}/" for name in FOLDERS))]
     if absent := [word for word in paths if not (ROOT / word).exists()]:
         return [f"no file {word}" for word in absent]
+    if "pytest" in words:
+        return [f"no test {name}" for name in chosen_tests(words) if not is_chosen(name, words)]
     place = next((i for i, word in enumerate(words) if is_script(word)), None)
     return [] if place is None else argument_faults(words[place], words[place + 1 :])
 
@@ -85,6 +88,18 @@ def word_faults(words):
         return [] if words in (["--help"], ["--version"]) else [f"moss has no {' '.join(words)}"]
     given = words[len(name.split()) :] or ["..."]
     return [] if given == ["--help"] else argument_faults(f"{COMMANDS[name][0].replace('.', '/')}.py", given)
+
+
+def chosen_tests(words):
+    """The names that -k is given."""
+    place = words.index("-k") + 1 if "-k" in words else len(words)
+    return [name for name in words[place : place + 1] for name in name.split(" or ")]
+
+
+def is_chosen(name, words):
+    """Whether a test of that name is in the files that are given."""
+    files = [ROOT / word for word in words if word.startswith("tests/") and word.endswith(".py")]
+    return any(re.search(rf"def test_\w*{name}", file.read_text()) for file in files if file.exists())
 
 
 def is_script(word):
@@ -236,6 +251,8 @@ def test_commands_and_paths_are_there(page):
         ("python recipes/favor_lora.py --stepz 3", "recipes/favor_lora.py has no --stepz"),
         ("python experiments/ablate.py table4a -- --stepz 3", "recipes/action_recog.py has no --stepz"),
         ("make tea", "no target tea"),
+        ("python -m pytest tests/gone.py", "no file tests/gone.py"),
+        ("python -m pytest tests/test_docs.py -k a_wrong_tea", "no test a_wrong_tea"),
         ("moss merge CKPT", "the following arguments are required: OUT"),
         ("moss train favor_lora --stepz 3", "recipes/favor_lora.py has no --stepz"),
         ("moss train tea", "moss has no train tea"),
@@ -272,6 +289,28 @@ def test_an_index_can_show_the_long_description():
     file = re.search(r'^readme = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     relative = re.compile(r"\]\((?!https?:)|<img src=\"(?!https?:)")
     assert not relative.search((ROOT / file).read_text()) and relative.search(README)
+
+
+def import_faults(text):
+    """What the Python examples of a page import from this package that is not there."""
+    faults = []
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("moss_vllm"):
+                module = importlib.import_module(node.module)
+                names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                faults += [f"{node.module}: no {name}" for name in names]
+    return faults
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_import_what_is_there(page):
+    assert import_faults(page.read_text()) == []
+
+
+def test_a_wrong_import_is_noticed():
+    text = "```python\nfrom moss_vllm.core import MOSS, gone\n```"
+    assert import_faults(text) == ["moss_vllm.core: no gone"]
 
 
 def test_walks_name_functions_that_are_there():

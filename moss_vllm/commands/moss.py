@@ -28,6 +28,7 @@ COMMANDS = {
     "ask": ("scripts.ask", "a model about a video"),
     "report": ("scripts.report", "a run, an evaluation or a test as an HTML page"),
     "timeline": ("scripts.timeline", "one video of a test as a picture"),
+    "attach": ("scripts.attach", "a new MOSS to a Video-LLM of transformers' own classes"),
     "merge": ("scripts.merge", "a checkpoint into one full model"),
     "push": ("scripts.push", "a checkpoint to the Hugging Face hub, with a model card"),
     "visualize_stss": ("scripts.visualize_stss", "pictures of self-similarity"),

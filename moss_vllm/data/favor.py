@@ -67,7 +67,8 @@ def read_favor_train(
             raise BadRow(file, where, reason, "train on FAVOR-Train's own annotation file")
         caption = text_field(row, "caption", file=file, where=where)
         clip, start_s, end_s = _find_clip(row, name, video_root, file, where)
-        return ClipRow(video_stem(name), clip, (Turn(CAPTION_PROMPT, caption),), start_s, end_s)
+        said = (Turn(CAPTION_PROMPT, caption),)
+        return ClipRow(video_stem(name), clip, said, start_s, end_s, cut_from=youtube_id(row))
 
     return read_clip_rows(found, read_row, bad, repeated="its video was already captioned")
 

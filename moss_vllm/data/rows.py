@@ -110,6 +110,7 @@ class ClipRow:
     """One conversation to train on, about the part of a video between two times, or about no video.
 
     `path` is None for a text-only conversation; `start_s` and `end_s` are None where the file is the clip.
+    `cut_from` names the longer video that the file is a part of, where the row tells it.
     """
 
     row_id: str
@@ -117,6 +118,7 @@ class ClipRow:
     turns: tuple[Turn, ...]
     start_s: float | None
     end_s: float | None
+    cut_from: str | None = None
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ FORMATS = {
 }
 FIRST_ROWS = 20
 MIX_SUFFIXES = (".yaml", ".yml")
-MIX_KEYS = ("path", "split", "revision", "weight", "videos", "name")
+MIX_KEYS = ("path", "split", "revision", "weight", "videos", "name", "stream")
 PLACE = re.compile(r"(.+?)(?::([\w.-]+))?(?:@([\w./-]+))?")  # path or hub id, split, revision
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 OF_FILES = (".json", ".jsonl", ".txt", *MIX_SUFFIXES, *MODULES)  # no data set of the hub ends in one
@@ -93,6 +93,16 @@ class Place(NamedTuple):
     revision: str | None = None
 
 
+class NamedSource(NamedTuple):
+    """A source before it is read: what `--data` names, or a row of a .yaml list; `stream`: as it comes."""
+
+    place: Place
+    videos: Path | None
+    name: str
+    weight: float | None = None
+    stream: bool = False
+
+
 def read_sources(
     data: str | Path, videos: str | Path | None = None, *, cache: str | Path | None = None
 ) -> Sources:
@@ -105,25 +115,45 @@ def read_sources(
         cache: where videos that rows hold themselves are written; see `stored_videos.video_folder`.
 
     Raises: BadRow for what cannot be read, an unknown format, or a source without one usable row; ValueError
-    for a bad .yaml; ImportError where `datasets` is needed and missing.
+    for a bad .yaml, or one with a source to stream; ImportError where `datasets` is needed and missing.
     """
-    path, cache = Path(data), Path(cache) if cache else None
+    listed = list_sources(data, videos)
+    if streamed := [source.name for source in listed if source.stream]:
+        raise ValueError(
+            f"{data}: {', '.join(streamed)} would be streamed, which only a training does; leave `stream` "
+            "out to read all of it here, or name the other sources alone"
+        )
+    return mix_sources(listed, [read_source(source, cache) for source in listed])
+
+
+def list_sources(data: str | Path, videos: str | Path | None = None) -> list[NamedSource]:
+    """The sources that `data` names, as for `read_sources`; nothing of them is read."""
+    path = Path(data)
     if path.suffix.lower() not in MIX_SUFFIXES:
         place = find_place(str(data))
-        name = str(data) if place.on_hub else path.name
-        return Sources((read_source(place, videos, cache=cache, name=name),))
+        return [
+            NamedSource(place, Path(videos) if videos else None, str(data) if place.on_hub else path.name)
+        ]
     if videos is not None:
         raise ValueError(
             f"{path}: videos={str(videos)!r} is for one source; name `videos` in the list's rows"
         )
-    sources = []
+    listed = []
     for entry in _read_mix(path):
         place, folder = find_place(entry["path"], path.parent), entry.get("videos")
         named = {key: entry[key] for key in ("split", "revision") if key in entry}
         place = _check_place(place._replace(**named), f"{path}: {entry['path']}")
-        source = read_source(place, folder and path.parent / folder, cache=cache, name=entry["name"])
-        sources.append(replace(source, weight=entry.get("weight")))
-    return Sources(tuple(sources if len(sources) == 1 else map(_with_long_ids, sources)))
+        folder = path.parent / folder if folder else None
+        listed.append(
+            NamedSource(place, folder, entry["name"], entry.get("weight"), entry.get("stream", False))
+        )
+    return listed
+
+
+def mix_sources(listed: Sequence[NamedSource], sources: Sequence[Source]) -> Sources:
+    """The sources with their weights; where they are several, a row's id begins with its source's name."""
+    mixed = [replace(source, weight=one.weight) for one, source in zip(listed, sources, strict=True)]
+    return Sources(tuple(mixed if len(mixed) == 1 else map(_with_long_ids, mixed)))
 
 
 def find_place(text: str, near: Path = Path()) -> Place:
@@ -149,17 +179,21 @@ def _check_place(place: Place, where: str) -> Place:
 
 
 def _with_long_ids(source: Source) -> Source:
-    rows = (replace(row, row_id=f"{source.name}/{row.row_id}") for row in source.rows)
-    return replace(source, rows=tuple(rows))
+    return replace(source, rows=tuple(with_long_id(row, source.name) for row in source.rows))
 
 
-def read_source(place: Place, videos: str | Path | None, *, cache: Path | None, name: str) -> Source:
+def with_long_id(row: ClipRow, source: str) -> ClipRow:
+    """A row of one of several sources: its id begins with the source's name."""
+    return replace(row, row_id=f"{source}/{row.row_id}")
+
+
+def read_source(listed: NamedSource, cache: str | Path | None) -> Source:
     """Read one source; its format is recognised by the keys of its first rows."""
-    rows, folder, revision = open_place(place, cache)
+    rows, folder, revision = open_place(listed.place, Path(cache) if cache else None)
     kind = recognise([row for row in rows.rows if isinstance(row, dict)], rows.file)
     bad: list[BadRow] = []
-    kept = FORMATS[kind].read(rows, videos or folder, bad=bad)
-    return Source(name, kind, tuple(kept), tuple(bad), None, rows_fingerprint(rows), revision)
+    kept = FORMATS[kind].read(rows, listed.videos or folder, bad=bad)
+    return Source(listed.name, kind, tuple(kept), tuple(bad), None, rows_fingerprint(rows), revision)
 
 
 def open_place(place: Place, cache: Path | None) -> tuple[Rows, Path, str | None]:
@@ -238,10 +272,14 @@ def _read_mix(path: Path) -> list[dict[str, Any]]:
     for number, entry in enumerate(entries):
         _check_entry(entry, f"{path}: source {number}")
         entry.setdefault("name", entry["path"])
-    weighted = [entry["name"] for entry in entries if "weight" in entry]
-    if 0 < len(weighted) < len(entries):
-        unweighted = [entry["name"] for entry in entries if "weight" not in entry]
+    unweighted = [entry["name"] for entry in entries if "weight" not in entry]
+    if 0 < len(unweighted) < len(entries):
         raise ValueError(f"{path}: {', '.join(unweighted)} have no weight; give every source one, or none")
+    if len(unweighted) > 1 and any(entry.get("stream") for entry in entries):
+        raise ValueError(
+            f"{path}: how many rows a streamed source has is not known before it is read; give every source "
+            "of the list a weight"
+        )
     names = [entry["name"] for entry in entries]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: more than one source is called {', '.join(repeated)}; give each a `name`")
@@ -255,7 +293,9 @@ def _check_entry(entry: Any, where: str) -> None:
         raise ValueError(f"{where} has the keys {unknown}; known are {', '.join(MIX_KEYS)}")
     if "path" not in entry:
         raise ValueError(f"{where} has no path; name its folder or annotation file")
-    for key in set(entry) - {"weight"}:
+    if not isinstance(entry.get("stream", False), bool):
+        raise ValueError(f"{where}: stream is {entry['stream']!r}; it must be true or false")
+    for key in set(entry) - {"weight", "stream"}:
         if not isinstance(entry[key], str) or not entry[key].strip():
             raise ValueError(f"{where}: {key} is {entry[key]!r}, a text is needed")
     if Path(entry["path"]).suffix.lower() in MIX_SUFFIXES:

@@ -14,14 +14,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moss_vllm.data.hub import look_up
+from moss_vllm.data.hub import locate
 from moss_vllm.data.rows import BadRow, ClipRow, Rows, digest_rows
-from moss_vllm.data.sources import FORMATS, Place, Source, recognise
+from moss_vllm.data.sources import (
+    FORMATS,
+    MIX_SUFFIXES,
+    NamedSource,
+    Source,
+    Sources,
+    list_sources,
+    mix_sources,
+    read_source,
+    recognise,
+)
 from moss_vllm.data.stored_videos import video_folder
-from moss_vllm.data.tables import MODULES, SplitFiles, find_split, find_table, numbered_cells, read_cells
+from moss_vllm.data.tables import MODULES, SplitFiles, find_table, numbered_cells, read_cells
 from moss_vllm.runtime.errors import RunStopped
 
 BUFFER = 256  # rows, whose videos are on disk
+STREAMED = "streamed"  # the format of a source in the record of a run
 
 
 @dataclass(frozen=True)
@@ -40,26 +51,52 @@ class Stream:
     def fingerprint(self) -> str:
         """A digest of the names of its files, and on disk of their sizes."""
         files = [Path(file) for file in self.table.files]
-        return digest_rows([[file.name, file.stat().st_size if file.exists() else None] for file in files])
+        return digest_rows([[file.name, None if self.revision else file.stat().st_size] for file in files])
 
 
-def open_stream(place: Place, videos: str | Path | None, cache: str | Path | None, name: str) -> Stream:
+def open_sources(
+    data: str | Path, videos: str | Path | None, *, cache: str | Path | None, stream: bool, seed: int
+) -> tuple[Sources, list[Stream | None]]:
+    """Read sources as `sources.read_sources` does, but of a streamed one the first rows alone.
+
+    Args:
+        stream: whether to stream a single source; a .yaml list names those of its own.
+        seed: of the order of streamed rows.
+
+    Returns: the sources, and for each that is streamed what it streams from.
+
+    Raises: as `read_sources`, and BadRow for what cannot be streamed.
+    """
+    if stream and Path(data).suffix.lower() in MIX_SUFFIXES:
+        raise ValueError(
+            f"{data}: --stream is for one source; leave it out, and write `stream: true` at the rows of the "
+            "list that are to be streamed"
+        )
+    listed = list_sources(data, videos)
+    streams = [open_stream(one, cache) if stream or one.stream else None for one in listed]
+    sources = [
+        first_rows(streamed, seed) if streamed else read_source(one, cache)
+        for one, streamed in zip(listed, streams, strict=True)
+    ]
+    return mix_sources(listed, sources), streams
+
+
+def open_stream(listed: NamedSource, cache: str | Path | None) -> Stream:
     """Find the files of a table or of a data set of the hub; nothing of them is read or fetched.
 
     Raises: BadRow for what cannot be streamed.
     """
-    revision = None
+    place, revision = listed.place, None
     if place.on_hub:
-        revision = look_up(place.base, place.revision).sha
-        module, urls = find_split(f"hf://datasets/{place.base}", place.split, place.base, revision=revision)
-        table: SplitFiles | None = SplitFiles(module, urls, Path())
+        found = locate(place.base, place.split, place.revision)
+        revision, table = found.revision, found.table
     else:
         table = find_table(Path(place.base), place.split)
     if table is None or table.module not in MODULES.values():
         reason = f"is no table of {', '.join(MODULES)} files, and only these are streamed"
-        raise BadRow(name, "file", reason, "leave --stream out")
+        raise BadRow(listed.name, "file", reason, "do not stream it")
     folder = video_folder(Path(cache) if cache else None)
-    return Stream(table, name, Path(videos or table.root), folder, revision)
+    return Stream(table, listed.name, listed.videos or table.root, folder, revision)
 
 
 class Numbered(NamedTuple):
@@ -118,7 +155,7 @@ class StreamLane:
         if not self.in_epoch:
             raise RunStopped(
                 f"{self.stream.name} has no row for reader {self.lane} of {self.lanes}; use fewer "
-                "--workers, or leave --stream out"
+                "--workers, or do not stream it"
             )
         self.epoch, self.in_epoch = self.epoch + 1, 0
         self.rows = self._epoch_rows()
@@ -155,4 +192,4 @@ def first_rows(stream: Stream, seed: int) -> Source:
     lane[0]
     kept = tuple(row for row in lane.window if isinstance(row, ClipRow))
     bad = tuple(row for row in lane.window if isinstance(row, BadRow))
-    return Source(stream.name, "streamed", kept, bad, None, stream.fingerprint(), stream.revision)
+    return Source(stream.name, STREAMED, kept, bad, None, stream.fingerprint(), stream.revision)

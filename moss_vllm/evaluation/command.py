@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.rows import BenchmarkVideo
+from moss_vllm.data.world.benchmarks import is_of_motion_world
 from moss_vllm.evaluation.asking import Reading, evaluate
 from moss_vllm.evaluation.options import RESULT_FOLDERS
 from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark, Questions, restore_protocol
@@ -86,7 +87,7 @@ def run(
             shard=shard,
             reading=Reading(read, args.decoder, args.workers),
         )
-    if result.score and any((folder / "world.json").is_file() for folder in (data, data.resolve().parent)):
+    if result.score and is_of_motion_world(data.resolve()):
         result.motion_world = True
         result.notes.append("these data are the motion world: no number compares with the paper's")
     return result, out

@@ -17,6 +17,7 @@ from moss_vllm.data.rows import BadRow, BenchmarkVideo
 from moss_vllm.evaluation.asking import Reading, evaluate
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark
 from moss_vllm.evaluation.questions import digest_data, find_unreadable, look_over
+from moss_vllm.evaluation.tracked_samples import TrackedSamples
 from moss_vllm.runtime.screen import say
 from moss_vllm.training import engines
 from moss_vllm.video.clip import Clip, read_clip
@@ -60,6 +61,7 @@ class Checkup:
         self.accelerator, self.model, self.processor, self.out = accelerator, model, processor, out
         self.read = read
         self.benchmark, self.videos = open_benchmark(data)
+        self.tracked = TrackedSamples(accelerator, {video.video_id: video.path for video in self.videos})
         self.protocol = next(iter(self.benchmark.protocols.values())).adapt(clip_settings)
 
     def choose(self, count: int) -> None:
@@ -97,7 +99,7 @@ class Checkup:
                 say(f"step {step}: {video_id} counts as wrong: {reason}", file=sys.stderr)
             score = result.score
             assert score is not None  # `open_benchmark` reads questions with public answers only
-            line = {
+            line: dict[str, Any] = {
                 "step": step,
                 "benchmark": self.benchmark.name,
                 "protocol": self.protocol.name,
@@ -114,6 +116,7 @@ class Checkup:
                 f"step {step}: {self.benchmark.name} {right:.1f} % of {count} questions (chance {chance:.1f})"
             )
             self.accelerator.log({f"eval/{task}": value for task, value in score.accuracy.items()}, step=step)
+            self.tracked.log(line["samples"], step)
         self.accelerator.wait_for_everyone()
 
     def _samples(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:

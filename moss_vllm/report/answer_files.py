@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.rows import Question
+from moss_vllm.data.world.benchmarks import is_of_motion_world
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, LETTERS, Protocol
 from moss_vllm.evaluation.result import OPTION_SCORES, read_evaluation
 from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS, Judged, Score, chance_accuracy, score
@@ -106,6 +107,8 @@ def read_results(folder: Path) -> Results:
         len(answers),
         *_score(scored, tasks),
     )
+    path = next((str(video.get("path", "")) for video in stored.videos.values()), "")
+    results.motion_world = bool(path) and is_of_motion_world(Path(path))  # also before there is a result.json
     _add_result(results)
     _compare_counts(results)
     return results
@@ -175,7 +178,7 @@ def _add_result(results: Results) -> None:
         return
     results.done, results.chance = asked, result["chance_percent"]
     results.notes += result["notes"]
-    results.motion_world = result.get("motion_world") is True
+    results.motion_world |= result.get("motion_world") is True
     if counts:
         answered = dict.fromkeys(counts["total"], 0) if ours is None else ours.total
         results.unseen = {task: counts["total"][task] - n for task, n in answered.items()}

@@ -17,6 +17,7 @@ from moss_vllm.report.html import (
     document,
     listed,
     moment,
+    number_row,
     section,
     table,
     tag,
@@ -43,6 +44,7 @@ from moss_vllm.report.strips import (
 from moss_vllm.report.timeline import picture_of
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.spelling import spelled
+from moss_vllm.runtime.versions import without_absent
 
 SECTIONS = {"score": "Score", "clips": "Clips", "run": "What was tested"}
 SAME_F1 = 0.005  # as far as result.json may differ
@@ -124,8 +126,10 @@ def _differences(test: BoundaryTest, scores: BoundaryScores) -> list[str]:
 def _run(test: BoundaryTest) -> list[tuple[str, Any]]:
     """What result.json holds beside scores, which stand above."""
     kept = ("checkpoint", "predictions", "data", "step", "threshold", "peaks", "rule", "failed")
-    return [(key, test.about[key]) for key in kept if key in test.about] + [
-        (f"split.{key}", value) for key, value in test.about.get("split", {}).items()
+    return [
+        *((key, test.about[key]) for key in kept if key in test.about),
+        *((f"split.{key}", value) for key, value in test.about.get("split", {}).items()),
+        *without_absent(test.about.get("environment", {})).items(),
     ]
 
 
@@ -161,16 +165,11 @@ def _score(scores: BoundaryScores, data: str) -> list[Html]:
     ]
     note = f"By {F1_RULES[scores.rule].words}; of a clip's raters the one that fits best counts."
     return [
-        table(["%", *columns], map(_numbers, rows), class_="scores"),
+        table(["%", *columns], map(number_row, rows), class_="scores"),
         draw_bars("by relative distance", groups, bars, group_px=100),
         tag("p", note, class_="soft"),
         listed([note for note in shown.notes if note not in scores.notes]),
     ]
-
-
-def _numbers(cells: Sequence[str]) -> Html:
-    first, *others = cells
-    return tag("tr", tag("th", first, scope="row"), *(tag("td", cell, class_="number") for cell in others))
 
 
 def _clips(curves: Sequence[ScoreCurve], total: int, frames: Mapping[str, Strip]) -> list[Html]:

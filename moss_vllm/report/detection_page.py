@@ -18,10 +18,11 @@ from moss_vllm.detection.scores import (
 from moss_vllm.report import timeline
 from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.detection_files import RESULT_FILE, DetectionTest
-from moss_vllm.report.html import Html, document, listed, moment, section, table, tag, tiles
+from moss_vllm.report.html import Html, document, listed, moment, number_row, section, table, tag, tiles
 from moss_vllm.report.strips import MOST_FRAMES, STRIP_FPS, Strip, draw_frames, limits, read_strips
 from moss_vllm.report.timeline import Timeline, draw_on_page, lay_out_video
 from moss_vllm.runtime.spelling import spelled
+from moss_vllm.runtime.versions import without_absent
 
 PARTS = {
     "score": "Score",
@@ -90,8 +91,11 @@ def _differences(test: DetectionTest, scores: DetectionScores) -> list[str]:
 
 def _run(test: DetectionTest) -> list[tuple[str, Any]]:
     """What result.json holds beside scores, which stand above."""
-    return [(key, value) for key, value in test.about.items() if key not in (*COUNTS, "classes", "split")] + [
-        (f"split.{key}", value) for key, value in test.about.get("split", {}).items()
+    left_out = (*COUNTS, "classes", "split", "environment")
+    return [
+        *((key, value) for key, value in test.about.items() if key not in left_out),
+        *((f"split.{key}", value) for key, value in test.about.get("split", {}).items()),
+        *without_absent(test.about.get("environment", {})).items(),
     ]
 
 
@@ -121,7 +125,7 @@ def _score(test: DetectionTest, scores: DetectionScores) -> list[Html]:
     note = "mAP in percent at each temporal IoU; the interval is by bootstrap over videos."
     return [
         draw_bars("mAP at temporal IoU", columns, series),
-        table(["%", *columns], map(_numbers, rows), class_="scores"),
+        table(["%", *columns], map(number_row, rows), class_="scores"),
         tag("p", f"{note} {PAPER_NOTE[0].upper()}{PAPER_NOTE[1:]}." if paper else note, class_="soft"),
     ]
 
@@ -152,14 +156,9 @@ def _classes(scores: DetectionScores, classes: Sequence[str]) -> Html:
     for label, values in scores.classes.items():
         percents = [f"{value:.1f}" for value in (*values, sum(values) / len(values))]
         kinds = (f"{count:,}" for count in scores.false_positives[label].values())
-        rows.append(_numbers([classes[label], *percents, f"{scores.actions[label]:,}", *kinds]))
+        rows.append(number_row([classes[label], *percents, f"{scores.actions[label]:,}", *kinds]))
     head = ["AP, %", *columns, AVERAGE, "actions", "right", *FALSE_POSITIVES]
     return table(head, rows, class_="scores")
-
-
-def _numbers(cells: Sequence[str]) -> Html:
-    first, *others = cells
-    return tag("tr", tag("th", first, scope="row"), *(tag("td", cell, class_="number") for cell in others))
 
 
 def _videos(lines: Mapping[str, Timeline], frames: Mapping[str, Strip]) -> list[Html]:

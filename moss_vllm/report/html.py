@@ -69,6 +69,12 @@ def _cell(value: Any) -> Html:
     return tag("td", f"{int(value) if whole else value:,}", class_="number")
 
 
+def number_row(cells: Sequence[str]) -> Html:
+    """A row of a table: a head, and cells aligned to the right."""
+    first, *others = cells
+    return tag("tr", tag("th", first, scope="row"), *(tag("td", cell, class_="number") for cell in others))
+
+
 def section(name: str, title: str, *inside: Any) -> Html:
     """A section of the page, with a heading that links can point to."""
     return tag("section", tag("h2", title), *inside, id=name)

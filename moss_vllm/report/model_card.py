@@ -11,6 +11,7 @@ from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.screen import plain
 from moss_vllm.runtime.tables import format_cell, in_markdown
+from moss_vllm.runtime.versions import without_absent
 from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.places import is_hub_id
 
@@ -71,7 +72,7 @@ def model_card(
         "Training": _training(run),
         "Clips": _table(run.get("protocol", {})),
         "Scores": "\n\n".join(map(_score, results)) or "None were given.",
-        "Versions": _table(run.get("versions", {})),
+        "Versions": _table(without_absent(run.get("versions", {}))),
         "Licence": (
             "That of the code it was made with (moss_vllm) is Apache-2.0. The terms of the base model and of "
             "the training data hold for these weights too; read them before use."
@@ -200,13 +201,18 @@ def _difference(result: Mapping[str, Any]) -> str:
     """How the questions differ from the benchmark's; empty if they do not."""
     official, asked = OFFICIAL_COUNTS.get(result["benchmark"]), f"{result['asked']:,} questions"
     counts = result.get("counts", {}).get("total", {})
-    if any("not comparable" in note for note in result.get("notes", ())):
+    if _of_motion_world(result):
         return f"{asked} of the motion world, not comparable"
     if result["asked"] != result["questions"]:
         return f"partial: {asked} of {result['questions']:,}"
     if official and {task: n for task, n in counts.items() if task != "all" and n} != official:
         return f"{asked}; the published benchmark has {sum(official.values()):,}"
     return ""
+
+
+def _of_motion_world(result: Mapping[str, Any]) -> bool:
+    """Whether its questions were drawn here; earlier versions said so in a note alone."""
+    return result.get("motion_world") is True or any("not comparable" in n for n in result.get("notes", ()))
 
 
 def _how_to_load(repo_id: str, run: Mapping[str, Any], *, merged: bool) -> str:
@@ -258,7 +264,7 @@ def _score(result: Mapping[str, Any]) -> str:
     notes = list(result.get("notes", ()))
     if failed := result.get("failed"):
         notes.append(f"{len(failed)} videos missing or unreadable: their questions count as wrong")
-    if (difference := _difference(result)) and not any("not comparable" in note for note in notes):
+    if (difference := _difference(result)) and not _of_motion_world(result):
         notes.append(difference)
     protocol = ", ".join(f"{name}={value}" for name, value in result["protocol"].items())
     partial = (

@@ -26,9 +26,16 @@ def in_picture(text: str) -> str:
 
 
 def plot_losses(
-    curves: Mapping[str, Sequence[tuple[int, float]]], path: str | Path, *, title: str = ""
+    curves: Mapping[str, Sequence[tuple[int, float]]],
+    path: str | Path,
+    *,
+    held_out: Mapping[str, Sequence[tuple[int, float]]] | None = None,
+    title: str = "",
 ) -> None:
     """Draw curves of (step, loss) faintly with their running means on top, as a PNG of 1200 x 675 pixels.
+
+    `held_out` has further curves by the same names, drawn with a dot at each point. The axis is logarithmic:
+    at a loss of 4 early and 0.4 late, a linear one hides what lies between two curves.
 
     Raises: ValueError for no curve, an empty one, or a loss that is not finite.
     """
@@ -43,7 +50,12 @@ def plot_losses(
             raise ValueError(f"curve {name!r} has a loss that is not finite; look at the run first")
         axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, centred_mean(losses), color=colour, linewidth=2, label=in_picture(name))
-    axes.set(xlabel="step", ylabel="training loss", title=in_picture(title))
+        if unseen := (held_out or {}).get(name):
+            label = in_picture(f"{name}, held out")
+            axes.plot(*zip(*unseen, strict=True), "o--", color=colour, linewidth=1, markersize=4, label=label)
+    axes.set(xlabel="step", ylabel="loss", title=in_picture(title), yscale="log")
+    for label_ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        label_ticks(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "1235" else "")
     axes.legend(frameon=False)
     _save(figure, path)
 

@@ -14,6 +14,7 @@ from moss_vllm.runtime.line_store import ANSWERS
 from moss_vllm.training.run_folder import FINISHED_FILE, SETTINGS_FILE, latest_checkpoint
 
 TRAIN, EVALS, REJECTED = "train.jsonl", "evals.jsonl", "rejected.jsonl"
+HELD_OUT = "held_out_loss"  # in a line of its own
 TEST_RESULT = "test/result.json"  # of the test after training, but for a video LLM
 MISSING = {  # what a missing file means
     SETTINGS_FILE: "the settings, the number of steps and what trains are not known",
@@ -37,11 +38,13 @@ LINES_NAMED = 10  # unreadable lines of a file that are named; all are counted
 class RunFiles:
     """A run's files. `faults` names what could not be read, `absent` the files that are missing.
 
-    `evals` maps a benchmark (None for tests of other models than video LLMs) to the line of each step.
+    `evals` maps a benchmark (None for tests of other models than video LLMs) to the line of each step, and
+    `held_out` a step to the held-out loss measured after it.
     """
 
     folder: Path
     steps: dict[int, dict[str, Any]] = field(default_factory=dict)
+    held_out: dict[int, Any] = field(default_factory=dict)
     evals: dict[str | None, dict[int, dict[str, Any]]] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -105,12 +108,15 @@ def read_run_files(folder: Path) -> RunFiles:
         raise FileNotFoundError(_no_run(folder))
     run = RunFiles(folder, checkpoint=latest_checkpoint(folder))
     for line in _read_lines(folder / TRAIN, run.faults, needs_step=True):
-        run.steps[line["step"]] = line
+        if HELD_OUT in line:
+            run.held_out[line["step"]] = line[HELD_OUT]
+        else:
+            run.steps[line["step"]] = line
     for line in _read_lines(folder / EVALS, run.faults, needs_step=True):
         benchmark = line.get("benchmark")
         name = None if benchmark is None else str(benchmark)
         run.evals.setdefault(name, {})[line["step"]] = _with_map(line)
-    run.steps = dict(sorted(run.steps.items()))
+    run.steps, run.held_out = dict(sorted(run.steps.items())), dict(sorted(run.held_out.items()))
     run.evals = {name: dict(sorted(lines.items())) for name, lines in run.evals.items()}
     run.report = _read_object(folder / SETTINGS_FILE, run.faults)
     run.result = _with_map(_read_object(folder / TEST_RESULT, run.faults))
@@ -191,7 +197,7 @@ def _read_lines(file: Path, faults: list[str], *, needs_step: bool = False) -> l
         named = ", ".join(f"{number:,}" for number in bad[:LINES_NAMED]) + more
         faults.append(f"{file.name}: {counted(len(bad), 'line')} cannot be read: {named}")
     if needs_step:
-        places = {(line["step"], str(line.get("benchmark"))) for line in lines}
+        places = {(line["step"], str(line.get("benchmark")), HELD_OUT in line) for line in lines}
         if repeated := len(lines) - len(places):
             faults.append(f"{file.name}: {counted(repeated, 'step')} logged twice; the later line is shown")
     return lines

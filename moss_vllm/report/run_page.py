@@ -24,6 +24,7 @@ from moss_vllm.report.html import (
     trim,
 )
 from moss_vllm.report.run_files import SCORES, RunFiles
+from moss_vllm.runtime.versions import without_absent
 from moss_vllm.training.run_folder import SETTINGS_FILE
 
 BYTES_PER_GIB = 2**30
@@ -213,8 +214,10 @@ def _curves(run: RunFiles) -> list[Chart]:
     speed = _curve(run, "each step", lambda line: _ratio(line["clips"], line["seconds"]))
     waiting = _curve(run, "each step", lambda line: _ratio(line["waited_s"], line["seconds"], 100))
     memory = _curve(run, "first process", lambda line: line["memory_gib"])
+    losses = with_mean(_curve(run, "each step", lambda line: line["loss"]))
+    losses += [curve("held out", run.held_out, 1)] if run.held_out else []
     return [
-        Chart("Loss", run.loss_of, with_mean(_curve(run, "each step", lambda line: line["loss"]))),
+        Chart("Loss", run.loss_of, losses),
         Chart("Learning rates", "of each group", _of_groups(run, "lr", 0), ends=(0.0,)),
         Chart("Gradient norms", "before clipping", [*_of_groups(run, "grad_norms", 0), norm], log=True),
         Chart("Speed", "clips/s", with_mean(speed), ends=(0.0,)),
@@ -297,8 +300,9 @@ def _settings(run: RunFiles) -> list[Any]:
         return [tag("p", f"{SETTINGS_FILE} is not there or cannot be read.")]
     report.pop("settings", None)
     command = report.pop("command", None)
+    shown = {"memory": _gib, "versions": without_absent}
     tables = {
-        name: _table(title, head, _gib(report.pop(name)) if name == "memory" else _pairs(report.pop(name)))
+        name: _table(title, head, _pairs(shown.get(name, _pairs)(report.pop(name))))
         for name, (title, head) in START_TABLES.items()
         if name in report
     }

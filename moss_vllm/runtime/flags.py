@@ -81,6 +81,15 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return text if is_complete else f"{text} (default: %(default)s)"
 
 
+def triple(text: str) -> tuple[int, int, int]:
+    """Three integers with commas between them."""
+    try:
+        first, second, third = map(int, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"takes three integers such as 5,9,9, got '{text}'") from error
+    return first, second, third
+
+
 def add_device(add: Any) -> None:
     """Add `--device` and `--precision`; `choose_device` sets those that are left out."""
     add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")

@@ -1,6 +1,7 @@
 """Messages of other libraries that no user of a command can act on, silenced in one place."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ def quiet() -> Iterator[None]:
         messages.set_verbosity(level)
         if bars:
             messages.enable_progress_bar()
+
+
+def quiet_profiler() -> None:
+    """Silence torch's profiler before its first use: it logs its start, and a missing GPU as an error."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def quiet_deepspeed() -> None:

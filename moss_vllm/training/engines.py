@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.integrations import unset_hf_deepspeed_config
 
 from moss_vllm.runtime.errors import RunStopped
@@ -280,6 +281,26 @@ def _norms(
 def whole(value: Tensor) -> Tensor:
     """The whole tensor, which FSDP shards over the processes; every process must call it."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+@contextmanager
+def same_statistics(accelerator: Accelerator, model: nn.Module) -> Iterator[None]:
+    """Within the `with`, all processes have the first one's BatchNorm statistics, which a checkpoint holds.
+
+    Every process must call it; afterwards each has its own again.
+    """
+    if accelerator.num_processes == 1:
+        yield
+        return
+    held = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
+    own = [buffer.clone() for buffer in held]
+    for buffer in held:
+        torch.distributed.broadcast(buffer, src=0)
+    try:
+        yield
+    finally:
+        for buffer, before in zip(held, own, strict=True):
+            buffer.copy_(before)
 
 
 def full_state(

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.screen import plain
 from moss_vllm.runtime.signals import stop_asked
-from moss_vllm.training import engines, run_folder, run_state
+from moss_vllm.training import engines, held_out, run_folder, run_state
 from moss_vllm.training.optim import make_adamw, warmup_cosine
 from moss_vllm.training.reading import Batches
 from moss_vllm.training.row_order import RowOrder, StepBatches, StreamOrder
 from moss_vllm.training.run_log import RunLog
 from moss_vllm.training.step import Learner, StepRows, read_step
+from moss_vllm.training.trace import StepTrace
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Loop:
     evaluate_every: int = 0  # 0: never
     log_every: int = 10
     workers: int = 2
-    seed: int = 0
+    seed: int = 0  # of the order of rows
     max_bad_share: float = 0.005
     unit: str = "tokens"  # that a batch's `read` counts
+    profile_steps: int | None = None  # see `StepTrace`
 
     def rate(self, step: int, peak: float) -> float:
         """The learning rate of step number `step`, counted from 0, where its peak is `peak`."""
@@ -178,6 +180,7 @@ def train(
     resume: Path | None = None,
     started: Callable[[], None] | None = None,
     evaluate: Callable[[int], None] | None = None,
+    unseen: RowDataset | None = None,
     data: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Run `loop.steps` optimizer steps; checkpoints go to `out/step-NNNNNN`, logs to `out`.
@@ -192,6 +195,7 @@ def train(
         resume: the checkpoint of this run to continue from.
         started: called by every process once nothing can refuse the run any more.
         evaluate: called by every process every `loop.evaluate_every` steps.
+        unseen: rows whose loss is measured that often, and after the last step; no step may train on them.
         data: a digest of each set that is read, by its name; a resumed run tells of those that changed.
 
     Returns: the logged lines. What follows is the caller's, and so is `run_folder.mark_finished`.
@@ -199,7 +203,7 @@ def train(
     Raises:
         FileNotFoundError: `resume` is no checkpoint.
         FileExistsError: `out` holds the checkpoints of another run.
-        ValueError: `resume` has another seed or number of clips per step.
+        ValueError: `resume` has another seed of its rows or number of clips per step.
         RunStopped: too many rejected rows, a step that cannot be learned from (see `Learner.learn`), a full
             disk, rows that do not come (see `Batches`), or `out` was taken away.
     """
@@ -228,20 +232,24 @@ def train(
     accelerator.wait_for_everyone()
     counts = Counts(*(saved.get(name, 0) for name in ("step", "rejected", "seen", "elapsed_s")))
     log = RunLog(accelerator, out, first=counts.step, steps=loop.steps, every=loop.log_every, unit=loop.unit)
+    traced = loop.profile_steps if accelerator.is_main_process else None
     lines: list[dict[str, Any]] = []
     learner.objective.train()
     with (
         log,
+        StepTrace(out, objective, counts.step, traced) as trace,
         stop_asked() as stop,
         engines.in_company(),
         _batches(accelerator, dataset, loop, counts.step, stop.is_set) as batches,
     ):
         for step in range(counts.step, loop.steps):
+            trace.begin(step)
             rows = read_step(accelerator, batches, loop.accumulate, stop=stop.is_set, is_there=log.is_there)
             log.rejected(rows.rejected)
             counts.add(rows, loop, dataset, out)
             learned = learner.learn(step, rows)
             counts.step = step + 1
+            trace.end(step)
             lines.append(log.step(counts.step, rows, learned, elapsed_s=counts.seconds()))
 
             last = counts.step == loop.steps or rows.stop
@@ -251,6 +259,13 @@ def train(
                 with run_state.undisturbed():
                     evaluate(counts.step)
                 learner.objective.train()
+            due = counts.step == loop.steps or (
+                loop.evaluate_every and counts.step % loop.evaluate_every == 0
+            )
+            if unseen and due and not rows.stop:
+                found = held_out.measure(accelerator, learner.objective, unseen, loop, stop.is_set)
+                if found:
+                    log.measured(counts.step, found)
             if last or counts.step % loop.save_every == 0:
                 _save(accelerator, learner, keeper, counts, place, check=last, resume=resume)
             if rows.stop and counts.step < loop.steps:

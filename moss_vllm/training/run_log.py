@@ -16,6 +16,7 @@ from moss_vllm.data.rows import Rejected
 from moss_vllm.runtime.files import is_still
 from moss_vllm.runtime.memory import process_peak_bytes
 from moss_vllm.runtime.screen import Screen, say
+from moss_vllm.training.held_out import HeldOutLoss
 from moss_vllm.training.step import StepRows
 
 RECENT_STEPS = 20  # at least as many steps are in the mean of a shown speed
@@ -43,6 +44,7 @@ class RunLog:
         self.rejected_file = out / f"rejected-{accelerator.process_index}.jsonl"
         self.named = _read_named(self.rejected_file)
         self.recent: list[dict[str, Any]] = []
+        self.held_out = ""  # the last held-out loss in words
         shown = [TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[now]}")]
         console = Screen(stderr=True, quiet=not self.main)
         self.progress = Progress(
@@ -127,9 +129,24 @@ class RunLog:
     def _live_line(self, line: Mapping[str, Any], speeds: Mapping[str, float]) -> str:
         clips = speeds["clips_per_s"]
         return (
-            f"loss {line['loss']:.3f}  {clips:{'.1f' if clips >= 1 else '.2g'}} clips/s  "
+            f"loss {line['loss']:.3f}{self.held_out}  {clips:{'.1f' if clips >= 1 else '.2g'}} clips/s  "
             f"waiting for data {speeds['waiting_share']:.0%}  {line['memory_gib']:.1f} GiB"
         )
+
+    def measured(self, step: int, found: HeldOutLoss) -> None:
+        """Show the held-out loss after so many steps; log it as a line of its own. Every process calls it."""
+        self.rejected(found.rejected)
+        if not self.main:
+            return
+        counts = {"rows": found.rows, "terms": found.terms, "seconds": found.seconds}
+        self.file.write(json.dumps({"step": step, "held_out_loss": found.loss, **counts}) + "\n")
+        self.file.flush()
+        if found.loss is None:
+            say(f"step {step}: no held-out loss: it is not finite, or none of the rows can be used")
+            return
+        self.accelerator.log({"held_out_loss": found.loss}, step=step)
+        self.held_out = f" (held out {found.loss:.3f} at step {step})"
+        say(f"step {step}: held-out loss {found.loss:.3f} over {found.rows} rows, in {found.seconds:.1f} s")
 
     def rejected(self, rows: Sequence[Rejected]) -> None:
         """Name each row that cannot be used, once: on the screen and in rejected-<process>.jsonl."""

@@ -126,10 +126,14 @@ def find_host(model: Any) -> Host:
     for host in VIDEO_LLM_HOSTS:
         if model_type in host.model_types and hasattr(model, host.tower.partition(".")[0]):
             return host
+    raise no_host(f"a {type(model).__name__}" + (f" of model_type '{model_type}'" if model_type else ""))
+
+
+def no_host(given: str) -> ValueError:
+    """The error for what is of no kind that MOSS attaches to."""
     names = ", ".join(f"{host.title} ({', '.join(host.model_types)})" for host in VIDEO_LLM_HOSTS)
-    kind = f"a {type(model).__name__}" + (f" of model_type '{model_type}'" if model_type else "")
-    raise ValueError(
-        f"moss_vllm.attach was given {kind}; it takes an opened ...ForConditionalGeneration of {names}"
+    return ValueError(
+        f"moss_vllm.attach was given {given}; it takes an opened ...ForConditionalGeneration of {names}"
     )
 
 

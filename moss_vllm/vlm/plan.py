@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from moss_vllm.data.rows import ClipRow, Rejected, digest_rows
 from moss_vllm.data.sources import Sources
+from moss_vllm.data.streams import STREAMED
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.video.clip import Sampling
@@ -47,16 +48,38 @@ class Plan:
     rejected: list[Rejected]
     file: Path | None = None
     origins: list[dict[str, str | None]] = field(default_factory=list)
-    streamed: bool = False  # the rows are the first ones of a stream
+    held_out: int = 0  # rows that were split off
+
+    @property
+    def streamed(self) -> list[str]:
+        """Names of the sources of which only the first rows are here."""
+        return [str(origin["name"]) for origin in self.origins if origin["format"] == STREAMED]
 
     def line(self) -> str:
         """How many rows are kept and how many are rejected, in one line."""
-        counts = Counter(row.kind for row in self.rejected)
-        rejected = ", ".join(f"{counts[kind]:,} {kind}" for kind in REJECTED_KINDS)
-        total = len(self.rows) + len(self.rejected)
+        kept, rejected = self._measured()
+        total = kept + self.held_out + len(rejected)
+        lines = [f"kept {kept:,} of {total:,} rows: {_count_kinds(rejected)}"]
+        if self.held_out:
+            lines.append(f"{self.held_out:,} more are held out of training")
         if self.streamed:
-            return f"streamed, each row checked as it comes; of the first {total:,}: {rejected}"
-        return f"kept {len(self.rows):,} of {total:,} rows: {rejected}"
+            first = [row for row in self.rejected if row.source in self._sampled()]
+            total = len(self.rows) - kept + len(first)
+            told = f"streamed, each row checked as it comes; of the first {total:,}: {_count_kinds(first)}"
+            lines = [told] if len(self.streamed) == len(self.names) else [*lines, told]
+        return "; ".join(lines)
+
+    def _sampled(self) -> set[str]:
+        """Names of the streamed sources; one none of whose first rows can be used is not among them."""
+        counts = {name: count for name, (count, _) in zip(self.names, self.shares, strict=True)}
+        return {name for name in self.streamed if counts[name]}
+
+    def _measured(self) -> tuple[int, list[Rejected]]:
+        """How many rows are kept and which are rejected, of all sources that are not `_sampled`."""
+        sampled = self._sampled()
+        shares = zip(self.names, self.shares, strict=True)
+        kept = sum(count for name, (count, _) in shares if name not in sampled)
+        return kept, [row for row in self.rejected if row.source not in sampled]
 
     def digest(self) -> str:
         """A digest of the rows that are kept: ids, names of files, times and turns; not of folders."""
@@ -75,32 +98,39 @@ class Plan:
         return min(self.tokens), round(statistics.median(self.tokens)), max(self.tokens)
 
     def write(self, out: Path) -> Path:
-        """Write `out/rejected.jsonl` whole; without a rejected row it is empty."""
+        """Write `out/rejected.jsonl` whole; without a rejected row it is empty.
+
+        Of a streamed source rows are named when they are read in training.
+        """
         self.file = out / "rejected.jsonl"
         with whole_file(self.file) as part:
             part.write_text(
                 "".join(
                     json.dumps({name: getattr(row, name) for name in REJECTED_FIELDS}) + "\n"
-                    for row in self.rejected
+                    for row in self._measured()[1]
                 )
             )
         return self.file
 
     def check(self, max_share: float = 0.01) -> None:
-        """RunStopped if more than `max_share` of all rows are rejected, or every row of a source."""
-        total = len(self.rows) + len(self.rejected)
-        share = len(self.rejected) / max(1, total)
+        """RunStopped if more than `max_share` of all rows are rejected, or every row of a source.
+
+        Of a streamed source only the second is looked at: its first rows are too few for a share.
+        """
+        kept, rejected = self._measured()
+        total = kept + len(rejected)
+        share = len(rejected) / max(1, total)
         empty = [name for name, (rows, _) in zip(self.names, self.shares, strict=True) if not rows]
         if share <= max_share and not empty:
             return
         limit = f"no row of {', '.join(empty)} is left" if empty else f"more than {max_share:.1%}"
         last = "leave that source out" if empty else "raise max_rejected_share to train on the others"
         lines = [
-            f"{len(self.rejected):,} of {total:,} rows ({share:.1%}) cannot be used, {limit}; all are in "
+            f"{len(rejected):,} of {total:,} rows ({share:.1%}) cannot be used, {limit}; all are in "
             f"{self.file or 'rejected.jsonl once the plan is written'}"
         ]
         for kind in REJECTED_KINDS:
-            if rows := [row for row in self.rejected if row.kind == kind]:
+            if rows := [row for row in rejected if row.kind == kind]:
                 first = f"the first is {rows[0].row_id} of {rows[0].source}: {rows[0].reason}"
                 lines.append(f"  {len(rows):,} {kind}: {REMEDIES[kind]}; {first}")
         raise RunStopped(*lines, f"  or {last}")
@@ -149,6 +179,11 @@ def plan(
         result.origins.append(source.origin())
         result.shares.append((kept, float(kept if source.weight is None else source.weight)))
     return result
+
+
+def _count_kinds(rejected: Sequence[Rejected]) -> str:
+    counts = Counter(row.kind for row in rejected)
+    return ", ".join(f"{counts[kind]:,} {kind}" for kind in REJECTED_KINDS)
 
 
 def too_long(tokens: int, frames: int, max_tokens: int, *, at_least: bool = False) -> str:

@@ -279,6 +279,18 @@ def test_data_sets_of_the_hub(six, tables, tmp_path):
     assert "has no split 'val'; it has train, test" in split
     assert revision.startswith("owner/six: data set: has no revision 'v9' on the hub; name a branch")
     assert "is no file or folder here, and the hub shows no data set of this name; check the name" in none
+    left = {**env, "HF_HUB_OFFLINE": "1"}
+    for now in (left, {**left, "HF_HUB_OFFLINE": "0"}):  # told that there is no network, and finding none
+        again = subprocess.run(command, env=now, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        *found, missing, _, _ = map(json.loads, again.stdout.splitlines())
+        assert found == [whole, test, folder] and "owner/six: data set: is no file or folder here" in missing
+        assert again.stderr.count(f"hub cannot be reached; read as fetched before, commit {COMMIT}") == 3
+    pinned = [*command[:4], f"owner/six:test@{COMMIT}"]
+    given = {"env": left, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 60}
+    assert json.loads(subprocess.run(pinned, **given).stdout)[0] == test[0]
+    for file in Path(tmp_path, "hf").rglob("snapshots/*/data/test-*.parquet"):
+        file.unlink()  # of a cache that was cleaned, nothing is read in part
+    assert "the hub cannot be reached" in json.loads(subprocess.run(pinned, **given).stdout)
     fetched = [line for line in asked if line.startswith("GET") and line.endswith(".parquet")]
     assert len(fetched) == 3 == len(set(fetched))  # each once, and only of the splits that were asked for
     assert not [line for line in asked if line.startswith("GET") and line.endswith(".py")]

@@ -121,7 +121,9 @@ def test_favor_train_hosted_clip_is_already_cut(tmp_path):
     turns = (
         Turn("Describe what is happening in the video.", "A man in a grey coat turns left, then walks."),
     )
-    assert read_favor_train(tmp_path, tmp_path) == [ClipRow("abc123_4", clip, turns, None, None)]
+    assert read_favor_train(tmp_path, tmp_path) == [
+        ClipRow("abc123_4", clip, turns, None, None, cut_from="aB3_-xY9zQ0")
+    ]
 
 
 def test_favor_train_cuts_the_uncut_source(tmp_path):

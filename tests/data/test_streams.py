@@ -1,6 +1,7 @@
 """Owns: a stream gives each row once an epoch over all its readers, and any place without those before it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,8 +13,8 @@ from launching import environment
 from table_files import COMMIT, stand_in_hub, write_parquet, write_shard
 
 from moss_vllm.data.rows import BadRow
-from moss_vllm.data.sources import find_place
-from moss_vllm.data.streams import StreamLane, first_rows, open_stream
+from moss_vllm.data.sources import read_sources
+from moss_vllm.data.streams import StreamLane, first_rows, open_sources
 from moss_vllm.runtime.errors import RunStopped
 
 SIZES = (7, 3, 5, 6)  # rows of each file
@@ -31,9 +32,14 @@ def shards(tmp_path_factory):
     return root
 
 
+def open_one(data, cache=None):
+    (stream,) = open_sources(data, None, cache=cache, stream=True, seed=0)[1]
+    return stream
+
+
 @pytest.fixture
 def stream(shards, tmp_path):
-    return open_stream(find_place(str(shards)), None, tmp_path, "shards")
+    return open_one(shards, tmp_path)
 
 
 def ids(lane, places):
@@ -75,6 +81,7 @@ def test_the_seed_decides_the_order(stream):
 
 
 def test_what_is_skipped_is_not_written(stream, tmp_path):
+    shutil.rmtree(tmp_path / "videos")  # of the first rows
     lane = StreamLane(stream, 0, 1, seed=3, buffer=4)
     shown = {lane[place].path for place in (16, 17, 18, 19)}
     assert len(shown) == 4 and set((tmp_path / "videos").iterdir()) == shown
@@ -87,7 +94,7 @@ def test_a_bad_row_has_its_place_and_its_number_in_its_file(tmp_path):
         {"caption": None, "mp4": b"c", "video": None, "video_name": "three"},
         {"caption": "It turns.", "mp4": None, "video": None, "video_name": "https://x.org/four.mp4"},
     ])  # fmt: skip
-    stream = open_stream(find_place(str(table)), None, tmp_path, "a.parquet")
+    stream = open_one(table, tmp_path)
     lane = StreamLane(stream, 0, 1, seed=0)
     rows = [lane[place] for place in range(4)]
     bad = {str(row.row)[:5]: row for row in rows if isinstance(row, BadRow)}
@@ -102,10 +109,10 @@ def test_a_bad_row_has_its_place_and_its_number_in_its_file(tmp_path):
 
 def test_a_reader_without_a_row_says_so(tmp_path):
     shard = write_shard(tmp_path / "a.tar", [("r0", {"mp4": b"a", "txt": b"It turns."})])
-    stream = open_stream(find_place(str(shard)), None, tmp_path, "a.tar")
+    stream = open_one(shard, tmp_path)
     assert StreamLane(stream, 0, 2, seed=0)[5].row_id == "r0"
     with pytest.raises(
-        RunStopped, match=r"a\.tar has no row for reader 1 of 2; use fewer --workers, or leave"
+        RunStopped, match=r"a\.tar has no row for reader 1 of 2; use fewer --workers, or do not"
     ):
         StreamLane(stream, 1, 2, seed=0)[0]
 
@@ -113,26 +120,68 @@ def test_a_reader_without_a_row_says_so(tmp_path):
 def test_a_file_cut_short_ends_a_stream(shards, tmp_path):
     whole = (shards / "shard-0.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[:5000])
-    stream = open_stream(find_place(str(tmp_path / "a.tar")), None, tmp_path, "a.tar")
-    refusal(
-        lambda: StreamLane(stream, 0, 1, seed=0)[0], "a.tar/a.tar", "cannot be read after row", "download it"
-    )
+    refusal(lambda: open_one(tmp_path / "a.tar"), "a.tar/a.tar", "cannot be read after row", "download it")
 
 
 def test_json_is_not_streamed(tmp_path):
     (tmp_path / "rows.json").write_text("[]")
-    place = find_place(str(tmp_path / "rows.json"))
-    refusal(lambda: open_stream(place, None, None, "rows.json"), "rows.json", "only these are streamed")
+    refusal(
+        lambda: open_one(tmp_path / "rows.json"), "rows.json", "only these are streamed", "do not stream it"
+    )
+
+
+def write_mix(file, *rows):
+    file.write_text("\n".join(f"- {{{row}}}" for row in rows))
+    return file
+
+
+def test_a_list_names_what_is_streamed(shards, tmp_path):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "0.tar").symlink_to(shards / "shard-1.tar")
+    rows = (f"path: {shards}, weight: 3, stream: true, name: all", "path: few, weight: 1")
+    mix = write_mix(tmp_path / "mix.yaml", *rows)
+    sources, streams = open_sources(mix, None, cache=tmp_path, stream=False, seed=0)
+    told = [(one.name, one.format, one.weight, len(one.rows)) for one in sources.sources]
+    assert told == [("all", "streamed", 3, 21), ("few", "FAVOR-Train", 1, 3)]
+    assert {row.row_id for row in sources.rows} == {f"all/r{n}" for n in range(21)} | {
+        "few/r7",
+        "few/r8",
+        "few/r9",
+    }
+    assert streams[0].name == "all" and streams[1] is None
+    with pytest.raises(ValueError, match="all would be streamed, which only a training does; leave `stream`"):
+        read_sources(mix)
+    with pytest.raises(
+        ValueError, match="--stream is for one source; leave it out, and write `stream: true`"
+    ):
+        open_sources(mix, None, cache=None, stream=True, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (("path: a, stream: 1",), "stream is 1; it must be true or false"),
+        (
+            ("path: a, stream: true", "path: b"),
+            "not known before it is read; give every source of the list a weight",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_streamed_is_refused(tmp_path, rows, told):
+    with pytest.raises(ValueError, match=told):
+        open_sources(write_mix(tmp_path / "mix.yaml", *rows), None, cache=None, stream=False, seed=0)
 
 
 READ = """
-import json, sys
-from moss_vllm.data.sources import find_place
-from moss_vllm.data.streams import StreamLane, open_stream
-for name in sys.argv[2:]:
-    stream = open_stream(find_place(name), None, sys.argv[1], name)
+import sys
+from moss_vllm.data.sources import read_sources
+from moss_vllm.data.streams import StreamLane, open_sources
+if sys.argv[1] == "fetch":
+    read_sources(sys.argv[3], cache=sys.argv[2])
+for name in sys.argv[3:]:
+    _, (stream,) = open_sources(name, None, cache=sys.argv[2], stream=True, seed=0)
     lane = StreamLane(stream, 0, 1, seed=0, buffer=2)
-    print(stream.revision, *sorted(lane[place].row_id for place in range(6)))
+    print(stream.revision, stream.fingerprint(), *(lane[place].row_id for place in range(6)))
 """
 
 
@@ -144,20 +193,20 @@ def test_a_data_set_of_the_hub_is_streamed(shards, tmp_path):
     tars = tmp_path / "tars"
     tars.mkdir()
     (tars / "shard-3.tar").symlink_to(shards / "shard-3.tar")  # r15 to r20
-    command = [sys.executable, "-c", READ, str(tmp_path / "cache"), "owner/repo", "owner/tars@main"]
-    with stand_in_hub({"owner/repo": tmp_path / "repo", "owner/tars": tars}) as (address, asked):
-        env = {
-            **environment(),
-            "HF_ENDPOINT": address,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HOME": str(tmp_path / "hf"),
-        }
+
+    def read(verb, *names, **variables):
+        command = [sys.executable, "-c", READ, verb, str(tmp_path / "cache"), *names]
+        env = {**environment(), "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"), **variables}
         done = subprocess.run(command, env=env, cwd=os.sep, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines() == [
-        " ".join([COMMIT, *(f"p{n}" for n in range(6))]),
-        " ".join([COMMIT, *(f"r{n}" for n in range(15, 21))]),
-    ]
-    assert (
-        not list(Path(tmp_path, "hf").rglob("*.parquet")) and len(os.listdir(tmp_path / "cache/videos")) == 12
-    )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.splitlines()
+
+    with stand_in_hub({"owner/repo": tmp_path / "repo", "owner/tars": tars}) as (address, _):
+        found = read("stream", "owner/repo", "owner/tars@main", HF_ENDPOINT=address)
+        assert [line.split()[0] for line in found] == [COMMIT] * 2
+        names = [sorted(line.split()[2:]) for line in found]
+        assert names == [[f"p{n}" for n in range(6)], [f"r{n}" for n in range(15, 21)]]
+        assert not list(Path(tmp_path, "hf").rglob("*.parquet"))
+        assert len(os.listdir(tmp_path / "cache" / "videos")) == 12
+        read("fetch", "owner/repo", HF_ENDPOINT=address)
+    assert read("stream", "owner/repo", HF_ENDPOINT=address, HF_HUB_OFFLINE="1") == found[:1]

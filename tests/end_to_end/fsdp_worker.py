@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from moss_vllm.data.rows import CAPTION_PROMPT, Turn
-from moss_vllm.training import engines, run_state
+from moss_vllm.training import engines, held_out, run_state
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.training.step import check_every_gradient, watch
 from moss_vllm.video.clip import Clip
@@ -46,6 +46,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         num_processes=dist.get_world_size(),
         is_fsdp2=True,
         device=torch.device("cpu"),
+        reduce=lambda value, how: (dist.all_reduce(value), value)[1],
     )
     processor = load_processor(base)
     torch.manual_seed(0)
@@ -92,10 +93,41 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
         (out / "losses.json").write_text(json.dumps(losses))
         (out / "norms.json").write_text(json.dumps(norms))
         save_file(state, out / "state.safetensors")
+    loop = SimpleNamespace(batch_size=1, workers=0, seed=0)
+    found = held_out.measure(accelerator, objective, Unseen(processor), loop, lambda: False)
+    assert found is not None and objective.training
+    after = engines.full_state(accelerator, model, lambda: trained_state(model))
+    assert all(torch.equal(after[name], state[name]) for name in state)
+    if rank == 0:
+        (out / "held_out.json").write_text(json.dumps([found.loss, found.rows, found.terms]))
     dist.barrier()
     run_state.save_state(accelerator, objective, optimizer, out / "state")
     dist.destroy_process_group()
     engines.release_threads()
+
+
+class Unseen:
+    """Three rows for two processes, one at a time: the second process's last batch is empty."""
+
+    shares = ((3, 1.0),)
+
+    def __init__(self, processor) -> None:
+        self.processor = processor
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+    def name(self, index: int) -> str:
+        """The row in words."""
+        return str(index)
+
+    def collate(self, rows: list[int]) -> dict:
+        """The clip of the row, or one without labels."""
+        batch = clips(self.processor, 100 + sum(rows), sizes=1)
+        if not rows:
+            batch["labels"].fill_(IGNORED)
+        count = int((batch["labels"][:, 1:] != IGNORED).sum())
+        return {**batch, "row_ids": list(map(str, rows)), "rejected": [], "count": count, "read": 1}
 
 
 def clips(processor, seed: int, *, sizes: int) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ import torch
 from launching import free_port, launched_environment, logged
 from safetensors.torch import load_file
 
+from moss_vllm.training import held_out
 from moss_vllm.training.run_folder import latest_checkpoint
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -135,6 +136,18 @@ def wait_for_steps(out, steps, process):
     while trained_steps(out) < steps:
         assert process.is_alive(), outputs(out.parent)
         time.sleep(0.02)
+
+
+def note_measuring(marker):
+    """Have a process make a file when it measures the held-out loss, and take its time for it."""
+
+    class Slow(held_out.Batches):
+        def __next__(self):
+            marker.touch()
+            time.sleep(0.3)
+            return super().__next__()
+
+    held_out.Batches = Slow
 
 
 def kill_once(reached, process, folder, wait_s=0.0):

@@ -15,23 +15,30 @@ import pytest
 import torch
 from accelerate.commands import launch as launcher
 from faults.engine import Hostile
+from fsdp_worker import Unseen
 from killing import begin_two, outputs, run_two
 from launching import ENGINES, ROOT, SCRIPT, as_flags, launch, logged
 from safetensors.torch import load_file
 
 from moss_vllm.data.rows import Turn
+from moss_vllm.data.sources import read_sources
 from moss_vllm.training import engines, run_state
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.write import write_clip
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import ADAPTER_FILE
 from moss_vllm.vlm.base import load_base
+from moss_vllm.vlm.batches import TrainingSet
+from moss_vllm.vlm.held_out import hold_out
+from moss_vllm.vlm.loss import AnswerLoss
+from moss_vllm.vlm.plan import plan
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
 RATES = {"lr_moss": 3e-3, "lr_projector": 1e-3, "lr_llm": 5e-3}
 STEPS = 4
+CLIPS = Sampling(sample_fps=2.0, short_side_px=84, max_frames=180)  # the recipe's defaults
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +155,46 @@ def test_the_engines_end_in_models_alike(matrix, rows):
         assert other == pytest.approx(norms[0], rel=1e-3)
 
 
+def held_out_loss(folder, rows):
+    """What a checkpoint gets on rows, all in one batch."""
+    loaded = checkpoint.load(folder)
+    data = TrainingSet(rows, loaded.processor, sampling=CLIPS, compress=False, max_tokens=4096)
+    batch = data.collate([data[index] for index in range(len(rows))])
+    inputs = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    with torch.no_grad():
+        return float(AnswerLoss(loaded.model).eval()(**inputs)) / batch["count"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_held_out_loss_is_the_checkpoints_own_and_changes_no_weight(
+    flags, rows, processor, tmp_path, engine
+):
+    """Three rows over two processes, one at a time: the second process's last batch is empty."""
+    sources = read_sources(rows / "rows.jsonl")
+    kept, unseen = hold_out(plan(sources, processor, sampling=CLIPS, compress=False, max_tokens=4096), 3)
+    assert (len(kept.rows), len(unseen.rows)) == (3, 3) and {row.path is None for row in unseen.rows} == {
+        True,
+        False,
+    }
+    lines = (rows / "rows.jsonl").read_text().splitlines(keepends=True)
+    (rows / "kept.jsonl").write_text("".join(lines[int(row.row_id.split("#")[1])] for row in kept.rows))
+    settings = {"batch_size": 1, "accumulate": 2, "steps": 3, "lora_dropout": 0.2, "tracker": "none", **RATES}
+    measured, plain = tmp_path / "measured", tmp_path / "plain"
+    run_two(
+        *script_of(engine, flags(measured, held_out=3, eval_every=2, **settings)), tmp_path, engine=engine
+    )
+    run_two(*script_of(engine, flags(plain, data=rows / "kept.jsonl", **settings)), tmp_path, engine=engine)
+    losses = [line["loss"] for line in logged(measured) if "loss" in line]
+    assert losses == [line["loss"] for line in logged(plain)] and len(losses) == 3
+    first, second = (load_file(run / "step-000003" / ADAPTER_FILE) for run in (measured, plain))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    found = {line["step"]: line for line in logged(measured) if "held_out_loss" in line}
+    assert list(found) == [2, 3] and {line["rows"] for line in found.values()} == {3}
+    expected = held_out_loss(measured / "step-000003", unseen.rows)
+    assert found[3]["held_out_loss"] == pytest.approx(expected, rel=1e-4) != found[2]["held_out_loss"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_bfloat16_trains_and_keeps_float32_where_it_learns(flags, tmp_path, engine):
@@ -171,6 +218,18 @@ def test_fsdp2_trains_saves_and_resumes(tiny_base, tmp_path, kind):
         return json.loads((tmp_path / out / "losses.json").read_text())
 
     whole = run("whole", 4)
+    loss, *counts = json.loads((tmp_path / "whole" / "held_out.json").read_text())
+    loaded = checkpoint.load(tmp_path / "whole")
+    batches = [Unseen(loaded.processor).collate([row]) for row in range(3)]
+    assert counts == [3, sum(batch["count"] for batch in batches)]
+    if kind == "fp32":
+        objective = AnswerLoss(loaded.model).eval()
+        with torch.no_grad():
+            sums = [
+                float(objective(**{k: v for k, v in one.items() if isinstance(v, torch.Tensor)}))
+                for one in batches
+            ]
+        assert loss == pytest.approx(sum(sums) / counts[1], rel=1e-4)
     run("half", 2)
     assert run("resumed", 4, tmp_path / "half") == whole
     first, second = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "resumed"))

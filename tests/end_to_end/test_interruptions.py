@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from killing import (
     check_whole,
     finish,
     kill_once,
+    note_measuring,
     outputs,
     run_two,
     saved_steps,
@@ -74,6 +76,38 @@ def test_kills_end_in_the_weights_of_a_run_without_any(argv, tmp_path):
     check_equal(straight, out)
     check_whole(out)
     assert (out / "finished").read_text() == f"step-{STEPS:06d}\n"
+
+
+@pytest.mark.slow
+def test_a_kill_while_the_held_out_loss_is_measured_changes_nothing(argv, tmp_path):
+    how = {"steps": 8, "save_every": 3, "held_out": 4, "eval_every": 4}
+    out, marker = tmp_path / "killed", tmp_path / "measuring"
+    finish(begin(SCRIPT, argv("straight", **how), tmp_path), folder=tmp_path)
+    for _ in range(2):  # the second life goes on from step 3, and comes to step 4 again
+        marker.unlink(missing_ok=True)
+        process = begin(SCRIPT, argv("killed", **how), tmp_path, partial(note_measuring, marker))
+        kill_once(marker.exists, process, tmp_path, 0.1)
+        assert [line["step"] for line in logged(out)] == [1, 2, 3, 4] and saved_steps(out) == 3
+    finish(begin(SCRIPT, argv("killed", **how), tmp_path), folder=tmp_path)
+    check_equal(tmp_path / "straight", out)
+    assert [line["step"] for line in logged(out) if "held_out_loss" in line] == [4, 8]
+    check_whole(out)
+
+
+@pytest.mark.slow
+def test_a_stop_signal_does_not_wait_for_the_held_out_loss(argv, tmp_path):
+    how, marker = {"steps": 8, "save_every": 100, "eval_every": 4}, tmp_path / "measuring"
+    how |= {"held_out": 8, "batch_size": 1}
+    process = begin(SCRIPT, argv("run", **how), tmp_path, partial(note_measuring, marker))
+    while not marker.exists():
+        assert process.is_alive(), outputs(tmp_path)
+        time.sleep(0.01)
+    process.terminate()
+    finish(process, folder=tmp_path)
+    assert latest_checkpoint(tmp_path / "run").name == "step-000005"
+    assert [line for line in logged(tmp_path / "run") if "held_out_loss" in line] == []
+    finish(begin(SCRIPT, argv("run", **how), tmp_path), folder=tmp_path)
+    assert [line["step"] for line in logged(tmp_path / "run") if "held_out_loss" in line] == [8]
 
 
 @pytest.mark.slow

@@ -46,10 +46,15 @@ def test_the_demo_ends_with_table_differences_page_and_commands(tmp_path, monkey
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(demo, "QUICK_WORLD", SMALL)
-    scores, out = demo.main(["--quick", "--steps", "1", "--out", str(tmp_path)]), tmp_path
+    short = ["--quick", "--steps", "1", "--held-out", "2"]
+    scores, out = demo.main([*short, "--out", str(tmp_path)]), tmp_path
     told = capsys.readouterr().out
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(scores))
     assert list(scores["rows"]) == ROWS
+    beside = (out / "side-by-side.html").read_text()
+    assert all(f"<b>{title}</b>" in beside for title in ("Loss", "Held-out loss", "Right answers"))
+    assert 'href="side-by-side.html"' in (out / "page.html").read_text()
+    assert [step for step, _ in demo.losses(out / "moss", "held_out_loss")] == [1]
     for row, arm in zip(ROWS, ("moss-still", "base", "plain", "moss"), strict=True):
         for benchmark, folder in (("FAVOR-Bench", "FAVOR"), ("MotionBench-Dev", "MotionBench")):
             own, text = demo.PROTOCOLS[benchmark]

@@ -17,7 +17,7 @@ RUN = {
     "processes": 2,
     "step": 360,
     "command": "recipes/favor_lora.py --data FAVOR",
-    "versions": {"torch": "2.12.1"},
+    "versions": {"torch": "2.12.1", "decord": "not installed", "git_commit": "0123456789ab-dirty"},
 }
 RESULT = {
     "benchmark": "MotionBench-Dev",
@@ -41,7 +41,8 @@ def test_a_base_of_the_hub_and_a_licence_are_in_the_front_matter():
     assert (matter["license"], matter["base_model"]) == ("apache-2.0", "someone/base")
     assert matter["base_model_relation"] == "adapter"
     assert "`someone/base`, revision abc;" in card and "DIR/run.json" not in card
-    assert "None were given." in card
+    assert "None were given." in card and "decord" not in card
+    assert "| torch | 2.12.1 |\n| git_commit | 0123456789ab-dirty |" in card.replace("\\", "")
 
 
 def test_a_merged_model_is_told_from_an_adapter():
@@ -83,6 +84,20 @@ def test_notes_counts_and_intervals_stay_with_the_scores():
         "MotionBench-Dev's format (300 questions of the motion world, not comparable)"
     )
     assert listed["metrics"][0]["value"] == 30.8
+
+
+def test_questions_of_the_motion_world_are_called_so():
+    """Also where their numbers are those of the benchmark."""
+    counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
+    result = {**RESULT, "asked": 4018, "counts": {"total": counts}, "motion_world": True}
+    result["notes"] = ["these data are the motion world: no number compares with the paper's"]
+    card = model_card("me/m", RUN, merged=False, results=[result])
+    listed = front_matter(card)["model-index"][0]["results"][0]["dataset"]
+    assert listed == {
+        "name": "MotionBench-Dev's format (4,018 questions of the motion world, not comparable)",
+        "type": "other",
+    }
+    assert card.count("motion world") == 2  # in the list, and in the note
 
 
 def test_a_whole_benchmark_is_listed_under_its_name():

@@ -19,6 +19,11 @@ def test_loss_plot(tmp_path):
     with Image.open(tmp_path / "new" / "loss.png") as image:
         assert image.size == (1200, 675)
         assert len(image.convert("RGB").getcolors(1 << 24)) > 50  # lines of two colours, faint and full
+    plain = (tmp_path / "new" / "loss.png").read_bytes()
+    plot_losses(curves, tmp_path / "new" / "loss.png", held_out={"+ train": [(100, 1.0), (299, 0.4)]})
+    assert (tmp_path / "new" / "loss.png").read_bytes() != plain
+    plot_losses(curves, tmp_path / "new" / "loss.png", held_out={"+ train": []})
+    assert (tmp_path / "new" / "loss.png").read_bytes() == plain
     assert plots.centred_mean([1.0, 5.0]) == [1.0, 5.0]
     assert plots.centred_mean([float(i) for i in range(100)]) == pytest.approx(range(100))
     for wrong, message in (({}, "curves"), ({"a": []}, "'a': 0"), ({"a": [(0, float("nan"))]}, "not finite")):

@@ -4,6 +4,7 @@ Also: nothing is lost in silence - rejected rows, a loss that is not finite and 
 are named.
 """
 
+import gzip
 import json
 import shutil
 
@@ -214,6 +215,19 @@ def test_lines_carry_scheduled_rates(run, tmp_path):
     assert [line["lr"]["projector"] for line in lines] == pytest.approx([1.5e-3, 3e-3, 3e-3, 1.5e-3])
     written = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     assert written == lines and [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_trace_names_moss_and_the_parts_of_a_step(run, tmp_path):
+    _, weights = run(loop(5))
+    _, traced = run(loop(5, profile_steps=1), out="traced")
+    assert all(torch.equal(weights[name], traced[name]) for name in weights)
+    (file,) = (tmp_path / "traced" / "profile").iterdir()
+    with gzip.open(file) as text:
+        names = {event.get("name", "") for event in json.load(text)["traceEvents"]}
+    assert {"step 4", "AnswerLoss", "Optimizer.step#AdamW.step"} <= names and "step 5" not in names
+    for kind in ("VideoMOSS", "STSSEncoder", "VideoLlama3VisionEncoderLayer", "Qwen2DecoderLayer"):
+        assert any(name.startswith(f"{kind} model.base_model.") for name in names), kind
 
 
 # ---- resuming

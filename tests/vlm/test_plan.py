@@ -192,6 +192,24 @@ def test_check_names_a_source_that_has_no_row_left(processor):
         result.check(1.0)
 
 
+def test_of_a_streamed_source_only_the_first_rows_are_told(processor, tmp_path):
+    good = [ClipRow(f"t{n}", None, TURNS, None, None) for n in range(9)]
+    bad = [BadRow("f", 0, "is bad", "mend it")]
+    (own,), (stream,) = sources_of(good).sources, sources_of(good[:3], bad * 2, name="s", weight=2.0).sources
+    stream = replace(stream, format="streamed")
+    alone, mixed = make(Sources((stream,)), processor), make(Sources((own, stream)), processor)
+    told = "streamed, each row checked as it comes; of the first 5: 0 too long, 2 bad, 0 missing"
+    assert alone.line() == told
+    assert mixed.line() == f"kept 9 of 9 rows: 0 too long, 0 bad, 0 missing; {told}"
+    for result in (alone, mixed):
+        result.check(0.0)
+        assert result.write(tmp_path).read_text() == ""
+    empty = make(Sources((own, replace(stream, rows=()))), processor)
+    assert len(empty.write(tmp_path).read_text().splitlines()) == 2
+    with pytest.raises(RuntimeError, match=r"2 of 11 rows \(18\.2%\) cannot be used, no row of s is left"):
+        empty.check(1.0)
+
+
 def test_weights_stay_and_counts_are_of_the_rows_kept(folder, processor):
     wordy = ClipRow("w", None, (Turn("What?", "It moves left. " * 400),), None, None)
     text = ClipRow("t", None, TURNS, None, None)

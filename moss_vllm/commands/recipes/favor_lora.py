@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moss_vllm.commands import is_starting
-from moss_vllm.data.world.benchmarks import ensure_world
 from moss_vllm.runtime.screen import say
-from moss_vllm.training.settings import accumulate_for, begin, ignored, origins, parse, refuse, setting
+from moss_vllm.training.settings import begin, ignored, origins, parse, refuse, setting
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,10 @@ class FavorLora:
     save_every: int = setting(120, "steps between checkpoints")
     keep: int | None = setting(None, "newest checkpoints to keep on disk (default: all)")
     log_every: int = setting(20, "steps between log lines")
+    profile_steps: int | None = setting(None, "steps to trace with torch's profiler (default: none)")
     workers: int = setting(1, "processes that decode")
-    seed: int = setting(0, "seed of the new weights and of the order of rows")
+    seed: int = setting(0, "seed of the new weights and of dropout")
+    data_seed: int | None = setting(None, "seed of the order of rows (default: SEED)")
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
@@ -85,10 +86,13 @@ class FavorLora:
     max_rejected_share: float = setting(0.01, "do not start when more rows than this cannot be used")
     max_bad_share: float = setting(0.005, "stop when more rows than this turn out unusable in the run")
 
-    eval_data: str | None = setting(
-        None, "MotionBench or FAVOR-Bench folder to ask from while training", heading="evaluation and curves"
+    held_out: int = setting(
+        0,
+        "rows, at most, that are kept out of training for the held-out loss, by whole videos; 0: none",
+        heading="evaluation and curves",
     )
-    eval_every: int = setting(100, "steps between evaluations, with --eval-data")
+    eval_data: str | None = setting(None, "MotionBench or FAVOR-Bench folder to ask from while training")
+    eval_every: int = setting(100, "steps between evaluations, with --held-out or --eval-data")
     eval_questions: int = setting(200, "questions asked each time")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
@@ -106,8 +110,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
 
-from moss_vllm.data.sources import find_place, read_sources
-from moss_vllm.data.streams import Stream, open_stream
 from moss_vllm.evaluation.in_training import Checkup
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.training import engines, run_folder, start
@@ -124,17 +126,17 @@ from moss_vllm.vlm.base import is_miniature, load_base, moss_to_train
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.places import is_hub_id
-from moss_vllm.vlm.plan import Plan, plan
 from moss_vllm.vlm.processor import load_processor
-from moss_vllm.vlm.streamed import StreamedSet, sample
+from moss_vllm.vlm.settings import plan_rows, set_accumulate
+from moss_vllm.vlm.streamed import StreamedSet
 
 COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
-COUNTS += ["eval_every", "eval_questions", "keep"]
+COUNTS += ["eval_every", "eval_questions", "keep", "profile_steps"]
 PATHS = "model data videos cache out resume eval_data".split()
 SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
 PAPER = Path(__file__).parent / "configs" / "favor_videollama3_2b.yaml"
 NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss"}
-NEEDS |= {"eval_every": "eval_data", "eval_questions": "eval_data"}
+NEEDS |= {"eval_questions": "eval_data"}
 Layers = Mapping[str, Mapping[str, Any]]  # from `settings.parse`
 
 
@@ -163,31 +165,25 @@ def fine_tune(
     processor = load_processor(settings.model, settings.revision)
     with accelerator.main_process_first():
         writer = accelerator.is_main_process
-        rows, stream = plan_rows(settings, processor, None if dry_run else out, write=writer)
+        rows, unseen, streams = plan_rows(settings, processor, None if dry_run else out, write=writer)
     moss = moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     read = choose_reader(settings.cache, settings.cache_gib, settings.decoder)
-    reader = TrainingSet(
-        rows.rows,
-        processor,
-        shares=rows.shares,
-        read=read,
-        sampling=settings.sampling,
-        compress=settings.compress_tokens,
-        max_tokens=settings.max_tokens,
-    )
+    how: dict[str, Any] = {"read": read, "sampling": settings.sampling}
+    how |= {"compress": settings.compress_tokens, "max_tokens": settings.max_tokens}
+    reader = TrainingSet(rows.rows, processor, shares=rows.shares, **how)
     dataset: TrainingSet | StreamedSet = reader
-    digests = {"training set": rows.digest()}
-    if stream:
+    digests = {"training set": rows.digest()} | ({"held-out set": unseen.digest()} if unseen else {})
+    if rows.streamed:
         dataset = StreamedSet(
-            stream,
+            streams,
             reader,
             batch_size=settings.batch_size,
             processes=accelerator.num_processes,
             workers=settings.workers,
-            seed=settings.seed,
+            seed=start.data_seed(settings),
         )
         digests["division of the stream"] = dataset.division()
     loop = Loop(
@@ -198,10 +194,11 @@ def fine_tune(
         keep=settings.keep,
         evaluate_every=settings.eval_every,
         log_every=settings.log_every,
+        profile_steps=settings.profile_steps,
         workers=settings.workers,
-        seed=settings.seed,
+        seed=start.data_seed(settings),
         max_bad_share=settings.max_bad_share,
-        order=StreamOrder if stream else RowOrder,
+        order=StreamOrder if rows.streamed else RowOrder,
     )
     disk, record = start.plan_disk(model, out, loop, resume), {}
     if accelerator.is_main_process:
@@ -210,9 +207,7 @@ def fine_tune(
         start_report.show_report(record)
     if dry_run:
         if accelerator.is_main_process:
-            for name, value in dataclasses.asdict(settings).items():
-                say(f"{name}: {value}  ({record['origins'].get(name, 'default')})")
-            start_report.show_batch(dataset, settings.batch_size)
+            start_report.show_dry_run(record, dataset)
         return []
     start.refuse_full_disk(disk, out)
 
@@ -242,6 +237,7 @@ def fine_tune(
         resume=resume,
         started=lambda: start.announce(accelerator, settings, record, out, resume),
         evaluate=checkup,
+        unseen=TrainingSet(unseen.rows, processor, **how) if unseen else None,
         data=digests,
     )
     if accelerator.is_main_process and (not lines or lines[-1]["step"] == settings.steps):
@@ -264,12 +260,14 @@ def check(settings: FavorLora, layers: Layers) -> FavorLora:
         settings,
         counts=COUNTS,
         shares=SHARES,
-        from_zero=("workers", "seed"),
+        from_zero=("workers", "seed", "data_seed", "held_out"),
         paths=PATHS,
         written=("out", "cache"),
         others=["lora_dropout is 1.0; it must be below 1"] if settings.lora_dropout == 1 else [],
     )
-    wrong = ignored(settings, layers, NEEDS)
+    wrong = ignored(settings, layers, NEEDS | ({} if settings.held_out else {"eval_every": "eval_data"}))
+    if settings.held_out and settings.stream:
+        wrong.append("held_out is for rows that are all known before the first step; leave it or stream out")
     if settings.revision and not is_hub_id(settings.model):
         wrong.append(f"revision is {settings.revision} and {settings.model} is no hub id; leave revision out")
     if settings.eval_data and settings.eval_every > settings.steps:
@@ -286,39 +284,6 @@ def check(settings: FavorLora, layers: Layers) -> FavorLora:
         raise ValueError("; ".join(wrong))
     check_decoder(settings.decoder)
     return settings
-
-
-def set_accumulate(settings: FavorLora, accelerator: Accelerator, clips_a_step: int) -> FavorLora:
-    """The settings with `accumulate` for this number of processes."""
-    at_once = settings.batch_size * accelerator.num_processes
-    accumulate = accumulate_for(clips_a_step, at_once)
-    if accumulate * at_once != clips_a_step:
-        accelerator.print(
-            f"{accumulate * at_once} clips per step: {clips_a_step} is no multiple of {at_once}"
-        )
-    return dataclasses.replace(settings, accumulate=accumulate)
-
-
-def plan_rows(
-    settings: FavorLora, processor: Any, out: Path | None, *, write: bool
-) -> tuple[Plan, Stream | None]:
-    """The rows that can be used, or the first ones of a stream; refuses to start if too many cannot."""
-    data = settings.data or ensure_world() / "FAVOR"
-    measuring: dict[str, Any] = {
-        "sampling": settings.sampling,
-        "compress": settings.compress_tokens,
-        "max_tokens": settings.max_tokens,
-        "cache": out and out / "measured.jsonl",
-        "workers": max(2, settings.workers),
-    }
-    if settings.stream:
-        stream = open_stream(find_place(str(data)), settings.videos, settings.cache, str(data))
-        return sample(stream, settings.seed, processor, **measuring), stream
-    rows = plan(read_sources(data, settings.videos, cache=settings.cache), processor, **measuring)
-    if out and write:
-        rows.write(out)
-    rows.check(settings.max_rejected_share)
-    return rows, None
 
 
 def build_model(

@@ -27,18 +27,9 @@ import numpy as np
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import whole_file
-from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.flags import Flags, answer_help, triple
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.write import write_clip
-
-
-def triple(text: str) -> tuple[int, int, int]:
-    """Three integers with commas between them."""
-    try:
-        first, second, third = map(int, text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"takes three integers such as 5,9,9, got '{text}'") from error
-    return first, second, third
 
 
 def options() -> Flags:

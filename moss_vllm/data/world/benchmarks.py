@@ -34,6 +34,8 @@ from moss_vllm.data.world.scenes import (
 from moss_vllm.video.write import FILE_FPS, write_clip
 
 DEFAULT_ROOT = Path("data/motion_world")
+WORLD_FILE = "world.json"
+DEPTH = 5  # of a video below the world's folder, at most
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class WorldSize:
     seed: int = 0
 
 
+def is_of_motion_world(path: Path) -> bool:
+    """Whether a video, or a folder in either benchmark's format, is of a motion world."""
+    path = path.absolute()
+    return any((folder / WORLD_FILE).is_file() for folder in (path, *path.parents[:DEPTH]))
+
+
 def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Path:
     """The folder of a whole world of this size, made now if it does not exist.
 
@@ -55,8 +63,8 @@ def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Pa
     """
     size = size or WorldSize()
     wanted = {**asdict(size), "format": 3}
-    if (root / "world.json").is_file():
-        existing = json.loads((root / "world.json").read_text())
+    if (root / WORLD_FILE).is_file():
+        existing = json.loads((root / WORLD_FILE).read_text())
         if existing != wanted:
             raise ValueError(
                 f"{root} holds a motion world of {existing}, not {wanted}; remove it or name another folder"
@@ -69,11 +77,11 @@ def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Pa
     unfinished = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
     try:
         write_world(unfinished, size)
-        (unfinished / "world.json").write_text(json.dumps(wanted, indent=2) + "\n")
+        (unfinished / WORLD_FILE).write_text(json.dumps(wanted, indent=2) + "\n")
         try:
             unfinished.rename(root)
         except OSError:
-            if not (root / "world.json").is_file():  # or another process was faster, and wrote the same world
+            if not (root / WORLD_FILE).is_file():  # or another process was faster, and wrote the same world
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
