@@ -107,6 +107,12 @@ def test_mcnemar_by_hand(gained, lost, expected):
     assert mcnemar(lost, gained) == mcnemar(gained, lost)
 
 
+@pytest.mark.parametrize("gained, lost", [(1, 0), (3, 1), (10, 10), (121, 59), (900, 1000), (4000, 4184)])
+def test_mcnemar_is_scipys_binomial_test(gained, lost):
+    tested = pytest.importorskip("scipy.stats").binomtest(gained, gained + lost, 0.5)
+    assert mcnemar(gained, lost) == pytest.approx(tested.pvalue, rel=1e-9)
+
+
 def test_mcnemar_of_many_pairs():
     """Close to its normal limit with the continuity correction; beyond a double's range it is 0."""
     z = (4184 - 4000 - 1) / 8184**0.5
