@@ -9,6 +9,7 @@ import ast
 import functools
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -325,6 +326,28 @@ def test_tasks_share_loop_store_page_and_faults(shared):
     for file in SHARED[shared]:
         named = {name for name, _ in imports(ast.parse((ROOT / file).read_text()), "", False)}
         assert any(f"{shared}." in f"{name}." for name in named), f"{file} does not use {shared}"
+
+
+# ---- dependencies
+
+INSTALLED_AS = {"PIL": "pillow", "yaml": "pyyaml"}
+NOT_OURS = {"triton": "comes with torch", "lmms_eval": "imports this package's plugin"}
+
+
+def undeclared(root, declared):
+    """Third-party packages that the package imports, lazily too, of which none is declared by its name."""
+    named = {one.lower().replace("-", "_") for one in declared}
+    found = {name.split(".")[0] for tree in trees(root).values() for name, _ in imports(tree, "", False)}
+    found -= {PACKAGE, "", *sys.stdlib_module_names, *NOT_OURS}
+    return sorted(name for name in found if INSTALLED_AS.get(name, name) not in named)
+
+
+def test_every_package_that_is_imported_is_declared():
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text[text.index("\ndependencies = [") : text.index("[project.scripts]")]
+    declared = set(re.findall(r'"([\w.-]+)', section))
+    assert undeclared(ROOT, declared) == []
+    assert undeclared(ROOT, declared - {"huggingface_hub", "pyyaml"}) == ["huggingface_hub", "yaml"]
 
 
 # ---- what an import costs
