@@ -367,7 +367,7 @@ def test_script_prints_markdown(script, tmp_path, capsys):
         "**MotionBench-Dev: x\\|y against old, 5 questions about 2 videos**",
         "",
         heads,
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| --- |" + " ---: |" * 8,
     ]
     assert lines[4] == "| all | 5 | 60.0 | 80.0 | +20.0 | -50.0 to +66.7 | 2 | 1 | 1.000 |"
     assert "- WARNING: x\\|y is partial: 5 of 6 questions have an answer" in lines

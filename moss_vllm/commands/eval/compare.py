@@ -37,8 +37,9 @@ from moss_vllm.evaluation.protocols import LETTERS
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ZERO
 from moss_vllm.runtime.screen import Screen, plain, say
-from moss_vllm.runtime.tables import in_markdown
+from moss_vllm.runtime.tables import in_markdown, markdown_table
 
 
 def options() -> Flags:
@@ -211,14 +212,8 @@ def render(tabulated: Tabulated, notes: Sequence[str], more: Sequence[tuple[int,
 def markdown(tabulated: Tabulated, notes: Sequence[str], more: Sequence[tuple[int, str]]) -> str:
     """A comparison as GitHub's markdown."""
     title, heads, rows = tabulated
-    heads = [in_markdown(head) for head in heads]
-    lines = [
-        f"**{in_markdown(title)}**",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---|" + "---:|" * (len(heads) - 1),
-    ]
-    lines += [*(f"| {' | '.join(map(in_markdown, row))} |" for row in rows), ""]
+    heads, *rows = ([in_markdown(cell) for cell in cells] for cells in (heads, *rows))
+    lines = [f"**{in_markdown(title)}**", "", *markdown_table(heads, rows), ""]
     lines += [f"- {in_markdown(note)}" for note in notes]
     listed = [" " * n + plain(line).replace("```", "'''") for n, line in more]
     return "\n".join([*lines, *(["", "```text", *listed, "```"] if listed else []), "", ""])
