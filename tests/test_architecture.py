@@ -19,6 +19,18 @@ import pytest
 from command_lines import parsers
 from launching import ROOT, as_flags, environment
 
+from moss_vllm.boundaries.settings import OPTIMIZERS
+from moss_vllm.core.boundary_presets import BOUNDARIES
+from moss_vllm.core.detection_presets import DETECTORS
+from moss_vllm.core.presets import TEMPORAL_NAMES
+from moss_vllm.data.actions.datasets import DATASETS
+from moss_vllm.data.boundaries.datasets import BOUNDARY_DATASETS
+from moss_vllm.data.detection.datasets import DETECTION_DATASETS
+from moss_vllm.recognition.build import HOSTS
+from moss_vllm.recognition.frame_choice import SAMPLINGS
+from moss_vllm.runtime.ranges import FROM_ONE, Range
+from moss_vllm.video.decoders import DECODERS
+
 PACKAGE = "moss_vllm"
 # The rooms, bottom up: an import goes down, or stays within its room.
 FLOORS = (
@@ -477,6 +489,44 @@ def flags_that_mean_two_things(parsers):
 
 def test_a_flag_means_the_same_in_every_command():
     assert len(parsers()) > 20 and flags_that_mean_two_things(parsers()) == []
+
+
+def numbers_without_a_range(parsers):
+    """Of parsers by name; a number with choices has none."""
+    return [
+        f"{name}: {flag}"
+        for name, parser in parsers.items()
+        for action in parser._actions
+        for flag in action.option_strings[:1]
+        if action.type in (int, float) and not (action.choices or (action.metavar or "").startswith("{"))
+    ]
+
+
+def test_every_number_of_every_command_has_a_range_in_its_help():
+    assert numbers_without_a_range(parsers()) == []
+    one = argparse.ArgumentParser()
+    for flag, given in (("--a", {"choices": (1, 3)}), ("--b", {"type": FROM_ONE}), ("--c", {})):
+        one.add_argument(flag, **{"type": int, **given})
+    assert numbers_without_a_range({"one": one}) == ["one: --c"]
+    for name, parser in parsers().items():
+        told = " ".join(parser.format_help().split())
+        ranges = {str(action.type) for action in parser._actions if isinstance(action.type, Range)}
+        assert [one for one in ranges if f"({one}" not in told] == [], name
+
+
+def test_the_choices_of_recipes_are_those_of_the_code():
+    found = {
+        name: {action.dest: action.metavar for action in parsers()[f"recipes/{name}.py"]._actions}
+        for name in ("action_recog", "detection", "boundaries")
+    }
+    wanted = {
+        "action_recog": {"data": (*DATASETS, "mini"), "host": HOSTS, "sampling": SAMPLINGS},
+        "detection": {"data": DETECTION_DATASETS, "variant": DETECTORS},
+        "boundaries": {"data": BOUNDARY_DATASETS, "variant": BOUNDARIES, "optimizer": OPTIMIZERS},
+    }
+    for name, choices in wanted.items():
+        for dest, allowed in {**choices, "temporal": TEMPORAL_NAMES, "decoder": DECODERS}.items():
+            assert found[name][dest] == f"{{{','.join(allowed)}}}", (name, dest)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def options() -> Flags:
     add("folders", nargs="+", type=Path, metavar="FOLDER", help=folders_help)
     add("--names", nargs="+", metavar="NAME", help="names of the folders (default: the last part of each)")
     changed = "show the first N gained and the first N lost questions"
-    add("--changed", type=int, default=5, metavar="N", help=changed)
+    add("--changed", type=FROM_ZERO, default=5, metavar="N", help=changed)
     add("--json", type=Path, metavar="FILE", help="write everything there, with all changed questions")
     add("--markdown", action="store_true", help="print markdown, for a file or an issue")
     return parser
@@ -58,8 +58,6 @@ def options() -> Flags:
 
 def check(parser: Flags, args: argparse.Namespace) -> None:
     """Refuse what cannot be, before anything is read."""
-    if args.changed < 0:
-        raise ValueError(f"--changed is {args.changed}; it must be at least 0")
     if args.json:
         refuse_unwritable(args.json.parent, "the folder of --json,")
 
