@@ -42,6 +42,7 @@ from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.locks import Lock
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -57,10 +58,10 @@ def options() -> Flags:
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
     parser.add_argument("--data", default="mini", help="data set, as in the recipe")
     parser.add_argument("--root", help="folder of the videos, as in the recipe")
-    parser.add_argument("--seeds", type=int, default=1, help="runs per row, from seed 0 (default: 1)")
+    parser.add_argument("--seeds", type=FROM_ONE, default=1, help="runs per row, from seed 0 (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("runs/ablate"), help="folder of all runs")
     parser.add_argument(
-        "--jobs", type=int, default=1, help="parallel runs, which share the cores (default: 1)"
+        "--jobs", type=FROM_ONE, default=1, help="parallel runs, which share the cores (default: 1)"
     )
     parser.add_argument("--json", type=Path, help="file to write every seed's numbers to")
     parser.add_argument("--dry-run", action="store_true", help="print the commands of the remaining runs")
@@ -98,9 +99,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parser.parse_args(command[:cut])
     if unknown := [table for table in args.tables if table not in NAMES]:
         parser.error(f"argument TABLE: invalid choice: {unknown[0]!r} (choose from {', '.join(NAMES)})")
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
     refuse_unwritable(args.out, "out")
     if args.json is not None:
         refuse_unwritable(args.json.parent, "the folder of --json")

@@ -39,6 +39,7 @@ from rich.table import Table
 
 from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, MINI_FRAME_PX, ensure_mini_actions
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen
 
 PARTS = ("step", "ladder", "memory", "reading", "waiting")
@@ -50,18 +51,13 @@ def options() -> Flags:
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     add("--variant", choices=("s", "b", "m", "l", "mini"), default="s", help="of Table 6 (default: s)")
-    add("--batch", type=int, default=2, help="clips of a step (default: %(default)s)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps (default: %(default)s)")
+    add("--batch", type=FROM_ONE, default=2, help="clips of a step")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="as in the recipe")
-    add("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
-    add("--clips", type=int, default=16, help="clips generated for reading (default: %(default)s)")
-    add("--steps", type=int, default=20, help="the recipe's steps for waiting (default: %(default)s)")
-    add(
-        "--root",
-        type=Path,
-        default=MINI_ACTIONS_ROOT,
-        help="folder of the mini actions (default: %(default)s)",
-    )
+    add("--repeats", type=FROM_ONE, default=3, help="of each measurement")
+    add("--clips", type=FROM_ONE, default=16, help="clips generated for reading")
+    add("--steps", type=FROM_ONE, default=20, help="the recipe's steps for waiting")
+    add("--root", type=Path, default=MINI_ACTIONS_ROOT, help="folder of the mini actions")
     add("--json", type=Path, help="write the results here")
     return parser
 
@@ -111,8 +107,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
-    if min(args.batch, args.repeats, args.clips) < 1 or args.steps <= WARM_UP:
-        parser.error(f"--batch, --repeats and --clips take 1 or more, --steps more than {WARM_UP}")
+    if args.steps <= WARM_UP:
+        parser.error(f"--steps is {args.steps}; it must be above {WARM_UP}, which are not timed")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")
     prepare_json(parser, args.json)

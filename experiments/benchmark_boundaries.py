@@ -16,13 +16,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.table import Table
 
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.memory import process_peak_bytes
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO
 from moss_vllm.runtime.screen import Screen
+from moss_vllm.training.temporal_settings import Temporal
 
 PARTS = ("forward", "backward", "SGD", "forward of a test")
 
@@ -31,13 +33,15 @@ def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     add = parser.add_argument
-    add("--variant", choices=("r50", "mini"), default="mini", help="the model's size (default: %(default)s)")
-    add("--frames", type=int, default=100, help="of the clip (default: %(default)s)")
-    add("--size-px", type=int, default=64, help="side of a frame, BasicGEBD's are 224 (default: %(default)s)")
-    add("--temporal", default="moss", help="the module in MOSS's place, or none (default: %(default)s)")
-    add("--chunk-frames", type=int, default=10, help="frames computed again at once; 0 keeps everything")
+    add("--variant", choices=("r50", "mini"), default="mini", help="the model's size")
+    add("--frames", type=FROM_ONE, default=100, help="of the clip")
+    add("--size-px", type=FROM_ONE, default=64, help="side of a frame, BasicGEBD's are 224")
+    add("--temporal", choices=get_args(Temporal), default="moss", help="the module in MOSS's place, or none")
+    add(
+        "--chunk-frames", type=FROM_ZERO, default=10, help="frames computed again at once; 0 keeps everything"
+    )
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="as in the recipe")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the model (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the model")
     add("--json", type=Path, help="write the results here")
     return parser
 
@@ -59,8 +63,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
-    if min(args.frames, args.size_px) < 1 or args.chunk_frames < 0:
-        parser.error("--frames and --size-px take 1 or more, --chunk-frames 0 or more")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")
     prepare_json(parser, args.json)

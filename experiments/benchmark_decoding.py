@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -42,7 +43,7 @@ def options() -> Flags:
         help="read those encoded clips alone that have TEXT in their name",
     )
     add("--before", type=Path, help="folder of an earlier state of the repository, to measure its read_clip")
-    add("--turns", type=int, default=3, metavar="N", help="turns of every reader")
+    add("--turns", type=FROM_ONE, default=3, metavar="N", help="turns of every reader")
     add("--json", type=Path, help="write the results here")
     return parser
 
@@ -110,8 +111,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
-    if args.turns < 1:
-        parser.error("--turns takes 1 or more")
     if not args.clips and not args.synthetic:
         parser.error("name video files, or --synthetic")
     if args.before and not earlier_module(args.before):

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.memory import process_peak_bytes
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen
 
 PARTS = ("step", "reading", "test", "true")
@@ -42,13 +43,13 @@ def options() -> Flags:
     parser = Flags(__doc__)
     add = parser.add_argument
     add("--parts", nargs="+", choices=PARTS, default=PARTS[:3], help="default: the first three")
-    add("--variant", choices=("s", "b", "l"), default="s", help="the encoder's size (default: %(default)s)")
-    add("--frames", type=int, default=128, help="of a window, AdaTAD's are 768 (default: %(default)s)")
-    add("--size-px", type=int, default=96, help="side of a frame, AdaTAD's are 160 (default: %(default)s)")
+    add("--variant", choices=("s", "b", "l"), default="s", help="the encoder's size")
+    add("--frames", type=FROM_ONE, default=128, help="of a window, AdaTAD's are 768")
+    add("--size-px", type=FROM_ONE, default=96, help="side of a frame, AdaTAD's are 160")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="as in the recipe")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the model (default: %(default)s)")
-    add("--repeats", type=int, default=3, help="of each measurement (default: %(default)s)")
-    add("--steps", type=int, default=1, help="training steps of the part true (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the model")
+    add("--repeats", type=FROM_ONE, default=3, help="of each measurement")
+    add("--steps", type=FROM_ONE, default=1, help="training steps of the part true")
     add("--json", type=Path, help="write the results here")
     return parser
 
@@ -77,8 +78,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
-    if min(args.frames, args.size_px, args.repeats, args.steps) < 1 or args.frames % 16 or args.size_px % 16:
-        parser.error("--repeats and --steps take 1 or more, --frames and --size-px multiples of 16")
+    if args.frames % 16 or args.size_px % 16:
+        parser.error("--frames and --size-px take multiples of 16")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")
     prepare_json(parser, args.json)

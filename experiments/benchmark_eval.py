@@ -32,6 +32,7 @@ from moss_vllm.evaluation.protocols import FAVOR_BENCH, Protocol
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.memory import process_peak_bytes
+from moss_vllm.runtime.ranges import FPS, FROM_ONE, SHORTER_PX
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -41,13 +42,13 @@ def options() -> Flags:
     add = parser.add_argument
     add("--shape", choices=("2b", "7b"), help="random weights of this shape; without, --ckpt")
     add("--ckpt", default="miniature", help="checkpoint or base (default: the miniature)")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: %(default)s)")
-    add("--video-count", type=int, default=50, help="videos asked about (default: %(default)s)")
-    add("--repeats", type=int, default=3, help="repeats of each way (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
+    add("--video-count", type=FROM_ONE, default=50, help="videos asked about")
+    add("--repeats", type=FROM_ONE, default=3, help="repeats of each way")
     add("--protocol", choices=FAVOR_BENCH.protocols, default="letter", help="default: %(default)s")
-    add("--sample-fps", type=float, help="frames per second (default: the checkpoint's, else 2)")
-    add("--short-side-px", type=int, help="pixels (default: the checkpoint's, else 224)")
-    add("--threads", type=int, default=1, help="CPU threads that compute (default: %(default)s)")
+    add("--sample-fps", type=FPS, help="frames per second (default: the checkpoint's, else 2)")
+    add("--short-side-px", type=SHORTER_PX, help="pixels (default: the checkpoint's, else 224)")
+    add("--threads", type=FROM_ONE, default=1, help="CPU threads that compute")
     add("--json", type=Path, help="write the results here")
     return parser
 
@@ -91,8 +92,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and, if asked, write json; returns what is written."""
     parser = options()
     args = parser.parse_args(argv)
-    if min(args.video_count, args.repeats, args.threads) < 1:
-        parser.error("--video-count, --repeats and --threads take 1 or more")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU, and torch finds none; leave it out to run on the CPU")
     torch.set_num_threads(args.threads)

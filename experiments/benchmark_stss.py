@@ -28,6 +28,7 @@ from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 
 from moss_vllm.runtime.flags import PRECISIONS, Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen
 
 PARTS = ("stss", "stss+linear", "module")
@@ -36,14 +37,12 @@ PARTS = ("stss", "stss+linear", "module")
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
-    parser.add_argument("--shapes", default="abcd", help="any of a to g (default: %(default)s)")
+    parser.add_argument("--shapes", default="abcd", help="any of a to g")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all three")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="steps timed of each way (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--repeats", type=FROM_ONE, default=5, help="steps timed of each way")
+    parser.add_argument("--threads", type=FROM_ONE, default=1, help="CPU threads")
     parser.add_argument("--json", type=Path, help="write the results here")
     return parser
 
@@ -316,8 +315,6 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"unknown shapes {''.join(sorted(unknown))}; the shapes are {''.join(SHAPES)}")
     if not settings.shapes or len(set(settings.shapes)) < len(settings.shapes):
         parser.error(f"--shapes takes different letters, one or more, got '{settings.shapes}'")
-    if settings.repeats < 1 or settings.threads < 1:
-        parser.error("--repeats and --threads take 1 or more")
     if settings.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")
     prepare_json(parser, settings.json)

@@ -23,6 +23,7 @@ from typing import Any
 from rich.table import Table
 
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen
 
 TABLES_OF_COST = ("3", "4a", "4b", "4d", "10d")
@@ -35,11 +36,11 @@ def options() -> Flags:
     add = parser.add_argument
     add("--tables", nargs="+", choices=TABLES_OF_COST, default=TABLES_OF_COST, help="default: all of them")
     add("--rows", nargs="+", metavar="ROW", help="some rows of the tables, by their names")
-    add("--batch", type=int, help="clips of a step (default: the paper's, 32 or 16)")
-    add("--size-px", type=int, default=224, help="side of a frame (default: %(default)s)")
+    add("--batch", type=FROM_ONE, help="clips of a step (default: the paper's, 32 or 16)")
+    add("--size-px", type=FROM_ONE, default=224, help="side of a frame")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="as in the recipe")
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps (default: %(default)s)")
-    add("--repeats", type=int, default=5, help=f"steps timed, after {WARM_UP} others (default: %(default)s)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of the steps")
+    add("--repeats", type=FROM_ONE, default=5, help=f"steps timed, after {WARM_UP} others")
     add("--json", type=Path, help="write the results here")
     return parser
 
@@ -62,13 +63,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, print and write the json file of --json; returns its content."""
     parser = options()
     args = parser.parse_args(argv)
-    if min(args.repeats, 1 if args.batch is None else args.batch) < 1:
-        parser.error("--batch and --repeats take 1 or more")
     known = {row.name: row for table in args.tables for row in TABLES[table]}
     if unknown := [name for name in args.rows or () if name not in known]:
         parser.error(f"--rows: no row {', '.join(map(repr, unknown))}; the rows are {', '.join(known)}")
     patches = 112 if "3" in args.tables else 16  # ViT-B has patches of 16 pixels, Table 3's ViT-L of 14
-    if args.size_px < 1 or args.size_px % patches:
+    if args.size_px % patches:
         parser.error(f"--size-px is {args.size_px}; these tables take multiples of {patches}")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch finds no CUDA device; leave out --device cuda to measure the CPU")

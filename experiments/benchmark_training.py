@@ -34,6 +34,7 @@ from rich.table import Table
 
 from moss_vllm.data.world.benchmarks import DEFAULT_ROOT, ensure_world
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE, Range
 from moss_vllm.runtime.screen import Screen
 
 
@@ -43,10 +44,10 @@ def options() -> Flags:
     add = parser.add_argument
     shape = "random weights of this shape; without it, the runs of the demo"
     add("--shape", choices=("2b", "7b", "miniature"), help=shape)
-    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: %(default)s)")
-    add("--steps", type=int, default=20, help="steps timed in a run, after the warm-up")
-    add("--repeats", type=int, default=3, help="repeats of the demo's runs (default: %(default)s)")
-    add("--clip-s", type=float, nargs="+", default=[10, 30], help="seconds of --shape's clips (10 and 30)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where to train")
+    add("--steps", type=FROM_ONE, default=20, help="steps timed in a run, after the warm-up")
+    add("--repeats", type=FROM_ONE, default=3, help="repeats of the demo's runs")
+    add("--clip-s", type=Range(float, 1), nargs="+", default=[10, 30], help="seconds of --shape's clips")
     add("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world, for the demo's runs")
     add("--json", type=Path, help="write the results here")
     return parser
@@ -126,10 +127,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def refusal(args: argparse.Namespace) -> str | None:
     """An error message about the flags; None if they are valid."""
-    if args.steps < 1 or args.repeats < 1:
-        return "--steps and --repeats take 1 or more"
-    if min(args.clip_s) < 1:
-        return f"--clip-s {min(args.clip_s):g} is one frame or none; give 1 or more"
     elsewhere = "--shape miniature without --device runs the same code on the CPU"
     if args.device == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda is not None

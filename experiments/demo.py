@@ -25,6 +25,7 @@ from moss_vllm.report import plots
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -35,10 +36,12 @@ def options() -> Flags:
         "--out", type=Path, default=Path("runs/demo"), help="folder of checkpoints and results"
     )
     parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
-    parser.add_argument("--seed", type=int, default=0, help="seed of first weights and the clips' order")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: those of the recipe)")
+    parser.add_argument(
+        "--seed", type=FROM_ZERO, default=0, help="seed of first weights and the clips' order"
+    )
+    parser.add_argument("--steps", type=FROM_ONE, help="optimizer steps (default: those of the recipe)")
     held_out = "rows kept out of training for the held-out loss (default: 0, as for the numbers in README)"
-    parser.add_argument("--held-out", type=int, default=0, metavar="N", help=held_out)
+    parser.add_argument("--held-out", type=FROM_ZERO, default=0, metavar="N", help=held_out)
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -81,11 +84,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run every stage; returns what results.json has, see `summarise`."""
     parser = options()
     args = parser.parse_args(argv)
-    if args.steps is not None and args.steps < 1:
-        parser.error(f"--steps is {args.steps}; it must be at least 1")
-    for name in ("seed", "held_out"):
-        if (value := getattr(args, name)) < 0:
-            parser.error(f"--{name.replace('_', '-')} is {value}; it must be at least 0")
     refuse_unwritable(args.out, "--out")
     started = time.monotonic()
     if args.quick:

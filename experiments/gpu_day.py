@@ -34,6 +34,7 @@ from rich.table import Table
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import read_json, refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import Range
 from moss_vllm.runtime.screen import Screen, say
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -57,7 +58,7 @@ def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     add = parser.add_argument
-    add("--minutes", type=float, default=25, help="for everything (default: %(default)s)")
+    add("--minutes", type=Range(float, 0, 60 * 24, above=True), default=25, help="for everything")
     add("--only", metavar="NAME,...", help="run these jobs alone")
     add("--again", metavar="NAME,...", help="run these though they are done")
     add("--json", type=Path, help="results (default: benchmarks/results/gpu-day-CARD.json, runs/ for --toy)")
@@ -79,8 +80,6 @@ def main(argv: list[str] | None = None) -> int:
     for flag, names in (("--only", only), ("--again", again)):
         if unknown := [name for name in names if name not in known]:
             parser.error(f"{flag}: no job {', '.join(map(repr, unknown))}; the jobs are {', '.join(known)}")
-    if not 0 < args.minutes < 60 * 24:
-        parser.error(f"--minutes is {args.minutes:g}; it takes more than 0 and less than a day")
     default = [job.name for job in JOBS if job.toy or not args.toy]
     chosen = [job for job in JOBS if job.name in [*(only or default), *again]]
     if args.toy and (without := [job.name for job in chosen if job.toy is None]):

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO
 from moss_vllm.runtime.screen import Screen, say
 
 PROBES = {
@@ -56,11 +57,11 @@ def options() -> Flags:
         metavar="KIND",
         help=f"of {', '.join(kinds)} (default: all)",
     )
-    parser.add_argument("--train", type=int, default=3000, help="training questions of each task")
-    parser.add_argument("--test", type=int, default=1000, help="test questions of each task")
-    parser.add_argument("--files", type=int, default=1000, help="of each, questions with a real file")
-    parser.add_argument("--epochs", type=int, default=12, help="passes of each probe over its questions")
-    parser.add_argument("--seed", type=int, default=0, help="seed of scenes and probes")
+    parser.add_argument("--train", type=FROM_ONE, default=3000, help="training questions of each task")
+    parser.add_argument("--test", type=FROM_ONE, default=1000, help="test questions of each task")
+    parser.add_argument("--files", type=FROM_ONE, default=1000, help="of each, questions with a real file")
+    parser.add_argument("--epochs", type=FROM_ONE, default=12, help="passes of each probe over its questions")
+    parser.add_argument("--seed", type=FROM_ZERO, default=0, help="seed of scenes and probes")
     parser.add_argument("--json", type=Path, help="file to write every number to")
     return parser
 
@@ -217,9 +218,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Probe the tasks; returns what `--json` writes."""
     parser = options()
     args = parser.parse_args(argv)
-    for name in ("train", "test", "files", "epochs"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
     if unknown := [task for task in args.tasks or () if task not in TASKS]:
         parser.error(f"argument --tasks: invalid choice: {unknown[0]!r} (choose from {', '.join(TASKS)})")
     prepare_json(parser, args.json)

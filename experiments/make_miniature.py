@@ -19,6 +19,7 @@ import numpy as np
 
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO
 from moss_vllm.runtime.screen import say
 
 STEPS = {"seeing": 2800, "reading": 2000, "talking": 600}
@@ -28,16 +29,16 @@ def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=FROM_ZERO, default=0, help="of weights and clips")
     what = {
         "seeing": "64 pictures",
         "reading": "24 conversations about described pictures, or 12 about clips",
         "talking": "24 conversations about pictures, or 12 about clips",
     }
     for name, steps in STEPS.items():
-        parser.add_argument(f"--{name}", type=int, default=steps, help=f"steps of {what[name]}")
-    parser.add_argument("--save-every", type=int, default=200, help="steps from one saved state to the next")
-    parser.add_argument("--measured", type=int, default=600, help="held-out pictures and clips to measure on")
+        parser.add_argument(f"--{name}", type=FROM_ONE, default=steps, help=f"steps of {what[name]}")
+    parser.add_argument("--save-every", type=FROM_ONE, default=200, help="steps between saved states")
+    parser.add_argument("--measured", type=FROM_ONE, default=600, help="held-out pictures and clips measured")
     return parser
 
 
@@ -62,9 +63,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     """Pre-train, save, measure; returns the accuracy by kind of question, in percent."""
     parser = options()
     args = parser.parse_args(argv)
-    for name in (*STEPS, "save_every", "measured"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     settings = {name: getattr(args, name) for name in ("seed", *STEPS)}
     claim(args.out / STATE, settings)
     torch.manual_seed(args.seed)

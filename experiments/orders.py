@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE, Range
 from moss_vllm.runtime.screen import Screen, say
 
+A_STEP_OR_MORE = Range(int, 16)  # orders_runs.CLIPS_A_STEP
 ROW_NAMES = ("none", "1st order", "2nd order", "MOSS", "orders 1 and 3", "ATM", "SELFY", "R(2+1)D")
 RESULTS = Path("benchmarks/results/orders-mini.json")
 
@@ -39,13 +41,13 @@ def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"of {', '.join(ROW_NAMES)} (default: all)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs per row, from seed 0")
-    parser.add_argument("--steps", type=int, default=1600, help="steps of each run")
-    parser.add_argument("--train", type=int, default=2400, help="training clips, the same in all runs")
-    parser.add_argument("--test", type=int, default=600, help="test clips")
+    parser.add_argument("--seeds", type=FROM_ONE, default=3, help="runs per row, from seed 0")
+    parser.add_argument("--steps", type=FROM_ONE, default=1600, help="steps of each run")
+    parser.add_argument("--train", type=A_STEP_OR_MORE, default=2400, help="training clips, same in all runs")
+    parser.add_argument("--test", type=A_STEP_OR_MORE, default=600, help="test clips")
     parser.add_argument("--base", default="miniature", help="folder of the miniature whose tower is used")
     parser.add_argument("--out", type=Path, default=Path("runs/orders"), help="folder of features and runs")
-    parser.add_argument("--jobs", type=int, default=1, help="parallel runs, which share the cores")
+    parser.add_argument("--jobs", type=FROM_ONE, default=1, help="parallel runs, which share the cores")
     parser.add_argument("--json", type=Path, default=RESULTS, help="every seed's numbers; a .png beside it")
     return parser
 
@@ -77,12 +79,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what is not finished; returns what `--json` writes."""
     parser = options()
     args = parser.parse_args(argv)
-    for name in ("seeds", "steps", "jobs"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    for name in ("train", "test"):
-        if getattr(args, name) < max(CLIPS_A_STEP, len(NAMES)):
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least {CLIPS_A_STEP}")
     chosen = args.rows or list(ROWS)
     if unknown := [row for row in chosen if row not in ROWS]:
         parser.error(f"argument --rows: invalid choice: {unknown[0]!r} (choose from {', '.join(ROW_NAMES)})")

@@ -17,6 +17,7 @@ from moss_vllm.data.world.benchmarks import DEFAULT_ROOT
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen, say
 
 RESULTS = Path("benchmarks/results/miniature.json")
@@ -25,10 +26,10 @@ RESULTS = Path("benchmarks/results/miniature.json")
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0 on")
+    parser.add_argument("--seeds", type=FROM_ONE, default=3, help="number of seeds, from 0 on")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
     parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: those of the recipe)")
+    parser.add_argument("--steps", type=FROM_ONE, help="optimizer steps (default: those of the recipe)")
     parser.add_argument("--json", type=Path, default=RESULTS, help="file of the numbers")
     return parser
 
@@ -49,9 +50,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the seeds; returns the content of the --json file."""
     parser = options()
     args = parser.parse_args(argv)
-    for name in ("seeds", "steps"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            parser.error(f"--{name} is {value}; it must be at least 1")
     refuse_unwritable(args.out, "--out")
     prepare_json(parser, args.json)
 

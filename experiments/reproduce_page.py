@@ -28,11 +28,12 @@ if __name__ == "__main__":
 
 from paper_tables import BOUNDARY_ROWS, DETECTION_ROWS, TABLES, Row
 
-from moss_vllm.runtime.tables import format_cell
+from moss_vllm.runtime.tables import format_cell, markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reproduce.md"
 RESULTS = ROOT / "benchmarks" / "results"
+LEFT = ("", "row", "data", "command")  # columns of words
 ROOTS = {
     "ssv1": "ssv1",
     "ssv2": "ssv2",
@@ -176,7 +177,7 @@ def recognition(parts: Iterable[str]) -> list[str]:
         for name, data, variant, flags, score in RECOGNITION[part]:
             run = f"{RUN.format(recipe='action_recog', data=data, root=ROOTS[data])} --variant {variant}"
             rows.append([part, name, f"{score}", "-", code(f"{run} {flags}")])
-    return table(["", "row", "paper", "here", "command"], rows)
+    return markdown_table(["", "row", "paper", "here", "command"], rows, left=LEFT)
 
 
 def costs(name: str, data: str | None) -> list[str]:
@@ -195,7 +196,7 @@ def costs(name: str, data: str | None) -> list[str]:
     words = f"FLOPs and TP, the paper's / ours: `python experiments/efficiency.py --table {name}`."
     if data:
         words += "\nSide4Video's own ladder beside ViT-L is wider than those here: that row has costs alone."
-    return [words, "", *table(head, rows)]
+    return [words, "", *markdown_table(head, rows, left=LEFT)]
 
 
 def ablation(name: str) -> list[str]:
@@ -208,7 +209,7 @@ def ablation(name: str) -> list[str]:
         run = code(f"{shlex.join(run)} --data ssv1 --root DATA/ssv1")
         cost = beside(row, counted)
         rows.append([row.name, f"{row.ssv1}", f"{row.d48}", *cost, mini.get(row.name, "-"), run])
-    return table(["row", "SSV1", "D48", "FLOPs, G", "TP, M", "mini", "command"], rows)
+    return markdown_table(["row", "SSV1", "D48", "FLOPs, G", "TP, M", "mini", "command"], rows, left=LEFT)
 
 
 def others(task: str, listed: Sequence[Row], data: Sequence[tuple[str, str]]) -> list[str]:
@@ -233,7 +234,8 @@ def others(task: str, listed: Sequence[Row], data: Sequence[tuple[str, str]]) ->
         "boundaries": 'F1@0.05; "mini" is the [miniature](boundaries.md#the-miniature).',
     }[task]
     together = f"All rows on the miniature: `python experiments/ablate.py {task} --data mini --seeds 3`."
-    return [words, together, "", *table(["row", "data", "paper", "mini", "command"], rows)]
+    heads = ["row", "data", "paper", "mini", "command"]
+    return [words, together, "", *markdown_table(heads, rows, left=LEFT)]
 
 
 def video_llm() -> list[str]:
@@ -261,7 +263,7 @@ def video_llm() -> list[str]:
 `eval/motionbench.py` score a row. The last two columns are `make reproduce`: the miniature on the motion
 world, by option_text, three seeds, chance 20.0 and 25.4."""
     head = ["row", "FAVOR, paper", "MotionBench, paper", "FAVOR, mini", "MotionBench, mini", "command"]
-    return [words, "", *table(head, rows)]
+    return [words, "", *markdown_table(head, rows, left=LEFT)]
 
 
 def results(file: str) -> Any:
@@ -298,12 +300,6 @@ def beside(row: Row, counted: dict[str, Any]) -> list[str]:
 def code(text: str) -> str:
     """Inline code."""
     return f"`{text.strip()}`"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table; columns of numbers stand right."""
-    aligned = ["---" if name in ("", "row", "data", "command") else "---:" for name in head]
-    return [f"| {' | '.join(cells)} |" for cells in (head, aligned, *rows)]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,6 +9,7 @@ import ast
 import functools
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -17,6 +18,18 @@ from pathlib import Path
 import pytest
 from command_lines import parsers
 from launching import ROOT, as_flags, environment
+
+from moss_vllm.boundaries.settings import OPTIMIZERS
+from moss_vllm.core.boundary_presets import BOUNDARIES
+from moss_vllm.core.detection_presets import DETECTORS
+from moss_vllm.core.presets import TEMPORAL_NAMES
+from moss_vllm.data.actions.datasets import DATASETS
+from moss_vllm.data.boundaries.datasets import BOUNDARY_DATASETS
+from moss_vllm.data.detection.datasets import DETECTION_DATASETS
+from moss_vllm.recognition.build import HOSTS
+from moss_vllm.recognition.frame_choice import SAMPLINGS
+from moss_vllm.runtime.ranges import FROM_ONE, Range
+from moss_vllm.video.decoders import DECODERS
 
 PACKAGE = "moss_vllm"
 # The rooms, bottom up: an import goes down, or stays within its room.
@@ -327,6 +340,28 @@ def test_tasks_share_loop_store_page_and_faults(shared):
         assert any(f"{shared}." in f"{name}." for name in named), f"{file} does not use {shared}"
 
 
+# ---- dependencies
+
+INSTALLED_AS = {"PIL": "pillow", "yaml": "pyyaml"}
+NOT_OURS = {"triton": "comes with torch", "lmms_eval": "imports this package's plugin"}
+
+
+def undeclared(root, declared):
+    """Third-party packages that the package imports, lazily too, of which none is declared by its name."""
+    named = {one.lower().replace("-", "_") for one in declared}
+    found = {name.split(".")[0] for tree in trees(root).values() for name, _ in imports(tree, "", False)}
+    found -= {PACKAGE, "", *sys.stdlib_module_names, *NOT_OURS}
+    return sorted(name for name in found if INSTALLED_AS.get(name, name) not in named)
+
+
+def test_every_package_that_is_imported_is_declared():
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text[text.index("\ndependencies = [") : text.index("[project.scripts]")]
+    declared = set(re.findall(r'"([\w.-]+)', section))
+    assert undeclared(ROOT, declared) == []
+    assert undeclared(ROOT, declared - {"huggingface_hub", "pyyaml"}) == ["huggingface_hub", "yaml"]
+
+
 # ---- what an import costs
 
 
@@ -454,6 +489,44 @@ def flags_that_mean_two_things(parsers):
 
 def test_a_flag_means_the_same_in_every_command():
     assert len(parsers()) > 20 and flags_that_mean_two_things(parsers()) == []
+
+
+def numbers_without_a_range(parsers):
+    """Of parsers by name; a number with choices has none."""
+    return [
+        f"{name}: {flag}"
+        for name, parser in parsers.items()
+        for action in parser._actions
+        for flag in action.option_strings[:1]
+        if action.type in (int, float) and not (action.choices or (action.metavar or "").startswith("{"))
+    ]
+
+
+def test_every_number_of_every_command_has_a_range_in_its_help():
+    assert numbers_without_a_range(parsers()) == []
+    one = argparse.ArgumentParser()
+    for flag, given in (("--a", {"choices": (1, 3)}), ("--b", {"type": FROM_ONE}), ("--c", {})):
+        one.add_argument(flag, **{"type": int, **given})
+    assert numbers_without_a_range({"one": one}) == ["one: --c"]
+    for name, parser in parsers().items():
+        told = " ".join(parser.format_help().split())
+        ranges = {str(action.type) for action in parser._actions if isinstance(action.type, Range)}
+        assert [one for one in ranges if f"({one}" not in told] == [], name
+
+
+def test_the_choices_of_recipes_are_those_of_the_code():
+    found = {
+        name: {action.dest: action.metavar for action in parsers()[f"recipes/{name}.py"]._actions}
+        for name in ("action_recog", "detection", "boundaries")
+    }
+    wanted = {
+        "action_recog": {"data": (*DATASETS, "mini"), "host": HOSTS, "sampling": SAMPLINGS},
+        "detection": {"data": DETECTION_DATASETS, "variant": DETECTORS},
+        "boundaries": {"data": BOUNDARY_DATASETS, "variant": BOUNDARIES, "optimizer": OPTIMIZERS},
+    }
+    for name, choices in wanted.items():
+        for dest, allowed in {**choices, "temporal": TEMPORAL_NAMES, "decoder": DECODERS}.items():
+            assert found[name][dest] == f"{{{','.join(allowed)}}}", (name, dest)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def test_commands_and_paths_are_there(page):
         ("python scripts/gone.py", "no file scripts/gone.py"),
         ("python scripts/ask.py a.mp4 --colour red", "scripts/ask.py has no --colour"),
         ("accelerate launch --multi_gpu eval/motionbench.py --short-side 84 ...", "has no --short-side"),
-        ("python eval/motionbench.py --protocol none", "invalid choice"),
+        ("python eval/motionbench.py --protocol none", "it must be one of letter"),
         ("python scripts/merge.py CKPT", "the following arguments are required: OUT"),
         ("python recipes/favor_lora.py --stepz 3", "recipes/favor_lora.py has no --stepz"),
         ("python experiments/ablate.py table4a -- --stepz 3", "recipes/action_recog.py has no --stepz"),

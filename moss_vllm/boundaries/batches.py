@@ -29,6 +29,7 @@ from moss_vllm.data.boundaries.datasets import BoundarySplit
 from moss_vllm.data.boundaries.on_disk import count_files
 from moss_vllm.data.rows import Rejected
 from moss_vllm.runtime.progress import show_progress
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.training.row_order import PlacedRow
 from moss_vllm.video.clip import read_frames
 from moss_vllm.video.frames import BadVideo
@@ -54,9 +55,7 @@ class ClipSettings:
     sliced: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("frames", "size_px"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        FROM_ONE.check(frames=self.frames, size_px=self.size_px)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from moss_vllm.data.annotated_videos import name_first
 from moss_vllm.data.boundaries.datasets import BoundarySplit
 from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.line_store import ANSWERS, read_answers
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.tables import Cell, Table
 from moss_vllm.runtime.versions import versions
 
@@ -143,8 +144,7 @@ def draw_clips(matches: Matches, *, draws: int, seed: int) -> np.ndarray:
 
     Reference: Efron and Tibshirani (1993), the percentile interval.
     """
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; it must be at least 1")
+    FROM_ONE.check(draws=draws)
     rng, clips = np.random.default_rng(seed), len(matches.names)
     drawn = (np.bincount(rng.integers(0, clips, clips), minlength=clips) for _ in range(draws))
     table = np.array([matches.scores(weights)[0] for weights in drawn])

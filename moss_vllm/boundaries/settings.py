@@ -40,29 +40,17 @@ def check_settings(settings: Any) -> None:
         value = getattr(settings, name)
         if value is not None and settings.optimizer != optimizer:
             wrong.append(f"{name} is {value} with optimizer {settings.optimizer!r}; {optimizer} alone has it")
-    if settings.warmup_epochs is not None and not 0 <= settings.warmup_epochs < settings.epochs:
-        below = f"it must be at least 0 and below epochs, {settings.epochs}"
-        wrong.append(f"warmup_epochs is {settings.warmup_epochs:g}; {below}")
-    if settings.raters not in (1, 2):
-        wrong.append(f"raters is {settings.raters}; it must be 1 or 2")
-    if not settings.clip_norm >= 0:
-        wrong.append(f"clip_norm is {settings.clip_norm}; it must be above 0, or 0 for no limit")
+    if settings.warmup_epochs is not None and not settings.warmup_epochs < settings.epochs:
+        wrong.append(
+            f"warmup_epochs is {settings.warmup_epochs:g}; it must be below epochs, {settings.epochs}"
+        )
     if (file := _file_of_one_split(settings)) is not None:
         wrong.append(f"annotation is {file}, of one split; name the folder with the files of both")
     try:
         parse_milestones(settings)
     except ValueError as error:
         wrong.append(str(error))
-    refuse(
-        settings,
-        counts="frames size_px epochs clips_a_step batch_size eval_every log_every steps keep "
-        "profile_steps".split(),
-        shares="lr weight_decay threshold max_bad_share".split(),
-        from_zero=("workers", "seed", "data_seed", "chunk_frames"),
-        paths="root videos annotation out resume cache weights".split(),
-        written=("out", "cache"),
-        others=wrong,
-    )
+    refuse(settings, wrong)
     check_decoder(settings.decoder)
 
 
@@ -76,7 +64,8 @@ def _file_of_one_split(settings: Any) -> str | None:
 def parse_milestones(settings: Any) -> tuple[int, ...]:
     """The epochs after which rates fall; ValueError for what is no rising list of them."""
     try:
-        epochs = tuple(int(epoch) for epoch in (settings.milestones or "").split(",") if epoch.strip())
+        given = "" if settings.milestones in (None, "none") else settings.milestones
+        epochs = tuple(int(epoch) for epoch in given.split(",") if epoch.strip())
         if list(epochs) != sorted(set(epochs)) or min(epochs, default=1) < 1:
             raise ValueError
     except ValueError:

@@ -13,6 +13,7 @@ from typing import Any
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import PRECISIONS, Flags, choose_device, refuse_unwritable_out
 from moss_vllm.runtime.line_store import Shard
+from moss_vllm.runtime.ranges import FROM_ZERO, POSITIVE
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.decoders import DECODERS
 
@@ -23,9 +24,9 @@ WHERE = ("data", "root", "annotation", "videos", "subset")
 def add_reading(parser: Flags, what: str) -> None:
     """Flags of how `what`, clips or videos, is read, and of where the model runs."""
     add = parser.add_argument
-    add("--workers", type=int, default=2, help=f"processes that read {what} (default: %(default)s)")
+    add("--workers", type=FROM_ZERO, default=2, help=f"processes that read {what}")
     add("--cache", type=Path, help="folder of decoded frames, read and filled")
-    add("--cache-gib", type=float, help="add to --cache up to this size (default: no limit)")
+    add("--cache-gib", type=POSITIVE, help="add to --cache up to this size (default: no limit)")
     add("--decoder", choices=DECODERS, default="auto", help="what reads video files; auto is PyAV")
     add("--device", help="a device of torch, such as cuda:1 or cpu (default: a GPU where there is one)")
     add("--precision", choices=PRECISIONS, default="fp32", help="number format of the arithmetic")

@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import uuid
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from huggingface_hub import constants
 
 from moss_vllm.data.annotations import VIDEO_SUFFIXES
 from moss_vllm.data.rows import StoredVideo
+from moss_vllm.runtime.files import whole_file
 
 VIDEO_COLUMNS = ("video", *(suffix[1:] for suffix in VIDEO_SUFFIXES))
 NAME_FIELDS = ("video_name", "video_path")  # of FAVOR-Train and MotionBenchCaption
@@ -81,15 +80,6 @@ def write_once(data: bytes, suffix: str, folder: Path) -> Path:
     file = folder / f"{hashlib.sha256(data).hexdigest()}{suffix}"
     if file.is_file() and file.stat().st_size == len(data):
         return file
-    part = folder / f".{uuid.uuid4().hex}.part"  # process ids repeat on other machines of a shared disk
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as part:
         part.write_bytes(data)
-        os.replace(part, file)
-    except OSError as error:
-        remedy = "make room there, or name another --cache"
-        raise OSError(f"{file} cannot be written ({error.strerror}); {remedy}") from error
-    finally:
-        with suppress(OSError):
-            part.unlink()
     return file

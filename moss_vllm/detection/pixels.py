@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moss_vllm.data.detection.datasets import DetectionVideo
 from moss_vllm.detection.windows import VideoWindow, WindowSettings, windows_to_test
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.video import clip
 from moss_vllm.video.frames import BadVideo
 
@@ -38,8 +39,7 @@ class PixelSettings:
     augment: bool = True
 
     def __post_init__(self) -> None:
-        if self.size_px < 1:
-            raise ValueError(f"size_px is {self.size_px}; it must be at least 1")
+        FROM_ONE.check(size_px=self.size_px)
         if self.train_short_side_px < self.size_px:
             raise ValueError(
                 f"train_short_side_px is {self.train_short_side_px}; it must be at least size_px, "

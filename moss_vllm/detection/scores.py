@@ -17,6 +17,7 @@ from moss_vllm.detection.predictions import Detections, write_predictions
 from moss_vllm.detection.schema import DETECTION_SCHEMA, detections_of
 from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.line_store import ANSWERS, read_answers
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.tables import Cell, Table
 from moss_vllm.runtime.versions import versions
 
@@ -169,8 +170,7 @@ def draw_videos(tests: Sequence[Sequence[ClassMatches]], videos: int, *, draws: 
 
     Raises: ValueError for no draw.
     """
-    if draws < 1:
-        raise ValueError(f"draws is {draws}; it must be at least 1")
+    FROM_ONE.check(draws=draws)
     rng = np.random.default_rng(seed)
     drawn: list[list[list[np.ndarray]]] = []
     while len(drawn) < draws:

@@ -28,11 +28,7 @@ MINI_DATA = "mini"
 
 def check_settings(settings: Any) -> None:
     """Raise one ValueError for all settings with values that are not allowed, or without effect."""
-    wrong = [
-        f"{name} is {getattr(settings, name)}; it must be above 0"
-        for name in ("clip_norm", "warmup_epochs")
-        if not getattr(settings, name) > 0
-    ]
+    wrong = []
     if settings.temporal == "none" and settings.temporal_layers is not None:
         layers = settings.temporal_layers
         wrong.append(f"temporal_layers is {layers!r} with temporal 'none'; leave one of the two out")
@@ -46,16 +42,7 @@ def check_settings(settings: Any) -> None:
             f"schedule_epochs is {settings.schedule_epochs}, below epochs, {settings.epochs}; raise it, the "
             "rates fall over at least as many epochs as are trained"
         )
-    refuse(
-        settings,
-        counts="frames stride size_px epochs schedule_epochs clips_a_step batch_size eval_from eval_every "
-        "eval_batch_size log_every steps keep profile_steps".split(),
-        shares="lr adapter_lr weight_decay ema_decay max_bad_share".split(),
-        from_zero=("workers", "seed", "data_seed"),
-        paths="root videos annotation out resume cache weights encoder".split(),
-        written=("out", "cache"),
-        others=wrong,
-    )
+    refuse(settings, wrong)
     check_decoder(settings.decoder)
 
 

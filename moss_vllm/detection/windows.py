@@ -16,6 +16,7 @@ import numpy as np
 
 from moss_vllm.data.detection.annotation import Action
 from moss_vllm.data.detection.datasets import DetectionVideo
+from moss_vllm.runtime.ranges import FROM_ONE, Range
 from moss_vllm.video.frames import BadVideo
 
 MAX_DRAWS = 200
@@ -44,15 +45,12 @@ class WindowSettings:
     shortest_crop: float = 0.9
 
     def __post_init__(self) -> None:
-        for name in ("steps", "stride"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        FROM_ONE.check(steps=self.steps, stride=self.stride)
         for name in ("test_overlap", "validation_overlap"):
             if not 0 <= getattr(self, name) < 1 or self.advance(getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; {self.steps} steps must advance by one")
-        for name in ("kept_share", "shortest_crop"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0 and at most 1")
+        share = Range(float, 0, 1, above=True)
+        share.check(kept_share=self.kept_share, shortest_crop=self.shortest_crop)
 
     def advance(self, overlap: float) -> int:
         """Steps from the start of one window to that of the next."""

@@ -46,6 +46,7 @@ from moss_vllm.runtime.provenance import (
     fingerprint,
     settings_fingerprint,
 )
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import Clip, read_clip
 from moss_vllm.video.container import native_size
@@ -76,8 +77,7 @@ class Reading:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers is {self.workers}; it must be at least 0")
+        FROM_ZERO.check(workers=self.workers)
 
 
 def evaluate(
@@ -103,8 +103,7 @@ def evaluate(
     its video was asked about; BlockingIOError as `AnswerFile`; BadVideo for a video that turns out to be
     damaged, without `allow_missing`; RunStopped if `out` is removed.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    FROM_ONE.check(batch_size=batch_size)
     shard, reading = shard or Shard(), reading or Reading()
     videos, selected = questions.videos, questions.every[: questions.limit]
     header = describe_evaluation(loaded, questions, protocol, reading.decoder)

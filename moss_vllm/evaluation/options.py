@@ -6,6 +6,7 @@ from pathlib import Path
 from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags, add_clip_options, add_device, refuse_unwritable_out
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO, POSITIVE
 from moss_vllm.video.decoders import DECODERS
 
 RESULT_FOLDERS = Path("runs/eval")
@@ -23,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     add("--out", type=Path, help=out)
     cache = "folder of decoded clips that is read and filled (see scripts/cache_frames.py)"
     add("--cache", type=Path, help=cache)
-    add("--cache-gib", type=float, metavar="GIB", help="add to the cache up to this size (default: no limit)")
+    add("--cache-gib", type=POSITIVE, metavar="GIB", help="add to the cache up to this (default: no limit)")
     add("--decoder", choices=DECODERS, default="auto", help="the library that reads video files; auto: PyAV")
     add("--overwrite", action="store_true", help="drop the answers in --out and start again")
     missing = "count questions about missing or unreadable videos as wrong; without it they stop the run"
@@ -31,11 +32,11 @@ def add_options(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     merge = "print the table of all the answers in --out, of every process; opens no model"
     add("--merge", action="store_true", help=merge)
     batch = "questions answered together, those of one video or of several"
-    add("--batch-size", type=int, default=16, metavar="N", help=batch)
+    add("--batch-size", type=FROM_ONE, default=16, metavar="N", help=batch)
     workers = "threads that read videos ahead; 0: none (default: one per processor, up to 16)"
-    add("--workers", type=int, metavar="N", help=workers)
+    add("--workers", type=FROM_ZERO, metavar="N", help=workers)
     limit = "ask the first N questions only; the table says that it is partial (default: all)"
-    add("--limit", type=int, metavar="N", help=limit)
+    add("--limit", type=FROM_ONE, metavar="N", help=limit)
     protocol = "prompt and rule of judging, see docs/evaluation.md"
     add("--protocol", choices=protocols, default=next(iter(protocols)), help=protocol)
     add_device(add)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation.protocols import Benchmark, Questions
 from moss_vllm.runtime.errors import UnusableData
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.video.clip import PAPER_SAMPLING
 from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import probe_all
@@ -29,8 +30,7 @@ def look_over(
     Raises: ValueError for a limit below 1 or no question, naming every question with a special token, or
     without `allow_missing` every video that cannot be read.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; it must be at least 1")
+    FROM_ONE.check(limit=limit)
     every = [question for video in videos for question in video.questions]
     if not every:
         raise ValueError("no question to ask; check that the reader returned any")

@@ -9,6 +9,8 @@ Reference: Table 7; KimManjin/CorrelationSideTuning, whose formulas these are (f
 
 import numpy as np
 
+from moss_vllm.runtime.ranges import FROM_ONE
+
 SAMPLINGS = ("uniform", "uniform-k400", "dense")
 
 
@@ -43,8 +45,7 @@ def spread_indices(
     Shape: int64 (clips, T), in [0, n_frames).
     """
     _check(n_frames, frames, sampling, stride)
-    if clips < 1:
-        raise ValueError(f"clips is {clips}; it must be at least 1")
+    FROM_ONE.check(clips=clips)
     if sampling == "dense":
         spare = max(0, n_frames - frames * stride)
         # The authors' code divides by clips - 1; a single clip takes the middle.
@@ -64,6 +65,4 @@ def spread_indices(
 def _check(n_frames: int, frames: int, sampling: str, stride: int) -> None:
     if sampling not in SAMPLINGS:
         raise ValueError(f"sampling is {sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
-    for name, value in (("n_frames", n_frames), ("frames", frames), ("stride", stride)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+    FROM_ONE.check(n_frames=n_frames, frames=frames, stride=stride)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moss_vllm.data.actions.datasets import ANNOTATION_FILES, DATASETS, ActionSplit, read_action
 from moss_vllm.data.world.actions import MINI_ACTIONS_ROOT, ensure_mini_actions
-from moss_vllm.recognition.dataset_views import DATASET_VIEWS, find_views
+from moss_vllm.recognition.dataset_views import find_views
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.training.loop import Loop
@@ -39,22 +39,9 @@ def refuse_ignored(settings: Any) -> None:
 
 def check_settings(settings: Any) -> None:
     """Raise one ValueError for all settings with values that are not allowed."""
-    wrong = [] if settings.clip_norm > 0 else [f"clip_norm is {settings.clip_norm}; it must be above 0"]
-    if settings.protocol not in DATASET_VIEWS[settings.data]:
-        sources = ", ".join(DATASET_VIEWS[settings.data])
-        wrong.append(f"protocol is {settings.protocol!r}; it must be one of {sources}")
-    if settings.annotation and Path(settings.annotation).is_file():
-        wrong.append(f"annotation {settings.annotation} is a file; name the folder of both lists")
-    refuse(
-        settings,
-        counts="epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep "
-        "profile_steps".split(),
-        shares="lr weight_decay layer_decay floor smoothing max_bad_share".split(),
-        from_zero=("workers", "seed", "data_seed", "warmup_epochs"),
-        paths="root annotation out resume start cache weights".split(),
-        written=("out", "cache"),
-        others=wrong,
-    )
+    is_file = settings.annotation and Path(settings.annotation).is_file()
+    wrong = f"annotation {settings.annotation} is a file; name the folder of both lists"
+    refuse(settings, [wrong] if is_file else [])
     check_decoder(settings.decoder)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moss_vllm.recognition.augment import draw_box, grey
 from moss_vllm.recognition.frame_choice import SAMPLINGS
+from moss_vllm.runtime.ranges import FROM_ONE, SHARE
 from moss_vllm.video.frames import scaled_size
 from moss_vllm.video.rand_augment import ClipRandAugment
 
@@ -54,9 +55,7 @@ class ViewSettings:
     std: tuple[float, ...] = CLIP_STD
 
     def __post_init__(self) -> None:
-        for name in ("frames", "stride", "size_px", "clips", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        FROM_ONE.check(**{n: getattr(self, n) for n in ("frames", "stride", "size_px", "clips", "repeats")})
         if self.sampling not in SAMPLINGS:
             raise ValueError(f"sampling is {self.sampling!r}; it must be one of {', '.join(SAMPLINGS)}")
         if self.crops not in (1, 3):
@@ -65,9 +64,7 @@ class ViewSettings:
             scale = getattr(self, name)
             if min(scale if isinstance(scale, tuple) else (scale,)) < self.size_px:
                 raise ValueError(f"{name} is {scale}, below size_px, which is {self.size_px}; raise it")
-        for name in ("flip", "grayscale", "min_area"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        SHARE.check(flip=self.flip, grayscale=self.grayscale, min_area=self.min_area)
 
     def at_size(self, size_px: int) -> "ViewSettings":
         """The same views in another resolution: both scales change with it."""

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.screen import plain
-from moss_vllm.runtime.tables import format_cell, in_markdown
+from moss_vllm.runtime.tables import format_cell, in_markdown, markdown_table
 from moss_vllm.runtime.versions import without_absent
 from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.places import is_hub_id
@@ -167,6 +167,7 @@ def _front_matter(
     results: Sequence[Mapping[str, Any]],
 ) -> ModelCardData:
     has_moss, on_hub = run.get("moss") is not None, is_hub_id(run["base_model"])
+    scores = [entry for result in results for entry in _entries(result)]
     return ModelCardData(
         license=licence,
         # Under "peft" the hub would show peft's code to open an adapter, which does not work with MOSS.
@@ -175,25 +176,31 @@ def _front_matter(
         base_model_relation=("finetune" if merged else "adapter") if on_hub else None,
         pipeline_tag=TASK,
         tags=["video", "motion", *["moss"] * has_moss],
-        model_name=repo_id.split("/")[-1] if results else None,
-        eval_results=[entry for result in results for entry in _entries(result)] or None,
+        model_name=repo_id.split("/")[-1] if scores else None,
+        eval_results=scores or None,
     )
 
 
 def _entries(result: Mapping[str, Any]) -> list[EvalResult]:
-    """The scores as the hub lists them, under the benchmark's name only if all its questions were asked."""
-    benchmark, difference = result["benchmark"], _difference(result)
-    protocol = str(result["protocol"].get("name", ""))
+    """The scores that the hub lists: of a whole published benchmark, with its clips.
+
+    A reader of the list sees a benchmark's name and a number and no note, so scores of a part, of generated
+    clips and of the one-frame control stand in the card's text alone.
+    """
+    benchmark, protocol = result["benchmark"], result["protocol"]
+    if benchmark not in HUB_DATA or _difference(result) or protocol.get("still"):
+        return []
     return [
         EvalResult(
             task_type=TASK,
-            dataset_type="other" if difference else HUB_DATA.get(benchmark, "other"),
-            dataset_name=f"{benchmark}'s format ({difference})" if difference else benchmark,
+            dataset_type=HUB_DATA[benchmark],
+            dataset_name=benchmark,
             metric_type="accuracy",
             metric_value=round(value, 2),
-            metric_name=f"accuracy (%), {task}, protocol {protocol}",
+            metric_name=f"accuracy (%), {task}, protocol {protocol.get('name', '')}",
         )
         for task, value in result["accuracy_percent"].items()
+        if value is not None
     ]
 
 
@@ -254,13 +261,12 @@ def _training(run: Mapping[str, Any]) -> str:
 def _score(result: Mapping[str, Any]) -> str:
     accuracy, chance = result["accuracy_percent"], result["chance_percent"]
     spans, counts = result.get("interval_95_percent", {}), result.get("counts", {})
-    lines = ["| task | accuracy % | chance % | 95 % interval | answered | questions |"]
-    lines.append("|---|---:|---:|---:|---:|---:|")
+    rows = []
     for task in accuracy:
         span = " to ".join(format_cell(end) for end in spans.get(task, ())) or "-"
         some = [format_cell(counts.get(name, {}).get(task)) for name in ("answered", "total")]
-        cells = [_cell(task), format_cell(accuracy[task]), format_cell(chance.get(task)), span, *some]
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append([_cell(task), format_cell(accuracy[task]), format_cell(chance.get(task)), span, *some])
+    heads = ["task", "accuracy %", "chance %", "95 % interval", "answered", "questions"]
     notes = list(result.get("notes", ()))
     if failed := result.get("failed"):
         notes.append(f"{len(failed)} videos missing or unreadable: their questions count as wrong")
@@ -274,14 +280,15 @@ def _score(result: Mapping[str, Any]) -> str:
     )
     summary = f"{_cell(result['benchmark'])}, {result['asked']:,} questions.{partial}"
     head = f"{summary} Protocol: {_cell(protocol)}.\n"
-    return "\n".join([head, *(f"- **{_cell(note)}**" for note in notes), *[""] * bool(notes), *lines])
+    told = [*(f"- **{_cell(note)}**" for note in notes), *[""] * bool(notes)]
+    return "\n".join([head, *told, *markdown_table(heads, rows)])
 
 
 def _table(values: Mapping[str, Any]) -> str:
     if not values:
         return "Not recorded."
-    rows = [f"| {_cell(name)} | {_cell(value)} |" for name, value in values.items()]
-    return "\n".join(["| setting | value |", "|---|---|", *rows])
+    heads, rows = ["setting", "value"], [[_cell(name), _cell(value)] for name, value in values.items()]
+    return "\n".join(markdown_table(heads, rows, left=heads))
 
 
 def _cell(value: Any) -> str:

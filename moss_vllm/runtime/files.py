@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,8 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises: OSError naming `path` where the disk refuses it.
     """
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # other processes may write it too
+    # Others may write it too, on other machines of a shared disk, where process ids repeat.
+    part = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -46,7 +48,7 @@ def readable(*files: Path) -> None:
     safetensors 0.8 makes its files readable by their writer only (huggingface/safetensors#782).
     """
     for file in files:
-        probe = file.with_name(f".{file.name}.{os.getpid()}.mode")  # reading the umask would mean setting it
+        probe = file.with_name(f".{uuid.uuid4().hex}.mode")  # reading the umask would mean setting it
         probe.touch()
         mode = probe.stat().st_mode
         probe.unlink()

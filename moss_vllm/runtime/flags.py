@@ -8,6 +8,7 @@ from typing import Any
 
 from moss_vllm.runtime.errors import catch_interrupts, errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
+from moss_vllm.runtime.ranges import FPS, FROM_ONE, SHORTER_PX, Range
 from moss_vllm.runtime.screen import say
 from moss_vllm.runtime.spelling import spelled
 
@@ -27,15 +28,16 @@ OLD_NAMES = {
 
 
 class Flags(argparse.ArgumentParser):
-    """A parser whose help keeps the description's lines and has every default.
+    """A parser whose help keeps the description's lines and has every default and every `Range`.
 
-    `tells_new_names` says whether new names are told; `given` has the flags of the last command line by the
-    names of their values, also those that were given their default.
+    `tells_new_names` says whether new names are told, `refuses` whether numbers outside their range are
+    refused; `given` has the flags of the last command line by the names of their values, also those that
+    were given their default.
     """
 
     def __init__(self, description: str | None) -> None:
         super().__init__(description=description, formatter_class=_Help)
-        self.tells_new_names, self.given = True, dict[str, str]()
+        self.tells_new_names, self.refuses, self.given = True, True, dict[str, str]()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Understand old names; print each new name once, on stderr."""
@@ -61,6 +63,14 @@ class Flags(argparse.ArgumentParser):
             self.given[action.dest] = action.option_strings[0]
         return super()._get_values(action, arg_strings)  # type: ignore[misc]
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Refuse what is out of range or no choice; argparse calls it for each value."""
+        name, choices = (action.option_strings or [str(action.metavar or action.dest)])[0], action.choices
+        if choices is not None and value not in choices:
+            self.error(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+        if self.refuses and isinstance(action.type, Range) and value not in action.type:
+            self.error(*action.type.faults(**{name: value}))
+
     def refuse_given(self, names: Iterable[str], why: str) -> None:
         """End with argparse's error if flags of these values were given.
 
@@ -78,7 +88,11 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         text, value = action.help or "", action.default
         no_default = value is None or value is False or value in (argparse.SUPPRESS, [])
         is_complete = no_default or not action.option_strings or "default" in text
-        return text if is_complete else f"{text} (default: %(default)s)"
+        text = text if is_complete else f"{text} (default: %(default)s)"
+        if not isinstance(action.type, Range):
+            return text
+        about, default, rest = text.partition("(default")
+        return f"{about}({action.type}; default{rest}" if default else f"{text} ({action.type})"
 
 
 def triple(text: str) -> tuple[int, int, int]:
@@ -102,9 +116,10 @@ def add_clip_options(parser: argparse.ArgumentParser) -> Any:
     by_default = "by default as the checkpoint was trained, or where it has no record as in the paper"
     group = parser.add_argument_group("clips", by_default)
     add = group.add_argument
-    add("--sample-fps", type=float, metavar="FPS", help="frames per second (paper: 2)")
-    add("--short-side-px", type=int, metavar="PX", help="shorter side of a frame in pixels (paper: 224)")
-    add("--max-frames", type=int, metavar="N", help="thin longer clips evenly to N frames (paper: 180)")
+    add("--sample-fps", type=FPS, metavar="FPS", help="frames per second; paper: 2")
+    side = "shorter side of a frame in pixels; paper: 224"
+    add("--short-side-px", type=SHORTER_PX, metavar="PX", help=side)
+    add("--max-frames", type=FROM_ONE, metavar="N", help="thin longer clips evenly to N frames; paper: 180")
     compress = "drop video tokens of patches that did not change (paper: yes)"
     add("--compress-tokens", action=argparse.BooleanOptionalAction, help=compress)
     return group

@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +42,11 @@ class Table:
         lines = [f"**{in_markdown(self.title)}**", ""]
         places = [(name, column) for name, columns in self.columns.items() for column in columns]
         heads = [in_markdown(f"{name} {c}" if c == self.columns[name][0] else c) for name, c in places]
-        lines += [f"| {in_markdown(self.rows_are)} | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-        for row in self.rows:
-            cells = [in_markdown(row), *(format_cell(self._cell(row, *place)) for place in places)]
-            lines.append(f"| {' | '.join(cells)} |")
+        rows = [
+            [in_markdown(row), *(format_cell(self._cell(row, *place)) for place in places)]
+            for row in self.rows
+        ]
+        lines += markdown_table([in_markdown(self.rows_are), *heads], rows)
         return "\n".join([*lines, "", *(f"- {in_markdown(note)}" for note in self.notes)]).rstrip() + "\n"
 
     def latex(self) -> str:
@@ -87,6 +88,15 @@ class Table:
 
     def _cell(self, row: str, benchmark: str, column: str) -> Cell | None:
         return self.rows[row].get(benchmark, {}).get(column)
+
+
+def markdown_table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, left: Sequence[str] | None = None
+) -> list[str]:
+    """The lines of a table of escaped cells; columns stand right, but for `left`, by default the first."""
+    left = heads[:1] if left is None else left
+    lines = [heads, ["---" if head in left else "---:" for head in heads], *rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def in_latex(text: str) -> str:

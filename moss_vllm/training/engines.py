@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers.integrations import unset_hf_deepspeed_config
 
 from moss_vllm.runtime.errors import RunStopped
@@ -247,17 +248,21 @@ def step(
         from deepspeed.utils import safe_get_full_grad
 
         engine = cast(Any, objective)
-        norms = _norms(groups, safe_get_full_grad) if by_group else {}
+
+        def norm_of(parameter: nn.Parameter) -> Tensor | None:  # of one whole gradient at a time
+            whole_gradient = safe_get_full_grad(parameter)
+            return None if whole_gradient is None else whole_gradient.norm()
+
+        norms = _norms(groups, norm_of) if by_group else {}
         engine.step()
         return float(engine.get_global_grad_norm() or 0.0), norms
     if scaler:
         scaler.unscale_(cast(Any, optimizer).optimizer)
     norms = _norms(groups, lambda parameter: parameter.grad)
-    total = sum(norm**2 for norm in norms.values()) ** 0.5
+    total = math.hypot(*norms.values())
     if math.isfinite(total):
-        if (factor := clip_norm / (total + 1e-6)) < 1:
-            for parameter in (p for members in groups.values() for p in members if p.grad is not None):
-                cast(Tensor, parameter.grad).mul_(factor)
+        trained = [p for members in groups.values() for p in members]
+        clip_grads_with_norm_(trained, clip_norm, torch.tensor(total))
         optimizer.step()
     if scaler:
         scaler.update()
@@ -268,14 +273,9 @@ def step(
 def _norms(
     groups: Mapping[str, Sequence[nn.Parameter]], gradient: Callable[[nn.Parameter], Tensor | None]
 ) -> dict[str, float]:
-    """L2 norm of each group's gradient; every process must call it."""
-    squares = {
-        name: [g.float().square().sum() for p in members if (g := gradient(p)) is not None]
-        for name, members in groups.items()
-    }
-    return {
-        name: float(whole(torch.stack(sums).sum()).sqrt()) if sums else 0.0 for name, sums in squares.items()
-    }
+    """L2 norm of each group's gradient, from its parts or from their norms; every process must call it."""
+    found = {name: [g for p in members if (g := gradient(p)) is not None] for name, members in groups.items()}
+    return {name: float(whole(get_total_norm(gradients))) for name, gradients in found.items()}
 
 
 def whole(value: Tensor) -> Tensor:

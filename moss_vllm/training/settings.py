@@ -9,19 +9,27 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 
 from moss_vllm.runtime.errors import catch_interrupts, errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, Range
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.run_folder import choose_resume
 
 T = TypeVar("T")
 RESUME = ("--resume", "auto")  # what every recipe goes on with
 WHOLE_E = re.compile(r"[-+]?\d+e[-+]?\d+").fullmatch
+# Types of settings, whose values outside are refused and whose range is in --help.
+Count = Annotated[int, FROM_ONE]
+FromZero = Annotated[int, FROM_ZERO]
+Positive = Annotated[float, POSITIVE]
+NotNegative = Annotated[float, NOT_NEGATIVE]
+Share = Annotated[float, SHARE]
+WRITTEN = ("out", "cache")  # folders
 
 
 def setting(
@@ -52,7 +60,8 @@ def parse(
         of each source by its name, the weakest first.
 
     Raises:
-        ValueError: an unreadable YAML file, an unknown name in it or a value of the wrong type, by name.
+        ValueError: an unreadable YAML file, an unknown name in it or a value of the wrong type, by name; all
+            values that are out of range, no choice or empty.
     """
     parser, kinds = options(settings, description), typing.get_type_hints(settings)
     flags = parser.parse_args(argv)
@@ -63,14 +72,15 @@ def parse(
     flags.layers = {**start, **config, "flag": by_flag}
     values = {name: value for layer in flags.layers.values() for name, value in layer.items()}
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
-        if (value := values.get(item.name)) in item.metadata.get("old", {}):
+        if (value := values.get(item.name)) in item.metadata["old"]:
             values[item.name] = item.metadata["old"][value]
             say(f"{item.name} {value} is called {values[item.name]} now", file=sys.stderr)
+    _refuse_impossible(settings, values)
     return settings(**values), flags
 
 
 def begin(settings: type, description: str | None, *, out_depends_on: str | None = None) -> None:
-    """What a recipe does before imports that take seconds: answer --help, refuse words and an unfit folder.
+    """What a recipe does before imports that take seconds: answer --help, refuse words, values and folders.
 
     Args:
         out_depends_on: a setting for which `out` may have another default; where it is given, only an `out`
@@ -83,51 +93,21 @@ def begin(settings: type, description: str | None, *, out_depends_on: str | None
         flags = parser.parse_args()
         values = _read_yaml(flags.config, typing.get_type_hints(settings)) if flags.config else {}
         values |= {name: getattr(flags, name) for name in parser.given}
+        _refuse_impossible(settings, values)
         if out_depends_on not in values:
             values.setdefault("out", settings.out)  # type: ignore[attr-defined]
-        for name in ("out", "cache"):
+        for name in WRITTEN:
             if values.get(name):
                 refuse_unwritable(Path(values[name]), name)
         if values.get("out"):
             choose_resume(Path(values["out"]), values.get("resume"), dry_run=flags.dry_run)
 
 
-def refuse(
-    settings: Any,
-    *,
-    counts: Iterable[str] = (),
-    shares: Iterable[str] = (),
-    from_zero: Iterable[str] = (),
-    paths: Iterable[str] = (),
-    written: Iterable[str] = (),
-    others: Iterable[str] = (),
-) -> None:
-    """ValueError naming every setting that has an impossible value; None is always possible.
-
-    Args:
-        counts: names of settings that are at least 1.
-        shares: from 0 to 1.
-        from_zero: at least 0.
-        paths: not empty.
-        written: folders that must be writable.
-        others: faults that the recipe itself has detected, in words.
-    """
-
-    def failing(names: Iterable[str], holds: Callable[[Any], bool], rule: str) -> list[str]:
-        values = {name: value for name in names if (value := getattr(settings, name)) is not None}
-        return [f"{name} is {value}; {rule}" for name, value in values.items() if not holds(value)]
-
-    wrong = [
-        *failing(counts, lambda value: value >= 1, "it must be at least 1"),
-        *failing(shares, lambda value: 0 <= value <= 1, "it must be a number from 0 to 1"),
-        *failing(from_zero, lambda value: value >= 0, "it must be at least 0"),
-        *others,
-        *(f"{name} is empty; name a folder or a file" for name in paths if getattr(settings, name) == ""),
-        *_wrong_choices(settings),
-    ]
+def refuse(settings: Any, wrong: Iterable[str]) -> None:
+    """ValueError for what a recipe has found wrong, or a folder that cannot be written to."""
     if wrong:
         raise ValueError("; ".join(wrong))
-    for name in written:
+    for name in WRITTEN:
         if folder := getattr(settings, name):
             refuse_unwritable(Path(folder), name)
 
@@ -169,25 +149,32 @@ def accumulate_for(clips_a_step: int, at_once: int) -> int:
     return max(1, round(clips_a_step / at_once))
 
 
-def _wrong_choices(settings: Any) -> list[str]:
-    """Faults of the fields that are a `Literal`."""
-    kinds = typing.get_type_hints(type(settings))
-    values = {name: getattr(settings, name) for name, kind in kinds.items() if _choices(kind)}
-    return [
-        f"{name} is {value!r}; it must be one of {', '.join(_choices(kinds[name]))}"
-        for name, value in values.items()
-        if value is not None and value not in _choices(kinds[name])
-    ]
+def _refuse_impossible(settings: type, values: Mapping[str, Any]) -> None:
+    """ValueError naming every value that is out of range, no choice or empty; None is always possible."""
+    kinds, wrong = typing.get_type_hints(settings, include_extras=True), []
+    for item in dataclasses.fields(settings):  # type: ignore[arg-type]
+        name, value, choices = item.name, values.get(item.name), _choices(kinds[item.name])
+        if within := _range(kinds[name]):
+            wrong += within.faults(**{name: value})
+        elif value is None or value in item.metadata["old"]:
+            continue
+        elif value == "":
+            wrong.append(f"{name} is empty; give a value, or leave it out")
+        elif choices and value not in choices:
+            wrong.append(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 def options(settings: type, description: str | None) -> Flags:
     """The command line of `settings`, whose help has every default; a flag that is left out is None."""
     parser = Flags(description)
+    parser.refuses = False  # `parse` tells all faults at once, those of a YAML file too
     parser.add_argument("--config", type=Path, help="YAML file of settings; flags given beside it win")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the settings, what trains and one batch; train nothing"
     )
-    kinds = typing.get_type_hints(settings)
+    kinds = typing.get_type_hints(settings, include_extras=True)
     group: Any = parser
     for item in dataclasses.fields(settings):  # type: ignore[arg-type]
         if heading := item.metadata["heading"]:
@@ -199,9 +186,9 @@ def options(settings: type, description: str | None) -> Flags:
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=explained)
         else:
-            choices = _choices(kinds[item.name])  # `refuse` checks them, those of a YAML file too
-            shown = f"{{{','.join(choices)}}}" if choices else {int: "N", float: "X"}.get(kind)
-            group.add_argument(flag, type=kind, help=explained, metavar=shown)
+            choices = _choices(kinds[item.name])
+            shown = f"{{{','.join(map(str, choices))}}}" if choices else {int: "N", float: "X"}.get(kind)
+            group.add_argument(flag, type=_range(kinds[item.name]) or kind, help=explained, metavar=shown)
     return parser
 
 
@@ -255,16 +242,22 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _choices(kind: Any) -> tuple[str, ...]:
+def _choices(kind: Any) -> tuple[Any, ...]:
     """The values of a `Literal`, which may also be None; empty for other types."""
     kinds = [kind, *typing.get_args(kind)]
     return next((typing.get_args(one) for one in kinds if typing.get_origin(one) is typing.Literal), ())
 
 
+def _range(kind: Any) -> Range | None:
+    """The range of `Count`, which may also be None."""
+    noted = [note for one in (kind, *typing.get_args(kind)) for note in getattr(one, "__metadata__", ())]
+    return next((note for note in noted if isinstance(note, Range)), None)
+
+
 def _plain(kind: Any) -> type:
-    """`int` for `int | None`, `str` for a `Literal`."""
-    if _choices(kind):
-        return str
+    """`int` for `Count` and `Count | None`, `str` for a `Literal` of texts."""
+    if choices := _choices(kind):
+        return type(choices[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
-    return typing.cast(type, kind)
+    return typing.cast(type, getattr(kind, "__origin__", kind))

@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+
+Temporal = Literal[
+    "moss", "stss1", "selfy", "atm", "r2plus1d", "factorised_attention", "local_attention", "none"
+]
 
 
 def parse_temporal(settings: Any) -> dict[str, Any]:

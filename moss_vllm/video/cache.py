@@ -25,6 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from moss_vllm.runtime.ranges import POSITIVE
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.cache_pieces import count_key, read_pieces
 from moss_vllm.video.clip import PAPER_SAMPLING, Clip, Sampling, read_clip, read_frames
@@ -90,8 +91,7 @@ class FrameCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_gib: float | None = None) -> None:
-        if max_gib is not None and not max_gib > 0:
-            raise ValueError(f"max_gib is {max_gib}; it must be above 0, or None for no limit")
+        POSITIVE.check(max_gib=max_gib)
         self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.max_gib, self.is_closed = max_gib, False

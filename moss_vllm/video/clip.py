@@ -6,7 +6,6 @@ frames chosen by those times. All decoders thus share one choice.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +15,10 @@ from functools import partial
 import av
 import numpy as np
 
+from moss_vllm.runtime.ranges import FPS, FROM_ONE, SECOND, SHORTER_PX
 from moss_vllm.video.container import open_file
 from moss_vllm.video.decoders import ROUNDING_S, Resized, check_decoder, decode
 from moss_vllm.video.frames import (
-    MULTIPLE_PX,
     REPLACE_FILE,
     BadVideo,
     list_images,
@@ -44,11 +43,6 @@ class Clip:
     frame_times_s: np.ndarray
 
 
-def _check_number(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:  # also false for NaN
-        raise ValueError(f"{name} is {value}; it must be between {low:g} and {high:g}")
-
-
 @dataclass(frozen=True)
 class Sampling:
     """Which frames of a clip are read, and at which size; the defaults are the paper's.
@@ -67,10 +61,9 @@ class Sampling:
     max_frames: int = 180
 
     def __post_init__(self) -> None:
-        _check_number("sample_fps", self.sample_fps, 1e-3, 1000)
-        if self.short_side_px is not None:
-            _check_number("short_side_px", self.short_side_px, MULTIPLE_PX, 10_000)
-        _check_number("max_frames", self.max_frames, 1, math.inf)
+        FPS.check(sample_fps=self.sample_fps)
+        SHORTER_PX.check(short_side_px=self.short_side_px)
+        FROM_ONE.check(max_frames=self.max_frames)
 
 
 PAPER_SAMPLING = Sampling()
@@ -202,8 +195,8 @@ def choose_frames(
 
 
 def _check_part(start_s: float, end_s: float | None, folder_fps: float) -> None:
-    _check_number("folder_fps", folder_fps, 1e-3, 1000)
-    _check_number("start_s", start_s, 0, 1e9)
+    FPS.check(folder_fps=folder_fps)
+    SECOND.check(start_s=start_s)
     if end_s is not None and not end_s > start_s:
         raise ValueError(f"end_s is {end_s}; it must be above start_s, which is {start_s}")
 

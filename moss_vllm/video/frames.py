@@ -14,11 +14,12 @@ from functools import partial
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from moss_vllm.runtime.ranges import MULTIPLE_PX
+
 # Suffixes of images, and the one format each is read as: Pillow would start Ghostscript for another.
 IMAGE_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 IMAGE_EXTENSIONS = tuple(IMAGE_FORMATS)
 OPTICAL_FLOW = ("flow_x", "flow_y")  # mmaction2 keeps these beside the pictures
-MULTIPLE_PX = 28  # a side holds whole 2 x 2 groups of 14-pixel patches
 MAX_ASPECT = 20
 MAX_FRAME_PX = 100_000_000
 MAX_CLIP_BYTES = 2 * 1024**3

@@ -101,6 +101,13 @@ def test_intervals_are_those_of_newcombe_1998_table_1(correct, total, low, high)
     assert wilson_interval(correct, total) == pytest.approx((100 * low, 100 * high), abs=0.005)
 
 
+@pytest.mark.parametrize("correct, total", [(0, 7), (7, 7), (1, 300), (92, 300), (2178, 4018)])
+def test_intervals_are_scipys(correct, total):
+    tested = pytest.importorskip("scipy.stats").binomtest(correct, total)
+    interval = tested.proportion_ci(0.95, method="wilson")
+    assert wilson_interval(correct, total) == pytest.approx([100 * end for end in interval], abs=1e-5)
+
+
 def test_a_score_has_an_interval_wherever_it_has_an_accuracy():
     judged = [Judged(str(n), "MR" if n < 20 else "RC", n >= 20, True) for n in range(21)]
     result = score(judged, MOTIONBENCH_TASKS)

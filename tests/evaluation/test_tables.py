@@ -26,7 +26,7 @@ def test_table_5_in_markdown_is_the_papers():
         "",
         "| method | FAVOR-Bench all | AS | CM | HAC | MAD | NSM | SAD "
         "| MotionBench-Dev all | MR | LM | CM | MO | AO | RC |",
-        "|---|" + "---:|" * 14,
+        "| --- |" + " ---: |" * 14,
         "| VideoLLaMA3-2B | 42.2 | 43.8 | 27.3 | 44.4 | 48.1 | 45.3 | 42.8 "
         "| 50.2 | 54.9 | 54.2 | 36.1 | 68.3 | 37.0 | 27.3 |",
         "| + FAVOR-Train | 45.5 | 44.8 | 27.8 | 54.5 | 51.3 | 54.7 | 45.3 "

@@ -48,7 +48,7 @@ def test_a_step_is_timed(tmp_path, capsys):
 
 
 def test_a_benchmark_refuses_what_it_cannot_measure(capsys):
-    for argv, told in ((["--frames", "0"], "take 1 or more"), (["--chunk-frames", "-1"], "0 or more")):
+    for argv, told in ((["--frames", "0"], "at least 1"), (["--chunk-frames", "-1"], "at least 0")):
         with pytest.raises(SystemExit):
             benchmark_boundaries.main(argv)
         assert told in capsys.readouterr().err

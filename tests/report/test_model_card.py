@@ -3,8 +3,9 @@
 import json
 
 import pytest
-import yaml
+from huggingface_hub import ModelCard
 
+from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS
 from moss_vllm.report.model_card import model_card, read_result
 
 RUN = {
@@ -31,7 +32,8 @@ RESULT = {
 
 
 def front_matter(card):
-    return yaml.safe_load(card.split("---")[1])
+    """As the hub's own parser reads it; it refuses a wrong list of scores."""
+    return ModelCard(card).data.to_dict()
 
 
 def test_a_base_of_the_hub_and_a_licence_are_in_the_front_matter():
@@ -79,37 +81,54 @@ def test_notes_counts_and_intervals_stay_with_the_scores():
     )
     assert "- **1 videos missing or unreadable: their questions count as wrong**" in card
     assert "| all | 30.8 | 25.0 | 25.9 to 36.3 | 171 | 300 |" in card
-    listed = front_matter(card)["model-index"][0]["results"][0]
-    assert listed["dataset"]["name"] == (
-        "MotionBench-Dev's format (300 questions of the motion world, not comparable)"
-    )
-    assert listed["metrics"][0]["value"] == 30.8
+    assert "model-index" not in front_matter(card)
 
 
-def test_questions_of_the_motion_world_are_called_so():
-    """Also where their numbers are those of the benchmark."""
-    counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
-    result = {**RESULT, "asked": 4018, "counts": {"total": counts}, "motion_world": True}
-    result["notes"] = ["these data are the motion world: no number compares with the paper's"]
-    card = model_card("me/m", RUN, merged=False, results=[result])
-    listed = front_matter(card)["model-index"][0]["results"][0]["dataset"]
-    assert listed == {
-        "name": "MotionBench-Dev's format (4,018 questions of the motion world, not comparable)",
-        "type": "other",
+def whole(benchmark, accuracy, **changed):
+    """A result of all questions of a published benchmark."""
+    counts = OFFICIAL_COUNTS[benchmark]
+    asked = sum(counts.values())
+    counts = {"counts": {"total": {**counts, "all": asked}}}
+    return {
+        **RESULT,
+        **counts,
+        "benchmark": benchmark,
+        "asked": asked,
+        "questions": asked,
+        "accuracy_percent": {"all": accuracy},
+        **changed,
     }
-    assert card.count("motion world") == 2  # in the list, and in the note
 
 
-def test_a_whole_benchmark_is_listed_under_its_name():
-    counts = {"MR": 1478, "LM": 546, "CM": 385, "MO": 690, "AO": 519, "RC": 400, "all": 4018}
-    result = {**RESULT, "asked": 4018, "counts": {"total": counts}}
-    card = model_card("me/m", RUN, merged=False, licence="a: b", results=[result])
-    matter = front_matter(card)
-    assert matter["license"] == "a: b"
-    assert matter["model-index"][0]["results"][0]["dataset"] == {
-        "name": "MotionBench-Dev",
-        "type": "zai-org/MotionBench",
-    }
+def test_the_hub_lists_whole_benchmarks_under_their_names_and_nothing_else():
+    generated = ["these data are the motion world, not comparable"]
+    others = [
+        RESULT,  # a part
+        whole("MotionBench-Dev", 91.0, notes=generated),
+        whole("MotionBench-Dev", 92.0, counts={"total": {"MR": 4018, "all": 4018}}),
+        whole("MotionBench-Dev", 93.0, protocol={"name": "letter", "still": True}),
+        {**whole("FAVOR-Bench", 94.0), "benchmark": "of my own"},
+        whole("MotionBench-Dev", 95.0, motion_world=True),
+    ]
+    both = [
+        whole("FAVOR-Bench", 46.604),
+        whole("MotionBench-Dev", 54.2),
+        whole("MotionBench-Dev", 55.1, protocol={"name": "option_text"}),
+    ]
+    card = model_card("me/m", RUN, merged=False, licence="a: b", results=[*others, *both])
+    data = ModelCard(card).data
+    assert data.license == "a: b" and data.model_name == "m"
+    assert [
+        (one.dataset_type, one.dataset_name, one.metric_value, one.metric_name) for one in data.eval_results
+    ] == [
+        ("zl2048/FAVOR", "FAVOR-Bench", 46.6, "accuracy (%), all, protocol letter"),
+        ("zai-org/MotionBench", "MotionBench-Dev", 54.2, "accuracy (%), all, protocol letter"),
+        ("zai-org/MotionBench", "MotionBench-Dev", 55.1, "accuracy (%), all, protocol option_text"),
+    ]
+    text = card.split("---", 2)[2]
+    assert all(f"| all | {value:.1f} |" in text for value in (51.3, 91, 92, 93, 94, 95, 46.6, 54.2, 55.1))
+    assert "4,018 questions of the motion world, not comparable" in text
+    assert front_matter(model_card("me/m", RUN, merged=False, results=others)).get("model-index") is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from moss_vllm.evaluation.options import add_options
 from moss_vllm.evaluation.protocols import MOTIONBENCH
 from moss_vllm.runtime.flags import OLD_NAMES, Flags
+from moss_vllm.runtime.ranges import FROM_ONE, POSITIVE, SHARE_BELOW_1, Range
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(
@@ -79,6 +80,37 @@ def test_help_tells_defaults_once_and_none_where_there_is_none(parser):
     assert "pixels (default: 224)" in text and "format (default: fp32)" in text
     assert "of its own (default: all)" in text
     assert "None" not in text and "merge (default" not in text
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--n 0", "--n is 0; it must be at least 1"),
+        ("--n nothing", "argument --n: invalid int value: 'nothing'"),
+        ("--share 1", "--share is 1.0; it must be at least 0 and below 1"),
+        ("--share nan", "--share is nan; it must be at least 0 and below 1"),
+        ("--gib 0", "--gib is 0.0; it must be above 0"),
+        ("--layers 1 7", "--layers is 7; it must be from 1 to 6"),
+        ("--crops 2", "--crops is 2; it must be one of 1, 3"),
+    ],
+)
+def test_a_number_out_of_range_and_no_choice_are_told_as_in_the_help(words, told, capsys):
+    flags = Flags("About.")
+    flags.add_argument("--n", type=FROM_ONE, default=5, help="clips")
+    flags.add_argument("--share", type=SHARE_BELOW_1, help="of them")
+    flags.add_argument("--gib", type=POSITIVE, help="size (default: no limit)")
+    flags.add_argument("--layers", type=Range(int, 1, 6), nargs="+", help="which (paper: 6)")
+    flags.add_argument("--crops", type=int, choices=(1, 3), help="views")
+    assert vars(flags.parse_args("--n 1 --share 0 --gib 1e-9 --layers 1 6 --crops 3".split())) == {
+        **{"n": 1, "share": 0.0, "gib": 1e-9},
+        **{"layers": [1, 6], "crops": 3},
+    }
+    with pytest.raises(SystemExit) as ended:
+        flags.parse_args(words.split())
+    assert ended.value.code == 2 and capsys.readouterr().err.endswith(f"error: {told}\n")
+    text = " ".join(flags.format_help().split())
+    assert "clips (at least 1; default: 5)" in text and "of them (at least 0 and below 1)" in text
+    assert "size (above 0; default: no limit)" in text and "which (paper: 6) (from 1 to 6)" in text
 
 
 @pytest.mark.slow

@@ -231,6 +231,10 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
     with pytest.raises(OSError, match=r"file/result\.json cannot be written \(File exists\)"):
         (tmp_path / "file").touch()
         write_whole(tmp_path / "file" / "result.json", "")
+    with whole_file(tmp_path / "a.json") as one, whole_file(tmp_path / "a.json") as other:
+        for part in (one, other):  # of two machines with one disk, where process ids repeat
+            part.write_text(part.name)
+    assert (tmp_path / "a.json").read_text() == one.name != other.name
     with pytest.raises(FileNotFoundError, match="nowhere"):  # another's error keeps its name
         with whole_file(tmp_path / "result.json"):
             (tmp_path / "nowhere").read_text()

@@ -10,6 +10,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
 from launching import logged
 from torch import nn
 
@@ -29,6 +30,7 @@ from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.video_llama3.chat import encode
 
 pytestmark = pytest.mark.usefixtures("one_process")
+
 
 CAPTIONS = (
     "It turns.",
@@ -407,3 +409,20 @@ def test_a_trained_parameter_without_gradient_is_an_error(run, monkeypatch):
         RuntimeError, match=r"1 trained parameters get no gradient, e\.g\. base_model\.model\.spare"
     ):
         run(loop(1), rates={**RATES, "spare": 0.1})
+
+
+@pytest.mark.parametrize("limit, factor", [(6.5, 0.5), (100.0, 1.0), (float("inf"), 1.0)])
+def test_a_gradient_is_clipped_by_the_norm_of_all_groups(limit, factor):
+    weights = [nn.Parameter(torch.zeros(size)) for size in (1, 2, 3, 4)]
+    for weight, gradient in zip(weights, ([3.0], [0.0, 4.0], [0.0, 12.0, 0.0]), strict=False):
+        weight.grad = torch.tensor(gradient)
+    groups = {"first": weights[:2], "second": weights[2:3], "untouched": weights[3:]}
+    one, sgd = Accelerator(), torch.optim.SGD(weights, lr=1.0)
+    how = {"by_group": True}
+    total, norms = engines.step(one, nn.Identity(), sgd, groups, limit, **how)
+    assert total == pytest.approx(13) and norms == pytest.approx({"first": 5, "second": 12, "untouched": 0})
+    moved = torch.cat([weight.detach() for weight in weights[:3]])
+    assert moved.tolist() == pytest.approx([-3 * factor, 0, -4 * factor, 0, -12 * factor, 0], abs=1e-5)
+    weights[0].grad = torch.tensor([float("nan")])
+    total, _ = engines.step(one, nn.Identity(), sgd, groups, limit, **how)
+    assert total != total and torch.cat([weight.detach() for weight in weights[:3]]).equal(moved)

@@ -1,12 +1,23 @@
 """Owns: impossible settings are named all at once, accumulation comes nearest, --help has headings."""
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
 
-from moss_vllm.training.settings import accumulate_for, begin, ignored, options, refuse, setting
+from moss_vllm.training.settings import (
+    Count,
+    FromZero,
+    Share,
+    accumulate_for,
+    begin,
+    ignored,
+    options,
+    parse,
+    refuse,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -15,39 +26,55 @@ class Settings:
 
     data: str = setting("world", "folder of the data", heading="data")
     cache: str | None = setting(None, "folder of decoded clips")
-    steps: int = setting(10, "optimizer steps", heading="training")
-    keep: int | None = setting(None, "newest checkpoints to keep")
-    floor: float = setting(0.5, "rate at the end")
-    workers: int = setting(0, "processes that read")
-    precision: Literal["fp32", "bf16"] = setting("fp32", "number format")
+    out: str | None = setting(None, "folder of the run")
+    steps: Count = setting(10, "optimizer steps", heading="training")
+    keep: Count | None = setting(None, "newest checkpoints to keep (default: all)")
+    floor: Share = setting(0.5, "rate at the end")
+    workers: FromZero = setting(0, "processes that read")
+    crops: Literal[1, 3] | None = setting(None, "views of a clip")
+    precision: Literal["fp32", "bf16"] = setting("fp32", "number format", old={"no": "fp32"})
 
 
-def check(**changed):
-    kinds = {"counts": ("steps", "keep"), "shares": ("floor",), "from_zero": ("workers",), "paths": ("data",)}
-    refuse(replace(Settings(), **changed), **kinds, written=("cache",), others=changed.pop("others", ()))
+def parsed(*words):
+    return parse(Settings, words, "About.")[0]
 
 
-def test_possible_values_pass_and_none_is_possible(tmp_path):
-    check()
-    check(steps=1, keep=1, floor=0.0, cache=str(tmp_path / "new"))
+def test_possible_values_pass_and_none_is_possible(tmp_path, capsys):
+    assert parsed() == Settings()
+    words = "--steps 1 --keep 1 --floor 0 --crops 3 --precision no".split()
+    assert parsed(*words) == Settings(steps=1, keep=1, floor=0.0, crops=3)
+    assert capsys.readouterr().err == "precision no is called fp32 now\n"
+    refuse(Settings(cache=str(tmp_path / "new")), [])
     assert not (tmp_path / "new").exists()
 
 
-def test_every_impossible_value_is_named_at_once():
+IMPOSSIBLE = [
+    *("data is empty", "give a value, or leave it out"),
+    *("steps is 0", "it must be at least 1", "keep is -1", "it must be at least 1"),
+    *("floor is nan", "it must be from 0 to 1", "workers is -1", "it must be at least 0"),
+    *("crops is 2", "it must be one of 1, 3", "precision is 'half'", "it must be one of fp32, bf16"),
+]
+
+
+def test_every_impossible_value_of_flags_and_file_is_named_at_once(tmp_path, monkeypatch):
+    file = tmp_path / "settings.yaml"
+    file.write_text("steps: 0\nkeep: -1\nfloor: .nan\ndata: ''\nworkers: 3\n")
+    words = ["--config", str(file), "--workers", "-1", "--crops", "2", "--precision", "half"]
     with pytest.raises(ValueError) as refused:
-        check(steps=0, keep=-1, floor=float("nan"), workers=-1, data="", precision="half")
-    assert str(refused.value).split("; ") == [
-        *("steps is 0", "it must be at least 1", "keep is -1", "it must be at least 1"),
-        *("floor is nan", "it must be a number from 0 to 1", "workers is -1", "it must be at least 0"),
-        *("data is empty", "name a folder or a file", "precision is 'half'"),
-        "it must be one of fp32, bf16",
-    ]
+        parsed(*words)
+    assert str(refused.value).split("; ") == IMPOSSIBLE
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *words])
+    with pytest.raises(SystemExit) as ended:  # before the imports
+        begin(Settings, "About.")
+    assert ended.value.code == f"error: {'; '.join(IMPOSSIBLE)}"
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+def test_what_a_recipe_finds_and_folders_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"^cache .*/file/below is not a folder .*/file is a file"):
-        check(cache=str(tmp_path / "file" / "below"))
+        refuse(Settings(cache=str(tmp_path / "file" / "below")), [])
+    with pytest.raises(ValueError, match="^a; b$"):
+        refuse(Settings(), ["a", "b"])
 
 
 @dataclass(frozen=True)
@@ -112,3 +139,8 @@ def test_help_has_the_fields_below_their_headings():
         general < data < text.index("--cache STR" if "--cache STR" in text else "--cache ", data) < training
     )
     assert training < text.index("--steps N", training) < text.index("--precision", training)
+    plain = " ".join(text.split())
+    assert "--steps N optimizer steps (at least 1; default: 10)" in plain
+    assert "--keep N newest checkpoints to keep (at least 1; default: all)" in plain
+    assert "--floor X rate at the end (from 0 to 1; default: 0.5)" in plain
+    assert "--crops {1,3} views" in plain and "--precision {fp32,bf16} number" in plain

@@ -18,8 +18,11 @@ from pathlib import Path
 
 from moss_vllm.commands import is_starting
 from moss_vllm.commands.model_tests import add_reading, check_places, choose_place, describe_checkpoint
+from moss_vllm.data.actions.datasets import DATASETS
+from moss_vllm.recognition.frame_choice import SAMPLINGS
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import say
 
 
@@ -35,24 +38,22 @@ def options() -> Flags:
     )
     add("--root", type=Path, help="folder of the videos (default: the checkpoint's)")
     add("--annotation", type=Path, help="folder of the annotation files (default: that of the videos)")
-    add("--data", help="dataset (default: the checkpoint's)")
+    add("--data", choices=(*DATASETS, "mini"), help="dataset (default: the checkpoint's)")
     add("--weights", help="the image encoder's weights, if they moved: a .safetensors file")
     add("--out", type=Path, help="folder of the results (default: CKPT-test-CLIPSxCROPS)")
     add("--overwrite", action="store_true", help="drop the lines in --out and start again")
     add("--allow-missing", action=yes, help="leave out clips without a video, and print their number")
-    add("--frames", type=int, help="frames per clip (default: the checkpoint's, as for the next three)")
-    add("--sampling", help="which frames: uniform, uniform-k400 or dense")
-    add("--clips", type=int, help="clips per video, each in CROPS views")
-    add("--crops", type=int, help="1 (centre) or 3 (left, right, centre)")
-    add("--batch-size", type=int, default=8, help="videos at once (default: %(default)s)")
+    add("--frames", type=FROM_ONE, help="frames per clip (default: the checkpoint's, as for the next three)")
+    add("--sampling", choices=SAMPLINGS, help="which frames")
+    add("--clips", type=FROM_ONE, help="clips per video, each in CROPS views")
+    add("--crops", type=int, choices=(1, 3), help="the centre, or left, right and centre")
+    add("--batch-size", type=FROM_ONE, default=8, help="videos at once")
     add_reading(parser, "videos")
     return parser
 
 
 def check(parser: Flags, args: argparse.Namespace) -> None:
     """Refuse what cannot be, before a model is opened."""
-    if args.batch_size < 1 or args.workers < 0:
-        parser.error("--batch-size takes 1 or more, --workers 0 or more")
     check_places(parser, args)
 
 

@@ -15,6 +15,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from moss_vllm.boundaries.f1 import F1_RULES
+from moss_vllm.boundaries.peaks import PEAK_RULES, THRESHOLDS
 from moss_vllm.commands import is_starting
 from moss_vllm.commands.model_tests import (
     add_reading,
@@ -25,8 +27,10 @@ from moss_vllm.commands.model_tests import (
     describe_checkpoint,
     tell_split,
 )
+from moss_vllm.data.boundaries.datasets import BOUNDARY_DATASETS, BoundarySplit, read_boundaries
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import SHARE
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.runtime.spelling import command
 
@@ -43,20 +47,18 @@ def options() -> Flags:
     add("--annotation", type=Path, help="the annotation file, or its folder (default: below the root)")
     videos = "folder of clips, or several with ':' between (default: below the root)"
     add("--videos", help=videos)
-    add(
-        "--data",
-        help="kinetics_gebd, tapos, json or mini (default: the checkpoint's; of a file kinetics_gebd)",
-    )
+    data = "dataset (default: the checkpoint's; of a file kinetics_gebd)"
+    add("--data", choices=BOUNDARY_DATASETS, help=data)
     add("--subset", help="of the json, to test on (default: the checkpoint's, or validation)")
     add("--out", type=Path, help="folder of the results (default: CKPT-test[-SUBSET]; of a file none)")
     add("--overwrite", action=yes, help="drop the lines in --out and start again")
     add("--allow-missing", action=yes, help="test without clips that are not there; they count as missed")
     threshold = "score from which a frame is a boundary (default: the run's; of a file 0.3, for tapos 0.2)"
-    add("--threshold", type=float, help=threshold)
-    peaks = "which frame of an even run is its middle: efficientgebd or official (default: efficientgebd)"
-    add("--peaks", help=peaks)
-    rule = "of F1: official, or efficientgebd or official_tapos as in their tables"
-    add("--rule", default="official", help=f"{rule} (default: %(default)s)")
+    add("--threshold", type=SHARE, help=threshold)
+    peaks = "which frame of an even run is its middle (default: efficientgebd)"
+    add("--peaks", choices=PEAK_RULES, help=peaks)
+    rule = "of F1; all but official as in the tables of their authors"
+    add("--rule", choices=tuple(F1_RULES), default="official", help=rule)
     add_reading(parser, "clips")
     return parser
 
@@ -64,8 +66,6 @@ def options() -> Flags:
 if is_starting(__name__):
     answer_help(options)
 
-from moss_vllm.boundaries.f1 import F1_RULES
-from moss_vllm.boundaries.peaks import PEAK_RULES, THRESHOLDS
 from moss_vllm.boundaries.predictions import FrameScores, as_boundaries, read_entries
 from moss_vllm.boundaries.scores import (
     BoundaryScores,
@@ -75,7 +75,6 @@ from moss_vllm.boundaries.scores import (
     score_test,
     tell_peaks,
 )
-from moss_vllm.data.boundaries.datasets import BoundarySplit, read_boundaries
 from moss_vllm.data.world.boundaries import BOUNDARIES_ROOT
 
 MINI_DATA = "mini"
@@ -87,13 +86,6 @@ def main(argv: list[str] | None = None) -> BoundaryScores | None:
     parser = options()
     args = parser.parse_args(argv)
     check_subject(parser, args, OF_A_MODEL)
-    if args.workers < 0:
-        parser.error("--workers takes 0 or more")
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        parser.error(f"--threshold is {args.threshold:g}; a score is from 0 to 1")
-    for name, allowed in (("rule", F1_RULES), ("peaks", PEAK_RULES)):
-        if (value := getattr(args, name)) not in (None, *allowed):
-            parser.error(f"--{name} is {value!r}; it must be one of {', '.join(allowed)}")
     check_places(parser, args)
     if args.predictions:
         return score_file(args, sys.argv[1:] if argv is None else argv)

@@ -37,8 +37,9 @@ from moss_vllm.evaluation.protocols import LETTERS
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ZERO
 from moss_vllm.runtime.screen import Screen, plain, say
-from moss_vllm.runtime.tables import in_markdown
+from moss_vllm.runtime.tables import in_markdown, markdown_table
 from moss_vllm.runtime.versions import tell_changes
 
 
@@ -50,7 +51,7 @@ def options() -> Flags:
     add("folders", nargs="+", type=Path, metavar="FOLDER", help=folders_help)
     add("--names", nargs="+", metavar="NAME", help="names of the folders (default: the last part of each)")
     changed = "show the first N gained and the first N lost questions"
-    add("--changed", type=int, default=5, metavar="N", help=changed)
+    add("--changed", type=FROM_ZERO, default=5, metavar="N", help=changed)
     add("--json", type=Path, metavar="FILE", help="write everything there, with all changed questions")
     add("--markdown", action="store_true", help="print markdown, for a file or an issue")
     return parser
@@ -58,8 +59,6 @@ def options() -> Flags:
 
 def check(parser: Flags, args: argparse.Namespace) -> None:
     """Refuse what cannot be, before anything is read."""
-    if args.changed < 0:
-        raise ValueError(f"--changed is {args.changed}; it must be at least 0")
     if args.json:
         refuse_unwritable(args.json.parent, "the folder of --json,")
 
@@ -214,14 +213,8 @@ def render(tabulated: Tabulated, notes: Sequence[str], more: Sequence[tuple[int,
 def markdown(tabulated: Tabulated, notes: Sequence[str], more: Sequence[tuple[int, str]]) -> str:
     """A comparison as GitHub's markdown."""
     title, heads, rows = tabulated
-    heads = [in_markdown(head) for head in heads]
-    lines = [
-        f"**{in_markdown(title)}**",
-        "",
-        f"| {' | '.join(heads)} |",
-        "|---|" + "---:|" * (len(heads) - 1),
-    ]
-    lines += [*(f"| {' | '.join(map(in_markdown, row))} |" for row in rows), ""]
+    heads, *rows = ([in_markdown(cell) for cell in cells] for cells in (heads, *rows))
+    lines = [f"**{in_markdown(title)}**", "", *markdown_table(heads, rows), ""]
     lines += [f"- {in_markdown(note)}" for note in notes]
     listed = [" " * n + plain(line).replace("```", "'''") for n, line in more]
     return "\n".join([*lines, *(["", "```text", *listed, "```"] if listed else []), "", ""])

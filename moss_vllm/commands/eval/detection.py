@@ -23,8 +23,10 @@ from moss_vllm.commands.model_tests import (
     describe_checkpoint,
     tell_split,
 )
+from moss_vllm.data.detection.datasets import DETECTION_DATASETS, DetectionSplit, read_detection
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -38,15 +40,15 @@ def options() -> Flags:
     add("--annotation", type=Path, help="the json, or its folder (default: below the root)")
     videos = "folder of videos or folders of frames, or several with ':' between (default: below the root)"
     add("--videos", help=videos)
-    add("--data", help="thumos14, json or mini (default: the checkpoint's; of a file thumos14)")
+    add("--data", choices=DETECTION_DATASETS, help="dataset (default: the checkpoint's; of a file thumos14)")
     add("--subset", help="of the json, to test on (default: the checkpoint's, or validation)")
     add("--out", type=Path, help="folder of the results (default: CKPT-test[-last][-SUBSET]; of a file none)")
     add("--overwrite", action=yes, help="drop the lines in --out and start again")
     add("--allow-missing", action=yes, help="leave out videos that are not there, and print their number")
-    add("--variant", help="b or l, of Table 8's rows to print beside (default: the checkpoint's)")
+    add("--variant", choices=("b", "l"), help="Table 8's rows to print beside (default: the checkpoint's)")
     add("--weights", help="the video encoder's weights, if they moved: a .safetensors file or a folder")
     add("--no-average", action=yes, help="test the weights of the last step, not their moving average")
-    add("--batch-size", type=int, default=1, help="windows of a video at once (default: %(default)s)")
+    add("--batch-size", type=FROM_ONE, default=1, help="windows of a video at once")
     add_reading(parser, "videos")
     return parser
 
@@ -54,7 +56,6 @@ def options() -> Flags:
 if is_starting(__name__):
     answer_help(options)
 
-from moss_vllm.data.detection.datasets import DetectionSplit, read_detection
 from moss_vllm.detection.predictions import read_predictions
 from moss_vllm.detection.scores import (
     PAPER_TABLE_8,
@@ -76,10 +77,6 @@ def main(argv: list[str] | None = None) -> DetectionScores | None:
     parser = options()
     args = parser.parse_args(argv)
     check_subject(parser, args, OF_A_MODEL)
-    if args.batch_size < 1 or args.workers < 0:
-        parser.error("--batch-size takes 1 or more, --workers 0 or more")
-    if args.variant not in (None, *PAPER_TABLE_8):
-        parser.error(f"--variant is {args.variant!r}; Table 8 has {', '.join(PAPER_TABLE_8)}")
     check_places(parser, args)
     return score_file(args) if args.predictions else test_checkpoint(args)
 

@@ -30,18 +30,23 @@ import yaml
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import begin, parse, setting
+from moss_vllm.training.settings import Count, FromZero, NotNegative, Positive, Share, begin, parse, setting
+from moss_vllm.training.temporal_settings import Temporal
 
 
 @dataclass(frozen=True)
 class ActionRecog:
     """Settings; None stands for the value in Table 7 for the dataset and variant, as `--help` says."""
 
-    data: str = setting("mini", "ssv1, ssv2, diving48, gym99, gym288, k400, list, mini", heading="data")
+    data: Literal["ssv1", "ssv2", "diving48", "gym99", "gym288", "k400", "list", "mini"] = setting(
+        "mini", "dataset", heading="data"
+    )
     root: str | None = setting(None, "folder of the videos, and by default of the annotation files")
     annotation: str | None = setting(None, "folder of the annotation files (default: that of the videos)")
     allow_missing: bool = setting(False, "leave out clips without a video, and print how many")
-    protocol: str = setting("paper", "views by Table 7, or 'authors': as in their configuration files")
+    protocol: Literal["paper", "authors"] = setting(
+        "paper", "views by Table 7, or as in the authors' configuration files"
+    )
     out: str = setting("runs/action_recog", "where checkpoints and logs go")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
     start: str | None = setting(None, "checkpoint of another dataset to start from; its head is left out")
@@ -49,16 +54,16 @@ class ActionRecog:
     variant: str | None = setting(
         None, "s, b, m, l, mini (default: s; with --data mini: mini)", heading="model"
     )
-    host: str = setting("ladder", "what MOSS sits in: ladder, or full, aim, dist of Table 10d")
+    host: Literal["ladder", "full", "aim", "dist"] = setting(
+        "ladder", "what MOSS sits in; the last three are Table 10d's"
+    )
     backbone: str | None = setting(
         None,
         "image encoder: clip_b16, clip_l14, eva02_clip_l14, dino_b16, mae_b16, siglip_b16, a ViT of timm "
         "(default: Table 6's of the variant, clip_b16 or clip_l14)",
     )
     weights: str = setting("pretrained", "of the image encoder: pretrained, random or a .safetensors file")
-    temporal: str = setting(
-        "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention, none"
-    )
+    temporal: Temporal = setting("moss", "MOSS, or the module in its place")
     temporal_layers: str | None = setting(
         None, "layers of that module, such as '4' or '4,6' of Table 10b (default: 4; 8 for m and l)"
     )
@@ -66,50 +71,52 @@ class ActionRecog:
         None, "arguments of that module as YAML, such as '{orders: [1, 2, 3]}' (default: Table 7's)"
     )
 
-    frames: int | None = setting(
+    frames: Count | None = setting(
         None, "that the encoder sees (default: 8; Diving48, FineGym 32; K400 32, m and l 16)", heading="views"
     )
-    size_px: int | None = setting(None, "side of a frame; scales change with it (default: 224; mini 84)")
-    sampling: str | None = setting(None, "uniform, uniform-k400 or dense (default: uniform; K400 dense)")
-    clips: int | None = setting(None, "clips of a test; each in CROPS views (default: 2; K400 4; mini 1)")
-    crops: int | None = setting(None, "1 (centre) or 3 (default: 3; mini 1)")
-    repeats: int | None = setting(
+    size_px: Count | None = setting(None, "side of a frame; scales change with it (default: 224; mini 84)")
+    sampling: Literal["uniform", "uniform-k400", "dense"] | None = setting(
+        None, "which frames (default: uniform; K400 dense)"
+    )
+    clips: Count | None = setting(None, "clips of a test; each in CROPS views (default: 2; K400 4; mini 1)")
+    crops: Literal[1, 3] | None = setting(None, "the centre, or left, right and centre (default: 3; mini 1)")
+    repeats: Count | None = setting(
         None, "training views of a clip in a step, repeated augmentation (default: SSV, K400 2; others 1)"
     )
     randaugment: str | None = setting(
         None, "timm's notation; 'none' for none (default: SSV rand-m7-n4-mstd0.5-inc1; others none)"
     )
 
-    epochs: int | None = setting(
+    epochs: Count | None = setting(
         None, "passes over the clips (default: 30; SSV with s and b 40; mini 4)", heading="training and tests"
     )
-    clips_a_step: int | None = setting(None, "of all processes (default: 128; m and l 96 or 80; mini 32)")
-    batch_size: int = setting(16, "clips per process and micro-batch, each in REPEATS views")
-    lr: float | None = setting(None, "peak learning rate (default: s, b 1e-3; m, l 2e-4; mini 2e-3)")
-    weight_decay: float | None = setting(None, "of AdamW (default: 0.15; other hosts: as their authors)")
-    layer_decay: float | None = setting(None, "of earlier layers' rates, with host full (default there: 0.7)")
-    warmup_epochs: float = setting(4.0, "epochs of linear warm-up (a fifth of all, if that is less)")
-    floor: float = setting(0.01, "rate at the end of the cosine, as a share of the peak")
-    smoothing: float = setting(0.1, "label smoothing")
-    clip_norm: float = setting(20.0, "largest norm of the gradient; the paper names none")
-    eval_every: int = setting(2, "epochs between tests with one view; the best checkpoint is kept")
-    eval_batch_size: int = setting(8, "clips tested at once")
+    clips_a_step: Count | None = setting(None, "of all processes (default: 128; m and l 96 or 80; mini 32)")
+    batch_size: Count = setting(16, "clips per process and micro-batch, each in REPEATS views")
+    lr: Share | None = setting(None, "peak learning rate (default: s, b 1e-3; m, l 2e-4; mini 2e-3)")
+    weight_decay: Share | None = setting(None, "of AdamW (default: 0.15; other hosts: as their authors)")
+    layer_decay: Share | None = setting(None, "of earlier layers' rates, with host full (default there: 0.7)")
+    warmup_epochs: NotNegative = setting(4.0, "epochs of linear warm-up (a fifth of all, if that is less)")
+    floor: Share = setting(0.01, "rate at the end of the cosine, as a share of the peak")
+    smoothing: Share = setting(0.1, "label smoothing")
+    clip_norm: Positive = setting(20.0, "largest norm of the gradient; the paper names none")
+    eval_every: Count = setting(2, "epochs between tests with one view; the best checkpoint is kept")
+    eval_batch_size: Count = setting(8, "clips tested at once")
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
-    workers: int = setting(2, "processes that read clips")
+    workers: FromZero = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
-    cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
+    cache_gib: Positive | None = setting(None, "add to the cache up to this size (default: no limit)")
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = setting(
         "auto", "what reads video files; auto is PyAV"
     )
-    max_bad_share: float = setting(0.005, "stop when more clips than this cannot be read")
-    keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
-    log_every: int = setting(20, "steps between log lines")
-    profile_steps: int | None = setting(None, "steps to trace with torch's profiler (default: none)")
-    steps: int | None = setting(None, "steps in all, also for the schedule (default: those of EPOCHS)")
-    seed: int = setting(0, "seed of weights and dropout")
-    data_seed: int | None = setting(None, "seed of data order and views (default: SEED)")
+    max_bad_share: Share = setting(0.005, "stop when more clips than this cannot be read")
+    keep: Count | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
+    log_every: Count = setting(20, "steps between log lines")
+    profile_steps: Count | None = setting(None, "steps to trace with torch's profiler (default: none)")
+    steps: Count | None = setting(None, "steps in all, also for the schedule (default: those of EPOCHS)")
+    seed: FromZero = setting(0, "seed of weights and dropout")
+    data_seed: FromZero | None = setting(None, "seed of data order and views (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
@@ -129,7 +136,6 @@ from moss_vllm.recognition.loss import ClassLoss
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.scores import Accuracy, collect_clips, save_accuracy
 from moss_vllm.recognition.settings import (
-    DATA,
     check_settings,
     choose_views,
     model_arguments,
@@ -273,8 +279,6 @@ def choose_run_views(
 def fill_in(settings: ActionRecog) -> Any:
     """The settings, with those that are None taken from the table of schedules; see `refuse_ignored`."""
     refuse_ignored(settings)
-    if settings.data not in DATA:
-        raise ValueError(f"data is {settings.data!r}; it must be one of {', '.join(DATA)}")
     mini = settings.data == "mini"
     variant = full_variant(settings.variant or ("mini" if mini else "s"))
     mini_vit = variant == "mini" and settings.backbone is None

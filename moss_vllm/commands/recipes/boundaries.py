@@ -34,14 +34,15 @@ from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.runtime.spelling import command
-from moss_vllm.training.settings import begin, parse, setting
+from moss_vllm.training.settings import Count, FromZero, NotNegative, Positive, Share, begin, parse, setting
+from moss_vllm.training.temporal_settings import Temporal
 
 
 @dataclass(frozen=True)
 class Boundaries:
     """Settings; None stands for EfficientGEBD's value for the dataset, as `--help` says."""
 
-    data: str = setting("mini", "kinetics_gebd, tapos, json, mini", heading="data")
+    data: Literal["kinetics_gebd", "tapos", "json", "mini"] = setting("mini", "dataset", heading="data")
     root: str | None = setting(None, "folder of the annotation and the clips, or their frames")
     videos: str | None = setting(
         None, "folder of videos or folders of frames, or several with ':' between (default: below the root)"
@@ -55,13 +56,13 @@ class Boundaries:
     out: str = setting("runs/boundaries", "where checkpoints and logs go")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
-    variant: str | None = setting(None, "r50, mini (default: r50; with --data mini: mini)", heading="model")
+    variant: Literal["r50", "mini"] | None = setting(
+        None, "BasicGEBD's ResNet (default: r50; with --data mini: mini)", heading="model"
+    )
     weights: str | None = setting(
         None, "of the ResNet: pretrained, random or a .safetensors file (default: pretrained; mini random)"
     )
-    temporal: str = setting(
-        "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention, none"
-    )
+    temporal: Temporal = setting("moss", "MOSS, or the module in its place")
     temporal_layers: str | None = setting(
         None, "stages of the ResNet before that module, such as '2' or '2,3' (default: 2)"
     )
@@ -69,17 +70,17 @@ class Boundaries:
         None, "arguments of that module as YAML, such as '{orders: [1, 2, 3]}' (default: the variant's)"
     )
     one_frame: bool = setting(False, "a control: the clip's middle frame stands for all, so no motion")
-    chunk_frames: int | None = setting(
+    chunk_frames: FromZero | None = setting(
         None, "of the ResNet that backward computes again at once; 0: none, all is kept (default: 10; mini 0)"
     )
 
-    frames: int | None = setting(None, "of a clip, or of a slice (default: 100; mini 50)", heading="clips")
-    size_px: int | None = setting(None, "side of a frame (default: 224; mini 48)")
+    frames: Count | None = setting(None, "of a clip, or of a slice (default: 100; mini 50)", heading="clips")
+    size_px: Count | None = setting(None, "side of a frame (default: 224; mini 48)")
     sliced: bool | None = setting(
         None, "a frame every 0.1 s, in slices, not FRAMES over the clip (default: tapos yes, others no)"
     )
-    raters: int | None = setting(
-        None, "1 or 2, the most of a clip to train on, the best first (default: 2; tapos, mini 1)"
+    raters: Literal[1, 2] | None = setting(
+        None, "the most of a clip to train on, the best first (default: 2; tapos, mini 1)"
     )
     labels: Literal["gaussian", "cut", "hard"] | None = setting(
         None, "gaussian around boundaries, that cut to 0 and 1, or hard (default: gaussian; tapos cut)"
@@ -92,38 +93,38 @@ class Boundaries:
     optimizer: Literal["sgd", "adamw"] | None = setting(
         None, "sgd with steps or adamw with a cosine (default: sgd; mini adamw)", heading="training and tests"
     )
-    epochs: int | None = setting(None, "passes over the rows (default: 15; tapos 10; mini 8)")
+    epochs: Count | None = setting(None, "passes over the rows (default: 15; tapos 10; mini 8)")
     milestones: str | None = setting(
-        None, "epochs after which sgd's rates fall to a tenth (default: '6,8,12')"
+        None, "epochs after which sgd's rates fall to a tenth, or none (default: '6,8,12')", old={"": "none"}
     )
-    warmup_epochs: float | None = setting(None, "of linear warm-up of adamw (default: 1)")
-    clips_a_step: int | None = setting(None, "rows of all processes (default: 16; mini 4)")
-    batch_size: int | None = setting(None, "rows per process and micro-batch (default: 2; mini 4)")
-    lr: float | None = setting(None, "peak learning rate (default: sgd 1e-2, adamw 1e-4; mini 3e-3)")
-    weight_decay: float | None = setting(None, "of the optimizer (default: sgd 1e-4, adamw 0.05)")
-    clip_norm: float | None = setting(
+    warmup_epochs: NotNegative | None = setting(None, "of linear warm-up of adamw (default: 1)")
+    clips_a_step: Count | None = setting(None, "rows of all processes (default: 16; mini 4)")
+    batch_size: Count | None = setting(None, "rows per process and micro-batch (default: 2; mini 4)")
+    lr: Share | None = setting(None, "peak learning rate (default: sgd 1e-2, adamw 1e-4; mini 3e-3)")
+    weight_decay: Share | None = setting(None, "of the optimizer (default: sgd 1e-4, adamw 0.05)")
+    clip_norm: NotNegative | None = setting(
         None, "largest norm of the gradient; 0: no limit (default: sgd 0, adamw 1)"
     )
-    threshold: float | None = setting(
+    threshold: Share | None = setting(
         None, "score from which a frame is a boundary (default: 0.3; tapos: 0.2)"
     )
-    eval_every: int | None = setting(None, "epochs between tests, and checkpoints (default: 1; mini: 8)")
+    eval_every: Count | None = setting(None, "epochs between tests, and checkpoints (default: 1; mini: 8)")
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in all; EfficientGEBD: fp16"
     )
-    workers: int = setting(2, "processes that read clips")
+    workers: FromZero = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded frames, read and filled")
-    cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
+    cache_gib: Positive | None = setting(None, "add to the cache up to this size (default: no limit)")
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = setting(
         "auto", "what reads video files; auto is PyAV"
     )
-    max_bad_share: float = setting(0.005, "stop when more rows than this cannot be read")
-    keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
-    log_every: int = setting(20, "steps between log lines")
-    profile_steps: int | None = setting(None, "steps to trace with torch's profiler (default: none)")
-    steps: int | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
-    seed: int = setting(0, "seed of weights")
-    data_seed: int | None = setting(None, "seed of data order and mirroring (default: SEED)")
+    max_bad_share: Share = setting(0.005, "stop when more rows than this cannot be read")
+    keep: Count | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
+    log_every: Count = setting(20, "steps between log lines")
+    profile_steps: Count | None = setting(None, "steps to trace with torch's profiler (default: none)")
+    steps: Count | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
+    seed: FromZero = setting(0, "seed of weights")
+    data_seed: FromZero | None = setting(None, "seed of data order and mirroring (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
@@ -284,13 +285,8 @@ def fill_in(settings: Boundaries) -> Any:
     """The settings, with those that are None taken from the table: the dataset's row, its optimizer's."""
     table = yaml.safe_load(SCHEDULES.read_text())
     optimizers = table.pop("optimizers")
-    if settings.data not in table:
-        raise ValueError(f"data is {settings.data!r}; it must be one of {', '.join(table)}")
     row = table[settings.data]
     variant, optimizer = (getattr(settings, name) or row[name] for name in ("variant", "optimizer"))
-    for name, value, known in (("variant", variant, BOUNDARIES), ("optimizer", optimizer, optimizers)):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     row = {**optimizers[optimizer], **row, "weights": BOUNDARIES[variant].weights}
     filled = {name: value for name, value in row.items() if getattr(settings, name) is None}
     return dataclasses.replace(settings, **filled)

@@ -30,14 +30,15 @@ import yaml
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import begin, parse, setting
+from moss_vllm.training.settings import Count, FromZero, Positive, Share, begin, parse, setting
+from moss_vllm.training.temporal_settings import Temporal
 
 
 @dataclass(frozen=True)
 class Detection:
     """Settings; None stands for AdaTAD's value for the dataset and variant, as `--help` says."""
 
-    data: str = setting("mini", "thumos14, json, mini", heading="data")
+    data: Literal["thumos14", "json", "mini"] = setting("mini", "dataset", heading="data")
     root: str | None = setting(None, "folder of annotations/ and raw_data/video/")
     videos: str | None = setting(
         None, "folder of videos or folders of frames, or several with ':' between (default: below the root)"
@@ -53,14 +54,14 @@ class Detection:
     out: str = setting("runs/detection", "where checkpoints and logs go")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
-    variant: str | None = setting(None, "s, b, l, mini (default: b; with --data mini: mini)", heading="model")
+    variant: Literal["s", "b", "l", "mini"] | None = setting(
+        None, "AdaTAD's size (default: b; with --data mini: mini)", heading="model"
+    )
     encoder: str | None = setting(
         None, "another video encoder: videomae_s, _b, _l, a hub id or a folder (default: the variant's)"
     )
     weights: str = setting("pretrained", "of the video encoder: pretrained, random or a .safetensors file")
-    temporal: str = setting(
-        "moss", "moss, stss1, selfy, atm, r2plus1d, factorised_attention, local_attention, none"
-    )
+    temporal: Temporal = setting("moss", "MOSS, or the module in its place")
     temporal_layers: str | None = setting(
         None,
         "layers of that module, such as '6' or '4,6', each before its adapter (default: 6; mini 1)",
@@ -71,52 +72,52 @@ class Detection:
     in_chunks: bool = setting(False, "that module reads chunks of 16 frames alone, not the whole window")
     one_frame: bool = setting(False, "a control: the encoder sees one frame of each chunk, so no motion")
 
-    frames: int | None = setting(None, "of a window (default: 768; mini 64)", heading="windows")
-    stride: int | None = setting(None, "frames of the video from one to the next (default: 4; mini 2)")
-    size_px: int | None = setting(
+    frames: Count | None = setting(None, "of a window (default: 768; mini 64)", heading="windows")
+    stride: Count | None = setting(None, "frames of the video from one to the next (default: 4; mini 2)")
+    size_px: Count | None = setting(
         None, "side of a frame; the paper has 224 (default: 160, AdaTAD's code; mini 64)"
     )
     augment: bool | None = setting(
         None, "cut, mirror and change training frames (default: yes; mini, where directions count: no)"
     )
 
-    epochs: int | None = setting(
+    epochs: Count | None = setting(
         None, "passes over the videos (default: 60; mini 40)", heading="training and tests"
     )
-    schedule_epochs: int | None = setting(None, "over which the rates fall to 0 (default: 100; mini 40)")
-    warmup_epochs: float | None = setting(None, "of linear warm-up (default: 5; mini 4)")
-    clips_a_step: int | None = setting(None, "windows of all processes (default: 2; mini 4)")
-    batch_size: int | None = setting(None, "windows per process and micro-batch (default: 2; mini 4)")
-    lr: float | None = setting(None, "peak learning rate of the detector (default: 1e-4; mini 2e-3)")
-    adapter_lr: float | None = setting(
+    schedule_epochs: Count | None = setting(None, "over which the rates fall to 0 (default: 100; mini 40)")
+    warmup_epochs: Positive | None = setting(None, "of linear warm-up (default: 5; mini 4)")
+    clips_a_step: Count | None = setting(None, "windows of all processes (default: 2; mini 4)")
+    batch_size: Count | None = setting(None, "windows per process and micro-batch (default: 2; mini 4)")
+    lr: Share | None = setting(None, "peak learning rate of the detector (default: 1e-4; mini 2e-3)")
+    adapter_lr: Share | None = setting(
         None, "peak learning rate of the adapters and MOSS (default: s 2e-4; b, l 1e-4; mini 4e-3)"
     )
-    weight_decay: float = setting(0.05, "of AdamW")
-    clip_norm: float = setting(1.0, "largest norm of the gradient")
-    ema_decay: float | None = setting(
+    weight_decay: Share = setting(0.05, "of AdamW")
+    clip_norm: Positive = setting(1.0, "largest norm of the gradient")
+    ema_decay: Share | None = setting(
         None, "share of the average weights that a step keeps (default: 0.999; mini 0.99)"
     )
-    eval_from: int | None = setting(None, "epochs before the first test (default: 42; mini 40)")
-    eval_every: int | None = setting(
+    eval_from: Count | None = setting(None, "epochs before the first test (default: 42; mini 40)")
+    eval_every: Count | None = setting(
         None, "epochs from test to test, and of checkpoints (default: 2; mini 40)"
     )
-    eval_batch_size: int = setting(1, "windows tested at once")
+    eval_batch_size: Count = setting(1, "windows tested at once")
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in all; AdaTAD: fp16"
     )
-    workers: int = setting(2, "processes that read videos")
+    workers: FromZero = setting(2, "processes that read videos")
     cache: str | None = setting(None, "folder of decoded frames, read and filled")
-    cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
+    cache_gib: Positive | None = setting(None, "add to the cache up to this size (default: no limit)")
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = setting(
         "auto", "what reads video files; auto is PyAV"
     )
-    max_bad_share: float = setting(0.005, "stop when more videos than this cannot be read")
-    keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
-    log_every: int = setting(20, "steps between log lines")
-    profile_steps: int | None = setting(None, "steps to trace with torch's profiler (default: none)")
-    steps: int | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
-    seed: int = setting(0, "seed of weights and dropped paths")
-    data_seed: int | None = setting(None, "seed of data order, windows and their changes (default: SEED)")
+    max_bad_share: Share = setting(0.005, "stop when more videos than this cannot be read")
+    keep: Count | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
+    log_every: Count = setting(20, "steps between log lines")
+    profile_steps: Count | None = setting(None, "steps to trace with torch's profiler (default: none)")
+    steps: Count | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
+    seed: FromZero = setting(0, "seed of weights and dropped paths")
+    data_seed: FromZero | None = setting(None, "seed of data order, windows and views (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
@@ -285,13 +286,9 @@ def train_and_test(
 def fill_in(settings: Detection) -> Any:
     """The settings, with those that are None taken from the table of schedules and the preset."""
     table = yaml.safe_load(SCHEDULES.read_text())
-    if settings.data not in table:
-        raise ValueError(f"data is {settings.data!r}; it must be one of {', '.join(table)}")
     row = table[settings.data]
     variant = settings.variant or row["variant"]
     untrained = variant == "mini" and not settings.encoder and settings.weights == "pretrained"
-    if variant not in DETECTORS:
-        raise ValueError(f"variant is {variant!r}; it must be one of {', '.join(DETECTORS)}")
     row["adapter_lr"] = DETECTORS[variant].adapter_lr
     filled = {name: value for name, value in row.items() if getattr(settings, name) is None}
     filled |= {"weights": "random"} if untrained else {}

@@ -19,11 +19,23 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from moss_vllm.commands import is_starting
+from moss_vllm.runtime.ranges import FPS, SHARE_BELOW_1, SHORTER_PX
 from moss_vllm.runtime.screen import say
-from moss_vllm.training.settings import begin, ignored, origins, parse, refuse, setting
+from moss_vllm.training.settings import (
+    Count,
+    FromZero,
+    Positive,
+    Share,
+    begin,
+    ignored,
+    origins,
+    parse,
+    refuse,
+    setting,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,7 @@ class FavorLora:
     stream: bool = setting(False, "read a table or hub data set as it comes, without measuring every row")
     videos: str | None = setting(None, "folder of the videos (default: that of the annotation)")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
-    cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
+    cache_gib: Positive | None = setting(None, "add to the cache up to this size (default: no limit)")
     decoder: Literal["auto", "pyav", "decord", "torchcodec"] = setting(
         "auto", "what reads video files; auto is PyAV"
     )
@@ -52,48 +64,48 @@ class FavorLora:
     use_moss: bool = setting(True, "attach MOSS; --no-use-moss trains the '+ FAVOR-Train' row of Table 5")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
-    sample_fps: float = setting(2.0, "frames sampled per second", heading="clips")
-    short_side_px: int = setting(84, "shorter side of a frame in pixels")
-    max_frames: int = setting(180, "frames per clip at most; longer clips are thinned evenly")
+    sample_fps: Annotated[float, FPS] = setting(2.0, "frames sampled per second", heading="clips")
+    short_side_px: Annotated[int, SHORTER_PX] = setting(84, "shorter side of a frame in pixels")
+    max_frames: Count = setting(180, "frames per clip at most; longer clips are thinned evenly")
     compress_tokens: bool = setting(False, "drop video tokens of patches that did not change")
-    max_tokens: int = setting(4096, "longer conversations are rejected whole")
+    max_tokens: Count = setting(4096, "longer conversations are rejected whole")
 
-    lr_moss: float = setting(3e-3, "peak learning rate of MOSS", heading="learning rates and LoRA")
-    lr_projector: float = setting(3e-4, "peak learning rate of the projector")
-    lr_llm: float = setting(1e-3, "peak learning rate of the LLM's LoRA weights")
-    lora_rank: int = setting(16, "rank of LoRA")
-    lora_alpha: int = setting(16, "alpha of LoRA")
-    lora_dropout: float = setting(0.0, "dropout of LoRA")
+    lr_moss: Share = setting(3e-3, "peak learning rate of MOSS", heading="learning rates and LoRA")
+    lr_projector: Share = setting(3e-4, "peak learning rate of the projector")
+    lr_llm: Share = setting(1e-3, "peak learning rate of the LLM's LoRA weights")
+    lora_rank: Count = setting(16, "rank of LoRA")
+    lora_alpha: Count = setting(16, "alpha of LoRA")
+    lora_dropout: Annotated[float, SHARE_BELOW_1] = setting(0.0, "dropout of LoRA")
 
-    steps: int = setting(540, "optimizer steps", heading="steps, checkpoints and memory")
-    batch_size: int = setting(16, "clips per process and micro-batch")
-    accumulate: int = setting(1, "micro-batches per step")
-    clips_a_step: int | None = setting(
+    steps: Count = setting(540, "optimizer steps", heading="steps, checkpoints and memory")
+    batch_size: Count = setting(16, "clips per process and micro-batch")
+    accumulate: Count = setting(1, "micro-batches per step")
+    clips_a_step: Count | None = setting(
         None, "clips per step over all processes; accumulate is set to come nearest to it"
     )
-    save_every: int = setting(120, "steps between checkpoints")
-    keep: int | None = setting(None, "newest checkpoints to keep on disk (default: all)")
-    log_every: int = setting(20, "steps between log lines")
-    profile_steps: int | None = setting(None, "steps to trace with torch's profiler (default: none)")
-    workers: int = setting(1, "processes that decode")
-    seed: int = setting(0, "seed of the new weights and of dropout")
-    data_seed: int | None = setting(None, "seed of the order of rows (default: SEED)")
+    save_every: Count = setting(120, "steps between checkpoints")
+    keep: Count | None = setting(None, "newest checkpoints to keep on disk (default: all)")
+    log_every: Count = setting(20, "steps between log lines")
+    profile_steps: Count | None = setting(None, "steps to trace with torch's profiler (default: none)")
+    workers: FromZero = setting(1, "processes that decode")
+    seed: FromZero = setting(0, "seed of the new weights and of dropout")
+    data_seed: FromZero | None = setting(None, "seed of the order of rows (default: SEED)")
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
     quantize: bool = setting(False, "keep the LLM's frozen weights in 4 bits, with bitsandbytes")
     checkpoint_llm: bool = setting(False, "recompute the LLM's activations to save memory")
-    max_rejected_share: float = setting(0.01, "do not start when more rows than this cannot be used")
-    max_bad_share: float = setting(0.005, "stop when more rows than this turn out unusable in the run")
+    max_rejected_share: Share = setting(0.01, "do not start when more rows than this cannot be used")
+    max_bad_share: Share = setting(0.005, "stop when more rows than this turn out unusable in the run")
 
-    held_out: int = setting(
+    held_out: FromZero = setting(
         0,
         "rows, at most, that are kept out of training for the held-out loss, by whole videos; 0: none",
         heading="evaluation and curves",
     )
     eval_data: str | None = setting(None, "MotionBench or FAVOR-Bench folder to ask from while training")
-    eval_every: int = setting(100, "steps between evaluations, with --held-out or --eval-data")
-    eval_questions: int = setting(200, "questions asked each time")
+    eval_every: Count = setting(100, "steps between evaluations, with --held-out or --eval-data")
+    eval_questions: Count = setting(200, "questions asked each time")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
     @property
@@ -130,10 +142,6 @@ from moss_vllm.vlm.processor import load_processor
 from moss_vllm.vlm.settings import plan_rows, set_accumulate
 from moss_vllm.vlm.streamed import StreamedSet
 
-COUNTS = "steps batch_size accumulate clips_a_step save_every log_every lora_rank lora_alpha".split()
-COUNTS += ["eval_every", "eval_questions", "keep", "profile_steps"]
-PATHS = "model data videos cache out resume eval_data".split()
-SHARES = "lr_moss lr_projector lr_llm lora_dropout max_rejected_share max_bad_share".split()
 PAPER = Path(__file__).parent / "configs" / "favor_videollama3_2b.yaml"
 NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss"}
 NEEDS |= {"eval_questions": "eval_data"}
@@ -256,15 +264,6 @@ def preset(values: Mapping[str, Any]) -> Path | None:
 
 def check(settings: FavorLora, layers: Layers) -> FavorLora:
     """Refuse impossible settings, all at once; returns the others without what a later layer replaces."""
-    refuse(
-        settings,
-        counts=COUNTS,
-        shares=SHARES,
-        from_zero=("workers", "seed", "data_seed", "held_out"),
-        paths=PATHS,
-        written=("out", "cache"),
-        others=["lora_dropout is 1.0; it must be below 1"] if settings.lora_dropout == 1 else [],
-    )
     wrong = ignored(settings, layers, NEEDS | ({} if settings.held_out else {"eval_every": "eval_data"}))
     if settings.held_out and settings.stream:
         wrong.append("held_out is for rows that are all known before the first step; leave it or stream out")
@@ -280,8 +279,7 @@ def check(settings: FavorLora, layers: Layers) -> FavorLora:
             )
         elif order.index(source["accumulate"]) > order.index(source["clips_a_step"]):
             settings = dataclasses.replace(settings, clips_a_step=None)
-    if wrong:
-        raise ValueError("; ".join(wrong))
+    refuse(settings, wrong)
     check_decoder(settings.decoder)
     return settings
 

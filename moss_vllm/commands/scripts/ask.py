@@ -20,6 +20,7 @@ from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import tell_existing
 from moss_vllm.runtime.flags import Flags, add_clip_options, add_device, answer_help, choose_device
+from moss_vllm.runtime.ranges import FROM_ONE, SECOND
 from moss_vllm.runtime.screen import say, working
 
 
@@ -31,9 +32,9 @@ def options() -> Flags:
     add("question", nargs="?", help="the question; without one the script asks you for questions")
     add("--ckpt", default="miniature", help="checkpoint folder, base model folder, hub id, or miniature")
     add_device(add)
-    add("--max-new-tokens", type=int, default=256, metavar="N", help="the most tokens of an answer")
-    add("--start-s", type=float, default=0.0, metavar="S", help="second at which the shown part begins")
-    add("--end-s", type=float, metavar="S", help="second at which it ends (default: the end of the video)")
+    add("--max-new-tokens", type=FROM_ONE, default=256, metavar="N", help="the most tokens of an answer")
+    add("--start-s", type=SECOND, default=0.0, metavar="S", help="second at which the shown part begins")
+    add("--end-s", type=SECOND, metavar="S", help="second at which it ends (default: the end of the video)")
     add_clip_options(parser)
     return parser
 
@@ -58,8 +59,6 @@ PAPER = {**asdict(PAPER_SAMPLING), "compress_tokens": True}
 def main(argv: list[str] | None = None) -> list[str]:
     """Read the clip, open the model, answer; returns the answers."""
     args = options().parse_args(argv)
-    if args.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens is {args.max_new_tokens}; it must be at least 1")
     if not args.video.expanduser().exists():
         raise FileNotFoundError(f"{args.video}: no such file or folder; give a video or a folder of frames")
     choose_device(args)

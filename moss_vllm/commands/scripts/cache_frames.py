@@ -30,6 +30,7 @@ from moss_vllm.commands.scripts.check_videos import (
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
+from moss_vllm.runtime.ranges import POSITIVE
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.frames import BadVideo
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Flags(__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder to fill")
     limit = "stop at this size; what is not in the cache is decoded in training (default: no limit)"
-    parser.add_argument("--cache-gib", type=float, metavar="GIB", help=limit)
+    parser.add_argument("--cache-gib", type=POSITIVE, metavar="GIB", help=limit)
     add_options(parser)
     args = parser.parse_args(argv)
     try:

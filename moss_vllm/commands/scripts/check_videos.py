@@ -27,12 +27,15 @@ from moss_vllm.data.tables import holds_table
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
+from moss_vllm.runtime.ranges import FPS, FROM_ONE, SHORTER_PX, Range
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import describe_clip
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.decoders import DECODERS
-from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.isolated import Failure, run_isolated
+
+LIMIT_S = Range(float, 0.1)  # less would make every clip look bad
 
 
 class Part(NamedTuple):
@@ -92,40 +95,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, required=True, help="annotation, its folder, or a folder of videos without one")
     add("--videos", type=Path, help="folder of the videos, if not the annotation's")
     cores = os.cpu_count() or 1
-    add("--workers", type=at_least(1, int), default=cores, help="processes that decode")
-    add("--limit-s", type=at_least(0.1, float), default=60.0, help="seconds a clip may take (default: 60)")
+    add("--workers", type=FROM_ONE, default=cores, help="processes that decode")
+    add("--limit-s", type=LIMIT_S, default=60.0, help="seconds a clip may take")
     add("--decoder", choices=DECODERS, default="auto", help="what reads video files (default: auto, PyAV)")
     group = parser.add_argument_group("sampling, as in training", "the defaults are the paper's")
     add = group.add_argument
-    add("--sample-fps", type=at_least(1e-3, float), default=2.0, help="frames per second (default: 2)")
-    add("--short-side-px", type=at_least(MULTIPLE_PX, int), default=224, help="pixels (default: 224)")
-    add(
-        "--max-frames",
-        type=at_least(1, int),
-        default=180,
-        help="thin longer clips evenly to as many (default: 180)",
-    )
+    add("--sample-fps", type=FPS, default=2.0, help="frames per second")
+    add("--short-side-px", type=SHORTER_PX, default=224, help="pixels")
+    add("--max-frames", type=FROM_ONE, default=180, help="thin longer clips evenly to as many")
 
 
 def clip_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `read_clip` that the flags of `add_options` set.
-
-    Raises: ValueError for a flag out of range.
-    """
+    """The arguments of `read_clip` that the flags of `add_options` set."""
     sampling = Sampling(args.sample_fps, args.short_side_px, args.max_frames)
     return {"sampling": sampling, "decoder": args.decoder}
-
-
-def at_least(low: float, kind: type) -> Callable[[str], Any]:
-    """A type for argparse that refuses values below `low`; they would make every clip look bad."""
-
-    def parse(text: str) -> Any:
-        if not (value := kind(text)) >= low:
-            raise argparse.ArgumentTypeError(f"{text} is below {low:g}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse says "invalid int value"
-    return parse
 
 
 def list_parts(

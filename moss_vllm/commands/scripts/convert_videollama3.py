@@ -10,12 +10,8 @@ prompt. `--model`, `moss_vllm.vlm.checkpoint.load` and transformers' Auto classe
 """
 
 import shlex
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from moss_vllm.commands import is_starting
@@ -43,8 +39,7 @@ from moss_vllm.vlm.video_llama3.convert import Conversion, convert
 def main(argv: list[str] | None = None) -> Conversion:
     """Convert, and print what was written; a wrong folder or file ends the script with one line."""
     args = options().parse_args(argv)
-    with show_progress() as tell:
-        done = convert(args.source.expanduser(), args.out.expanduser(), tell=tell)
+    done = convert(args.source.expanduser(), args.out.expanduser())
     show(done, args.out)
     return done
 
@@ -68,24 +63,3 @@ def show(done: Conversion, out: Path) -> None:
     data = "FAVOR/prepared/kept.json"
     launch = "accelerate launch recipes/favor_lora.py"
     say(spelled(f"next: {launch} --config {config} --data {data} --model {shlex.quote(str(out))}"))
-
-
-@contextmanager
-def show_progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar of bytes on stderr; without a terminal, a line for each file written."""
-    console = Screen(stderr=True)
-    started = time.monotonic()
-    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("writing", total=None)
-
-        def tell(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-            if not console.is_terminal:
-                remaining_s = (time.monotonic() - started) / done * (total - done)
-                console.print(
-                    f"{done / 1e9:.1f} of {total / 1e9:.1f} GB, about {remaining_s:.0f} s left",
-                    highlight=False,
-                )
-
-        yield tell

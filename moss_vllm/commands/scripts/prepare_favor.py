@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import av
 
-from moss_vllm.commands.scripts.check_videos import at_least
+from moss_vllm.commands.scripts.check_videos import LIMIT_S
 from moss_vllm.data.annotations import (
     OTHER_SUFFIXES,
     find_annotation,
@@ -44,6 +44,7 @@ from moss_vllm.data.rows import BadRow, MissingVideo
 from moss_vllm.runtime.files import refuse_unwritable, whole_file
 from moss_vllm.runtime.flags import Flags
 from moss_vllm.runtime.progress import show_progress
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import plain, say
 from moss_vllm.runtime.spelling import command
 from moss_vllm.video.cutting import cut_clip
@@ -70,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--videos", type=Path, help="folder of hosted clips and uncut videos (default: the annotation's)")
     add("--out", type=Path, help="folder to write (default: `prepared` beside the annotation)")
     cores = os.cpu_count() or 1
-    add("--workers", type=at_least(1, int), default=cores, help="processes that cut")
-    limit = "seconds that all the clips of one uncut video may take (default: 1800)"
-    add("--limit-s", type=at_least(0.1, float), default=1800.0, help=limit)
+    add("--workers", type=FROM_ONE, default=cores, help="processes that cut")
+    limit = "seconds that all the clips of one uncut video may take"
+    add("--limit-s", type=LIMIT_S, default=1800.0, help=limit)
     args = parser.parse_args(argv)
     try:
         annotation = find_annotation(args.data, TRAIN_FILES)

@@ -18,6 +18,7 @@ from pathlib import Path
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import FROM_ZERO
 from moss_vllm.runtime.screen import say
 
 
@@ -29,7 +30,7 @@ def options() -> Flags:
     out = "the .html file to write (default: FOLDER/page.html; of several, side-by-side.html above them)"
     parser.add_argument("--out", type=Path, help=out)
     strips = "show frames of N videos, what went wrong first; 0 shows none (default: 200, at most 10 MB)"
-    parser.add_argument("--strips", type=int, metavar="N", help=strips)
+    parser.add_argument("--strips", type=FROM_ZERO, metavar="N", help=strips)
     return parser
 
 

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.commands import is_starting
+from moss_vllm.data.boundaries.datasets import BOUNDARY_DATASETS
+from moss_vllm.data.detection.datasets import DETECTION_DATASETS
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
+from moss_vllm.runtime.ranges import SHARE
 from moss_vllm.runtime.screen import say
 
 
@@ -36,9 +39,9 @@ def options() -> Flags:
     add("--root", type=Path, help="folder of videos and annotation (default: those that were tested)")
     add("--annotation", type=Path, help="the annotation file, or its folder (default: below the root)")
     data = "how they are laid out (default: as tested; of a file thumos14 or kinetics_gebd, by its form)"
-    add("--data", help=data)
+    add("--data", choices=sorted({*DETECTION_DATASETS, *BOUNDARY_DATASETS}), help=data)
     threshold = "score from which a frame is a boundary (default: as tested; of a file 0.3, for tapos 0.2)"
-    add("--threshold", type=float, help=threshold)
+    add("--threshold", type=SHARE, help=threshold)
     return parser
 
 

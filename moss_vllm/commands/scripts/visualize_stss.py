@@ -28,6 +28,7 @@ from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.flags import Flags, answer_help, triple
+from moss_vllm.runtime.ranges import FPS, FROM_ONE
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.write import write_clip
 
@@ -38,7 +39,7 @@ def options() -> Flags:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--toy", action="store_true", help="the paper's toy clip; no weights")
     what.add_argument("--video", type=Path, help="a video file or a folder of frames")
-    parser.add_argument("--orders", type=int, nargs="+", help="default: 1 2 3, or the checkpoint's")
+    parser.add_argument("--orders", type=FROM_ONE, nargs="+", help="(default: 1 2 3, or the checkpoint's)")
     out = "default: runs/stss.png; runs/stss_VIDEO.png with --video; runs/stss_VIDEO_CKPT.png with --ckpt"
     parser.add_argument("--out", type=Path, metavar="FILE", help=out)
     parser.add_argument("--animate", type=Path, metavar="FILE", help="also a .gif or .mp4, frame by frame")
@@ -47,13 +48,13 @@ def options() -> Flags:
     add = source.add_argument
     add("--ckpt", metavar="FOLDER", help="checkpoint of recipes/favor_lora.py, trained with MOSS")
     add("--encoder", metavar="NAME", help="raw (patch pixels; the default) or a ViT of timm, by its name")
-    add("--after-layer", type=int, metavar="K", help="layer of the timm ViT, from 1; default: 6")
+    add("--after-layer", type=FROM_ONE, metavar="K", help="layer of the timm ViT (default: 6)")
     add("--weights", help="weights of the timm ViT: a file, or 'random'; default: timm's own")
     where = "frame and grid cell to look from, from 0; repeat for more; default: where most moves"
     add("--query", type=lambda t: Query(*triple(t)), action="append", metavar="T,Y,X", help=where)
-    add("--window", type=triple, metavar="L,U,V", help="odd sizes in frames and cells; default: 5,9,9")
-    add("--sample-fps", type=float, help="frames read per second; default: 4, or the checkpoint's")
-    add("--max-frames", type=int, help="thin longer videos evenly to this many frames; default: 16")
+    add("--window", type=triple, metavar="L,U,V", help="odd sizes in frames and cells (default: 5,9,9)")
+    add("--sample-fps", type=FPS, help="frames read per second (default: 4, or the checkpoint's)")
+    add("--max-frames", type=FROM_ONE, help="thin longer videos evenly to this many frames (default: 16)")
     return parser
 
 
@@ -137,8 +138,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"{clash[0]} does not go with --ckpt, which has its own")
     if of_vit and args.encoder in (None, "raw"):
         parser.error(f"{of_vit[0]} goes with --encoder and the name of a timm ViT")
-    if args.orders and min(args.orders) < 1:
-        parser.error(f"--orders counts from 1, got {min(args.orders)}")
     for name, path, kinds in (("--out", args.out, (".png",)), ("--animate", args.animate, (".gif", ".mp4"))):
         if path and path.suffix.lower() not in kinds:
             parser.error(f"{name} takes a name that ends in {' or '.join(kinds)}, got {path}")
@@ -193,13 +192,7 @@ def read(args: argparse.Namespace, fps: float, short_side_px: int) -> Clip:
     """The video at --sample-fps, or at `fps` without it."""
     fps = fps if args.sample_fps is None else args.sample_fps
     frames = 16 if args.max_frames is None else args.max_frames
-    try:
-        return read_clip(args.video, Sampling(fps, short_side_px, frames))
-    except ValueError as error:
-        message = str(error)
-        for name, flag in (("sample_fps is", "--sample-fps is"), ("max_frames is", "--max-frames is")):
-            message = flag + message.removeprefix(name) if message.startswith(name) else message
-        raise ValueError(message) from error
+    return read_clip(args.video, Sampling(fps, short_side_px, frames))
 
 
 def one_frame(args: argparse.Namespace) -> str:

@@ -23,13 +23,13 @@ import csv
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from moss_vllm.data.world.drawing import (
     DIRECTIONS,
@@ -40,6 +40,7 @@ from moss_vllm.data.world.drawing import (
     draw_wall,
     drawing_processes,
 )
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.write import write_clip
 
 MINI_ACTIONS_ROOT = Path("data/mini_actions")
@@ -193,7 +194,7 @@ def ensure_mini_actions(
             f"{root} exists and is no whole dataset of mini actions (no {settings.name}); remove it or name "
             "another folder"
         )
-    unfinished = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
+    unfinished = root.with_name(f".{root.name}.unfinished-{uuid.uuid4().hex}")
     try:
         write_mini_actions(unfinished, size or MiniSize())
         (unfinished / settings.name).write_text(json.dumps(wanted, indent=2) + "\n")
@@ -225,7 +226,7 @@ def write_mini_actions(root: Path, size: MiniSize) -> None:
     _write_csv(root / "groups.csv", ("name", "group"), CLASSES.items())
     with drawing_processes() as pool:
         written = pool.map(_write_action, *zip(*clips, strict=True), chunksize=16)
-        for _ in track(written, total=len(clips), description=f"drawing {len(clips)} clips"):
+        for _ in show_progress(written, len(clips), "clips drawn"):
             pass
 
 

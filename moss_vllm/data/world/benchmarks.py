@@ -8,15 +8,14 @@ ROOT/MotionBench/video_info.meta.jsonl  six types        self-collected/*.mp4, p
 
 import hashlib
 import json
-import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from moss_vllm.data.motionbench import MOTIONBENCH_TASKS
 from moss_vllm.data.world.drawing import drawing_processes
@@ -31,6 +30,7 @@ from moss_vllm.data.world.scenes import (
     motionbench_choices,
     render_scene,
 )
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.video.write import FILE_FPS, write_clip
 
 DEFAULT_ROOT = Path("data/motion_world")
@@ -74,7 +74,7 @@ def ensure_world(root: Path = DEFAULT_ROOT, size: WorldSize | None = None) -> Pa
         raise ValueError(
             f"{root} exists and is no whole motion world (no world.json); remove it or name another folder"
         )
-    unfinished = root.with_name(f".{root.name}.unfinished-{os.getpid()}")
+    unfinished = root.with_name(f".{root.name}.unfinished-{uuid.uuid4().hex}")
     try:
         write_world(unfinished, size)
         (unfinished / WORLD_FILE).write_text(json.dumps(wanted, indent=2) + "\n")
@@ -98,7 +98,7 @@ def write_world(root: Path, size: WorldSize) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     with drawing_processes() as pool:
         written = pool.map(_write_scene, *zip(*clips, strict=True), chunksize=16)
-        for _ in track(written, total=len(clips), description=f"drawing {len(clips)} clips"):
+        for _ in show_progress(written, len(clips), "clips drawn"):
             pass
 
 

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import AutoProcessor, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
 from moss_vllm.runtime.files import read_json, readable
+from moss_vllm.runtime.progress import show_progress
 from moss_vllm.vlm.fit import HEAD
 from moss_vllm.vlm.places import INDEX, WEIGHTS
 from moss_vllm.vlm.video_llama3 import original
@@ -70,15 +71,12 @@ class Conversion:
     not_carried: list[str]  # settings that the native format has no place for
 
 
-def convert(
-    source: Path, out: Path, *, tell: Callable[[int, int], None] = lambda done, total: None
-) -> Conversion:
+def convert(source: Path, out: Path) -> Conversion:
     """Write the release in the folder `source` to `out` in the native format.
 
     Args:
         source: config.json, safetensors, tokenizer and preprocessor files.
         out: a folder that does not exist or is empty.
-        tell: called after each file with the bytes written and the bytes to write in all.
 
     Raises:
         FileNotFoundError: a file of the release is missing.
@@ -113,7 +111,7 @@ def convert(
         processor.save_pretrained(part)
         generation = original.generation_settings(source, settings)
         (part / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-        write_weights(places, shapes, part, like=settings["image_token_index"], tell=tell)
+        write_weights(places, shapes, part, like=settings["image_token_index"])
         _check_written(part, shapes, config)
         if out.exists():
             out.rmdir()
@@ -245,14 +243,7 @@ def place_weights(source: Path, weights: Iterable[Weight], shapes: Shapes) -> di
     return places
 
 
-def write_weights(
-    places: Mapping[str, Weight],
-    shapes: Shapes,
-    folder: Path,
-    *,
-    like: int,
-    tell: Callable[[int, int], None],
-) -> None:
+def write_weights(places: Mapping[str, Weight], shapes: Shapes, folder: Path, *, like: int) -> None:
     """Copy the weights in the type they are stored in; rows beyond a weight's last repeat its row `like`."""
     sizes = {
         name: math.prod(shapes[name]) * getattr(torch, TYPE_NAMES[weight.dtype]).itemsize
@@ -263,9 +254,8 @@ def write_weights(
         if groups[-1] and sum(sizes[n] for n in groups[-1]) + sizes[name] > FILE_BYTES:
             groups.append([])
         groups[-1].append(name)
-    done, total = 0, sum(sizes.values())
     weight_map: dict[str, str] = {}
-    for number, names in enumerate(groups, start=1):
+    for number, names in show_progress(enumerate(groups, start=1), len(groups), "files written"):
         file = WEIGHTS if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         tensors = {}
         for name in names:
@@ -275,10 +265,8 @@ def write_weights(
         save_file(tensors, folder / file, {"format": "pt"})
         readable(folder / file)
         weight_map |= dict.fromkeys(names, file)
-        done += sum(sizes[name] for name in names)
-        tell(done, total)
     if len(groups) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 

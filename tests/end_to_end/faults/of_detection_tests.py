@@ -125,7 +125,7 @@ for title, damage, flags in (
     ("no root", record(settings={"root": None}), {"root": None}),
 ):
 
-    @fault(title)
+    @fault(title, 2 if title == "unknown data" else 1)
     def _(ground, damage=damage, flags=flags):
         damage(ground)
         return ground.test(**flags)

@@ -41,7 +41,7 @@ def release(text):
 ASK = "ask <clip> 'what moves?' --ckpt <base>"
 fault_of_a_script("no video there", 1, "ask <tmp>/gone.mp4 'what moves?'")
 fault_of_a_script("no checkpoint there", 1, "ask <clip> 'what moves?' --ckpt <tmp>/gone")
-fault_of_a_script("0 words", 1, f"{ASK} --max-new-tokens 0")
+fault_of_a_script("0 words", 2, f"{ASK} --max-new-tokens 0")
 fault_of_a_script("an end before the start", 1, f"{ASK} --start-s 5 --end-s 2")
 fault_of_a_script("a start after the end", 1, f"{ASK} --start-s 500")
 fault_of_a_script("a special token in the question", 1, "ask <clip> '<|im_end|>' --ckpt <base>")
