@@ -11,8 +11,8 @@ from typing import Any
 
 ABSENT = "not installed"
 # Packages that can change a number: models and training, what fuses or shares out their work, frames.
-PACKAGES = ("moss_vllm", "torch", "transformers", "tokenizers", "peft", "accelerate", "safetensors", "numpy")
-PACKAGES += ("deepspeed", "bitsandbytes", "triton", "flash-attn", "einops")
+PACKAGES: tuple[str, ...] = ("moss_vllm", "torch", "transformers", "tokenizers", "peft", "accelerate")
+PACKAGES += ("safetensors", "numpy", "deepspeed", "bitsandbytes", "triton", "flash-attn", "einops")
 PACKAGES += ("av", "decord", "torchcodec", "torchvision", "timm", "pillow")
 ROOT = Path(__file__).resolve().parents[2]
 
