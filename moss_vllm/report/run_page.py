@@ -331,9 +331,7 @@ def _pairs(values: Any) -> Any:
 def _gib(memory: Any) -> Any:
     if not isinstance(memory, dict):
         return memory
-    return [
-        (name.replace("_", " "), f"{as_number(value) / BYTES_PER_GIB:.3f}") for name, value in memory.items()
-    ]
+    return [(name.replace("_", " "), f"{as_number(b) / BYTES_PER_GIB:.3f}") for name, b in memory.items()]
 
 
 def _rejected(run: RunFiles) -> list[Html]:
