@@ -72,7 +72,6 @@ def test_what_cannot_be_shown_is_refused(small, tmp_path, motion):
     assert refusal(small / "answers") == (
         f"error: {small}/answers is a part of an evaluation; give its folder, {small}"
     )
-    assert refusal(small, "--strips", -1) == "error: --strips -1 is negative; 0 makes a page without frames"
     run = tmp_path / "run"
     run.mkdir()
     (run / "train.jsonl").write_text('{"step": 1, "loss": 2.0}\n')

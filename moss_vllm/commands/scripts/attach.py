@@ -14,6 +14,7 @@ from pathlib import Path
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help, triple
+from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import say, working
 
 
@@ -25,8 +26,8 @@ def options() -> Flags:
     add("--revision", help="branch, tag or commit of a hub id")
     add("--out", type=Path, required=True, help="folder to write: a new or an empty one")
     layer = "layer of the vision tower, from 1, whose features MOSS reads (default: 6 of 27, in proportion)"
-    add("--after-layer", type=int, metavar="N", help=layer)
-    add("--orders", type=int, nargs="+", metavar="N", help="orders of self-similarity (paper: 1 2)")
+    add("--after-layer", type=FROM_ONE, metavar="N", help=layer)
+    add("--orders", type=FROM_ONE, nargs="+", metavar="N", help="orders of self-similarity (paper: 1 2)")
     add("--window", type=triple, metavar="L,U,V", help="odd sizes in steps of time and cells (paper: 5,9,9)")
     return parser
 
