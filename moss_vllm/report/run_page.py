@@ -344,7 +344,6 @@ def _rejected(run: RunFiles) -> list[Html]:
     summary = f"{counted(total, 'row')}: {by_kind}."
     summary += f" The first {MOST_ROWS} are shown." if total > MOST_ROWS else ""
     names = ("row_id", "source", "kind", "reason")
-    rows = [
-        [trim(str(row.get(key, "-")), ROW_CHARACTERS) for key in names] for row in run.rejected[:MOST_ROWS]
-    ]
+    shown = run.rejected[:MOST_ROWS]
+    rows = [[trim(str(row.get(key, "-")), ROW_CHARACTERS) for key in names] for row in shown]
     return [tag("p", summary), table(("row", "source", "kind", "reason"), rows)]
