@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from launching import ROOT, environment, load_script
 from safetensors.torch import load_file, save_file
 from tiny_detector import MOSS, WITHOUT, edit_run, write_checkpoint
 
+from moss_vllm.data.detection.datasets import read_detection
 from moss_vllm.detection import checkpoint
-from moss_vllm.detection.scores import AVERAGE
+from moss_vllm.detection.scores import AVERAGE, score_detections
 
 GOLDEN = ROOT / "tests" / "golden_detection"
 
@@ -60,6 +62,15 @@ def test_a_checkpoint_is_tested_and_its_predictions_score_the_same(
     again = json.loads((tmp_path / "scored" / "result.json").read_text())
     assert again["mAP"] == scores.mean and again["predictions"] == str(file)
     assert (tmp_path / "scored" / "per_class.csv").read_text() == (out / "per_class.csv").read_text()
+
+
+def test_the_papers_rows_are_not_beside_data_drawn_here(script, thumos_root, capsys):
+    split = read_detection("thumos14", thumos_root, "test")
+    scores, _ = score_detections(split, {}), capsys.readouterr()
+    for dataset, rows in (("thumos14", True), ("mini", False)):
+        script.show("mine", scores, replace(split, dataset=dataset), "b")
+        told = capsys.readouterr().out
+        assert ("AdaTAD-B + MOSS (paper)" in told) == rows and "mine" in told
 
 
 def test_the_weights_of_the_last_step_are_another_test(script, folder, tmp_path):
