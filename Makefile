@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed
 help:  ## explain the targets (the default)
 	@echo "make TARGET [PYTHON=python3] [VENV=.venv]"
 	@echo
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1\t\2/p' Makefile | expand -t 20
 	@echo
 	@echo "The first target that needs it creates \$$(VENV) and installs into it: minutes and a few GB, once."
 	@echo "It installs again when pyproject.toml or constraints.txt change."
@@ -59,9 +59,22 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PY) -m pip install -c constraints.txt -e ".[dev,deepspeed]"
 	@touch "$@"
 
+# The pinned huggingface-hub is too new for the oldest transformers that pyproject.toml allows, 5.17.0.
+TRANSFORMERS ?= 5.17.0
+OTHER := .venv-transformers-$(TRANSFORMERS)
+
+test-transformers: $(OTHER)/.installed  ## run tests/vlm and tests/training with another transformers (TRANSFORMERS=5.17.0)
+	"$(OTHER)/bin/python" -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS) tests/vlm tests/training
+
+$(OTHER)/.installed: pyproject.toml constraints.txt
+	"$(PYTHON)" -m venv "$(OTHER)"
+	grep -vE '^(transformers|huggingface-hub)==' constraints.txt > "$(OTHER)/constraints.txt"
+	"$(OTHER)/bin/python" -m pip install -c "$(OTHER)/constraints.txt" -e ".[dev]" transformers==$(TRANSFORMERS)
+	@touch "$@"
+
 # lmms-eval wants an older av and protobuf than the package's own tests, so it has an environment of its own.
 LMMS := .venv-lmms
-.PHONY: test-lmms-eval test-quantize
+.PHONY: test-lmms-eval test-quantize test-transformers
 
 test-lmms-eval: $(LMMS)/.installed  ## test the lmms-eval plugin in the real lmms-eval, installed in .venv-lmms
 	"$(LMMS)/bin/python" -m pytest tests/lmms_eval/check_plugin.py $(PYTEST_ARGS)

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from moss_vllm.data.streams import Stream, open_sources
 from moss_vllm.data.world.benchmarks import ensure_world
 from moss_vllm.training.settings import accumulate_for
+from moss_vllm.training.start import data_seed
 from moss_vllm.vlm.held_out import hold_out
 from moss_vllm.vlm.plan import Plan, plan
 
@@ -44,7 +45,7 @@ def plan_rows(
         "workers": max(2, settings.workers),
     }
     sources, streams = open_sources(
-        data, settings.videos, cache=settings.cache, stream=settings.stream, seed=settings.seed
+        data, settings.videos, cache=settings.cache, stream=settings.stream, seed=data_seed(settings)
     )
     if settings.held_out and any(streams):
         raise ValueError(

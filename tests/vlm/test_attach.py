@@ -60,6 +60,10 @@ def test_every_host_has_a_tiny_model():
 )
 def test_a_wrong_entry_is_noticed(name, check, changes, monkeypatch, tmp_path):
     tiny = tiny_of(name)
+    if check == "generate" and not hasattr(
+        host_checks._built(name), "_prepare_multimodal_encoder_kwargs_for_generation"
+    ):
+        pytest.skip("generate() of transformers 5.17 encodes frames in forward, so this entry is right")
     wrong = tuple(dataclasses.replace(h, **changes) if name in h.model_types else h for h in VIDEO_LLM_HOSTS)
     monkeypatch.setattr(sys.modules["moss_vllm.vlm.attach"], "VIDEO_LLM_HOSTS", wrong)
     with pytest.raises(AssertionError):

@@ -76,7 +76,8 @@ class FavorLora:
     log_every: int = setting(20, "steps between log lines")
     profile_steps: int | None = setting(None, "steps to trace with torch's profiler (default: none)")
     workers: int = setting(1, "processes that decode")
-    seed: int = setting(0, "seed of the new weights and of the order of rows")
+    seed: int = setting(0, "seed of the new weights and of dropout")
+    data_seed: int | None = setting(None, "seed of the order of rows (default: SEED)")
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
@@ -182,7 +183,7 @@ def fine_tune(
             batch_size=settings.batch_size,
             processes=accelerator.num_processes,
             workers=settings.workers,
-            seed=settings.seed,
+            seed=start.data_seed(settings),
         )
         digests["division of the stream"] = dataset.division()
     loop = Loop(
@@ -195,7 +196,7 @@ def fine_tune(
         log_every=settings.log_every,
         profile_steps=settings.profile_steps,
         workers=settings.workers,
-        seed=settings.seed,
+        seed=start.data_seed(settings),
         max_bad_share=settings.max_bad_share,
         order=StreamOrder if rows.streamed else RowOrder,
     )
@@ -206,9 +207,7 @@ def fine_tune(
         start_report.show_report(record)
     if dry_run:
         if accelerator.is_main_process:
-            for name, value in dataclasses.asdict(settings).items():
-                say(f"{name}: {value}  ({record['origins'].get(name, 'default')})")
-            start_report.show_batch(dataset, settings.batch_size)
+            start_report.show_dry_run(record, dataset)
         return []
     start.refuse_full_disk(disk, out)
 
@@ -261,7 +260,7 @@ def check(settings: FavorLora, layers: Layers) -> FavorLora:
         settings,
         counts=COUNTS,
         shares=SHARES,
-        from_zero=("workers", "seed", "held_out"),
+        from_zero=("workers", "seed", "data_seed", "held_out"),
         paths=PATHS,
         written=("out", "cache"),
         others=["lora_dropout is 1.0; it must be below 1"] if settings.lora_dropout == 1 else [],
