@@ -104,9 +104,7 @@ class Boundaries:
     clip_norm: float | None = setting(
         None, "largest norm of the gradient; 0: no limit (default: sgd 0, adamw 1)"
     )
-    threshold: float | None = setting(
-        None, "score from which a frame is a boundary (default: 0.3; tapos: 0.2)"
-    )
+    threshold: float | None = setting(None, "least score of a boundary (default: 0.3; tapos: 0.2)")
     eval_every: int | None = setting(None, "epochs between tests, and checkpoints (default: 1; mini: 8)")
     precision: Literal["fp32", "bf16", "fp16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in all; EfficientGEBD: fp16"
