@@ -41,7 +41,9 @@ class FavorLora:
         "folder, annotation or table, data set of the hub (OWNER/NAME:SPLIT@REVISION), or a .yaml list of "
         "them with weights (default: the motion world)",
     )
-    stream: bool = setting(False, "read a table or hub data set as it comes, without measuring every row")
+    stream: bool = setting(
+        False, "read a table or hub data set as it comes, without measuring every row; a list names its own"
+    )
     videos: str | None = setting(None, "folder of the videos (default: that of the annotation)")
     cache: str | None = setting(None, "folder of decoded clips, read and filled (scripts/cache_frames.py)")
     cache_gib: float | None = setting(None, "add to the cache up to this size (default: no limit)")
