@@ -331,9 +331,8 @@ def _pairs(values: Any) -> Any:
 def _gib(memory: Any) -> Any:
     if not isinstance(memory, dict):
         return memory
-    return [
-        (name.replace("_", " "), f"{as_number(value) / BYTES_PER_GIB:.3f}") for name, value in memory.items()
-    ]
+    gib = {name.replace("_", " "): as_number(value) / BYTES_PER_GIB for name, value in memory.items()}
+    return [(name, f"{number:.3f}") for name, number in gib.items()]
 
 
 def _rejected(run: RunFiles) -> list[Html]:
@@ -346,7 +345,6 @@ def _rejected(run: RunFiles) -> list[Html]:
     summary = f"{counted(total, 'row')}: {by_kind}."
     summary += f" The first {MOST_ROWS} are shown." if total > MOST_ROWS else ""
     names = ("row_id", "source", "kind", "reason")
-    rows = [
-        [trim(str(row.get(key, "-")), ROW_CHARACTERS) for key in names] for row in run.rejected[:MOST_ROWS]
-    ]
+    shown = run.rejected[:MOST_ROWS]
+    rows = [[trim(str(row.get(key, "-")), ROW_CHARACTERS) for key in names] for row in shown]
     return [tag("p", summary), table(("row", "source", "kind", "reason"), rows)]
