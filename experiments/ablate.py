@@ -85,7 +85,7 @@ from ablation_results import (
 )
 
 from moss_vllm.recognition.settings import MINI_DATA
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 
 LOG, LOG_LINES = "log.txt", 15
 

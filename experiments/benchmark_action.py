@@ -93,7 +93,7 @@ from moss_vllm.core.encoder import stss_path
 from moss_vllm.encoders.image import ImageEncoder
 from moss_vllm.recognition.build import build_classifier, find_preset
 from moss_vllm.recognition.hosts.ladder import LadderClassifier
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 
 WAYS = {
     "ours": "tapped layers, no graph (ours)",

@@ -52,7 +52,7 @@ from measuring import cpu_name, prepare_json, write_json
 from moss_vllm.boundaries.build import build_gebd
 from moss_vllm.boundaries.loss import boundary_losses
 from moss_vllm.runtime.precision import AUTOCAST
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

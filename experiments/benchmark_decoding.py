@@ -14,7 +14,6 @@ state of the repository is measured beside them.
 import importlib
 import json
 import os
-import platform
 import shlex
 import sys
 import tempfile
@@ -58,6 +57,7 @@ from PIL import Image
 from rich.table import Table
 
 from moss_vllm.runtime.files import whole_file
+from moss_vllm.runtime.versions import versions
 from moss_vllm.video.clip import Sampling, choose_frames, read_clip
 
 SAMPLING = Sampling(sample_fps=2.0, short_side_px=224, max_frames=180)
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             ["python", "experiments/benchmark_decoding.py", *(sys.argv[1:] if argv is None else argv)]
         ),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, 1 thread of them used to decode",
-        "versions": {"python": platform.python_version(), "av": av.__version__, "decord": decord_version()},
+        "versions": versions(),
         "sampling": asdict(SAMPLING),
         "worst_ratio": max(row["ratio"] for row in rows),
         "clips": rows,
@@ -252,16 +252,6 @@ def read_pyav(part: Part) -> np.ndarray:
                 if len(frames) == len(times_s):
                     break
     return np.stack(frames)
-
-
-def decord_version() -> str:
-    """decord's version, or "not installed"."""
-    try:
-        import decord
-
-        return str(decord.__version__)
-    except ImportError:
-        return "not installed"
 
 
 def make(folder: Path, made: Made) -> Part:

@@ -70,7 +70,7 @@ from detection_steps import (
 from measuring import cpu_name, prepare_json, run_jobs, show_spread, write_json
 
 from moss_vllm.detection.memory import GIB
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

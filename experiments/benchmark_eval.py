@@ -66,7 +66,7 @@ from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.asking import evaluate, read_as
 from moss_vllm.evaluation.generation import GREEDY
 from moss_vllm.evaluation.questions import look_over
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.base import load_base

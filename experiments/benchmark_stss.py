@@ -17,7 +17,6 @@ has what the kernels' tuning chose, with the time of each choice. fp32 is float3
 cuDNN would round to TF32.
 """
 
-import platform
 import statistics
 import sys
 from collections.abc import Callable
@@ -63,6 +62,7 @@ from moss_vllm.core import MOSS, encoder, stss
 from moss_vllm.core.encoder import UVProjection, stss_path
 from moss_vllm.core.stss import Window
 from moss_vllm.runtime.precision import DTYPES
+from moss_vllm.runtime.versions import versions
 
 # Features (B, T, H, W, C) that STSS compares, window, D, and the module's d_in, d_fuse and d_out.
 SHAPES: dict[str, tuple[tuple[int, ...], Window, int, int, int, int]] = {
@@ -336,7 +336,7 @@ def main(argv: list[str] | None = None) -> None:
         "dtype": str(DTYPES[settings.precision]).removeprefix("torch."),
         "threads": settings.threads,
         "path": f"{path} ({reason})",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": versions(),
         "shapes": {shape: SHAPES[shape] for shape in settings.shapes},
         "results": [],
     }

@@ -53,7 +53,7 @@ from measuring import cpu_name, prepare_json, run_jobs, show_spread, spread, wri
 from paper_tables import TABLES, Row
 
 from moss_vllm.runtime.precision import DTYPES
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 
 GB = 1e9
 

@@ -73,7 +73,7 @@ from moss_vllm.commands.scripts import cache_frames
 from moss_vllm.core.encoder import stss_path
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.sources import read_sources
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 from moss_vllm.video.cache import choose_reader
 from moss_vllm.video.clip import Sampling
 from moss_vllm.vlm.batches import TrainingSet

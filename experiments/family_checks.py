@@ -52,7 +52,7 @@ from tiny_hosts import TINY_HOSTS, TinyHost
 
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 from moss_vllm.vlm.fit import describe_error
 
 

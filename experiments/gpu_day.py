@@ -44,7 +44,7 @@ CODE = ("moss_vllm", "experiments", "tests")  # what the jobs run
 DESCRIBE = """
 import json, os, torch
 from measuring import cpu_name
-from moss_vllm.runtime.provenance import versions
+from moss_vllm.runtime.versions import versions
 found = {"cpu": cpu_name(), "cores": os.cpu_count(), "versions": versions(), "cuda": torch.version.cuda}
 if torch.cuda.is_available():
     card = torch.cuda.get_device_properties(0)

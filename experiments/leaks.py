@@ -78,8 +78,8 @@ from torch import Tensor, nn
 from moss_vllm.evaluation.scoring import wilson_interval
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.progress import show_progress
-from moss_vllm.runtime.provenance import versions
 from moss_vllm.runtime.tables import Cell, Table
+from moss_vllm.runtime.versions import versions
 
 MOST_POINTS = 5.0
 CONTROLS = {"control place": "first", "control options": "words"}

@@ -60,8 +60,9 @@ from moss_vllm.report.plots import plot_test_curves
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.progress import show_progress
-from moss_vllm.runtime.provenance import fingerprint, versions
+from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.runtime.tables import Table, mean_and_spread
+from moss_vllm.runtime.versions import versions
 
 LOOK_EVERY_S = 1.0
 COLUMNS = ("all", *segments.SEGMENT_GROUPS)

@@ -41,8 +41,8 @@ import torch
 from measuring import prepare_json
 
 from moss_vllm.evaluation import protocols
-from moss_vllm.runtime.provenance import versions
 from moss_vllm.runtime.tables import Cell, Table, format_cell, mean_and_spread
+from moss_vllm.runtime.versions import versions
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

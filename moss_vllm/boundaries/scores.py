@@ -19,6 +19,7 @@ from moss_vllm.data.boundaries.datasets import BoundarySplit
 from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.line_store import ANSWERS, read_answers
 from moss_vllm.runtime.tables import Cell, Table
+from moss_vllm.runtime.versions import versions
 
 TABLE_9_COLUMNS = ("F1@0.05", "Avg. F1")
 TABLE_9_DATA = {"kinetics_gebd": "Kinetics-GEBD", "tapos": "TAPOS"}
@@ -232,10 +233,11 @@ def score_test(
     if failed:
         note = f"clips that could not be read: {len(failed):,} ({name_first(list(failed))})"
         scores = replace(scores, notes=(note, *scores.notes))
+    scores = replace(scores, notes=(*scores.notes, *stored.tell_mixed(versions())))
     scores = tell_peaks(scores, threshold, peaks)
     write_predictions(folder / "predictions.json", found)
     write_scores(folder / "scores.json", frames)
-    choice = {"threshold": threshold, "peaks": peaks}
+    choice = {"threshold": threshold, "peaks": peaks, "environment": stored.environment}
     save_boundary_scores(scores, split, folder, {**about, **choice, "failed": failed})
     return scores
 
@@ -249,8 +251,12 @@ def tell_peaks(scores: BoundaryScores, threshold: float, peaks: PeakRule) -> Bou
 def save_boundary_scores(
     scores: BoundaryScores, split: BoundarySplit, folder: Path, about: Mapping[str, Any]
 ) -> None:
-    """Write result.json and per_clip.csv: best rater and counts of each clip at the first distance."""
-    result = {**about, "split": split.arguments, **scores.summary()}
+    """Write result.json and per_clip.csv: best rater and counts of each clip at the first distance.
+
+    Args:
+        about: further entries of the first; without an `environment`, that of this process stands there.
+    """
+    result = {"environment": versions(), **about, "split": split.arguments, **scores.summary()}
     write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
     matches, missing = scores.matches, set(scores.matches.missing)
     with whole_file(folder / "per_clip.csv") as part, part.open("w", newline="", encoding="utf-8") as file:

@@ -25,7 +25,7 @@ from moss_vllm.data.rows import Rejected, digest_rows
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import ANSWERS, AnswerFile, Shard, read_answers
 from moss_vllm.runtime.progress import show_progress
-from moss_vllm.runtime.provenance import fingerprint
+from moss_vllm.runtime.provenance import describe_environment, fingerprint
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.loop import Objective
 from moss_vllm.training.reading import Batches
@@ -105,6 +105,7 @@ def find_boundaries(
     """
     shard = shard or Shard()
     full = {**describe_test(model, split, clips, dtype), **json.loads(json.dumps(dict(header)))}
+    full["environment"] = describe_environment(model)
     earlier = read_answers(folder / ANSWERS, BOUNDARY_SCHEMA, full) if not overwrite else None
     refuse_others({video.video_id: video.path for video in split.videos}, earlier.files if earlier else {})
     done = {*earlier.answers, *earlier.failed} if earlier else set()

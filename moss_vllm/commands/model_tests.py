@@ -73,12 +73,9 @@ def choose_data(args: argparse.Namespace, run: dict[str, Any]) -> argparse.Names
 
 def describe_checkpoint(args: argparse.Namespace, loaded: Any) -> dict[str, Any]:
     """What the lines of a test record of its checkpoint, and of how files are read."""
-    from moss_vllm.runtime.provenance import describe_environment
-
     return {
         "checkpoint": str(args.ckpt.absolute()),
         "model_settings": loaded.settings_digest(),
-        "environment": describe_environment(loaded.model),
         "run": {name: loaded.run[name] for name in ("step", "command")},
         **({} if args.decoder in ("auto", "pyav") else {"decoder": args.decoder}),  # others differ in pixels
     }

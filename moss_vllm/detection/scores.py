@@ -18,6 +18,7 @@ from moss_vllm.detection.schema import DETECTION_SCHEMA, detections_of
 from moss_vllm.runtime.files import whole_file, write_whole
 from moss_vllm.runtime.line_store import ANSWERS, read_answers
 from moss_vllm.runtime.tables import Cell, Table
+from moss_vllm.runtime.versions import versions
 
 AVERAGE = "avg"
 BENCHMARK = "THUMOS-14"
@@ -270,17 +271,23 @@ def score_test(folder: Path, split: DetectionSplit, about: Mapping[str, Any]) ->
     if failed:
         note = f"videos that could not be read, whose actions count as missed: {len(failed):,}"
         scores = replace(scores, notes=(f"{note} ({name_first(list(failed))})", *scores.notes))
+    scores = replace(scores, notes=(*scores.notes, *stored.tell_mixed(versions())))
     write_predictions(folder / "predictions.json", found, split.classes)
-    save_detection_scores(scores, split, folder, {**about, "failed": failed})
+    about = {**about, "environment": stored.environment, "failed": failed}
+    save_detection_scores(scores, split, folder, about)
     return scores
 
 
 def save_detection_scores(
     scores: DetectionScores, split: DetectionSplit, folder: Path, about: Mapping[str, Any]
 ) -> None:
-    """Write result.json and per_class.csv; `about` has further entries of the first."""
+    """Write result.json and per_class.csv.
+
+    Args:
+        about: further entries of the first; without an `environment`, that of this process stands there.
+    """
     of_split = {"classes": list(split.classes), "split": split.arguments}
-    result = {**about, **of_split, **scores.summary()}
+    result = {"environment": versions(), **about, **of_split, **scores.summary()}
     write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
     with whole_file(folder / "per_class.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file, lineterminator="\n").writerow

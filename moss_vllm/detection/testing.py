@@ -30,7 +30,7 @@ from moss_vllm.detection.windows import VideoWindow, WindowSettings, count_test_
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import ANSWERS, AnswerFile, Shard, read_answers
 from moss_vllm.runtime.progress import show_progress
-from moss_vllm.runtime.provenance import fingerprint
+from moss_vllm.runtime.provenance import describe_environment, fingerprint
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.loop import Objective
 from moss_vllm.training.reading import Batches
@@ -129,6 +129,7 @@ def detect_videos(
     shard, decode = shard or Shard(), decode or DecodeSettings()
     full = describe_test(model, split, windows, pixels, decode, dtype)
     full |= json.loads(json.dumps(dict(header)))
+    full["environment"] = describe_environment(model)
     earlier = read_answers(folder / ANSWERS, DETECTION_SCHEMA, full) if not overwrite else None
     refuse_others({video.video_id: video.path for video in split.videos}, earlier.files if earlier else {})
     done = {*earlier.answers, *earlier.failed} if earlier else set()

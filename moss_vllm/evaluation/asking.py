@@ -45,7 +45,6 @@ from moss_vllm.runtime.provenance import (
     describe_environment,
     fingerprint,
     settings_fingerprint,
-    versions,
 )
 from moss_vllm.runtime.screen import say
 from moss_vllm.video.clip import Clip, read_clip
@@ -55,7 +54,7 @@ from moss_vllm.video.frames import BadVideo, short_side_within
 from moss_vllm.vlm.checkpoint import Loaded
 
 MOST_READERS = 16  # the most threads by default: each holds a video, decoded and prepared
-RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")
+RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")  # with others, no evaluation is resumed
 RESULTS = (
     *("result.json", "table.md", "table.tex", "about.json"),
     *("submission.json", "submission-partial.json", "captions.json", "captions-partial.json"),
@@ -269,7 +268,8 @@ def describe_evaluation(
 
     A run may be resumed in another `environment`; the result says so.
     """
-    base, installed, every = base_model(loaded), versions(), questions.every
+    base, every = base_model(loaded), questions.every
+    environment = describe_environment(base)
     header = {
         "benchmark": questions.benchmark.name,
         "checkpoint": loaded.name,
@@ -279,8 +279,8 @@ def describe_evaluation(
         "generation": {} if protocol.max_new_tokens is None else followed(base),
         "questions": len(every),
         "data": digest_data(every, protocol.prompt),
-        "versions": {package: installed[package] for package in RECORDED_VERSIONS},
-        "environment": describe_environment(base),
+        "versions": {package: environment[package] for package in RECORDED_VERSIONS},
+        "environment": environment,
     }
     header |= {} if decoder in ("auto", "pyav") else {"decoder": decoder}  # other decoders: other pixels
     header["run"] = loaded.run

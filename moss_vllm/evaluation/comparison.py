@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moss_vllm.evaluation.result import Evaluation
+from moss_vllm.runtime.versions import tell_changes
 
 DRAWS, SEED = 10_000, 0
 FEW_VIDEOS = 30  # a percentile bootstrap of fewer is too narrow: with 10 its 95 % interval covers 90 %
@@ -170,13 +171,15 @@ def _warn(first: Evaluation, second: Evaluation) -> list[str]:
     """Reasons other than the models why two evaluations may differ."""
     warnings = []
     kinds = {"protocol": "protocols", "generation": "generation configs", "versions": "versions"}
-    for key, called in {**kinds, "environment": "environments"}.items():
+    for key, called in kinds.items():
         was, now = first.header.get(key, {}), second.header.get(key, {})
-        if key == "environment" and not (was and now):  # earlier versions did not record it
-            continue
         differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
         values = ", ".join(f"{name} {was.get(name)} and {now.get(name)}" for name in differ)
         warnings += [f"the {called} differ: {values}"] if differ else []
+    told = first.header.get("versions", {}).keys()
+    others = ({k: v for k, v in one.stored.environment.items() if k not in told} for one in (first, second))
+    if changes := tell_changes(*others):
+        warnings.append(f"the environments differ: {changes}")
     protocols, data = ([one.header[key] for one in (first, second)] for key in ("protocol", "data"))
     if data[0] != data[1]:
         same_prompts = protocols[0].get("name") == protocols[1].get("name")

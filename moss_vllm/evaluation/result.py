@@ -203,9 +203,7 @@ def collect(stored: Stored, questions: Questions, protocol: Protocol) -> Result:
             pending += 1
     scored = [question for _, question in pairs if question.answer is not None]
     chance = chance_accuracy(scored) if scored else {}
-    mixed = stored.describe_environments()
-    notes = [f"not all answers were given with the same: {mixed}"] if mixed else []
-    header = stored.header or {}
+    header, notes = stored.header or {}, stored.tell_mixed()
     return Result(header, questions.benchmark, protocol, records, chance, pending, failed, notes=notes)
 
 

@@ -12,6 +12,7 @@ from moss_vllm.data.actions.datasets import ActionSplit
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.runtime.files import whole_file
 from moss_vllm.runtime.line_store import ANSWERS, REMEDY, read_answers
+from moss_vllm.runtime.versions import versions
 
 # FineGym's classes are of very different sizes, and its authors report the mean over them.
 CLASS_MEAN = ("gym99", "gym288")
@@ -27,11 +28,15 @@ class Accuracy:
             and `parsed` (the name of the likeliest class), `correct`, `in_top5`, `top5`.
         pending: clips that other processes have not tested yet.
         failed: why clips could not be read, by clip.
+        environment: of the process that began the test.
+        notes: what differs in the environments of other processes.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     pending: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def top1(self) -> float:
@@ -106,13 +111,14 @@ def collect_clips(folder: Path, split: ActionSplit, header: Mapping[str, Any] | 
             rows.append({**expected, "correct": False, "in_top5": False})
         else:
             pending += 1
-    return Accuracy(rows, pending, failed)
+    return Accuracy(rows, pending, failed, stored.environment, stored.tell_mixed(versions()))
 
 
 def save_accuracy(accuracy: Accuracy, folder: Path, about: Mapping[str, Any]) -> None:
     """Write result.json and per_class.csv."""
+    content = {**about, **accuracy.summary(), "environment": accuracy.environment, "notes": accuracy.notes}
     with whole_file(folder / "result.json") as part:
-        part.write_text(json.dumps({**about, **accuracy.summary()}, indent=2) + "\n")
+        part.write_text(json.dumps(content, indent=2) + "\n")
     names = {row["label"]: row["answer"] for row in accuracy.rows}
     with whole_file(folder / "per_class.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
         write = csv.writer(file, lineterminator="\n").writerow

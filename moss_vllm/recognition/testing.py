@@ -23,7 +23,7 @@ from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import ANSWERS, AnswerFile, Shard, read_answers
 from moss_vllm.runtime.progress import show_progress
-from moss_vllm.runtime.provenance import fingerprint
+from moss_vllm.runtime.provenance import describe_environment, fingerprint
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.loop import Objective
 from moss_vllm.training.reading import Batches
@@ -66,6 +66,7 @@ def score_clips(
     settings = {"name": "views", **{k: v for k, v in vars(views).items() if k not in ("mean", "std")}}
     full = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
     full |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
+    full["environment"] = describe_environment(model)
     full = json.loads(json.dumps(full))
     if not overwrite and _lacks_model_settings(folder / ANSWERS):
         full.pop("model_settings", None)

@@ -13,6 +13,7 @@ from moss_vllm.report.bars import Bars, draw_bars
 from moss_vllm.report.choices import show_choices
 from moss_vllm.report.html import Html, counted, document, listed, moment, section, table, tag, tiles, trim
 from moss_vllm.report.strips import MOST_FRAMES, Strip, choose_videos, limits, read_strips
+from moss_vllm.runtime.versions import without_absent
 
 ANSWER_PARTS = {
     "score": "Score",
@@ -243,9 +244,11 @@ def _pager() -> Html:
 def _run(results: Results) -> list[Html]:
     """The header of the answers, and one of the prompts."""
     header = dict(results.header)
-    protocol, versions, run = (header.pop(key, None) or {} for key in ("protocol", "versions", "run"))
+    protocol, environment, versions, run = (
+        header.pop(key, None) or {} for key in ("protocol", "environment", "versions", "run")
+    )
     first = next(iter(results.stored.answers.values()), {})
-    rows = [*header.items(), *versions.items()]
+    rows = [*header.items(), *{**without_absent(environment), **versions}.items()]
     more = [("protocol." + key, value) for key, value in protocol.items()]
     parts = [
         tag("h3", "A prompt, as put"),

@@ -43,6 +43,7 @@ from moss_vllm.report.strips import (
 from moss_vllm.report.timeline import picture_of
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.spelling import spelled
+from moss_vllm.runtime.versions import without_absent
 
 SECTIONS = {"score": "Score", "clips": "Clips", "run": "What was tested"}
 SAME_F1 = 0.005  # as far as result.json may differ
@@ -124,8 +125,10 @@ def _differences(test: BoundaryTest, scores: BoundaryScores) -> list[str]:
 def _run(test: BoundaryTest) -> list[tuple[str, Any]]:
     """What result.json holds beside scores, which stand above."""
     kept = ("checkpoint", "predictions", "data", "step", "threshold", "peaks", "rule", "failed")
-    return [(key, test.about[key]) for key in kept if key in test.about] + [
-        (f"split.{key}", value) for key, value in test.about.get("split", {}).items()
+    return [
+        *((key, test.about[key]) for key in kept if key in test.about),
+        *((f"split.{key}", value) for key, value in test.about.get("split", {}).items()),
+        *without_absent(test.about.get("environment", {})).items(),
     ]
 
 

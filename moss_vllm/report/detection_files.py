@@ -125,6 +125,7 @@ def refuse_result(
     fits = {
         **fits,
         "predictions": isinstance(about.get("predictions", ""), str),
+        "environment": isinstance(about.get("environment", {}), dict),
         "split": isinstance(split, dict)
         and split.keys() <= {*texts, "videos"}
         and all(isinstance(split.get(name), str | None) for name in texts)

@@ -22,6 +22,7 @@ from moss_vllm.report.html import Html, document, listed, moment, section, table
 from moss_vllm.report.strips import MOST_FRAMES, STRIP_FPS, Strip, draw_frames, limits, read_strips
 from moss_vllm.report.timeline import Timeline, draw_on_page, lay_out_video
 from moss_vllm.runtime.spelling import spelled
+from moss_vllm.runtime.versions import without_absent
 
 PARTS = {
     "score": "Score",
@@ -90,8 +91,11 @@ def _differences(test: DetectionTest, scores: DetectionScores) -> list[str]:
 
 def _run(test: DetectionTest) -> list[tuple[str, Any]]:
     """What result.json holds beside scores, which stand above."""
-    return [(key, value) for key, value in test.about.items() if key not in (*COUNTS, "classes", "split")] + [
-        (f"split.{key}", value) for key, value in test.about.get("split", {}).items()
+    left_out = (*COUNTS, "classes", "split", "environment")
+    return [
+        *((key, value) for key, value in test.about.items() if key not in left_out),
+        *((f"split.{key}", value) for key, value in test.about.get("split", {}).items()),
+        *without_absent(test.about.get("environment", {})).items(),
     ]
 
 

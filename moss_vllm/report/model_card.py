@@ -11,6 +11,7 @@ from moss_vllm.evaluation.scoring import OFFICIAL_COUNTS
 from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.screen import plain
 from moss_vllm.runtime.tables import format_cell, in_markdown
+from moss_vllm.runtime.versions import without_absent
 from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.places import is_hub_id
 
@@ -71,7 +72,7 @@ def model_card(
         "Training": _training(run),
         "Clips": _table(run.get("protocol", {})),
         "Scores": "\n\n".join(map(_score, results)) or "None were given.",
-        "Versions": _table(run.get("versions", {})),
+        "Versions": _table(without_absent(run.get("versions", {}))),
         "Licence": (
             "That of the code it was made with (moss_vllm) is Apache-2.0. The terms of the base model and of "
             "the training data hold for these weights too; read them before use."

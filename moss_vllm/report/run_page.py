@@ -24,6 +24,7 @@ from moss_vllm.report.html import (
     trim,
 )
 from moss_vllm.report.run_files import SCORES, RunFiles
+from moss_vllm.runtime.versions import without_absent
 from moss_vllm.training.run_folder import SETTINGS_FILE
 
 BYTES_PER_GIB = 2**30
@@ -297,8 +298,9 @@ def _settings(run: RunFiles) -> list[Any]:
         return [tag("p", f"{SETTINGS_FILE} is not there or cannot be read.")]
     report.pop("settings", None)
     command = report.pop("command", None)
+    shown = {"memory": _gib, "versions": without_absent}
     tables = {
-        name: _table(title, head, _gib(report.pop(name)) if name == "memory" else _pairs(report.pop(name)))
+        name: _table(title, head, _pairs(shown.get(name, _pairs)(report.pop(name))))
         for name, (title, head) in START_TABLES.items()
         if name in report
     }

@@ -111,12 +111,21 @@ class Stored:
         """State of each video's file, from `describe_file`; lines of earlier versions have none."""
         return {video: row["file"] for video, row in self.videos.items() if row.get("file")}
 
-    def describe_environments(self) -> str:
-        """Parts of the environment that differ between processes, with their values; empty for none."""
-        environments = [self.header.get("environment", {}) if self.header else {}, *self.environments]
-        names = dict.fromkeys(name for one in environments if one for name in one)
-        values = {n: dict.fromkeys(str(one.get(n, "none")) for one in environments if one) for n in names}
-        return ", ".join(f"{name} {' and '.join(some)}" for name, some in values.items() if len(some) > 1)
+    @property
+    def environment(self) -> dict[str, Any]:
+        """That of the process that began the first file; earlier versions recorded none."""
+        return dict(self._recorded()[0])
+
+    def tell_mixed(self, now: Mapping[str, Any] | None = None) -> list[str]:
+        """A note on what differs between the environments of processes, `now` of this one, where recorded."""
+        environments = [*self._recorded(), now or {}]
+        names = dict.fromkeys(name for one in environments for name in one)
+        values = {n: dict.fromkeys(str(one[n] or "none") for one in environments if n in one) for n in names}
+        mixed = ", ".join(f"{name} {' and '.join(some)}" for name, some in values.items() if len(some) > 1)
+        return [f"not everything was computed with the same: {mixed}"] if mixed else []
+
+    def _recorded(self) -> list[dict[str, Any]]:
+        return [*self.environments, (self.header or {}).get("environment", {})]
 
 
 def holds_answers(folder: Path) -> bool:

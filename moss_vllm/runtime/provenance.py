@@ -1,70 +1,37 @@
-"""Where a result comes from: versions and machine, weights checked to be whole, fingerprints of models."""
+"""Where a result comes from: its environment, weights checked to be whole, fingerprints of models."""
 
 import hashlib
 import json
-import platform
-import subprocess
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import av
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from moss_vllm.runtime.versions import versions
+
 RUN_FILE = "run.json"  # of a checkpoint: how it was made
-VERSIONED = ("moss_vllm", "torch", "transformers", "peft", "accelerate", "safetensors")
-# Packages that decide frames (decoders, resizing) and numbers, beside those of `versions`.
-PACKAGES = ("av", "decord", "torchcodec", "torchvision", "timm", "einops", "numpy", "pillow", "flash-attn")
 # Entries of configs and processors that change no answer: they name their origin, or are for training.
 SILENT = {"_name_or_path", "name_or_path", "_commit_hash", "architectures", "transformers_version", "dtype"}
 SILENT |= {"initializer_range", "attention_dropout", "use_cache", "id2label", "label2id", "problem_type"}
 REAL = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    packages = {name: _version(name) or "not installed" for name in VERSIONED}
-    return {"python": platform.python_version(), **packages}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def describe_environment(model: Any) -> dict[str, str]:
-    """Versions of `PACKAGES` and of av's FFmpeg, the commit of this code, device, dtype, attention.
+def describe_environment(model: Any) -> dict[str, str | None]:
+    """`versions`, device, dtype and attention.
 
     It is stored with a result, and a difference is no reason to refuse one.
     """
-    environment = {name: number for name in PACKAGES if (number := _version(name))}
-    environment["libavcodec"] = ".".join(map(str, av.library_versions["libavcodec"]))
-    if commit := git_commit():
-        environment["git_commit"] = commit
-    weight = next(model.parameters())
+    environment = versions()
+    weight = next(model.parameters(), torch.empty(0))
     on_gpu = weight.device.type == "cuda"
     environment["device"] = torch.cuda.get_device_name(weight.device) if on_gpu else weight.device.type
     environment["dtype"] = str(weight.dtype).removeprefix("torch.")
     if attention := getattr(getattr(model, "config", None), "_attn_implementation", None):
         environment["attention"] = attention
     return environment
-
-
-def git_commit() -> str | None:
-    """The commit of this package where it runs from a clone, with "-dirty" if files differ from it."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # installed; a repository further up would be another project's
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):  # no git, or no repository for this user
-        return None
 
 
 def read_header(file: Path, remedy: str = "use an earlier checkpoint") -> dict[str, Tensor]:

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json, readable
-from moss_vllm.runtime.provenance import RUN_FILE, faults, fingerprint, versions
+from moss_vllm.runtime.provenance import RUN_FILE, faults, fingerprint
 from moss_vllm.runtime.spelling import script_of
+from moss_vllm.runtime.versions import versions
 
 
 class BesideEncoder(Protocol):

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.files import read_json, whole_file
+from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.runtime.spelling import program
+from moss_vllm.runtime.versions import tell_changes, versions
 from moss_vllm.training import engines
 from moss_vllm.training.loop import Loop
 from moss_vllm.training.optim import Rate, describe
@@ -69,6 +71,7 @@ def describe_training(
         "processes": accelerator.num_processes,
         "parameters": describe(model, table),
         "command": command,
+        "versions": versions(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -86,6 +89,8 @@ def announce(
         if resume:
             is_last = step_of(resume) == settings.steps
             say(f"resumed from {resume}{', the last step: nothing remains to be trained' * is_last}")
+            if changes := tell_changes(read_json(resume / RUN_FILE).get("versions", {}), record["versions"]):
+                say(f"it was trained with other versions, so frames and numbers may differ: {changes}")
     open_tracker(accelerator, settings, resume)
 
 

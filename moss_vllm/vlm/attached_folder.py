@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from moss_vllm.runtime.files import read_json, readable, whole_file, write_whole
-from moss_vllm.runtime.provenance import RUN_FILE, faults, read_header, versions
+from moss_vllm.runtime.provenance import RUN_FILE, faults, read_header
 from moss_vllm.runtime.quiet import quiet
+from moss_vllm.runtime.versions import versions
 from moss_vllm.vlm import fit
 from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, PICKLE_FILE, UNREAD
 from moss_vllm.vlm.attach import (

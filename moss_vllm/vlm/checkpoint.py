@@ -20,9 +20,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from moss_vllm.runtime.files import read_json
-from moss_vllm.runtime.provenance import RUN_FILE, faults, versions
+from moss_vllm.runtime.provenance import RUN_FILE, faults
 from moss_vllm.runtime.screen import say
 from moss_vllm.runtime.trained_weights import tell_other_recipe
+from moss_vllm.runtime.versions import versions
 from moss_vllm.vlm.adapter import (
     ADAPTER_CONFIG,
     attach_lora,

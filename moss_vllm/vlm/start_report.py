@@ -11,7 +11,6 @@ from peft import PeftModel
 
 from moss_vllm.core import MOSS
 from moss_vllm.runtime.precision import AUTOCAST
-from moss_vllm.runtime.provenance import versions
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
@@ -59,7 +58,6 @@ def describe_fine_tuning(
         "data": rows.origins,
         "tokens": {"min": shortest, "median": median, "max": longest},
         "memory": _estimate(settings, accelerator, model, rows),
-        "versions": versions(),
     }
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from boundary_layouts import TEST, write_tapos
+from stored_environments import edit_environment
 from tiny_boundaries import CLIPS, MOSS, SLICES, WITHOUT, gebd, write_moving
 from torch import nn
 
@@ -20,6 +21,7 @@ from moss_vllm.boundaries.scores import score_boundaries, score_test
 from moss_vllm.data.boundaries.datasets import read_boundaries
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import Shard
+from moss_vllm.runtime.versions import versions
 from moss_vllm.video.clip import read_frames
 
 HEADER = {"checkpoint": "step 1"}
@@ -116,6 +118,21 @@ def test_predictions_written_and_read_back_score_the_same(model, split, tmp_path
     assert result["F1@0.05"] == scores.mean["F1@0.05"] and result["failed"] == {} and result["step"] == 1
     assert result["threshold"] == threshold and result["rule"] == "official"
     assert read_boundaries(**result["split"], split="test") == split
+
+
+def test_a_result_says_what_made_it_and_what_changed_in_between(model, split, tmp_path):
+    run(model, split, tmp_path)
+    now = edit_environment(tmp_path, lambda header: header["environment"].update(av="17.0.0"))
+    assert versions().items() < now.items() and (now["device"], now["dtype"]) == ("cpu", "float32")
+    assert run(model, split, tmp_path) == 0
+    score_test(tmp_path, split, {}, threshold=0.3)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["environment"] == {**now, "av": "17.0.0"}
+    assert result["notes"][1] == f"not everything was computed with the same: av 17.0.0 and {now['av']}"
+    edit_environment(tmp_path, lambda header: header.pop("environment"))  # as earlier versions wrote it
+    assert run(model, split, tmp_path) == 0
+    score_test(tmp_path, split, {}, threshold=0.3)
+    assert json.loads((tmp_path / "result.json").read_text())["environment"] == {}
 
 
 # ---- nothing twice, nothing lost

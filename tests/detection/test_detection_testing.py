@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detection_layouts import CLASSES, TEST
+from stored_environments import edit_environment
 from tiny_detector import MOSS, PIXELS, WINDOWS, WITHOUT, detector
 from torch import nn
 
@@ -23,6 +24,7 @@ from moss_vllm.detection.scores import class_table, score_detections, score_test
 from moss_vllm.detection.windows import windows_to_test
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import Shard
+from moss_vllm.runtime.versions import versions
 from moss_vllm.video.clip import read_frames
 
 HEADER = {"checkpoint": "step 1"}
@@ -90,6 +92,21 @@ def test_predictions_written_and_read_back_score_the_same(model, split, tmp_path
     assert list(table.rows) == list(CLASSES)
     assert table.rows["Diving"]["classes"]["actions"] == 2
     assert table.rows["Diving"]["classes"]["0.3"] == scores.classes[2][0]
+
+
+def test_a_result_says_what_made_it_and_what_changed_in_between(plain, split, tmp_path):
+    run(plain, split, tmp_path)
+    now = edit_environment(tmp_path, lambda header: header["environment"].update(av="17.0.0"))
+    assert versions().items() < now.items() and (now["device"], now["dtype"]) == ("cpu", "float32")
+    assert run(plain, split, tmp_path) == 0
+    score_test(tmp_path, split, {})
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["environment"] == {**now, "av": "17.0.0"}
+    assert result["notes"][-1] == f"not everything was computed with the same: av 17.0.0 and {now['av']}"
+    edit_environment(tmp_path, lambda header: header.pop("environment"))  # as earlier versions wrote it
+    assert run(plain, split, tmp_path) == 0
+    score_test(tmp_path, split, {})
+    assert json.loads((tmp_path / "result.json").read_text())["environment"] == {}
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])

@@ -259,10 +259,13 @@ def test_failed_videos_are_told(two):
 
 def test_other_protocols_versions_and_data_are_told(two):
     other = {**PROTOCOL, "name": "likelihood", "max_new_tokens": None, "still": True}
-    found = two(second={"protocol": other, "data": "d1", "versions": {"torch": "2.11"}})
+    was, now = ({"torch": torch, "av": av} for torch, av in (("2.12", "17.1.0"), ("2.11", "18.1.0")))
+    second = {"protocol": other, "data": "d1", "versions": {"torch": "2.11"}, "environment": now}
+    found = two({"environment": was}, second)
     assert found.warnings == [
         "the protocols differ: name letter and likelihood, max_new_tokens 16 and None, still False and True",
         "the versions differ: torch 2.12 and 2.11",
+        "the environments differ: av 17.1.0 and 18.1.0",
         "the digests of the data differ, as they do where protocols have other prompts: d0 and d1",
     ]
     assert found.about[0].startswith("old: checkpoint model 0 in ")

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from stored_environments import edit_environment
 from torch import nn
 
 from moss_vllm.data.actions.datasets import ActionClip, ActionSplit
@@ -16,6 +17,7 @@ from moss_vllm.recognition.testing import score_clips
 from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.runtime.line_store import Shard
+from moss_vllm.runtime.versions import versions
 from moss_vllm.video.clip import read_frames
 
 VIEWS = ViewSettings(frames=2, size_px=16, train_scale=24, test_scale=24, clips=2, crops=3, repeats=2)
@@ -102,6 +104,8 @@ def test_the_mean_over_classes_counts_each_class_alike_and_is_finegyms_score(tmp
         "clips": 5,
         "failed": 1,
         "pending": 2,
+        "environment": {},
+        "notes": [],
     }
     with (tmp_path / "per_class.csv").open(newline="") as file:
         told = list(csv.reader(file))
@@ -156,6 +160,19 @@ def test_lines_of_earlier_versions_get_their_class_from_the_split_and_others_are
         ValueError, match=r"clip clip 0 has label 3, list.txt says class 0 \('left'\); evaluate"
     ):
         collect_clips(tmp_path, split)
+
+
+def test_a_result_says_what_made_it_and_what_changed_in_between(split, tmp_path):
+    score(split, tmp_path)
+    now = edit_environment(tmp_path, lambda header: header["environment"].update(av="17.0.0"))
+    assert versions().items() < now.items() and (now["device"], now["dtype"]) == ("cpu", "float32")
+    save_accuracy(score(split, tmp_path), tmp_path, {})
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["environment"] == {**now, "av": "17.0.0"}
+    assert result["notes"][-1] == f"not everything was computed with the same: av 17.0.0 and {now['av']}"
+    edit_environment(tmp_path, lambda header: header.pop("environment"))  # as earlier versions wrote it
+    save_accuracy(score(split, tmp_path), tmp_path, {})
+    assert json.loads((tmp_path / "result.json").read_text())["environment"] == {}
 
 
 # ---- nothing twice, nothing lost

@@ -73,7 +73,7 @@ def settings(steps=10, **more):
         "sources": [["FAVOR", 597, 597.0]],
         "tokens": {"min": 172, "median": 174, "max": 186},
         "memory": {"frozen_weights": 2**29, "total": 2**31},
-        "versions": {"python": "3.11.7", "torch": "2.12.1"},
+        "versions": {"python": "3.11.7", "decord": "not installed", "torch": "2.12.1", "git_commit": None},
         "command": "recipes/favor_lora.py --steps 10",
         "started": "2020-01-01T00:00:00+00:00",
     }

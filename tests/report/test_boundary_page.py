@@ -27,7 +27,9 @@ def cells(page, head):
 
 def test_the_page_has_the_scores_of_the_predictions_beside_the_papers(tmp_path):
     folder = write_test(tmp_path)
+    edit_result(folder, environment={"av": "18.1.0", "decord": "not installed"})
     page = write(folder)
+    assert "<td>av</td><td>18.1.0</td>" in page and "<td>decord</td>" not in page
     test = read_boundary_test(folder)
     scores = score_boundaries(test.split, test.found)
     assert cells(page, "this test") == [f"{value:.1f}" for value in scores.mean.values()]

@@ -47,10 +47,13 @@ def test_two_tests_are_compared_by_column_and_class(script, folders, tmp_path, c
 
 def test_what_differs_beside_the_model_is_warned_of(script, folders, tmp_path, capsys):
     second = tmp_path / "better"
+    edit_result(tmp_path / "test", environment={"av": "17.1.0", "torch": "2.12"})
+    edit_result(second, environment={"av": "18.1.0", "torch": "2.12", "timm": "1.0"})
     edit_result(second, size_px=224, failed={TEST[0]: "no video"})
     script.main(folders)
     told = " ".join(capsys.readouterr().out.split())
     assert "WARNING: size_px differs: 160 and 224" in told
+    assert "WARNING: the environments differ: av 17.1.0 and 18.1.0 WARNING" in told
     assert (
         f"WARNING: better has 1 videos that could not be read, whose actions count as missed ({TEST[0]})"
         in told

@@ -29,8 +29,9 @@ def cells(page, head):
 
 
 def test_the_page_has_the_scores_of_the_predictions(tmp_path):
-    folder = write_test(tmp_path)
+    folder = write_test(tmp_path, environment={"av": "18.1.0", "decord": "not installed"})
     page = write(folder)
+    assert "<td>av</td><td>18.1.0</td>" in page and "<td>decord</td>" not in page
     split = read_detection("thumos14", tmp_path / "thumos", "test")
     scores = score_detections(split, read_predictions(folder / "predictions.json", split.classes))
     assert cells(page, "this test") == [f"{value:.1f}" for value in scores.mean.values()]

@@ -17,7 +17,7 @@ RUN = {
     "processes": 2,
     "step": 360,
     "command": "recipes/favor_lora.py --data FAVOR",
-    "versions": {"torch": "2.12.1"},
+    "versions": {"torch": "2.12.1", "decord": "not installed", "git_commit": "0123456789ab-dirty"},
 }
 RESULT = {
     "benchmark": "MotionBench-Dev",
@@ -41,7 +41,8 @@ def test_a_base_of_the_hub_and_a_licence_are_in_the_front_matter():
     assert (matter["license"], matter["base_model"]) == ("apache-2.0", "someone/base")
     assert matter["base_model_relation"] == "adapter"
     assert "`someone/base`, revision abc;" in card and "DIR/run.json" not in card
-    assert "None were given." in card
+    assert "None were given." in card and "decord" not in card
+    assert "| torch | 2.12.1 |\n| git_commit | 0123456789ab-dirty |" in card.replace("\\", "")
 
 
 def test_a_merged_model_is_told_from_an_adapter():

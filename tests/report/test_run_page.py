@@ -197,7 +197,7 @@ def test_a_classifiers_run_has_its_frames_scores_and_views(classifier_run):
     page, lines = write(classifier_run), logged(classifier_run)
     assert "Finished: step 3 of 3; the last checkpoint is step-000003." in page.text
     for absent in ("is not there", "cannot be read", "not known", "token", "question"):
-        assert absent not in page.text
+        assert absent not in page.text.replace("tokenizers", "")  # a package
     named = {name: value for value, name in figures_of(read_run_files(classifier_run))}
     frames, seconds = (sum(line[key] for line in lines) for key in ("frames", "seconds"))
     assert named["frames/s"] == f"{frames / seconds:,.0f}" != "0" and "tokens/s" not in named

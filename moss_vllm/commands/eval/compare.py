@@ -39,6 +39,7 @@ from moss_vllm.runtime.files import refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.screen import Screen, plain, say
 from moss_vllm.runtime.tables import in_markdown
+from moss_vllm.runtime.versions import tell_changes
 
 
 def options() -> Flags:
@@ -147,6 +148,8 @@ def warn(names: Sequence[str], tests: Sequence[DetectionTest]) -> list[str]:
         for key in ("data", "size_px", "weights")
         if first.get(key) != second.get(key)
     ]
+    if changes := tell_changes(first.get("environment", {}), second.get("environment", {})):
+        warnings.append(f"the environments differ: {changes}")
     for name, test in zip(names, tests, strict=True):
         if failed := test.about.get("failed"):
             counted = f"{len(failed):,} videos that could not be read"
