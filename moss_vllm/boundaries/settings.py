@@ -18,6 +18,7 @@ from moss_vllm.data.world.boundaries import BOUNDARIES_ROOT, draw_boundaries
 from moss_vllm.training.loop import Loop
 from moss_vllm.training.optim import make_adamw, make_sgd
 from moss_vllm.training.settings import accumulate_for, find_root, refuse, refuse_beside_drawn
+from moss_vllm.training.start import data_seed
 from moss_vllm.training.temporal_settings import parse_temporal
 from moss_vllm.video.decoders import check_decoder
 
@@ -56,7 +57,7 @@ def check_settings(settings: Any) -> None:
         settings,
         counts="frames size_px epochs clips_a_step batch_size eval_every log_every steps keep".split(),
         shares="lr weight_decay threshold max_bad_share".split(),
-        from_zero=("workers", "seed", "chunk_frames"),
+        from_zero=("workers", "seed", "data_seed", "chunk_frames"),
         paths="root videos annotation out resume cache weights".split(),
         written=("out", "cache"),
         others=wrong,
@@ -153,7 +154,7 @@ def plan_steps(settings: Any, rows: int, processes: int) -> Loop:
         evaluate_every=every,
         log_every=settings.log_every,
         workers=settings.workers,
-        seed=settings.seed,
+        seed=data_seed(settings),
         max_bad_share=settings.max_bad_share,
         unit="frames",
     )

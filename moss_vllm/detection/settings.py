@@ -19,6 +19,7 @@ from moss_vllm.detection.rates import warmup_cosine_rate
 from moss_vllm.detection.windows import WindowSettings
 from moss_vllm.training.loop import Loop
 from moss_vllm.training.settings import accumulate_for, find_root, refuse, refuse_beside_drawn
+from moss_vllm.training.start import data_seed
 from moss_vllm.training.temporal_settings import parse_temporal
 from moss_vllm.video.decoders import check_decoder
 
@@ -50,7 +51,7 @@ def check_settings(settings: Any) -> None:
         counts="frames stride size_px epochs schedule_epochs clips_a_step batch_size eval_from eval_every "
         "eval_batch_size log_every steps keep".split(),
         shares="lr adapter_lr weight_decay ema_decay max_bad_share".split(),
-        from_zero=("workers", "seed"),
+        from_zero=("workers", "seed", "data_seed"),
         paths="root videos annotation out resume cache weights encoder".split(),
         written=("out", "cache"),
         others=wrong,
@@ -151,7 +152,7 @@ def plan_steps(settings: Any, videos: int, processes: int) -> tuple[int, Loop]:
         evaluate_every=every,
         log_every=settings.log_every,
         workers=settings.workers,
-        seed=settings.seed,
+        seed=data_seed(settings),
         max_bad_share=settings.max_bad_share,
         unit="frames",
     )

@@ -14,6 +14,7 @@ from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.training.loop import Loop
 from moss_vllm.training.settings import accumulate_for, refuse
+from moss_vllm.training.start import data_seed
 from moss_vllm.training.temporal_settings import parse_temporal
 from moss_vllm.video.decoders import check_decoder
 
@@ -48,7 +49,7 @@ def check_settings(settings: Any) -> None:
         settings,
         counts="epochs clips_a_step batch_size eval_every eval_batch_size log_every steps keep".split(),
         shares="lr weight_decay layer_decay floor smoothing max_bad_share".split(),
-        from_zero=("workers", "seed", "warmup_epochs"),
+        from_zero=("workers", "seed", "data_seed", "warmup_epochs"),
         paths="root annotation out resume start cache weights".split(),
         written=("out", "cache"),
         others=wrong,
@@ -153,7 +154,7 @@ def plan_steps(settings: Any, clips: int, processes: int) -> tuple[int, Loop]:
         evaluate_every=min(steps, settings.eval_every * steps_an_epoch),
         log_every=settings.log_every,
         workers=settings.workers,
-        seed=settings.seed,
+        seed=data_seed(settings),
         max_bad_share=settings.max_bad_share,
         unit="frames",
     )

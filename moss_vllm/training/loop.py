@@ -47,7 +47,7 @@ class Loop:
     evaluate_every: int = 0  # 0: never
     log_every: int = 10
     workers: int = 2
-    seed: int = 0
+    seed: int = 0  # of the order of rows
     max_bad_share: float = 0.005
     unit: str = "tokens"  # that a batch's `read` counts
 
@@ -199,7 +199,7 @@ def train(
     Raises:
         FileNotFoundError: `resume` is no checkpoint.
         FileExistsError: `out` holds the checkpoints of another run.
-        ValueError: `resume` has another seed or number of clips per step.
+        ValueError: `resume` has another seed of its rows or number of clips per step.
         RunStopped: too many rejected rows, a step that cannot be learned from (see `Learner.learn`), a full
             disk, rows that do not come (see `Batches`), or `out` was taken away.
     """

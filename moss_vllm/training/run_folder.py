@@ -154,11 +154,14 @@ def open_checkpoint(folder: Path) -> dict[str, Any]:
 
 def check_place(was: dict[str, Any], now: dict[str, Any], first_step: int, resume: Path | None) -> None:
     """ValueError if a run would resume in another order of rows; other data is only told of."""
-    for name in ("seed", "clips_a_step"):
+    for name, meaning in (
+        ("seed", "of the data: --data-seed, or without it --seed"),
+        ("clips_a_step", "batch_size x accumulate x processes"),
+    ):
         if was[name] != now[name]:
             raise ValueError(
-                f"{resume} was trained with {name}={was[name]}, this run has {now[name]}: rows would be "
-                "skipped or repeated; set it as it was (clips_a_step is batch_size x accumulate x processes)"
+                f"{resume} was trained with {name}={was[name]} ({meaning}), this run has {now[name]}: rows "
+                "would be skipped or repeated; set it as it was"
             )
     if first_step > now["steps"]:
         raise ValueError(

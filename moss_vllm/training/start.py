@@ -1,4 +1,4 @@
-"""How a training run starts: accelerator and folder, what it shows, settings.json, disk space, tracker."""
+"""How a training run starts: accelerator, folder, data seed, what it shows, settings.json, disk, tracker."""
 
 import dataclasses
 import hashlib
@@ -55,6 +55,11 @@ def command_line(recipe: str, argv: Sequence[str] | None) -> str:
     return shlex.join([*program(), *sys.argv[1:]] if argv is None else [recipe, *argv])
 
 
+def data_seed(settings: Any) -> int:
+    """The seed of all that is drawn of the data: `data_seed`, or where that is None `seed`."""
+    return int(settings.seed if settings.data_seed is None else settings.data_seed)
+
+
 def describe_training(
     settings: Any, accelerator: Accelerator, model: nn.Module, table: Sequence[Rate], command: str
 ) -> dict[str, Any]:
@@ -67,6 +72,7 @@ def describe_training(
     """
     return {
         "settings": dataclasses.asdict(settings),
+        "data_seed": data_seed(settings),
         "engine": engines.name(accelerator),
         "processes": accelerator.num_processes,
         "parameters": describe(model, table),
@@ -122,8 +128,16 @@ def plan_disk(
     }
 
 
-def show_settings_and_batch(settings: Mapping[str, Any], dataset: Any) -> None:
-    """Print what a dry run shows more: every setting, and the shapes of a batch of a `RowDataset`."""
+def show_settings_and_batch(
+    record: Mapping[str, Any], dataset: Any, sizes: Mapping[str, Any] | None = None
+) -> None:
+    """Print what a dry run shows more: every setting, and the shapes of a batch of a `RowDataset`.
+
+    Args:
+        record: the run's.
+        sizes: what stands in place of settings, or beside them.
+    """
+    settings = {**record["settings"], "data_seed": record["data_seed"], **(sizes or {})}
     say(*(f"{name}: {value}" for name, value in settings.items()), sep="\n")
     for name, value in dataset.collate([dataset[index] for index in range(min(2, len(dataset)))]).items():
         say(f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else value}")

@@ -134,8 +134,12 @@ def show_report(record: dict[str, Any]) -> None:
     start.show_disk(record["disk"])
 
 
-def show_batch(dataset: TrainingSet | StreamedSet, size: int) -> None:
-    """Print the shapes of the first batch and its first conversation, a turn per line."""
+def show_dry_run(record: Mapping[str, Any], dataset: TrainingSet | StreamedSet) -> None:
+    """Print every setting with its origin, the first batch's shapes and its first conversation by turns."""
+    settings = {**record["settings"], "data_seed": record["data_seed"]}
+    for name, value in settings.items():
+        say(f"{name}: {value}  ({record['origins'].get(name, 'default')})")
+    size = settings["batch_size"]
     batch = dataset.collate([dataset[index] for index in range(min(size, len(dataset)))])
     shapes = {name: tuple(value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)}
     say("first batch:", ", ".join(f"{name} {shape}" for name, shape in shapes.items()))

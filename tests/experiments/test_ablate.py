@@ -136,9 +136,9 @@ def call(world, tmp_path, *more):
     return ["table10c", *flags, "--out", str(tmp_path / "out"), *more]
 
 
-def planned_runs(world, tmp_path):
+def planned_runs(world, tmp_path, *extra):
     tables = ablation_plan.choose_rows(["table10c"], ["MOSS", "1st STSS"])
-    found = ablation_plan.plan_runs(tables, "mini", str(world), 2, tmp_path / "out", [])
+    found = ablation_plan.plan_runs(tables, "mini", str(world), 2, tmp_path / "out", extra)
     return {planned.row.name: planned.runs for planned in found["table10c"]}
 
 
@@ -195,6 +195,22 @@ def test_a_run_of_other_settings_is_refused(world, tmp_path):
         (run.folder / "settings.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"seed-0 \(lr was 0.5, is 0\.\d+\); set it as it was, remove"):
         ablate.main(call(world, tmp_path))
+
+
+def test_runs_from_before_data_seed_are_taken_and_one_of_its_own_is_another_experiment(
+    world, tmp_path, capsys
+):
+    runs = [run for of_row in planned_runs(world, tmp_path).values() for run in of_row]
+    for run in runs:
+        fabricate(run, right(1))
+        record = json.loads((run.folder / "settings.json").read_text())
+        del record["settings"]["data_seed"]
+        (run.folder / "settings.json").write_text(json.dumps(record))
+    ablate.main(call(world, tmp_path))
+    assert "4 runs, 4 of them finished before" in capsys.readouterr().out
+    others = [run for of_row in planned_runs(world, tmp_path, "--data-seed", "5").values() for run in of_row]
+    assert {(run.settings["seed"], run.settings["data_seed"]) for run in others} == {(0, 5), (1, 5)}
+    assert not {run.folder for run in others} & {run.folder for run in runs}
 
 
 def test_runs_on_other_data_do_not_share_a_table(world, tmp_path):

@@ -29,3 +29,8 @@ def test_a_resumed_run_tells_in_a_line_of_other_versions(tmp_path, capsys, was, 
     start.announce(process, settings, record, tmp_path, resume)
     assert capsys.readouterr().out.splitlines() == [f"resumed from {resume}", *([told] if told else [])]
     assert json.loads((tmp_path / "settings.json").read_text())["versions"] == VERSIONS
+
+
+def test_the_datas_seed_is_that_of_the_weights_unless_it_is_given():
+    assert start.data_seed(SimpleNamespace(seed=3, data_seed=None)) == 3
+    assert start.data_seed(SimpleNamespace(seed=3, data_seed=0)) == 0

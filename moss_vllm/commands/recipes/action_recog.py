@@ -107,7 +107,8 @@ class ActionRecog:
     keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(None, "steps in all, also for the schedule (default: those of EPOCHS)")
-    seed: int = setting(0, "seed of weights, data order and views")
+    seed: int = setting(0, "seed of weights and dropout")
+    data_seed: int | None = setting(None, "seed of data order and views (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
@@ -183,7 +184,7 @@ def train_and_test(
     table = model.rate_table(settings.lr, settings.weight_decay, settings.layer_decay)
     groups = parameter_groups(model, table)
     read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
-    dataset = ActionTrainingSet(splits["train"], views, seed=settings.seed, read=read)
+    dataset = ActionTrainingSet(splits["train"], views, seed=start.data_seed(settings), read=read)
     _, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
     record = {
         **start.describe_training(settings, accelerator, model, table, command),
@@ -198,7 +199,7 @@ def train_and_test(
         if dry_run:
             shown = {**record["views"], "frames": record["views"]["frames"] // model.frames_per_encoded}
             shown["randaugment"] = record["views"]["randaugment"] or "none"
-            start.show_settings_and_batch(record["settings"] | shown, dataset)
+            start.show_settings_and_batch(record, dataset, shown)
     if dry_run:
         return None
     start.refuse_full_disk(record["disk"], out)

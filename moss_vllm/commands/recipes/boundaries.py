@@ -22,6 +22,7 @@ OUT/test. The best of many tests on one split flatters: the last is printed besi
 
 import dataclasses
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -89,9 +90,7 @@ class Boundaries:
     augment: bool | None = setting(None, "mirror every other training clip (default: yes)")
 
     optimizer: Literal["sgd", "adamw"] | None = setting(
-        None,
-        "sgd with steps, or adamw with a cosine (default: sgd; mini adamw)",
-        heading="training and tests",
+        None, "sgd with steps or adamw with a cosine (default: sgd; mini adamw)", heading="training and tests"
     )
     epochs: int | None = setting(None, "passes over the rows (default: 15; tapos 10; mini 8)")
     milestones: str | None = setting(
@@ -110,8 +109,7 @@ class Boundaries:
     )
     eval_every: int | None = setting(None, "epochs between tests, and checkpoints (default: 1; mini: 8)")
     precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32",
-        "number format of the arithmetic; what trains is kept in fp32 in all; EfficientGEBD: fp16",
+        "fp32", "number format of the arithmetic; what trains is kept in fp32 in all; EfficientGEBD: fp16"
     )
     workers: int = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded frames, read and filled")
@@ -123,7 +121,8 @@ class Boundaries:
     keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
-    seed: int = setting(0, "seed of weights, data order and mirroring")
+    seed: int = setting(0, "seed of weights")
+    data_seed: int | None = setting(None, "seed of data order and mirroring (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
@@ -197,7 +196,7 @@ def train_and_test(
     groups = parameter_groups(model, table)
     read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
     dataset = BoundaryTrainingSet(
-        splits["train"], clips, labels, mirror=settings.augment, seed=settings.seed, read=read
+        splits["train"], clips, labels, mirror=settings.augment, seed=start.data_seed(settings), read=read
     )
     loop = plan_steps(settings, len(dataset), accelerator.num_processes)
     record = {
@@ -217,13 +216,13 @@ def train_and_test(
         ]
         show(record, tuple(model.temporal_names))
         if dry_run:
-            start.show_settings_and_batch(record["settings"], dataset)
+            start.show_settings_and_batch(record, dataset)
             show_memory(record, model, loop.batch_size)
     if dry_run:
         return None
     start.refuse_full_disk(record["disk"], out)
     if settings.weights == "random" and not resume:
-        set_norms(model, dataset)
+        set_norms(model, dataset, settings.seed)
     run = {
         "model": arguments,
         "data": settings.data,
@@ -296,8 +295,10 @@ def fill_in(settings: Boundaries) -> Any:
     return dataclasses.replace(settings, **filled)
 
 
-def set_norms(model: GEBD, dataset: BoundaryTrainingSet) -> None:
+def set_norms(model: GEBD, dataset: BoundaryTrainingSet, seed: int) -> None:
     """Set the norms of random weights by NORM_FRAMES frames of each of the first NORM_CLIPS clips."""
+    dataset = copy(dataset)
+    dataset.seed = seed  # that of the weights also decides which of these clips are mirrored
     rows = (dataset[row] for row in range(len(dataset)))
     read = islice((row.pixels for row in rows if isinstance(row, Example)), NORM_CLIPS)
     if clips := [pixels[:: max(1, len(pixels) // NORM_FRAMES)] for pixels in read]:

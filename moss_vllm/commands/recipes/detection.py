@@ -114,7 +114,8 @@ class Detection:
     keep: int | None = setting(None, "newest checkpoints to keep on disk beside the best (default: all)")
     log_every: int = setting(20, "steps between log lines")
     steps: int | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
-    seed: int = setting(0, "seed of weights, data order and windows")
+    seed: int = setting(0, "seed of weights and dropped paths")
+    data_seed: int | None = setting(None, "seed of data order, windows and their changes (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 
@@ -189,7 +190,12 @@ def train_and_test(
     groups = parameter_groups(model, table)
     read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
     dataset = DetectionTrainingSet(
-        splits["train"], windows, pixels, seed=settings.seed, read=read, levels=model.detector.levels
+        splits["train"],
+        windows,
+        pixels,
+        seed=start.data_seed(settings),
+        read=read,
+        levels=model.detector.levels,
     )
     steps_an_epoch, loop = plan_steps(settings, len(dataset), accelerator.num_processes)
     first_test = settings.eval_from * steps_an_epoch
@@ -209,7 +215,7 @@ def train_and_test(
         show(record, tuple(model.temporal_names))
         if dry_run:
             sizes = {f"{kind} {key}": v for kind in ("windows", "pixels") for key, v in record[kind].items()}
-            start.show_settings_and_batch(record["settings"] | sizes, dataset)
+            start.show_settings_and_batch(record, dataset, sizes)
             show_memory(record, model, loop.batch_size)
     if dry_run:
         return None

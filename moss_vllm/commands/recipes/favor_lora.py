@@ -76,7 +76,8 @@ class FavorLora:
     keep: int | None = setting(None, "newest checkpoints to keep on disk (default: all)")
     log_every: int = setting(20, "steps between log lines")
     workers: int = setting(1, "processes that decode")
-    seed: int = setting(0, "seed of the new weights and of the order of rows")
+    seed: int = setting(0, "seed of the new weights and of dropout")
+    data_seed: int | None = setting(None, "seed of the order of rows (default: SEED)")
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
@@ -187,7 +188,7 @@ def fine_tune(
             batch_size=settings.batch_size,
             processes=accelerator.num_processes,
             workers=settings.workers,
-            seed=settings.seed,
+            seed=start.data_seed(settings),
         )
         digests["division of the stream"] = dataset.division()
     loop = Loop(
@@ -199,7 +200,7 @@ def fine_tune(
         evaluate_every=settings.eval_every,
         log_every=settings.log_every,
         workers=settings.workers,
-        seed=settings.seed,
+        seed=start.data_seed(settings),
         max_bad_share=settings.max_bad_share,
         order=StreamOrder if stream else RowOrder,
     )
@@ -210,9 +211,7 @@ def fine_tune(
         start_report.show_report(record)
     if dry_run:
         if accelerator.is_main_process:
-            for name, value in dataclasses.asdict(settings).items():
-                say(f"{name}: {value}  ({record['origins'].get(name, 'default')})")
-            start_report.show_batch(dataset, settings.batch_size)
+            start_report.show_dry_run(record, dataset)
         return []
     start.refuse_full_disk(disk, out)
 
@@ -264,7 +263,7 @@ def check(settings: FavorLora, layers: Layers) -> FavorLora:
         settings,
         counts=COUNTS,
         shares=SHARES,
-        from_zero=("workers", "seed"),
+        from_zero=("workers", "seed", "data_seed"),
         paths=PATHS,
         written=("out", "cache"),
         others=["lora_dropout is 1.0; it must be below 1"] if settings.lora_dropout == 1 else [],
@@ -313,7 +312,7 @@ def plan_rows(
     }
     if settings.stream:
         stream = open_stream(find_place(str(data)), settings.videos, settings.cache, str(data))
-        return sample(stream, settings.seed, processor, **measuring), stream
+        return sample(stream, start.data_seed(settings), processor, **measuring), stream
     rows = plan(read_sources(data, settings.videos, cache=settings.cache), processor, **measuring)
     if out and write:
         rows.write(out)
