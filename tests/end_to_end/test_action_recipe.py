@@ -19,6 +19,7 @@ from moss_vllm.recognition.dataset_views import DATASET_VIEWS
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.runtime.line_store import read_answers
 from moss_vllm.runtime.trained_weights import encoder_fingerprint
+from moss_vllm.runtime.versions import versions
 from moss_vllm.training.settings import parse
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -86,7 +87,9 @@ def test_each_dataset_trains_two_steps_and_is_tested(recipe, action_tester, layo
         assert row["correct"] == (row["output"] == row["answer"])
     top1 = 50.0 * sum(row["correct"] for row in found.rows)
     result = read_json(out / "test" / "result.json")
-    assert result == {"data": data, "step": 2, "views": f"{clips} clips x {crops} crops", **found.summary()}
+    assert versions().items() < result["environment"].items() and result["notes"] == []
+    told = {name: value for name, value in result.items() if name not in ("environment", "notes")}
+    assert told == {"data": data, "step": 2, "views": f"{clips} clips x {crops} crops", **found.summary()}
     assert (found.top1, found.class_mean, result["clips"]) == (top1, top1, 2)  # two classes, a clip each
     assert f"test of step 2, {clips} clips x {crops} crops: top-1 {top1:.2f}" in printed
     (line,) = lines(out / "evals.jsonl")
