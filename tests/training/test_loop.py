@@ -184,11 +184,12 @@ def test_the_seed_decides_the_order():
 def test_accumulation_equals_one_large_batch(run, use_moss, monkeypatch):
     if use_moss:  # batch statistics depend on the micro-batch; the rest of MOSS must not
         monkeypatch.setattr(nn.BatchNorm2d, "train", lambda self, mode=True: nn.Module.train(self, False))
-    whole, weights = run(loop(3), out="whole", use_moss=use_moss)
-    parts, again = run(loop(3, batch_size=2, accumulate=2), out="parts", use_moss=use_moss)
-    assert losses(parts) == pytest.approx(losses(whole), rel=1e-4)
-    # Adam divides by the gradient's own size, which blows rounding up where a gradient is all but zero: the
-    # first gradient is the exact comparison.
+    # Adam divides by the gradient's own size, which blows rounding up where a gradient is all but zero, by as
+    # much as the rates are high: they are low here, and the first gradient is the exact comparison.
+    low = {"rates": dict.fromkeys(RATES, 3e-6), "use_moss": use_moss}
+    whole, weights = run(loop(3), out="whole", **low)
+    parts, again = run(loop(3, batch_size=2, accumulate=2), out="parts", **low)
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
     assert parts[0]["grad_norm"] == pytest.approx(whole[0]["grad_norm"], rel=1e-5)
     assert parts[2]["grad_norm"] == pytest.approx(whole[2]["grad_norm"], rel=1e-2)
     assert [line["clips"] for line in parts] == [4, 4, 4]
