@@ -1,8 +1,8 @@
 """Find, recognise, read and mix rows to train on; docs/data.md shows every format."""
 
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ MIX_SUFFIXES = (".yaml", ".yml")
 MIX_KEYS = ("path", "split", "revision", "weight", "videos", "name", "stream")
 PLACE = re.compile(r"(.+?)(?::([\w.-]+))?(?:@([\w./-]+))?")  # path or hub id, split, revision
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+MOST_WEIGHT = sys.float_info.max  # an integer of YAML may be larger
 OF_FILES = (".json", ".jsonl", ".txt", *MIX_SUFFIXES, *MODULES)  # no data set of the hub ends in one
 
 
@@ -265,7 +266,7 @@ def _read_mix(path: Path) -> list[dict[str, Any]]:
     """Read and check a .yaml list of sources; an entry's default name is its path as written."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:  # ValueError: 2026-99-99
         raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: expected a list of '- {{path: ..., weight: ...}}', got {entries!r:.200}")
@@ -301,5 +302,5 @@ def _check_entry(entry: Any, where: str) -> None:
     if Path(entry["path"]).suffix.lower() in MIX_SUFFIXES:
         raise ValueError(f"{where}: {entry['path']} is a list of its own; name folders or annotation files")
     weight = entry.get("weight", 1)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ValueError(f"{where}: weight is {weight!r}; it must be a number above 0, such as 2 or 0.5")
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= MOST_WEIGHT:
+        raise ValueError(f"{where}: weight is {weight!r:.40}; it must be a number above 0, such as 2 or 0.5")

@@ -33,7 +33,7 @@ def as_fields(cells: Mapping[str, Any], root: Path, folder: Path) -> dict[str, A
         root: the folder of the table; absolute paths below it become relative to it.
         folder: where videos are written.
 
-    Raises: ValueError for a row with several videos.
+    Raises: ValueError for a row with several videos, or an empty one, or one that is no bytes and no path.
     """
     fields: dict[str, Any] = {}
     videos: dict[str, dict[str, Any]] = {}
@@ -41,7 +41,7 @@ def as_fields(cells: Mapping[str, Any], root: Path, folder: Path) -> dict[str, A
         one = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
         one = {"bytes": one} if isinstance(one, bytes) else one
         if isinstance(one, dict) and one and one.keys() <= {"bytes", "path"}:
-            if any(one.values()):
+            if any(one.values()) or one.get("bytes") == b"":
                 videos[column] = one
         elif cell is not None:
             fields[column] = cell
@@ -50,7 +50,7 @@ def as_fields(cells: Mapping[str, Any], root: Path, folder: Path) -> dict[str, A
     named = [column for column in videos if column.lower().rpartition(".")[2] in VIDEO_COLUMNS]
     if len(columns := named or list(videos)) > 1:
         raise ValueError(f"holds a video in each of the columns {', '.join(columns)}, one is needed")
-    video = videos[columns[0]]
+    video = _check_cell(videos[columns[0]], columns[0])
     name = _below(root, video.get("path"))
     if data := video.get("bytes"):
         path = write_once(data, Path(name).suffix.lower(), folder)
@@ -59,6 +59,16 @@ def as_fields(cells: Mapping[str, Any], root: Path, folder: Path) -> dict[str, A
     for field in _name_fields(fields):
         fields[field] = name
     return fields
+
+
+def _check_cell(video: dict[str, Any], column: str) -> dict[str, Any]:
+    """The cell; a video of no bytes must not become a row without a video."""
+    for key, kind in (("bytes", bytes), ("path", str)):
+        if not isinstance(value := video.get(key), kind | None):
+            raise ValueError(f"{key} of its {column} is a {type(value).__name__}, not {kind.__name__}")
+    if video.get("bytes") == b"":
+        raise ValueError(f"its {column} is empty, 0 bytes")
+    return video
 
 
 def _below(root: Path, path: str | None) -> str:

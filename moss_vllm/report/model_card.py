@@ -153,6 +153,7 @@ def _check_result(file: Path, result: Mapping[str, Any]) -> None:
             if not isinstance(count, dict) or any(type(n) is not int or n < 0 for n in count.values())
         ]
         wrong += [name for name in ("asked", "questions") if result[name] < 0]
+        wrong += ["notes"] * any(not isinstance(note, str) for note in result.get("notes", ()))
     if wrong:
         names = ", ".join(shorten(name, quoted=False) for name in dict.fromkeys(wrong))
         raise ValueError(f"{file}: its {names} is not what an evaluation writes; evaluate again")

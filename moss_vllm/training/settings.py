@@ -222,7 +222,7 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         values = yaml.safe_load(text)
         tree: Any = yaml.compose(text)
         keys = [key.value for key, _ in tree.value] if isinstance(values, dict) else []
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: 2026-99-99
         raise ValueError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected 'name: value' lines, got {type(values).__name__}")
@@ -233,7 +233,12 @@ def _read_yaml(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         kind = _plain(kinds[name])
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = values[name] = float(value)
+            try:
+                value = values[name] = float(value)
+            except OverflowError:
+                raise ValueError(
+                    f"{path}: {name} has {len(str(value))} digits; give a smaller number"
+                ) from None
         optional = type(None) in typing.get_args(kinds[name])
         if type(value) is not kind and not (optional and value is None):
             text = str(value)  # YAML 1.1 reads 1e-3 as text

@@ -1,5 +1,6 @@
 """A trace of a few training steps by torch's profiler: what ran when, on the processor and the GPU."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ class StepTrace:
 
     Ranges have the names "step N" and, for every module with submodules, its class and its name in the
     objective: "MOSS model.vision_model.moss". torch itself names operators, the backward pass and the
-    optimizer's step. Without steps to trace, nothing is hooked.
+    optimizer's step. Without steps to trace, nothing is hooked. A trace that cannot be written is told, and
+    training goes on; so is a training that was over before the steps to trace.
 
     Args:
         out: the run's folder.
@@ -39,6 +41,13 @@ class StepTrace:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self.profiler is None and self.steps and not any(error):
+            first = self.steps.start - WARM_UP
+            say(
+                f"no step was traced: profile_steps begins after {WARM_UP} steps to warm up, and this run "
+                f"ended within those after step {first}; train for more steps",
+                file=sys.stderr,
+            )
         self._write()  # of a run that ended before the last of these steps
 
     def begin(self, step: int) -> None:
@@ -92,8 +101,12 @@ class StepTrace:
         if not self.out.is_dir():  # taken away: it is not made anew
             return
         file = self.out / PROFILE_FOLDER / f"steps-{first:06d}-to-{first + max(self.done, 1) - 1:06d}.json.gz"
-        with whole_file(file) as part:
-            profiler.export_chrome_trace(str(part))
+        try:
+            with whole_file(file) as part:
+                profiler.export_chrome_trace(str(part))
+        except OSError as error:
+            say(f"no trace: {error}; training goes on without it", file=sys.stderr, flush=True)
+            return
         say(
             f"{file}: a trace of {self.done} step{'s' * (self.done != 1)} by torch's profiler; open it in a "
             "browser at https://ui.perfetto.dev (Open trace file), or in Chrome at chrome://tracing",

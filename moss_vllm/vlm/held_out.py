@@ -23,7 +23,7 @@ def hold_out(plan: Plan, most: int) -> tuple[Plan, Plan]:
     for index, row in enumerate(plan.rows):
         videos.setdefault(_video(row), []).append(index)
     taken: set[int] = set()
-    for video in sorted(videos, key=_digest):
+    for video in sorted(videos, key=lambda video: (_digest(video), video)):  # names may repeat in folders
         if len(taken) + len(videos[video]) <= most:
             taken.update(videos[video])
     if not taken:
@@ -47,11 +47,12 @@ def _digest(video: str) -> bytes:
 
 
 def _part(plan: Plan, indices: list[int]) -> Plan:
-    """The plan of some of the rows; a source's weight stays, unless it was the number of its rows."""
+    """The plan of some of the rows; weights stay, unless those of all sources are their numbers of rows."""
+    by_rows = all(weight == whole for whole, weight in plan.shares)
     shares, first = [], 0
     for whole, weight in plan.shares:
         count = sum(first <= index < first + whole for index in indices)
-        shares.append((count, float(count) if weight == whole else weight))
+        shares.append((count, float(count) if by_rows else weight))
         first += whole
     rows, tokens = [plan.rows[index] for index in indices], [plan.tokens[index] for index in indices]
     return dataclasses.replace(plan, rows=rows, tokens=tokens, shares=shares)

@@ -52,6 +52,9 @@ def test_what_cannot_be_attached_to_is_refused_before_it_is_opened(tmp_path):
     )
     with pytest.raises(SystemExit, match=told):
         attach.main([str(base), "--out", str(out)])
+    (base / "config.json").write_text('{"model_type": "qwen2_5_vl", "vision_config": {"depth": "many"}}')
+    with pytest.raises(SystemExit, match=r"config.json: .*'depth' expected int, got str .*; fetch it again"):
+        attach.main([str(base), "--out", str(out)])
     assert not out.exists()
     out.mkdir()
     (out / "x").touch()

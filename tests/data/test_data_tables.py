@@ -24,7 +24,7 @@ from table_files import (
 
 from moss_vllm.data.rows import ClipRow, Turn
 from moss_vllm.data.sources import read_sources
-from moss_vllm.data.stored_videos import write_once
+from moss_vllm.data.stored_videos import as_fields, write_once
 
 SAID = [{"question": "What moves?", "answer": "A dog."}]
 TURNS = (Turn("What moves?", "A dog."),)
@@ -157,6 +157,24 @@ def test_text_of_a_shard_is_the_caption(tmp_path):
 
 
 # ---- bad rows
+
+
+@pytest.mark.parametrize(
+    ("video", "reason"),
+    [
+        (b"", "its video is empty, 0 bytes"),
+        ({"bytes": b"", "path": "a.mp4"}, "its video is empty, 0 bytes"),
+        ({"path": 5}, "path of its video is a int, not str"),
+        ({"bytes": "text"}, "bytes of its video is a str, not bytes"),
+    ],
+)
+def test_a_cell_that_holds_no_video_does_not_make_a_row_of_text(tmp_path, video, reason):
+    with pytest.raises(ValueError, match=reason):
+        as_fields({"turns": SAID, "video": video}, tmp_path, tmp_path)
+    empty = {"turns": SAID, "video": {"bytes": None, "path": None}, "source": {"path": 5}}
+    assert as_fields({**empty, "source": None}, tmp_path, tmp_path) == {"turns": SAID}
+    held = as_fields({**empty, "video": b"abc"}, tmp_path, tmp_path)  # only what is the video is looked at
+    assert held["video"].endswith(".mp4")
 
 
 def test_a_bad_row_keeps_its_number_and_is_named(tmp_path):

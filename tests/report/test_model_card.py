@@ -139,6 +139,7 @@ def test_the_hub_lists_whole_benchmarks_under_their_names_and_nothing_else():
         {"asked": "many"},
         {"protocol": "letter"},
         {"notes": {"a": 1}},
+        {"notes": ["over all", 5]},
         {"counts": {"total": 3}},
         {"interval_95_percent": {"all": [1]}},
     ],

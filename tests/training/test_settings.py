@@ -69,6 +69,23 @@ def test_every_impossible_value_of_flags_and_file_is_named_at_once(tmp_path, mon
     assert ended.value.code == f"error: {'; '.join(IMPOSSIBLE)}"
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (f"floor: 1{'0' * 400}", "floor has 401 digits; give a smaller number"),
+        (f"steps: 1{'0' * 5000}", "cannot be read as YAML: Exceeds the limit"),
+        ("data: 2026-99-99", "cannot be read as YAML: month must be in 1..12"),
+        ("steps: true", "steps is True, expected int"),
+    ],
+    ids=["401 digits", "5001 digits", "date", "truth"],
+)
+def test_what_yaml_cannot_hold_is_refused_with_the_name_of_the_file(tmp_path, text, reason):
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"^{file}: {reason}"):
+        parsed("--config", str(file))
+
+
 def test_what_a_recipe_finds_and_folders_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"^cache .*/file/below is not a folder .*/file is a file"):

@@ -74,6 +74,32 @@ def test_nothing_is_hooked_or_written_without_steps_to_trace(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_over_before_the_steps_to_trace_says_so(tmp_path, capsys):
+    model = Model()
+    with StepTrace(tmp_path, model, 7, 3) as trace:
+        work(trace, range(7, 9), model)
+    told = (
+        "no step was traced: profile_steps begins after 3 steps to warm up, and this run ended within those"
+    )
+    assert f"{told} after step 7; train for more steps" in capsys.readouterr().err
+    with StepTrace(tmp_path, model, 7, None):
+        pass
+    with pytest.raises(RuntimeError, match="lost"), StepTrace(tmp_path, model, 7, 3):
+        raise RuntimeError("lost")
+    assert capsys.readouterr().err == "" and not list(tmp_path.iterdir())
+
+
+def test_a_trace_that_cannot_be_written_does_not_end_the_training(tmp_path, capfd):
+    (tmp_path / "profile").write_text("no folder")
+    model = Model()
+    with StepTrace(tmp_path, model, 0, 1) as trace:
+        work(trace, range(6), model)
+        assert not any(module._forward_hooks for module in model.modules())
+    told = capfd.readouterr().err
+    assert "no trace: " in told and told.endswith("training goes on without it\n")
+    assert (tmp_path / "profile").read_text() == "no folder" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_folder_that_was_taken_away_is_not_made_anew(tmp_path):
     model = Model()
     with StepTrace(tmp_path / "gone", model, 0, 1) as trace:

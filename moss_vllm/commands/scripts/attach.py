@@ -35,6 +35,7 @@ def options() -> Flags:
 if is_starting(__name__):
     answer_help(options)
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from moss_vllm.runtime.files import read_json
@@ -66,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
 def open_stock(source: str, revision: str | None) -> PreTrainedModel:
     """The model of a folder or a hub id, as it is stored.
 
-    Raises: FileNotFoundError for no model there; ValueError for one of no kind that MOSS attaches to.
+    Raises: FileNotFoundError for no model there; ValueError for one of no kind that MOSS attaches to, or
+    with a config of other types.
     """
     place = resolve(source)
     file = find_file(place, "config.json", revision)
@@ -75,8 +77,11 @@ def open_stock(source: str, revision: str | None) -> PreTrainedModel:
     model_type = read_json(file, "fetch it again").get("model_type")
     if not any(model_type in host.model_types for host in VIDEO_LLM_HOSTS):
         raise no_host(f"{source}, of model_type {model_type!r}")
-    with quiet():
-        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
-            place, revision=revision, use_safetensors=True, dtype="auto"
-        )
+    try:
+        with quiet():
+            model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
+                place, revision=revision, use_safetensors=True, dtype="auto"
+            )
+    except StrictDataclassError as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}; fetch it again") from error
     return model
