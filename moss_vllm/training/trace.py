@@ -39,7 +39,11 @@ class StepTrace:
         return self
 
     def __exit__(self, *error: object) -> None:
+        missed = self.steps and self.profiler is None and error[0] is None
+        step = self.steps.start + 1
         self._write()  # of a run that ended before the last of these steps
+        if missed:
+            say(f"profile_steps: nothing was traced; the run ended before step {step}, the first to trace")
 
     def begin(self, step: int) -> None:
         """Step number `step`, counted from 0, begins."""

@@ -55,6 +55,14 @@ def test_the_steps_after_the_warm_up_are_traced(tmp_path, capfd):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_run_that_ends_in_the_warm_up_says_that_nothing_was_traced(tmp_path, capsys):
+    model = Model()
+    with StepTrace(tmp_path, model, 0, 2) as trace:
+        work(trace, range(WARM_UP), model)
+    assert "nothing was traced; the run ended before step 4" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_ends_early_leaves_what_it_traced(tmp_path):
     model = Model()
     with pytest.raises(RuntimeError, match="lost"), StepTrace(tmp_path, model, 0, 5) as trace:
