@@ -67,5 +67,6 @@ def benchmark_table(
             notes.append(f"{counts['all']:,} questions scored; the published benchmark has {published:,}")
         unread = score.total["all"] - score.answered["all"]
         if unread:
-            notes.append(f"no option could be read from {unread:,} answers; they count as wrong")
+            answers = "1 answer; it counts" if unread == 1 else f"{unread:,} answers; they count"
+            notes.append(f"no option could be read from {answers} as wrong")
     return table_5(rows, title=f"{title}, {partial}" if partial else title, notes=notes)

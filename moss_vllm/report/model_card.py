@@ -246,7 +246,9 @@ def _training(run: Mapping[str, Any]) -> str:
     counts = {name: run[name] for name in ("step", "processes", "seed") if name in run}
     parts = []
     if "command" in run:
-        parts.append(_code(str(run["command"]), "bash"))
+        command = str(run["command"])
+        alone = run.get("processes", 1) == 1 and command.split(" ")[0].endswith(".py")
+        parts.append(_code(f"python {command}" if alone else command, "bash"))
     if "data" in settings:
         source = (
             _code(str(settings["data"]))

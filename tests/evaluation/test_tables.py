@@ -107,6 +107,6 @@ def test_benchmark_table_names_chance_counts_and_what_the_data_are():
         "- p",
         "- 95 % intervals: all 15.0-85.0, MR 6.1-79.2, RC 20.7-100.0",
         "- 4 questions scored; the published benchmark has 4,018",
-        "- no option could be read from 1 answers; they count as wrong",
+        "- no option could be read from 1 answer; it counts as wrong",
     ]
     assert "so there is no score" in benchmark_table("MotionBench-Dev", "ours", None, {}).markdown()

@@ -151,3 +151,10 @@ def test_results_that_no_evaluation_writes_are_refused(tmp_path, part):
     file.write_text(json.dumps({**RESULT, **part}))
     with pytest.raises(ValueError, match=r"its .* is not"):
         read_result(file, RUN)
+
+
+@pytest.mark.parametrize("processes, shown", [(1, "python recipes/"), (2, "recipes/")])
+def test_the_command_of_one_process_can_be_run_as_it_stands(processes, shown):
+    run = {**RUN, "processes": processes}
+    card = model_card("me/moss", run, merged=False, licence="apache-2.0")
+    assert f"```bash\n{shown}favor_lora.py --data FAVOR\n```" in card
