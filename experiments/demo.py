@@ -25,7 +25,7 @@ from moss_vllm.report import plots
 from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable, write_whole
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO, SEEDS
 from moss_vllm.runtime.screen import Screen, say
 
 
@@ -36,9 +36,7 @@ def options() -> Flags:
         "--out", type=Path, default=Path("runs/demo"), help="folder of checkpoints and results"
     )
     parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
-    parser.add_argument(
-        "--seed", type=FROM_ZERO, default=0, help="seed of first weights and the clips' order"
-    )
+    parser.add_argument("--seed", type=SEEDS, default=0, help="seed of first weights and the clips' order")
     parser.add_argument("--steps", type=FROM_ONE, help="optimizer steps (default: those of the recipe)")
     held_out = "rows kept out of training for the held-out loss (default: 0, as for the numbers in README)"
     parser.add_argument("--held-out", type=FROM_ZERO, default=0, metavar="N", help=held_out)

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO
+from moss_vllm.runtime.ranges import FROM_ONE, SEEDS
 from moss_vllm.runtime.screen import Screen, say
 
 PROBES = {
@@ -61,7 +61,7 @@ def options() -> Flags:
     parser.add_argument("--test", type=FROM_ONE, default=1000, help="test questions of each task")
     parser.add_argument("--files", type=FROM_ONE, default=1000, help="of each, questions with a real file")
     parser.add_argument("--epochs", type=FROM_ONE, default=12, help="passes of each probe over its questions")
-    parser.add_argument("--seed", type=FROM_ZERO, default=0, help="seed of scenes and probes")
+    parser.add_argument("--seed", type=SEEDS, default=0, help="seed of scenes and probes")
     parser.add_argument("--json", type=Path, help="file to write every number to")
     return parser
 

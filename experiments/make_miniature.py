@@ -19,7 +19,7 @@ import numpy as np
 
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter
 from moss_vllm.runtime.flags import Flags, answer_help
-from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO
+from moss_vllm.runtime.ranges import FROM_ONE, SEEDS
 from moss_vllm.runtime.screen import say
 
 STEPS = {"seeing": 2800, "reading": 2000, "talking": 600}
@@ -29,7 +29,7 @@ def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--seed", type=FROM_ZERO, default=0, help="of weights and clips")
+    parser.add_argument("--seed", type=SEEDS, default=0, help="of weights and clips")
     what = {
         "seeing": "64 pictures",
         "reading": "24 conversations about described pictures, or 12 about clips",

@@ -13,6 +13,7 @@ from moss_vllm.core.stss import Window, check_window
 from moss_vllm.core.temporal import SECOND_ENCODERS
 
 FUSIONS = ("none", "addition", "mlp", "conv")
+MOST_ORDERS = 16  # the paper goes to 4, and each order costs as much as the first
 
 
 class OrderMaps(NamedTuple):
@@ -80,9 +81,9 @@ class MOSS(nn.Module):
         input_fc: add the FC(F) of Eq. 5 (in the ladder, the adapter outside the module is that FC).
 
     Raises:
-        ValueError: `orders` is empty, repeated or below 1, `fusion` or `second` is unknown, the number of
-            windows is not that of the orders, `second` comes with other orders than (1, 2), or a window or an
-            input is wrong (see `stss`).
+        ValueError: `orders` is empty, repeated or not from 1 to 16, `fusion` or `second` is unknown, the
+            number of windows is not that of the orders, `second` comes with other orders than (1, 2), or a
+            window or an input is wrong (see `stss`).
 
     Reference: Sec. 3.3, Eq. 5; Table 7 for the sizes.
     """
@@ -189,8 +190,10 @@ def _checked_orders(orders: Iterable[int]) -> tuple[int, ...]:
         chosen = sorted(index(n) for n in orders)
     except TypeError:
         chosen = []
-    if not chosen or len(set(chosen)) < len(chosen) or chosen[0] < 1:
-        raise ValueError(f"orders={orders} are not different orders from 1 on; the paper uses (1, 2)")
+    if not chosen or len(set(chosen)) < len(chosen) or chosen[0] < 1 or chosen[-1] > MOST_ORDERS:
+        raise ValueError(
+            f"orders={orders} are not different orders from 1 to {MOST_ORDERS}; the paper uses (1, 2)"
+        )
     return tuple(chosen)
 
 

@@ -22,6 +22,7 @@ Window = tuple[int, int, int]
 
 # Below this norm a feature has no direction: its similarities and their gradient are 0.
 MIN_NORM = 1e-6
+MOST_CELLS = 2**20  # of a window: all of 180 frames of 27 x 27 cells has 1,008,431
 # Query rows per matrix product, each with the rows that its window reaches: fewer rows waste less arithmetic,
 # more rows make larger products. 4 was about the fastest on 14x14 to 32x32 grids with 9x9 or 11x11 windows.
 BAND_ROWS = 4
@@ -90,7 +91,7 @@ def check(x: Tensor, window: Sequence[int]) -> Window:
 
 
 def check_window(window: Sequence[int]) -> Window:
-    """`window` as a tuple of ints, or a ValueError unless it has three sides, positive and odd."""
+    """`window` as a tuple of ints, or a ValueError unless it has three sides, positive, odd, of sane size."""
     try:
         length, rows, columns = (index(side) for side in window)
         odd = all(side > 0 and side % 2 == 1 for side in (length, rows, columns))
@@ -100,6 +101,11 @@ def check_window(window: Sequence[int]) -> Window:
         raise ValueError(
             f"window (L, U, V) needs three positive odd sizes so that it has a centre, got {window}; "
             "the paper uses (5, 9, 9) for action recognition and (7, 11, 11) for the Video-LLM"
+        )
+    if length * rows * columns > MOST_CELLS:
+        raise ValueError(
+            f"window {length}, {rows}, {columns} has more than {MOST_CELLS:,} cells; name a smaller one, the "
+            "paper uses (5, 9, 9) for action recognition and (7, 11, 11) for the Video-LLM"
         )
     return length, rows, columns
 

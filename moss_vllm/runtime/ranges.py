@@ -28,12 +28,12 @@ class Range:
         return low and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
-        low = f"{'above' if self.above else 'at least'} {self.low:g}"
+        low = f"{'above' if self.above else 'at least'} {self.low:.10g}"
         if self.high == math.inf:
             return low
         if self.above or self.below:
-            return f"{low} and {'below' if self.below else 'at most'} {self.high:g}"
-        return f"from {self.low:g} to {self.high:g}"
+            return f"{low} and {'below' if self.below else 'at most'} {self.high:.10g}"
+        return f"from {self.low:.10g} to {self.high:.10g}"
 
     def faults(self, **values: float | None) -> list[str]:
         """What is wrong with values, by their names; None is never wrong."""
@@ -47,6 +47,7 @@ class Range:
 
 
 FROM_ONE, FROM_ZERO = Range(int, 1), Range(int, 0)
+SEEDS = Range(int, 0, 2**31 - 1)  # numpy takes 32 bits, and a process adds its number
 POSITIVE, NOT_NEGATIVE = Range(float, 0, above=True), Range(float, 0)
 SHARE, SHARE_BELOW_1 = Range(float, 0, 1), Range(float, 0, 1, below=True)
 FPS, SECOND = Range(float, 1e-3, 1000), Range(float, 0, 1e9)

@@ -16,7 +16,7 @@ import yaml
 from moss_vllm.runtime.errors import catch_interrupts, errors_in_one_line
 from moss_vllm.runtime.files import refuse_unwritable
 from moss_vllm.runtime.flags import Flags
-from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO, NOT_NEGATIVE, POSITIVE, SHARE, Range
+from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO, NOT_NEGATIVE, POSITIVE, SEEDS, SHARE, Range
 from moss_vllm.runtime.screen import say
 from moss_vllm.training.run_folder import choose_resume
 
@@ -26,6 +26,7 @@ WHOLE_E = re.compile(r"[-+]?\d+e[-+]?\d+").fullmatch
 # Types of settings, whose values outside are refused and whose range is in --help.
 Count = Annotated[int, FROM_ONE]
 FromZero = Annotated[int, FROM_ZERO]
+Seed = Annotated[int, SEEDS]
 Positive = Annotated[float, POSITIVE]
 NotNegative = Annotated[float, NOT_NEGATIVE]
 Share = Annotated[float, SHARE]

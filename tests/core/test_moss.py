@@ -180,6 +180,8 @@ def test_another_second_encoder(second, zero_init):
         ({"orders": (1.0, 2)}, "not different orders"),
         ({"orders": (1, 1)}, r"\(1, 1\) are not different"),
         ({"orders": (0, 1)}, r"\(0, 1\) are not different"),
+        ({"orders": (1, 1_000_000)}, r"\(1, 1000000\) are not different orders from 1 to 16; the paper"),
+        ({"window": (1001, 9999, 9999)}, "window 1001, 9999, 9999 has more than 1,048,576 cells"),
         ({"window": ((3, 3, 3),)}, "1 windows for 2 orders"),
         ({"window": (3, 4, 3)}, "positive odd"),
         ({"window": 3}, "positive odd"),

@@ -126,7 +126,7 @@ def test_commands_to_try_are_for_a_shell():
     [
         (demo, "--quick --steps 0", "--steps is 0; it must be at least 1"),
         (demo, "--steps -1", "--steps is -1"),
-        (demo, "--seed -1", "--seed is -1; it must be at least 0"),
+        (demo, "--seed -1", "--seed is -1; it must be from 0 to 2147483647"),
         (reproduce_miniature, "--seeds 0", "--seeds is 0; it must be at least 1"),
         (reproduce_miniature, "--steps 0", "--steps is 0"),
         (reproduce_miniature, "--json .", "--json . is a folder; name a file"),

@@ -30,7 +30,17 @@ import yaml
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import Count, FromZero, NotNegative, Positive, Share, begin, parse, setting
+from moss_vllm.training.settings import (
+    Count,
+    FromZero,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    begin,
+    parse,
+    setting,
+)
 from moss_vllm.training.temporal_settings import Temporal
 
 
@@ -115,8 +125,8 @@ class ActionRecog:
     log_every: Count = setting(20, "steps between log lines")
     profile_steps: Count | None = setting(None, "steps to trace with torch's profiler (default: none)")
     steps: Count | None = setting(None, "steps in all, also for the schedule (default: those of EPOCHS)")
-    seed: FromZero = setting(0, "seed of weights and dropout")
-    data_seed: FromZero | None = setting(None, "seed of data order and views (default: SEED)")
+    seed: Seed = setting(0, "seed of weights and dropout")
+    data_seed: Seed | None = setting(None, "seed of data order and views (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 

@@ -34,7 +34,17 @@ from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.runtime.spelling import command
-from moss_vllm.training.settings import Count, FromZero, NotNegative, Positive, Share, begin, parse, setting
+from moss_vllm.training.settings import (
+    Count,
+    FromZero,
+    NotNegative,
+    Positive,
+    Seed,
+    Share,
+    begin,
+    parse,
+    setting,
+)
 from moss_vllm.training.temporal_settings import Temporal
 
 
@@ -47,9 +57,7 @@ class Boundaries:
     videos: str | None = setting(
         None, "folder of videos or folders of frames, or several with ':' between (default: below the root)"
     )
-    annotation: str | None = setting(
-        None, "the json, or the folder of both splits' files (default: below the root)"
-    )
+    annotation: str | None = setting(None, "json, or the folder of both splits (default: below the root)")
     train_subset: str | None = setting(None, "of a json, to train on (default: training)")
     subset: str | None = setting(None, "of a json, to test on (default: validation)")
     allow_missing: bool = setting(False, "leave out clips that are not there, and print their number")
@@ -63,9 +71,7 @@ class Boundaries:
         None, "of the ResNet: pretrained, random or a .safetensors file (default: pretrained; mini random)"
     )
     temporal: Temporal = setting("moss", "MOSS, or the module in its place")
-    temporal_layers: str | None = setting(
-        None, "stages of the ResNet before that module, such as '2' or '2,3' (default: 2)"
-    )
+    temporal_layers: str | None = setting(None, "ResNet stages before that module: '2' or '2,3' (default: 2)")
     temporal_options: str | None = setting(
         None, "arguments of that module as YAML, such as '{orders: [1, 2, 3]}' (default: the variant's)"
     )
@@ -102,9 +108,7 @@ class Boundaries:
     batch_size: Count | None = setting(None, "rows per process and micro-batch (default: 2; mini 4)")
     lr: Share | None = setting(None, "peak learning rate (default: sgd 1e-2, adamw 1e-4; mini 3e-3)")
     weight_decay: Share | None = setting(None, "of the optimizer (default: sgd 1e-4, adamw 0.05)")
-    clip_norm: NotNegative | None = setting(
-        None, "largest norm of the gradient; 0: no limit (default: sgd 0, adamw 1)"
-    )
+    clip_norm: NotNegative | None = setting(None, "largest gradient norm; 0: any (default: sgd 0, adamw 1)")
     threshold: Share | None = setting(None, "least score of a boundary (default: 0.3; tapos: 0.2)")
     eval_every: Count | None = setting(None, "epochs between tests, and checkpoints (default: 1; mini: 8)")
     precision: Literal["fp32", "bf16", "fp16"] = setting(
@@ -121,8 +125,8 @@ class Boundaries:
     log_every: Count = setting(20, "steps between log lines")
     profile_steps: Count | None = setting(None, "steps to trace with torch's profiler (default: none)")
     steps: Count | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
-    seed: FromZero = setting(0, "seed of weights")
-    data_seed: FromZero | None = setting(None, "seed of data order and mirroring (default: SEED)")
+    seed: Seed = setting(0, "seed of weights")
+    data_seed: Seed | None = setting(None, "seed of data order and mirroring (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 

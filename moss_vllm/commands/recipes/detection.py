@@ -30,7 +30,7 @@ import yaml
 from moss_vllm.commands import is_starting
 from moss_vllm.runtime.line_store import ANSWERS, Shard, drop_other
 from moss_vllm.runtime.screen import Screen, say
-from moss_vllm.training.settings import Count, FromZero, Positive, Share, begin, parse, setting
+from moss_vllm.training.settings import Count, FromZero, Positive, Seed, Share, begin, parse, setting
 from moss_vllm.training.temporal_settings import Temporal
 
 
@@ -116,8 +116,8 @@ class Detection:
     log_every: Count = setting(20, "steps between log lines")
     profile_steps: Count | None = setting(None, "steps to trace with torch's profiler (default: none)")
     steps: Count | None = setting(None, "steps in all; the schedule shrinks with them (default: of EPOCHS)")
-    seed: FromZero = setting(0, "seed of weights and dropped paths")
-    data_seed: FromZero | None = setting(None, "seed of data order, windows and views (default: SEED)")
+    seed: Seed = setting(0, "seed of weights and dropped paths")
+    data_seed: Seed | None = setting(None, "seed of data order, windows and views (default: SEED)")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
 

@@ -28,6 +28,7 @@ from moss_vllm.training.settings import (
     Count,
     FromZero,
     Positive,
+    Seed,
     Share,
     begin,
     ignored,
@@ -90,8 +91,8 @@ class FavorLora:
     log_every: Count = setting(20, "steps between log lines")
     profile_steps: Count | None = setting(None, "steps to trace with torch's profiler (default: none)")
     workers: FromZero = setting(1, "processes that decode")
-    seed: FromZero = setting(0, "seed of the new weights and of dropout")
-    data_seed: FromZero | None = setting(None, "seed of the order of rows (default: SEED)")
+    seed: Seed = setting(0, "seed of the new weights and of dropout")
+    data_seed: Seed | None = setting(None, "seed of the order of rows (default: SEED)")
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
