@@ -183,11 +183,11 @@ def test_a_run_that_goes_on_with_as_many_other_rows_says_so(recipe, flags, world
 
 
 def test_flags_win_over_yaml_and_yaml_over_defaults(recipe, tmp_path):
-    (tmp_path / "run.yaml").write_text("steps: 7\nlr_moss: 1.0e-2\nuse_moss: false\nlora_dropout: 1\n")
+    (tmp_path / "run.yaml").write_text("steps: 7\nlr_moss: 1.0e-2\nuse_moss: false\nlora_dropout: 0\n")
     config = ["--config", str(tmp_path / "run.yaml")]
     settings, flags = parse(recipe.FavorLora, [*config, "--steps", "9", "--use-moss"], "")
     assert (settings.steps, settings.lr_moss, settings.use_moss) == (9, 0.01, True)
-    assert (settings.lora_dropout, settings.batch_size, settings.revision) == (1.0, 16, None)
+    assert (settings.lora_dropout, settings.batch_size, settings.revision) == (0.0, 16, None)
     assert isinstance(settings.lora_dropout, float) and not flags.dry_run
     assert parse(recipe.FavorLora, config, "")[0].use_moss is False
 

@@ -66,7 +66,7 @@ def test_what_changes_the_numbers_changes_the_folder(tmp_path):
             ["table4a", "--", "--variant", "b"],
             "variant is 'b'; rows on --data mini are laid out for the mini",
         ),
-        (["table4a", "--", "--lr", "7"], "paper_tables.yaml, table4a, row none: lr is 7.0"),
+        (["table4a", "--", "--lr", "7"], "lr is 7.0; it must be from 0 to 1"),
     ],
 )
 def test_what_cannot_run_is_said_before_anything_runs(tmp_path, monkeypatch, call, message):

@@ -103,8 +103,15 @@ def test_a_test_counts_windows(tmp_path):
     assert found["detections"] == min(2000, 20 * sum(16 // 2**level or 1 for level in range(6)))
 
 
-@pytest.mark.parametrize("flags", [["--frames", "20"], ["--size-px", "100"], ["--steps", "0"]])
-def test_sizes_that_no_window_has_are_refused(flags, capsys):
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--frames", "20"], "multiples of 16"),
+        (["--size-px", "100"], "multiples of 16"),
+        (["--steps", "0"], "--steps is 0; it must be at least 1"),
+    ],
+)
+def test_sizes_that_no_window_has_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(flags)
-    assert "multiples of 16" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
