@@ -125,11 +125,13 @@ def test_a_window_past_all_of_the_clip_is_refused_before_memory_is_taken():
     assert found[0, 0, 0, 2, 4, 6] == pytest.approx(
         float(torch.cosine_similarity(features[0, 0, 0, 0], features[0, 1, 2, 3], dim=0)), abs=1e-5
     )
-    for wrong in ((5, 5, 7), (3, 7, 7), (3, 5, 9), (999999, 999999, 999999)):
+    for wrong in ((5, 5, 7), (3, 7, 7), (3, 5, 9), (999, 31, 31)):
         with pytest.raises(ValueError, match=r"the largest useful one for 2 x 3 x 4 \(T x H x W\) is 3,5,7"):
             flattened_orders(features, wrong, [1])
     with pytest.raises(ValueError, match=r"window \(L, U, V\) needs three positive odd sizes"):
         flattened_orders(features, (-3, 5, 7), [1])
+    with pytest.raises(ValueError, match="window 999999, 999999, 999999 has more than 1,048,576 cells"):
+        flattened_orders(features, (999999, 999999, 999999), [1])
 
 
 def test_a_clip_in_which_nothing_moves_has_no_query_to_pick():
