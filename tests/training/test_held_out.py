@@ -5,17 +5,16 @@ import json
 import pytest
 import torch
 from launching import logged
+from plain_keeper import Keeper
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from moss_vllm.data.rows import Rejected
-from moss_vllm.runtime.trained_weights import read_trained, refuse_other_bits, write_trained
 from moss_vllm.training import engines, held_out
 from moss_vllm.training.loop import Loop, Objective, train
 from moss_vllm.training.optim import Rate, parameter_groups
 
 pytestmark = pytest.mark.usefixtures("one_process")
-FILE = "weights.safetensors"
 
 
 class Numbers:
@@ -52,23 +51,6 @@ class Squares(Objective):
         if self.training:
             values = values + torch.randn(values.shape)
         return weight * self.model(values).square().sum()
-
-
-class Keeper:
-    def __init__(self, model):
-        self.model = model
-
-    def state(self):
-        return self.model.state_dict()
-
-    def save(self, folder, state, step):
-        write_trained(folder / FILE, state)
-
-    def restore(self, folder):
-        self.model.load_state_dict(read_trained(folder / FILE))
-
-    def check(self, folder, state):
-        refuse_other_bits(folder / FILE, state)
 
 
 @pytest.fixture

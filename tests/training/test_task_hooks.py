@@ -8,15 +8,15 @@ import json
 import pytest
 import torch
 from launching import logged
+from plain_keeper import FILE, Keeper
 from torch import nn
 
-from moss_vllm.runtime.trained_weights import read_trained, refuse_other_bits, write_trained
+from moss_vllm.runtime.trained_weights import read_trained
 from moss_vllm.training import engines
 from moss_vllm.training.loop import Loop, Objective, train
 from moss_vllm.training.optim import Rate, parameter_groups
 
 pytestmark = pytest.mark.usefixtures("one_process")
-FILE = "weights.safetensors"
 
 
 class Numbers:
@@ -54,23 +54,6 @@ class Squares(Objective):
         with self.autocast(values.device):
             scores = self.model(values)
         return scores.float().square().sum() * self.factors.get(self.steps, 1.0)
-
-
-class Keeper:
-    def __init__(self, model):
-        self.model = model
-
-    def state(self):
-        return self.model.state_dict()
-
-    def save(self, folder, state, step):
-        write_trained(folder / FILE, state)
-
-    def restore(self, folder):
-        self.model.load_state_dict(read_trained(folder / FILE))
-
-    def check(self, folder, state):
-        refuse_other_bits(folder / FILE, state)
 
 
 @pytest.fixture
