@@ -103,6 +103,11 @@ def refuse_unwritable(folder: Path, name: str) -> None:
         raise ValueError(f"{name} {folder} is not a folder that can be written to ({reason}); name another")
 
 
+def is_filled(folder: Path) -> bool:
+    """Whether a file stands there, or a folder with anything in it, whose place must not be taken."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
 def tell_existing(file: str) -> str:
     """The end of a message that names the newest folders below runs/ with `file`; empty without any."""
     files = [one for depth in ("*", "*/*", "*/*/*") for one in Path("runs").glob(f"{depth}/{file}")]

@@ -255,14 +255,12 @@ def train(
             last = counts.step == loop.steps or rows.stop
             # Evaluate before saving: a run killed in between repeats the step and its evaluation. A scheduler
             # that asked the run to stop does not wait for an evaluation.
-            if evaluate and loop.evaluate_every and counts.step % loop.evaluate_every == 0 and not rows.stop:
+            due = loop.evaluate_every > 0 and counts.step % loop.evaluate_every == 0
+            if evaluate and due and not rows.stop:
                 with run_state.undisturbed():
                     evaluate(counts.step)
                 learner.objective.train()
-            due = counts.step == loop.steps or (
-                loop.evaluate_every and counts.step % loop.evaluate_every == 0
-            )
-            if unseen and due and not rows.stop:
+            if unseen and (due or counts.step == loop.steps) and not rows.stop:
                 found = held_out.measure(accelerator, learner.objective, unseen, loop, stop.is_set)
                 if found:
                     log.measured(counts.step, found)

@@ -38,7 +38,7 @@ if is_starting(__name__):
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
-from moss_vllm.runtime.files import read_json
+from moss_vllm.runtime.files import is_filled, read_json
 from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm.attach import VIDEO_LLM_HOSTS, attach, no_host, trained_modules
 from moss_vllm.vlm.attached_folder import save_attached
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     """Open, attach and save; say what was attached and how it is opened."""
     args = options().parse_args(argv)
     out = args.out.expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_filled(out):
         raise FileExistsError(f"{out} exists and is not empty; name a new folder")
     sizes = {name: getattr(args, name) for name in ("after_layer", "orders", "window")}
     with working("opening the model"):

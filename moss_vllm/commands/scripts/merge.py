@@ -40,7 +40,7 @@ if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.report.model_card import loading_code, merged_readme
-from moss_vllm.runtime.files import readable
+from moss_vllm.runtime.files import is_filled, readable
 from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.quiet import quiet
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> float:
         raise FileNotFoundError(
             f"{folder} has no {RUN_FILE}, so there is nothing to merge; give a step-NNNNNN folder of a run"
         )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_filled(out):
         raise FileExistsError(f"{out} exists and is not empty; name a new folder")
 
     part = out.with_name(f".{out.name}.part")

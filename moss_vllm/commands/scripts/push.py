@@ -48,7 +48,7 @@ from safetensors import safe_open
 
 from moss_vllm.report.model_card import model_card, read_result
 from moss_vllm.report.private import find_secrets, hide_secrets, without_path, without_places
-from moss_vllm.runtime.files import read_json
+from moss_vllm.runtime.files import is_filled, read_json
 from moss_vllm.runtime.provenance import RUN_FILE, read_header
 from moss_vllm.vlm.adapter import ADAPTER_CONFIG, ADAPTER_FILE, PICKLE_FILE
 from moss_vllm.vlm.checkpoint import read_run_file
@@ -237,7 +237,7 @@ def refuse_secrets(folder: Path, contents: Contents) -> None:
 
 def write_folder(contents: Contents, out: Path) -> None:
     """Write what would be uploaded; `out` appears when it is complete."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_filled(out):
         raise FileExistsError(f"{out} is there and not empty; name another --out")
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)

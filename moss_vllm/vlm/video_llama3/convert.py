@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoProcessor, VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
-from moss_vllm.runtime.files import read_json, readable
+from moss_vllm.runtime.files import is_filled, read_json, readable
 from moss_vllm.runtime.progress import show_progress
 from moss_vllm.vlm.fit import HEAD
 from moss_vllm.vlm.places import INDEX, WEIGHTS
@@ -273,7 +273,7 @@ def write_weights(places: Mapping[str, Weight], shapes: Shapes, folder: Path, *,
 def _check_place(source: Path, out: Path) -> None:
     if out.resolve() == source.resolve():
         raise ValueError(f"{out}: is the release itself; give another folder to write to")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_filled(out):
         raise FileExistsError(f"{out}: exists and is not an empty folder; give another, or remove it")
 
 
