@@ -12,7 +12,7 @@ order of summation may decide a tie the other way.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor
-from transformers import Cache, DynamicCache, VideoLlama3Processor
+from transformers import Cache, DynamicCache
 
-from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.finite import refuse_not_finite
 from moss_vllm.evaluation.generation import end_ids, logits_rule
 from moss_vllm.evaluation.packing import Packed, follow, join_caches, packed_attention
@@ -75,19 +74,10 @@ class Answers:
 
 
 def prepare_prompts(
-    processor: VideoLlama3Processor, clip: Clip, questions: Sequence[str], *, compress: bool
+    processor: Any, clip: Clip, questions: Sequence[str], *, compress: bool
 ) -> Prompts:
-    """Encode each question as `family.encode` does, with one pass of the video through the processor."""
-    family = family_with(processor)
-    example = family.encode(processor, clip, [Turn(questions[0])], compress=compress)
-    token, ids = processor.video_token, example["input_ids"]
-    # The tokenizer never joins a special token with text, so the text behind the last one is encoded alone.
-    end = int((ids == processor.tokenizer.convert_tokens_to_ids(token)).nonzero()[-1]) + 1
-    prompts = [ids]
-    for question in questions[1:]:
-        rest = family.conversation_text([Turn(question)], video_token=token).split(token, 1)[1]
-        prompts.append(torch.cat([ids[:end], torch.tensor(processor.tokenizer(rest)["input_ids"])]))
-    return Prompts(prompts, {key: example[key] for key in family.video_inputs})
+    """Encode each question as `chat.encode` does, with one pass of the video through the processor."""
+    return Prompts(*family_with(processor).chat.encode_questions(processor, clip, questions, compress=compress))
 
 
 def answer(
@@ -117,13 +107,13 @@ def choose(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Ite
 
     Raises: ValueError for a choice that is not one token.
     """
-    tokenizer = loaded.processor.tokenizer
+    tokenizer, lead = loaded.processor.tokenizer, loaded.family.chat.lead(loaded.processor)
 
     def fill(batch: _Batch, hidden: Tensor) -> None:
         likely = _logits(loaded, batch.packed.at_ends(hidden)).log_softmax(-1).cpu()
         for answers, prompts, rows in zip(batch.answers, batch.videos, likely, strict=True):
             for choices, row in zip(prompts.choices, rows, strict=False):
-                tokens = {choice: tokenizer(choice)["input_ids"] for choice in choices}
+                tokens = {choice: tokenizer(lead + choice)["input_ids"] for choice in choices}
                 if wrong := sorted(choice for choice, ids in tokens.items() if len(ids) != 1):
                     remedy = "not one token of this tokenizer; use a protocol that generates"
                     raise ValueError(f"{', '.join(wrong)}: {remedy}")
@@ -173,7 +163,8 @@ def score_continuations(
 def _with_choice_ids(loaded: Loaded, prompts: Prompts) -> Prompts:
     if not all(choice.strip() for some in prompts.choices for choice in some):
         raise ValueError("a choice is empty; every choice needs a word")
-    every = [[loaded.processor.tokenizer(text)["input_ids"] for text in some] for some in prompts.choices]
+    tokenizer, lead = loaded.processor.tokenizer, loaded.family.chat.lead(loaded.processor)
+    every = [[tokenizer(lead + text)["input_ids"] for text in some] for some in prompts.choices]
     prompts.choice_ids = [[torch.tensor(ids) for ids in some] for some in every]
     return prompts
 
@@ -197,10 +188,10 @@ def _stream(
     def work(group: Sequence[Prompts]) -> list[Answers]:
         device, pad = _device(loaded), loaded.processor.tokenizer.pad_token_id
         answers = [Answers() for _ in group]
-        caches = [_prefill(loaded, *pair) for pair in zip(group, answers, strict=True)]
+        caches, starts = zip(*map(partial(_prefill, loaded), group, answers), strict=True)
         started, shared = _now(device), [prompts.shared for prompts in group]
         rests = [[ids[n:] for ids in prompts.ids] for prompts, n in zip(group, shared, strict=True)]
-        packed = Packed(shared, rests, pad, device)
+        packed = Packed(shared, starts, rests, pad, device)
         room = packed.ids.shape[1] + ROOM_TOKENS * packed.ends.shape[1]
         batch = _Batch(group, packed, join_caches(caches, room), answers)
         fill(batch, _forward(loaded, batch, packed.ids, packed.rest_sees, packed.places))
@@ -227,8 +218,8 @@ def _tokens(group: Sequence[Prompts]) -> int:
     return len(group) * (max(one.shared for one in group) + max(rests))
 
 
-def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> Cache:
-    """Encode a video and put the shared tokens into a new cache."""
+def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> tuple[Cache, int]:
+    """Encode a video and put the shared tokens into a new cache; also the place of the token behind them."""
     base, device = base_model(loaded), _device(loaded)
     started = encoded = _now(device)
 
@@ -236,16 +227,20 @@ def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> Cache:
         nonlocal encoded
         encoded = _now(device)
 
-    hook, cache = base.model.projector.register_forward_hook(note), DynamicCache()
+    hook, cache = loaded.family.encoded_by(base).register_forward_hook(note), DynamicCache()
     try:
         with loaded.autocast():
-            video = {key: value.to(device) for key, value in prompts.video.items()}
-            ids = prompts.ids[0][None, : prompts.shared].to(device)
-            base.model(input_ids=ids, **video, past_key_values=cache, use_cache=True)
+            whole = {"input_ids": prompts.ids[0][None], **prompts.video}
+            placed = loaded.family.place(base, {name: value.to(device) for name, value in whole.items()})
+            places, start = placed.get("position_ids"), prompts.shared
+            if places is not None:
+                start, places = int(places[0, 0, prompts.shared]), places[..., : prompts.shared]
+            inputs = {**placed, "input_ids": placed["input_ids"][:, : prompts.shared], "position_ids": places}
+            base.model(**inputs, past_key_values=cache, use_cache=True)
     finally:
         hook.remove()
     answers.seconds = {"encode": encoded - started, "prefill": _now(device) - encoded}
-    return cache
+    return cache, start
 
 
 def _score_choices(loaded: Loaded, batch: _Batch, hidden: Tensor) -> list[tuple[float, bool]]:
@@ -302,9 +297,9 @@ def _forward(loaded: Loaded, batch: _Batch, ids: Tensor, sees: Tensor, places: T
     Shape:
         ids, places: (V, Q); sees: (V, Q, tokens in the cache + Q) -> (V, Q, C).
     """
-    model = base_model(loaded).model
-    with loaded.autocast(), packed_attention(model.language_model):
-        hidden: Tensor = model(
+    base = base_model(loaded)
+    with loaded.autocast(), packed_attention(base.get_submodule(loaded.family.language_model)):
+        hidden: Tensor = base.model(
             input_ids=ids,
             attention_mask=sees[:, None],
             position_ids=places,

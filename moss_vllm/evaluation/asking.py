@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -53,6 +53,8 @@ from moss_vllm.video.container import native_size
 from moss_vllm.video.file_state import describe_file, refuse_others
 from moss_vllm.video.frames import BadVideo, short_side_within
 from moss_vllm.vlm.checkpoint import Loaded
+from moss_vllm.vlm.families import family_with
+from moss_vllm.vlm.processor import fit_clip_settings
 
 MOST_READERS = 16  # the most threads by default: each holds a video, decoded and prepared
 RECORDED_VERSIONS = ("moss_vllm", "torch", "transformers", "peft")  # with others, no evaluation is resumed
@@ -214,11 +216,24 @@ def _answer(
         ) from error
 
 
+def fit_protocol(protocol: Protocol, processor: Any, asked: Collection[str] = ()) -> Protocol:
+    """The protocol with frames and tokens as a model's processor takes them.
+
+    Raises: ValueError for one of the settings `asked` that is impossible, see `fit_clip_settings`.
+    """
+    settings = {name: getattr(protocol, name) for name in ("short_side_px", "compress_tokens")}
+    fitted = fit_clip_settings(processor, settings, asked)
+    sides = family_with(processor).chat.frame_size(processor)
+    max_pixels = None if sides.square_px else protocol.max_pixels
+    return replace(protocol, **fitted, sides=sides, max_pixels=max_pixels)
+
+
 def read_as(protocol: Protocol, path: str, read: Callable[..., Clip] = read_clip) -> Clip:
     """A clip with the protocol's sampling and size."""
     sampling = protocol.sampling
     if protocol.max_pixels:
-        sampling = replace(sampling, short_side_px=short_side_within(*native_size(path), protocol.max_pixels))
+        short_side_px = short_side_within(*native_size(path), protocol.max_pixels, protocol.sides)
+        sampling = replace(sampling, short_side_px=short_side_px)
     clip = read(path, sampling=sampling)
     return hold_middle_frame(clip) if protocol.still else clip
 

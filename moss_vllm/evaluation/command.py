@@ -4,13 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from moss_vllm.data.rows import BenchmarkVideo
 from moss_vllm.data.world.benchmarks import is_of_motion_world
-from moss_vllm.evaluation.asking import Reading, evaluate
+from moss_vllm.evaluation.asking import Reading, evaluate, fit_protocol
 from moss_vllm.evaluation.options import RESULT_FOLDERS
 from moss_vllm.evaluation.protocols import CLIP_SETTINGS, Benchmark, Questions, restore_protocol
 from moss_vllm.evaluation.questions import digest_data, look_over
@@ -21,7 +20,7 @@ from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.runtime.spelling import again
 from moss_vllm.video.cache import choose_reader
-from moss_vllm.video.clip import Sampling
+from moss_vllm.video.clip import PAPER_SAMPLING, Sampling
 from moss_vllm.vlm.checkpoint import load
 
 
@@ -61,8 +60,8 @@ def run(
     else:
         read = choose_reader(args.cache, args.cache_gib, args.decoder)
         choose_device(args)
-        flags = {f.name: value for f in fields(Sampling) if (value := getattr(args, f.name)) is not None}
-        Sampling(**flags)  # refuse a flag out of range before the model is opened
+        chosen = {name: getattr(args, name) for name in PAPER_SAMPLING.settings}
+        Sampling(**{name: value for name, value in chosen.items() if value is not None})  # refuse a flag out of range before the model is opened
         protocol = benchmark.protocols[args.protocol]
         choice: dict[str, Any] = {"limit": args.limit, "allow_missing": args.allow_missing}
         try:
@@ -75,7 +74,9 @@ def run(
         device = f"{args.device}:{os.environ['LOCAL_RANK']}" if _is_one_of_many(args, shard) else args.device
         loaded = load(args.ckpt, device=device, dtype=DTYPES[args.precision])
         named = CLIP_SETTINGS.get(args.clip_settings, {})
-        protocol = protocol.adapt(loaded.run.get("protocol", {}), named, vars(args))
+        asked = {**named, **{name: value for name, value in vars(args).items() if value is not None}}
+        protocol = protocol.adapt(loaded.run.get("protocol", {}), asked)
+        protocol = fit_protocol(protocol, loaded.processor, asked)
         out = choose_folder(args, script, loaded.name, benchmark)
         result = evaluate(
             loaded,

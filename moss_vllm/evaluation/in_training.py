@@ -9,12 +9,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from peft import PeftModel
-from transformers import VideoLlama3Processor
 
 from moss_vllm.data.favor import BENCH_FILES, read_favor_bench
 from moss_vllm.data.motionbench import META_FILES, read_motionbench
 from moss_vllm.data.rows import BadRow, BenchmarkVideo
-from moss_vllm.evaluation.asking import Reading, evaluate
+from moss_vllm.evaluation.asking import Reading, evaluate, fit_protocol
 from moss_vllm.evaluation.protocols import FAVOR_BENCH, MOTIONBENCH, Benchmark
 from moss_vllm.evaluation.questions import digest_data, find_unreadable, look_over
 from moss_vllm.evaluation.tracked_samples import TrackedSamples
@@ -45,7 +44,7 @@ class Checkup:
         self,
         accelerator: Accelerator,
         model: PeftModel,
-        processor: VideoLlama3Processor,
+        processor: Any,
         clip_settings: Mapping[str, Any],
         data: Path,
         out: Path,
@@ -62,7 +61,8 @@ class Checkup:
         self.read = read
         self.benchmark, self.videos = open_benchmark(data)
         self.tracked = TrackedSamples(accelerator, {video.video_id: video.path for video in self.videos})
-        self.protocol = next(iter(self.benchmark.protocols.values())).adapt(clip_settings)
+        usual = next(iter(self.benchmark.protocols.values()))
+        self.protocol = fit_protocol(usual.adapt(clip_settings), processor)
 
     def choose(self, count: int) -> None:
         """Keep `count` of the questions, evenly spread over the file.

@@ -23,7 +23,7 @@ from PIL import Image
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.answering import Prompts, answer, prepare_prompts, score_continuations
-from moss_vllm.evaluation.asking import read_as
+from moss_vllm.evaluation.asking import fit_protocol, read_as
 from moss_vllm.evaluation.protocols import MOTIONBENCH, Protocol
 from moss_vllm.runtime.errors import UnusableData
 from moss_vllm.runtime.precision import DTYPES
@@ -96,7 +96,9 @@ class Moss(lmms):
         self.loaded: Loaded = load(pretrained, device=device, dtype=DTYPES[dtype])
         own = {**numbers, "compress_tokens": compress_tokens}
         usual = replace(MOTIONBENCH.protocols["letter"], name="clips")
-        self.protocol: Protocol = usual.adapt(self.loaded.run.get("protocol", {}), own)
+        adapted = usual.adapt(self.loaded.run.get("protocol", {}), own)
+        asked = [name for name, value in own.items() if value is not None]
+        self.protocol: Protocol = fit_protocol(adapted, self.loaded.processor, asked)
         say(f"moss_vllm: {self.loaded.name} on {device} in {dtype}; {self.protocol}", file=sys.stderr)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -197,14 +199,14 @@ class Moss(lmms):
         """A clip of one frame, resized as the frames of a video are."""
         frame, side = np.asarray(image.convert("RGB")), self.protocol.short_side_px
         if self.protocol.max_pixels:
-            side = short_side_within(image.height, image.width, self.protocol.max_pixels)
-        return Clip(stack_frames("image", iter([frame]), 1, side), np.zeros(1))
+            side = short_side_within(image.height, image.width, self.protocol.max_pixels, self.protocol.sides)
+        return Clip(stack_frames("image", iter([frame]), 1, side, self.protocol.sides), np.zeros(1))
 
     def _prompts(self, clip: Clip | None, questions: Sequence[str]) -> Prompts:
         processor = self.loaded.processor
         if clip is not None:
             return prepare_prompts(processor, clip, questions, compress=self.protocol.compress_tokens)
-        encode = family_with(processor).encode
+        encode = family_with(processor).chat.encode
         return Prompts([encode(processor, None, [Turn(text)])["input_ids"] for text in questions], {})
 
     def _continuation(self, request: Any) -> str:

@@ -26,6 +26,7 @@ class Packed:
 
     Args:
         shared: for each video the number of tokens that its questions share.
+        starts: for each video the place of the first token that they do not share.
         rests: for each video the unshared tokens of each question.
 
     Shape:
@@ -36,14 +37,19 @@ class Packed:
     """
 
     def __init__(
-        self, shared: Sequence[int], rests: Sequence[Sequence[Tensor]], pad: int, device: torch.device
+        self,
+        shared: Sequence[int],
+        starts: Sequence[int],
+        rests: Sequence[Sequence[Tensor]],
+        pad: int,
+        device: torch.device,
     ) -> None:
         count, longest = max(map(len, rests)), max(shared)
         ids = pad_sequence([torch.cat(list(rest)) for rest in rests], batch_first=True, padding_value=pad)
         width = ids.shape[1]
         owner = torch.full(ids.shape, -1)
         places, ends = torch.zeros_like(ids), torch.zeros(len(rests), count, dtype=torch.long)
-        for video, (start, rest) in enumerate(zip(shared, rests, strict=True)):
+        for video, (start, rest) in enumerate(zip(starts, rests, strict=True)):
             sizes = torch.tensor([len(one) for one in rest])
             owner[video, : sizes.sum()] = torch.arange(len(rest)).repeat_interleave(sizes)
             places[video, : sizes.sum()] = torch.cat([start + torch.arange(len(one)) for one in rest])

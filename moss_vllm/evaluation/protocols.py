@@ -8,7 +8,7 @@ option_text      the benchmark's default prompt; the option whose text has the l
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from moss_vllm.data.favor import FAVOR_TASKS, favor_answer_letter, favor_letter_prompt, favor_prompt
@@ -16,6 +16,7 @@ from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, motionbench_prompt
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter, polish_motionbench
 from moss_vllm.video.clip import PAPER_SAMPLING, Sampling
+from moss_vllm.video.frames import FrameSize
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CLIP_FIELDS = ("sample_fps", "short_side_px", "max_pixels", "max_frames", "compress_tokens", "still")
@@ -31,6 +32,7 @@ class Protocol:
         max_new_tokens: of an answer; None: nothing is generated, an option is the output.
         max_pixels: sets each video's short side by its aspect, in place of `short_side_px`.
         still: the one-frame control: every frame is the middle one, at the same times.
+        sides: the sizes of frames that the model takes.
         by_text: without `max_new_tokens` the output is the option whose text has the lowest mean loss per
             token, not the likeliest letter; `name` stands for it, too.
     """
@@ -46,6 +48,7 @@ class Protocol:
     compress_tokens: bool = True
     still: bool = False
     by_text: bool = False
+    sides: FrameSize = FrameSize()
 
     def adapt(self, *preferences: Mapping[str, Any]) -> "Protocol":
         """The protocol with the clip settings in `preferences`; later ones win, None means not set."""
@@ -58,12 +61,12 @@ class Protocol:
     @property
     def sampling(self) -> Sampling:
         """How clips are read, unless `max_pixels` sets their short side."""
-        return Sampling(self.sample_fps, self.short_side_px, self.max_frames)
+        return Sampling(self.sample_fps, self.short_side_px, self.max_frames, self.sides)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Every field except the functions, as a header has them."""
-        named = ("prompt", "judge", "by_text")
+        named = ("prompt", "judge", "by_text", "sides")  # the name stands for three, the model for the last
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in named}
 
     def choices(self, question: Question) -> list[str]:
@@ -190,12 +193,12 @@ def restore_protocol(settings: Mapping[str, Any], benchmark: Benchmark = MOTIONB
     Prompt and judge are those of the benchmark's protocol of that name, or of its default one.
     """
     usual = benchmark.protocols.get(settings["name"]) or next(iter(benchmark.protocols.values()))
-    names = {f.name for f in fields(Protocol)}
+    names = {f.name for f in fields(Protocol)} - {"sides"}
     return replace(usual, **{key: settings[key] for key in settings if key in names})
 
 
 # Clip settings by name: the paper's (Sec. 4.5), and those of FAVOR-Bench's script for its example model.
 CLIP_SETTINGS: dict[str, dict[str, Any]] = {
-    "paper": asdict(PAPER_SAMPLING),
+    "paper": PAPER_SAMPLING.settings,
     "favor_official": {"sample_fps": 1.0, "max_pixels": 360 * 420, "max_frames": 180},
 }

@@ -12,6 +12,7 @@ from moss_vllm.runtime.files import read_json
 from moss_vllm.runtime.screen import plain
 from moss_vllm.runtime.tables import format_cell, in_markdown, markdown_table
 from moss_vllm.runtime.versions import without_absent
+from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.places import is_hub_id
 
@@ -51,7 +52,7 @@ def model_card(
     """
     base, moss = run["base_model"], run.get("moss")
     has_moss = moss is not None
-    kind = "VideoLLaMA3 with MOSS" if has_moss else "VideoLLaMA3"
+    kind = _family(run) + " with MOSS" * has_moss
     what = (
         f"{kind}, fine-tuned and merged into one full model."
         if merged
@@ -87,27 +88,33 @@ def model_card(
 def merged_readme(name: str, run: Mapping[str, Any]) -> str:
     """README.md of a merged folder called `name`, because transformers' own error would mislead."""
     has_moss = run.get("moss") is not None
-    needs = "moss_vllm, which has the class of the model" if has_moss else "transformers alone"
+    needs = "moss_vllm, which puts MOSS into the model" if has_moss else "transformers alone"
     return (
-        f"VideoLLaMA3{' with MOSS' * has_moss}, merged by moss_vllm. It needs {needs}. "
+        f"{_family(run)}{' with MOSS' * has_moss}, merged by moss_vllm. It needs {needs}. "
         f"Beside this folder:\n\n```python\n{loading_code(name, run, merged=True)}\n```\n"
     )
 
 
 def loading_code(name: str, run: Mapping[str, Any], *, merged: bool) -> str:
     """The Python that opens the model from the folder or hub id `name`."""
-    if not merged:
+    has_moss = run.get("moss") is not None
+    if not merged or (has_moss and _family(run) != VIDEO_LLAMA3.title):  # transformers would drop MOSS
         return (
             "from moss_vllm.vlm.checkpoint import load\n\n"
-            f'loaded = load("{name}")  # on its base, ready to generate'
+            f'loaded = load("{name}")  # {"" if merged else "on its base, "}ready to generate'
         )
     register = "import moss_vllm.vlm  # registers the model with transformers\n"
     return (
-        f"{register * (run.get('moss') is not None)}"
+        f"{register * has_moss}"
         "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
         f'model = AutoModelForImageTextToText.from_pretrained("{name}")\n'
         f'processor = AutoProcessor.from_pretrained("{name}")'
     )
+
+
+def _family(run: Mapping[str, Any]) -> str:
+    """The title of a model's family; records of earlier versions are all VideoLLaMA3's."""
+    return str(run.get("family", VIDEO_LLAMA3.title))
 
 
 def read_result(file: Path, run: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import av
 import numpy as np
@@ -21,6 +22,7 @@ from moss_vllm.video.decoders import ROUNDING_S, Resized, check_decoder, decode
 from moss_vllm.video.frames import (
     REPLACE_FILE,
     BadVideo,
+    FrameSize,
     list_images,
     read_images,
     scaled_size,
@@ -51,6 +53,7 @@ class Sampling:
         sample_fps: frames per second of video.
         short_side_px: the shorter side after resizing; None keeps the video's own size.
         max_frames: more are thinned evenly, first and last kept.
+        sides: the sizes that the model takes.
 
     Raises: ValueError for a number out of range.
     Reference: Sec. 4.5.
@@ -59,11 +62,17 @@ class Sampling:
     sample_fps: float = 2.0
     short_side_px: int | None = 224
     max_frames: int = 180
+    sides: FrameSize = FrameSize()
 
     def __post_init__(self) -> None:
         FPS.check(sample_fps=self.sample_fps)
         SHORTER_PX.check(short_side_px=self.short_side_px)
         FROM_ONE.check(max_frames=self.max_frames)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a user chooses: all but `sides`, which are the model's."""
+        return {name: value for name, value in vars(self).items() if name != "sides"}
 
 
 PAPER_SAMPLING = Sampling()
@@ -126,8 +135,8 @@ def read_clip(
 
     The part read is [start_s, end_s) and may end after the video does. A frame already on screen at start_s
     has time 0. Frames cut away by an edit list are not shown and not counted. Frames are turned, mirrored and
-    as wide as a player shows them. A folder of images is a video of folder_fps. Sides become multiples of
-    MULTIPLE_PX.
+    as wide as a player shows them. A folder of images is a video of folder_fps. Sides become those of
+    `sampling.sides`.
 
     Shape: see Clip.
     Raises: BadVideo for what is wrong with the file, ValueError for an argument out of range, ImportError
@@ -136,7 +145,7 @@ def read_clip(
     """
     check_decoder(decoder)
     _check_part(start_s, end_s, folder_fps)
-    resized = partial(target_size, short_side_px=sampling.short_side_px)
+    resized = partial(target_size, short_side_px=sampling.short_side_px, sides=sampling.sides)
     with _open_video(os.fspath(path), folder_fps) as video:
         chosen, times_s = _choose(video, sampling, start_s, end_s)
         return Clip(video.read(chosen, resized, decoder), times_s)

@@ -9,6 +9,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -25,6 +26,19 @@ MAX_FRAME_PX = 100_000_000
 MAX_CLIP_BYTES = 2 * 1024**3
 ONE_SEQUENCE = "keep the frames of one video in the folder and nothing else, numbered, such as img_00001.jpg"
 REPLACE_FILE = "copy or download the file again, or leave it out of the annotation file"
+
+
+@dataclass(frozen=True)
+class FrameSize:
+    """The sizes of frames that a model takes as they are.
+
+    Args:
+        multiple_px: both sides are multiples of it.
+        square_px: frames are squares with this side, whatever the video's own shape; None: any sides.
+    """
+
+    multiple_px: int = MULTIPLE_PX
+    square_px: int | None = None
 
 
 class BadVideo(ValueError):
@@ -163,11 +177,16 @@ def check_clip_size(path: str, count: int, size: tuple[int, int]) -> None:
         raise BadVideo(path, reason, "lower short_side_px or max_frames")
 
 
-def target_size(height: int, width: int, short_side_px: int | None) -> tuple[int, int]:
-    """Height and width after resizing: the nearest multiples of MULTIPLE_PX."""
+def target_size(
+    height: int, width: int, short_side_px: int | None, sides: FrameSize = FrameSize()
+) -> tuple[int, int]:
+    """Height and width after resizing: the nearest multiples of `multiple_px`, or the square."""
+    if sides.square_px is not None:
+        return sides.square_px, sides.square_px
     scale = 1.0 if short_side_px is None else short_side_px / min(height, width)
-    rows, columns = (max(1, math.floor(side * scale / MULTIPLE_PX + 0.5)) for side in (height, width))
-    return rows * MULTIPLE_PX, columns * MULTIPLE_PX
+    multiple = sides.multiple_px
+    rows, columns = (max(1, math.floor(side * scale / multiple + 0.5)) for side in (height, width))
+    return rows * multiple, columns * multiple
 
 
 def scaled_size(height: int, width: int, scale: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -193,19 +212,24 @@ def unique_frames(chosen: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.nda
     return shown, order
 
 
-def short_side_within(height: int, width: int, max_pixels: int) -> int:
+def short_side_within(height: int, width: int, max_pixels: int, sides: FrameSize = FrameSize()) -> int:
     """The largest short side, the video's own at most, of frames with `max_pixels` or fewer."""
-    for short_side_px in range(min(height, width) // MULTIPLE_PX * MULTIPLE_PX, MULTIPLE_PX, -MULTIPLE_PX):
-        if math.prod(target_size(height, width, short_side_px)) <= max_pixels:
+    multiple = sides.multiple_px
+    for short_side_px in range(min(height, width) // multiple * multiple, multiple, -multiple):
+        if math.prod(target_size(height, width, short_side_px, sides)) <= max_pixels:
             return short_side_px
-    return MULTIPLE_PX
+    return multiple
 
 
 def stack_frames(
-    path: str, frames: Iterator[np.ndarray], count: int, short_side_px: int | None
+    path: str,
+    frames: Iterator[np.ndarray],
+    count: int,
+    short_side_px: int | None,
+    sides: FrameSize = FrameSize(),
 ) -> np.ndarray:
     """`stack_resized` to the size that `target_size` gives."""
-    return stack_resized(path, frames, count, partial(target_size, short_side_px=short_side_px))
+    return stack_resized(path, frames, count, partial(target_size, short_side_px=short_side_px, sides=sides))
 
 
 def stack_resized(

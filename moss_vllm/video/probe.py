@@ -36,7 +36,7 @@ def probe_clip(
     path = os.fspath(path)
     index, _, times_s = choose_frames(path, sampling, start_s=start_s, end_s=end_s)
     size = index.look.shown_size if index.look else native_size(path)
-    return Probe(tuple(times_s.tolist()), *target_size(*size, sampling.short_side_px))
+    return Probe(tuple(times_s.tolist()), *target_size(*size, sampling.short_side_px, sampling.sides))
 
 
 def probe_all(

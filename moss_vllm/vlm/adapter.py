@@ -21,7 +21,9 @@ from moss_vllm.runtime.provenance import faults, read_header
 from moss_vllm.runtime.quiet import quiet
 from moss_vllm.training.optim import Rate
 from moss_vllm.vlm import fit
-from moss_vllm.vlm.families import Family, family_of
+from moss_vllm.vlm.families import family_of
+from moss_vllm.vlm.hosts.opening import MOSS_PART
+from moss_vllm.vlm.video_llama3.model import make_moss
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -33,7 +35,6 @@ UNREAD |= {"inference_mode", "modules_to_save"}
 # peft and the packages built on it look this name up before anything else, and fail with it as the error.
 # Otherwise they would attach LoRA and projector to a base without MOSS and drop MOSS in silence.
 WITH_MOSS = "LORA with MOSS: open it with moss_vllm.vlm.checkpoint.load; peft alone would leave MOSS out"
-MOSS_PART = ".moss."  # in the names of its weights, after the path of the vision tower
 
 
 def attach_lora(model: PreTrainedModel, *, rank: int, alpha: int, dropout: float) -> PeftModel:
@@ -74,16 +75,13 @@ def save_adapter(folder: Path, model: PeftModel, state: dict[str, Tensor]) -> No
         (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
-def check_header(
-    folder: Path, lora: Mapping[str, Any], moss: Mapping[str, Any] | None, family: Family
-) -> None:
+def check_header(folder: Path, lora: Mapping[str, Any], moss: Mapping[str, Any] | None) -> None:
     """ValueError unless the adapter's weights have the rank and the MOSS of its records; makes no model.
 
     Args:
         folder: the checkpoint.
         lora: from `read_lora`.
         moss: every setting of MOSS, or None.
-        family: of the base.
     """
     file = _adapter_file(folder)
     header = read_header(file)
@@ -104,7 +102,7 @@ def check_header(
     first = stored.get(f"{prefix}order1.in_proj.weight")
     width = first.shape[-1] if first is not None and first.numel() > 0 and first.dim() == 2 else 1
     failed = f"{folder / 'run.json'}: MOSS settings {fit.shorten(dict(moss))} are wrong"
-    wanted = fit.make_empty(lambda: family.make_moss(width, moss), failed).state_dict()
+    wanted = fit.make_empty(lambda: make_moss(width, moss), failed).state_dict()
     if wrong := faults(stored, {f"{prefix}{name}": value for name, value in wanted.items()}):
         raise ValueError(_misfit(file, wrong))
 
@@ -169,7 +167,7 @@ def _lora_config(model: PreTrainedModel, rank: int, alpha: int, dropout: float) 
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=family.lora_targets,
-        modules_to_save=[*family.trained_whole, *(["moss"] if _has_moss(model) else [])],
+        modules_to_save=family.trained_whole(model),
     )
 
 

@@ -21,8 +21,8 @@ from moss_vllm.vlm import fit
 from moss_vllm.vlm.hosts.by_frame import INTERNVL, LLAVA_ONEVISION, PERCEPTION_LM, SMOLVLM
 from moss_vllm.vlm.hosts.by_grid import GLM4V, QWEN2_VL, QWEN3_VL, QWEN25_VL, STOCK_VIDEO_LLAMA3
 from moss_vllm.vlm.hosts.host import Host
-from moss_vllm.vlm.hosts.tower import model_class, tower_class
-from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS, make_moss
+from moss_vllm.vlm.hosts.opening import proportional_layer, put_moss, tellers
+from moss_vllm.vlm.video_llama3.model import MOSS_FIELDS
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -38,7 +38,6 @@ VIDEO_LLM_HOSTS = (
     STOCK_VIDEO_LLAMA3,
 )
 SIZES = tuple(name.removeprefix("moss_") for name in MOSS_FIELDS)  # of MOSS, that can be chosen
-ENCODER_LAYERS = 27  # of VideoLLaMA3, after the 6th of which the paper has MOSS
 
 
 def attach(model: Model, **sizes: Any) -> Model:
@@ -58,13 +57,9 @@ def attach(model: Model, **sizes: Any) -> Model:
     host = find_host(model)
     tower = host.tower_of(model)
     _check(model, host, tower)
-    settings = complete_sizes(tower, host, sizes)
-    moss = new_moss(host.width(tower), settings)
-    tower.add_module("moss", moss.to(next(tower.parameters()).device).train(tower.training))
-    tower.moss_sizes, tower.base_marks = settings, weight_marks(model, host)
-    tower.__class__ = tower_class(tower.__class__, host)
-    for part in _tellers(model, host):
-        part.__class__ = model_class(part.__class__, host)
+    marks = weight_marks(model, host)
+    put_moss(model, host, complete_sizes(tower, host, sizes))
+    tower.base_marks = marks
     say(describe_moss(model))
     return model
 
@@ -80,7 +75,7 @@ def detach(model: Model) -> Model:
         raise ValueError("detach needs the model itself: take peft's adapters off first, by model.unload()")
     del tower.moss, tower.moss_sizes, tower.base_marks
     tower.__class__ = tower.stock_class
-    for part in _tellers(model, host):
+    for part in tellers(model, host):
         part.__class__ = getattr(part, "stock_class", type(part))
     return model
 
@@ -158,7 +153,7 @@ def complete_sizes(tower: Any, host: Host, sizes: Mapping[str, Any]) -> dict[str
     if unknown := sorted(set(sizes) - set(SIZES)):
         raise ValueError(f"unknown sizes {', '.join(unknown)} of MOSS; known are {', '.join(SIZES)}")
     layers = len(tower.get_submodule(host.blocks))
-    proportional = max(1, round(VIDEO_LLM.after_layer / ENCODER_LAYERS * layers))
+    proportional = proportional_layer(layers)
     settings = {name: getattr(VIDEO_LLM, name) for name in SIZES} | {"after_layer": proportional, **sizes}
     after = settings["after_layer"]
     if type(after) is not int or not 1 <= after <= layers:
@@ -179,18 +174,6 @@ def weight_marks(model: nn.Module, host: Host) -> dict[str, tuple[torch.dtype, s
     }
 
 
-def new_moss(width: int, settings: Mapping[str, Any]) -> nn.Module:
-    """A new MOSS for a tower of this width; ValueError for settings that none can be made of."""
-    named = {f"moss_{name}": value for name, value in settings.items()}
-    fit.make_empty(lambda: make_moss(width, named), f"no MOSS can be made of {fit.shorten(dict(settings))}")
-    return make_moss(width, named)
-
-
-def _tellers(model: Any, host: Host) -> tuple[Any, Any]:
-    """The model, and what it has below its head."""
-    return model, model.get_submodule(host.tower.partition(".")[0])
-
-
 def _check(model: Any, host: Host, tower: Any) -> None:
     """ValueError for a model of a kind in `VIDEO_LLM_HOSTS` that MOSS cannot be attached to all the same."""
     if hasattr(tower, "stock_class"):
@@ -200,7 +183,7 @@ def _check(model: Any, host: Host, tower: Any) -> None:
             f"the vision tower of this {host.title} is a {type(tower).__name__}; MOSS is tried with a "
             f"{host.tower_class} there"
         )
-    if any("forward" in vars(module) for module in (tower, _tellers(model, host)[1])):
+    if any("forward" in vars(module) for module in (tower, tellers(model, host)[1])):
         raise ValueError(
             "this model is dispatched by accelerate (device_map), which would go round MOSS in silence; "
             "open the model on one device, attach MOSS, then dispatch_model(model, device_map)"

@@ -29,11 +29,11 @@ from moss_vllm.vlm.attach import (
     attached,
     complete_sizes,
     find_host,
-    new_moss,
     stock_model,
     trained_modules,
     weight_marks,
 )
+from moss_vllm.vlm.hosts.opening import new_moss
 from moss_vllm.vlm.places import base_fingerprint
 
 MOSS_FILE, MOSS_RECORD = "moss.safetensors", "moss.json"

@@ -144,15 +144,19 @@ def _open_config(source: str | Path, revision: str | None) -> tuple[PretrainedCo
     settings, path = check_kind(source, revision), resolve(source)
     headers = [read_header(file, "fetch it again") for file in base_weight_files(path, revision)]
     header = {name: value for one in headers for name, value in one.items()}
-    fit.check_counts(source, settings, header, find_family(settings["model_type"], source).layers)
+    fit.check_counts(source, settings, header)
+    family = find_family(settings["model_type"], source)
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        if family.opens_stock_classes and settings["model_type"] != family.config.model_type:
+            config = family.config.from_dict({**settings, "model_type": family.config.model_type})
+        else:
+            config = AutoConfig.from_pretrained(path, revision=revision)
     except (ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
         raise ValueError(
             f"{source}: its config.json cannot be used ({fit.describe_error(error)}); fetch it again"
         ) from error
     vision = settings.get("vision_config")
-    if family_of(config).has_moss(config):
+    if family.has_moss(config) or settings["model_type"] != family.config.model_type:
         absent = [name for name in MOSS_SETTINGS if not isinstance(vision, dict) or name not in vision]
         if absent:
             raise ValueError(
@@ -236,9 +240,7 @@ def _four_bits(family: Family) -> BitsAndBytesConfig:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=list(
-            family.not_quantized
-        ),  # despite "int8", transformers reads it for 4 bits too
+        llm_int8_skip_modules=family.not_quantized,  # despite "int8", read for 4 bits too
     )
 
 

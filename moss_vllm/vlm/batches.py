@@ -9,8 +9,8 @@ from torch import Tensor
 from moss_vllm.data.rows import CAPTION_PROMPT, ClipRow, Rejected, Turn
 from moss_vllm.video.clip import Clip, Sampling, read_clip
 from moss_vllm.video.frames import BadVideo
-from moss_vllm.vlm.conversation import IGNORED
-from moss_vllm.vlm.families import Family, family_with
+from moss_vllm.vlm.conversation import IGNORED, small_frame
+from moss_vllm.vlm.families import family_with
 from moss_vllm.vlm.plan import too_long
 
 
@@ -45,9 +45,9 @@ class TrainingSet:
         self.read, self.sampling = read, sampling
 
     @property
-    def family(self) -> Family:
-        """The family of the processor."""
-        return family_with(self.processor)
+    def chat(self) -> Any:
+        """How the processor's family writes conversations."""
+        return family_with(self.processor).chat
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,7 +70,7 @@ class TrainingSet:
         except BadVideo as error:
             return Rejected(row.row_id, str(error))
         try:
-            example = self.family.encode(self.processor, clip, row.turns, compress=self.compress)
+            example = self.chat.encode(self.processor, clip, row.turns, compress=self.compress)
         except ValueError as error:  # a special token in the text
             return Rejected(row.row_id, str(error))
         if (tokens := len(example["input_ids"])) > self.max_tokens:
@@ -84,10 +84,10 @@ class TrainingSet:
         used = [row for row in rows if not isinstance(row, Rejected)]
         examples = [example for _, example in used]
         # Every process must run the vision tower and MOSS in every step: the others wait for it there.
-        if not any(self.family.video_inputs[0] in example for example in examples):
+        if not any(self.chat.video_inputs[0] in example for example in examples):
             examples.append(self._silent_example())
         batch: dict[str, Any] = dict(
-            self.family.collate(examples, pad_id=self.processor.tokenizer.pad_token_id)
+            self.chat.collate(examples, pad_id=self.processor.tokenizer.pad_token_id)
         )
         return {
             **batch,
@@ -99,8 +99,7 @@ class TrainingSet:
 
     def _silent_example(self) -> dict[str, Tensor]:
         """A black picture without labels; with one frame only, MOSS's statistics do not change."""
-        black = Clip(np.zeros((1, 56, 56, 3), np.uint8), np.array([0.0]))
-        example = self.family.encode(
-            self.processor, black, [Turn(CAPTION_PROMPT, "Nothing.")], compress=False
-        )
+        black = Clip(np.zeros((1, *small_frame(self.chat, self.processor), 3), np.uint8), np.zeros(1))
+        turns = [Turn(CAPTION_PROMPT, "Nothing.")]
+        example: dict[str, Tensor] = self.chat.encode(self.processor, black, turns, compress=False)
         return {**example, "labels": example["labels"].fill_(IGNORED)}

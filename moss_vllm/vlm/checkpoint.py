@@ -36,7 +36,7 @@ from moss_vllm.vlm.adapter import (
 )
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.base import autocast, check_kind, load_base
-from moss_vllm.vlm.families import MOSS_SETTINGS, Family, family_of, find_family
+from moss_vllm.vlm.families import MOSS_SETTINGS, Family, family_of
 from moss_vllm.vlm.fit import shorten
 from moss_vllm.vlm.places import MINIATURE, base_record, find_file, is_hub_id, resolve
 from moss_vllm.vlm.processor import check_processor, load_processor, open_processor
@@ -149,8 +149,9 @@ def save(
     save_adapter(folder, model, state)
     processor.save_pretrained(str(folder))
     base = cast(Any, model.get_base_model())
-    moss = family_of(base.config).moss_settings(base.config)
-    text = json.dumps({**run, "moss": moss, **base.opened_from, "versions": versions()}, indent=2)
+    family = family_of(base.config)
+    record = {**run, "family": family.title, "moss": family.moss_settings(base.config), **base.opened_from}
+    text = json.dumps({**record, "versions": versions()}, indent=2)
     (folder / RUN_FILE).write_text(text + "\n")
 
 
@@ -257,8 +258,8 @@ def _open_adapter(folder: Path, run: Mapping[str, Any], **options: Any) -> PeftM
     lora = read_lora(folder / ADAPTER_CONFIG)
     name, revision = run["base_model"], run["base_revision"]
     with _missing_base_named(folder):
-        family = find_family(check_kind(name, revision)["model_type"], name)
-    check_header(folder, lora, run["moss"], family)
+        check_kind(name, revision)
+    check_header(folder, lora, run["moss"])
     with _missing_base_named(folder):
         base = load_base(name, moss=run["moss"], revision=revision, **options)
     check_lora(folder / ADAPTER_CONFIG, lora, base)

@@ -1,24 +1,48 @@
 """The families of Video-LLMs that MOSS is attached to, and all that differs between them: a row per family.
 
-The files beside this one, and the rooms above, ask here for a model's family; only this file names the
-modules of one.
+The files beside this one, and the rooms above, ask here for a model's family; only this file and those of
+`hosts/` name the modules of one. VideoLLaMA3 has classes of its own with MOSS; the others stay transformers'
+own, to which `hosts/` attaches it.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import (
     PretrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMProcessor,
     VideoLlama3Config,
     VideoLlama3ForConditionalGeneration,
     VideoLlama3Processor,
 )
 
 from moss_vllm.training.optim import Rate
+from moss_vllm.vlm.hosts import chat as host_chat
+from moss_vllm.vlm.hosts.by_frame import SMOLVLM
+from moss_vllm.vlm.hosts.by_grid import QWEN2_VL, QWEN3_VL, QWEN25_VL
+from moss_vllm.vlm.hosts.host import Host
+from moss_vllm.vlm.hosts.opening import HostModel, add_moss
+from moss_vllm.vlm.hosts.positions import place_by_model, place_by_time, place_in_order
 from moss_vllm.vlm.memory import Memory
 from moss_vllm.vlm.video_llama3 import chat, memory, model, original
+
+MOSS_TYPE = "moss_"  # before the model_type of a released model: one with MOSS
 
 
 @dataclass(frozen=True)
@@ -28,89 +52,162 @@ class Family:
     Args:
         title: its name in messages.
         config, model: transformers' classes, as released.
-        moss_config, moss_model: those of the same model with MOSS.
-        moss: the class of its MOSS.
+        moss_model: what opens the same model with MOSS: a class, or a `HostModel`.
         processor: the class of its processor.
         add_moss: a released config and `moss_*` settings -> the config with MOSS.
-        moss_settings: a config -> every setting of its MOSS; None for a config without.
-        make_moss: width of the vision encoder and every setting -> the module.
-        layers: section of config.json -> pattern of the weights whose group counts its layers.
-        trained_whole: ends of the names of the modules that are trained whole beside LoRA, MOSS apart.
+        tower: name of the vision tower; `moss` below it is MOSS.
+        projector: pattern of the names of the modules between tower and language model, trained whole.
+        language_model: name of the language model.
         lora_targets: pattern of the names of the linear layers with LoRA.
-        not_quantized: names of the modules that stay in full where a base is opened in 4 bits.
-        rates: which parameter trains at which rate.
-        encode, collate: conversations about clips -> inputs of the model, one by one and as a batch.
-        conversation_text: the layout of a conversation, with the video's token where the video goes.
-        text_with_times: the text that the processor makes of a conversation, with one token per frame.
-        tokens_per_frame: processor, height and width -> tokens of a frame.
-        video_inputs: names of the inputs that an example has only with a video.
+        chat: conversations about clips as inputs of the model; `vlm/video_llama3/chat.py` and the objects of
+            `vlm/hosts/chat.py` have the same functions.
+        place: the model and its inputs -> the inputs, with `position_ids` where the family's language model
+            has places in time and space.
         estimate_memory: the memory of a training step.
+        compresses: whether its processor can drop tokens of patches that did not change.
     """
 
     title: str
     config: type[PretrainedConfig]
     model: Any
-    moss_config: type[PretrainedConfig]
     moss_model: Any
-    moss: type[nn.Module]
     processor: Any
     add_moss: Callable[..., PretrainedConfig]
-    moss_settings: Callable[[PretrainedConfig], dict[str, Any] | None]
-    make_moss: Callable[[int, Mapping[str, Any]], nn.Module]
-    layers: Mapping[str, str]
-    trained_whole: tuple[str, ...]
+    tower: str
+    projector: str
+    language_model: str
     lora_targets: str
-    not_quantized: tuple[str, ...]
-    rates: tuple[Rate, ...]
-    encode: Callable[..., dict[str, Tensor]]
-    collate: Callable[..., dict[str, Tensor]]
-    conversation_text: Callable[..., str]
-    text_with_times: Callable[..., str]
-    tokens_per_frame: Callable[..., int]
-    video_inputs: tuple[str, ...]
+    chat: Any
+    place: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
     estimate_memory: Callable[..., Memory]
+    compresses: bool = False
+
+    @property
+    def model_types(self) -> tuple[str, str]:
+        """Of config.json, without and with MOSS."""
+        return self.config.model_type, MOSS_TYPE + self.config.model_type
+
+    @property
+    def opens_stock_classes(self) -> bool:
+        """Whether a model with MOSS is of transformers' own class, to which MOSS is attached."""
+        return isinstance(self.moss_model, HostModel)
 
     def has_moss(self, config: PretrainedConfig) -> bool:
         """Whether a model of this config has MOSS."""
-        return isinstance(config, self.moss_config)
+        return hasattr(config.vision_config, next(iter(MOSS_SETTINGS)))
+
+    def moss_settings(self, config: PretrainedConfig) -> dict[str, Any] | None:
+        """Every setting of the MOSS of a config, as json stores it; None for a config without."""
+        if not self.has_moss(config):
+            return None
+        values = {name: getattr(config.vision_config, name) for name in MOSS_SETTINGS}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def trained_whole(self, base: PreTrainedModel) -> list[str]:
+        """Names of the modules that are trained whole beside LoRA: the projector's, and MOSS."""
+        names = [name for name, _ in base.named_modules() if re.fullmatch(self.projector, name)]
+        return [*names, *([f"{self.tower}.moss"] if self.has_moss(base.config) else [])]
+
+    def encoded_by(self, base: nn.Module) -> nn.Module:
+        """The module that gives the language model its video tokens."""
+        inside = self.projector.startswith(re.escape(self.tower))
+        return base.get_submodule(self.tower if inside else self.projector.replace("\\", ""))
+
+    def frames_per_step(self, config: PretrainedConfig) -> int:
+        """Frames that the encoder makes one step of time of."""
+        return self.moss_model.host.frames_per_step(config) if self.opens_stock_classes else 1
+
+    @property
+    def not_quantized(self) -> list[str]:
+        """Names of the modules that stay in full where a base is opened in 4 bits."""
+        return [self.tower, self.projector.partition("(")[0].replace("\\", "").rstrip("."), "lm_head"]
+
+    @property
+    def rates(self) -> tuple[Rate, ...]:
+        """Which parameter trains at which rate: Sec. 4.5 of the paper."""
+        return (
+            # peft keeps a frozen original beside each module it saves: first row.
+            Rate("originals", r"\.original_module\.", None),
+            Rate("moss", rf"{re.escape(self.tower)}\.moss\.", 1e-3),
+            Rate("projector", rf"{self.projector}\.", 1e-4),
+            Rate("llm lora", rf"{re.escape(self.language_model)}\..*\.lora_[AB]\.", 1e-5),
+            Rate("frozen", r"\.", None),
+        )
+
+
+def _of_host(host: Host, config: Any, stock: Any, processor: Any, **own: Any) -> Family:
+    """The row of a family whose classes stay transformers' own."""
+    language_model = own.pop("language_model", "model.language_model")
+    return Family(
+        title=host.title,
+        config=config,
+        model=stock,
+        moss_model=HostModel(stock, host),
+        processor=processor,
+        add_moss=partial(add_moss, host),
+        tower=host.tower,
+        projector=host.projector,
+        language_model=language_model,
+        lora_targets=rf"{re.escape(language_model)}\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",
+        **own,
+    )
 
 
 VIDEO_LLAMA3 = Family(
     title="VideoLLaMA3",
     config=VideoLlama3Config,
     model=VideoLlama3ForConditionalGeneration,
-    moss_config=model.MossVideoLlama3Config,
     moss_model=model.MossVideoLlama3ForConditionalGeneration,
-    moss=model.VideoMOSS,
     processor=VideoLlama3Processor,
     add_moss=model.moss_config,
-    moss_settings=model.moss_settings,
-    make_moss=model.make_moss,
-    layers={
-        "text_config": r"language_model\..*?layers\.(\d+)\.",
-        "vision_config": r"vision_model\..*?layers\.(\d+)\.",
-    },
-    trained_whole=("projector",),
+    tower="model.vision_model",
+    projector=r"model\.projector",
+    language_model="model.language_model",
     # Full paths from the root: leaf names alone ("q_proj") would also match the vision tower.
     lora_targets=r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",
-    not_quantized=("model.vision_model", "model.projector", "lm_head"),
-    # Sec. 4.5 of the paper. peft keeps a frozen original beside each module it saves: first row.
-    rates=(
-        Rate("originals", r"\.original_module\.", None),
-        Rate("moss", r"vision_model\.moss\.", 1e-3),
-        Rate("projector", r"\.projector\.", 1e-4),
-        Rate("llm lora", r"language_model\..*\.lora_[AB]\.", 1e-5),
-        Rate("frozen", r"\.(vision_model|language_model|lm_head)\.", None),
-    ),
-    encode=chat.encode,
-    collate=chat.collate,
-    conversation_text=chat.conversation_text,
-    text_with_times=chat.text_with_times,
-    tokens_per_frame=chat.tokens_per_frame,
-    video_inputs=chat.PER_VIDEO,
+    chat=chat,
+    place=place_in_order,
+    estimate_memory=memory.estimate_training_memory,
+    compresses=True,
+)
+QWEN25_VL_FAMILY = _of_host(
+    QWEN25_VL,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    chat=host_chat.QWEN25_VL_CHAT,
+    place=place_by_time,
     estimate_memory=memory.estimate_training_memory,
 )
-VIDEO_LLM_FAMILIES = (VIDEO_LLAMA3,)
+QWEN2_VL_FAMILY = _of_host(
+    QWEN2_VL,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLProcessor,
+    chat=host_chat.QWEN2_VL_CHAT,
+    place=place_by_time,
+    estimate_memory=memory.estimate_training_memory,
+)
+QWEN3_VL_FAMILY = _of_host(
+    QWEN3_VL,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    chat=host_chat.QWEN3_VL_CHAT,
+    place=place_by_model,
+    estimate_memory=memory.estimate_training_memory,
+)
+SMOLVLM_FAMILY = _of_host(
+    SMOLVLM,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMProcessor,
+    language_model="model.text_model",
+    chat=host_chat.SMOLVLM_CHAT,
+    place=place_in_order,
+    estimate_memory=memory.estimate_training_memory,
+)
+VIDEO_LLM_FAMILIES = (VIDEO_LLAMA3, QWEN25_VL_FAMILY, QWEN3_VL_FAMILY, SMOLVLM_FAMILY, QWEN2_VL_FAMILY)
 # The settings of MOSS that a config and run.json hold, each with the paper's value; the same in every family.
 MOSS_SETTINGS = {name: getattr(model.MossVideoLlama3VisionConfig, name) for name in model.MOSS_FIELDS}
 OTHER_MODEL_TYPES = {
@@ -130,7 +227,7 @@ def find_family(model_type: Any, source: Any) -> Family:
         ValueError: no family has it.
     """
     for family in VIDEO_LLM_FAMILIES:
-        if model_type in (family.config.model_type, family.moss_config.model_type):
+        if model_type in family.model_types:
             return family
     names = ", ".join(f"{family.title} ('{family.config.model_type}')" for family in VIDEO_LLM_FAMILIES)
     remedy = OTHER_MODEL_TYPES.get(str(model_type), "give a folder or hub id of one of these")
@@ -152,7 +249,7 @@ def family_with(processor: Any) -> Family:
         ValueError: it belongs to none.
     """
     for family in VIDEO_LLM_FAMILIES:
-        if isinstance(processor, family.processor):
+        if type(processor) is family.processor:
             return family
     names = ", ".join(family.title for family in VIDEO_LLM_FAMILIES)
     raise ValueError(f"its processor is a {type(processor).__name__}, of none of the families {names}")

@@ -16,6 +16,10 @@ from moss_vllm.runtime.provenance import faults
 
 HEAD = "lm_head.weight"
 ORDERS = r"\bmoss\.order(\d+)\."
+LAYERS = {  # section of config.json -> names of weights whose group counts its layers
+    "text_config": r"^(?!.*\bvis).*?\blayers\.(\d+)\.",
+    "vision_config": r"^.*?\bvis\w*\..*?\b(?:layers?|blocks)\.(\d+)\.",
+}
 
 
 def count_numbers(header: Iterable[str], pattern: str) -> int:
@@ -34,29 +38,30 @@ def check_orders(place: str, orders: Any, header: Iterable[str]) -> None:
         )
 
 
-def check_counts(
-    source: Any, settings: Mapping[str, Any], header: Iterable[str], layers: Mapping[str, str]
-) -> None:
+def check_counts(source: Any, settings: Mapping[str, Any], header: Iterable[str]) -> None:
     """ValueError for a config.json with other numbers of layers or orders than the weights, or many labels.
 
     Args:
         source: named in the error.
         settings: the content of config.json.
         header: names of the weights.
-        layers: of the model's `Family`.
     """
-    for part, pattern in layers.items():
-        own = settings.get(part)
+    header = list(header)
+    of_parts = {part: settings.get(part) for part in LAYERS}
+    if not isinstance(of_parts["text_config"], dict):  # Qwen2-VL's releases have no section for the text
+        of_parts["text_config"] = dict(settings)
+    for part, own in of_parts.items():
         own = own if isinstance(own, dict) else {}
-        configured, stored = own.get("num_hidden_layers"), count_numbers(header, pattern)
-        if isinstance(configured, int) and configured != stored:
-            raise ValueError(
-                f"{source}: config.json has {part}.num_hidden_layers={shorten(configured)}, its weights have "
-                f"{stored}; fetch it again"
-            )
+        for name in ("num_hidden_layers", "depth"):
+            configured, stored = own.get(name), count_numbers(header, LAYERS[part])
+            if isinstance(configured, int) and configured != stored:
+                raise ValueError(
+                    f"{source}: config.json has {part}.{name}={shorten(configured)}, its weights have "
+                    f"{stored}; fetch it again"
+                )
         if "moss_orders" in own:
             check_orders(f"{source}: config.json", own["moss_orders"], header)
-    for own in (settings, *(settings.get(part) for part in layers)):
+    for own in (settings, *(settings.get(part) for part in LAYERS)):
         labels = own.get("num_labels", 0) if isinstance(own, dict) else 0
         if not isinstance(labels, int) or labels > 1000:  # transformers makes a name for each
             raise ValueError(f"{source}: config.json has num_labels={shorten(labels)}; fetch it again")

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from moss_vllm.training.loop import Objective
 from moss_vllm.vlm.conversation import IGNORED
-from moss_vllm.vlm.families import VIDEO_LLM_FAMILIES
+from moss_vllm.vlm.families import family_of
+from moss_vllm.vlm.video_llama3.model import VideoMOSS
 
 
 class AnswerLoss(Objective):
@@ -17,11 +18,12 @@ class AnswerLoss(Objective):
     gigabytes.
     """
 
-    gather_whole = tuple(family.moss for family in VIDEO_LLM_FAMILIES)  # one call per clip size of a batch
+    gather_whole = (VideoMOSS,)  # one call per clip size of a batch
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Loss of one micro-batch from `TrainingSet.collate`."""
         base = cast(Any, self.model).get_base_model()  # with the LoRA layers in it
+        inputs = family_of(base.config).place(base, inputs)
         with self.autocast(labels.device):
             hidden = base.model(**inputs, use_cache=False).last_hidden_state
             target = labels[:, 1:]

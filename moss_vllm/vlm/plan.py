@@ -21,7 +21,7 @@ from moss_vllm.runtime.files import whole_file
 from moss_vllm.video.clip import Sampling
 from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import ClipPart, Probe, probe_all
-from moss_vllm.vlm.families import Family, family_with
+from moss_vllm.vlm.families import family_with
 
 REJECTED_KINDS = ("too long", "bad", "missing")
 REMEDIES = {
@@ -29,7 +29,6 @@ REMEDIES = {
     "bad": "repair or remove the rows",
     "missing": "download the videos, or pass the folder that holds them",
 }
-TEXTS_AT_ONCE = 512
 REJECTED_FIELDS = ("row_id", "source", "kind", "reason")  # of rejected.jsonl
 
 
@@ -205,31 +204,14 @@ def _sizes(
     rows: Sequence[ClipRow], probes: Mapping[ClipPart, Probe | BadVideo], processor: Any
 ) -> Iterator[_Size | ValueError]:
     """The size of each row, or the error that makes it bad."""
-    family = family_with(processor)
-    for first in range(0, len(rows), TEXTS_AT_ONCE):
-        some = rows[first : first + TEXTS_AT_ONCE]
-        shown = [probes[row.path, row.start_s, row.end_s] if row.path else None for row in some]
-        texts = [_text(family, processor, row, probe) for row, probe in zip(some, shown, strict=True)]
-        good = [text for text in texts if isinstance(text, str)]
-        ids = iter(processor.tokenizer(good)["input_ids"] if good else [])
-        for text, probe in zip(texts, shown, strict=True):
-            if isinstance(text, ValueError):
-                yield text
-            elif isinstance(probe, Probe):
-                words, frames = len(next(ids)), len(probe.frame_times_s)
-                more = family.tokens_per_frame(processor, probe.height, probe.width) - 1  # the text has one
-                # Compression leaves the first frame whole and at least one token of every other frame.
-                yield _Size(words + frames * more, words + more, frames)
-            else:
-                words = len(next(ids))
-                yield _Size(words, words, 0)
-
-
-def _text(family: Family, processor: Any, row: ClipRow, probe: Probe | BadVideo | None) -> str | ValueError:
-    """The text that the processor writes, with one token per frame; or the error that makes the row bad."""
-    if isinstance(probe, BadVideo):
-        return probe
-    try:
-        return family.text_with_times(processor, row.turns, probe and probe.frame_times_s)
-    except ValueError as error:  # a special token in the text
-        return error
+    chat = family_with(processor).chat
+    for row in rows:
+        probe = probes[row.path, row.start_s, row.end_s] if row.path else None
+        if isinstance(probe, BadVideo):
+            yield probe
+            continue
+        times_s, *size = (probe.frame_times_s, probe.height, probe.width) if probe else (None, 0, 0)
+        try:
+            yield _Size(*chat.count_tokens(processor, row.turns, times_s, *size), len(times_s or ()))
+        except ValueError as error:  # a special token in the text
+            yield error

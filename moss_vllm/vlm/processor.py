@@ -1,5 +1,6 @@
 """Opening the processor of a base model or a checkpoint; one that names code is refused."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,49 @@ def open_processor(folder: str | Path, revision: str | None = None) -> Any:
     return processor
 
 
+def fit_clip_settings(
+    processor: Any, settings: Mapping[str, Any], asked: Collection[str] = ()
+) -> dict[str, Any]:
+    """Clip settings as a processor's family takes them: squares of its own size, token compression or none.
+
+    Args:
+        processor: of one of the families.
+        settings: `short_side_px`, `compress_tokens` and others.
+        asked: names of the settings that the user gave, which are not replaced.
+
+    Raises:
+        ValueError: one that the user gave is impossible with this family.
+    """
+    family = family_with(processor)
+    square_px = family.chat.frame_size(processor).square_px
+    own: dict[str, tuple[Any, str]] = {}
+    if not family.compresses:
+        own["compress_tokens"] = (False, "has no compression of video tokens")
+    if square_px is not None:
+        own["short_side_px"] = (square_px, f"takes squares of {square_px} pixels alone")
+    for name, (value, why) in own.items():
+        if name in asked and settings[name] != value:
+            flag = name if value is not False else f"no {name}"
+            raise ValueError(f"{family.title} {why}; leave {name} out, or give {flag} {value or ''}".rstrip())
+    return {**settings, **{name: value for name, (value, _) in own.items()}}
+
+
 def check_processor(source: str | Path, processor: Any, config: Any) -> None:
     """ValueError for a processor that writes other patches or tokens than the model of `config` reads."""
-    pairs = {
-        "patch_size": [config.vision_config.patch_size, processor.image_processor.patch_size],
-        "patch_size of videos": [config.vision_config.patch_size, processor.video_processor.patch_size],
-        "image_token_id": [config.image_token_id, processor.image_token_id],
-        "video_token_id": [config.video_token_id, processor.video_token_id],
-    }
-    wrong = [
-        f"{name} {own}, the model's is {wanted}" for name, (wanted, own) in pairs.items() if own != wanted
+    vision, images, videos = config.vision_config, processor.image_processor, processor.video_processor
+    pairs = [
+        ("patch_size", vision, images),
+        ("patch_size", vision, videos),
+        ("temporal_patch_size", vision, videos),
+        ("image_token_id", config, processor),
+        ("video_token_id", config, processor),
     ]
+    wrong = []
+    for name, of_model, of_processor in pairs:
+        wanted, own = getattr(of_model, name, None), getattr(of_processor, name, None)
+        if own != wanted and None not in (own, wanted):  # not every family has each
+            part = " of videos" if of_processor is videos else ""
+            wrong.append(f"{name}{part} {own}, the model's is {wanted}")
     last, rows = max(processor.tokenizer.get_vocab().values()), config.text_config.vocab_size
     if last >= rows:
         wrong.append(f"a token {last}, the model has {rows}")

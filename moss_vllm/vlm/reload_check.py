@@ -15,7 +15,18 @@ from moss_vllm.runtime.trained_weights import differing
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.adapter import trained_state
 from moss_vllm.vlm.base import autocast
+from moss_vllm.vlm.conversation import small_frame
 from moss_vllm.vlm.families import family_of, family_with
+
+
+def model_inputs(model: nn.Module, processor: Any, example: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs of `model(...)` and `model.generate(...)` for one conversation, on the model's device."""
+    family = family_with(processor)
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    batch = family.chat.collate([example], pad_id=processor.tokenizer.pad_token_id)
+    device = base.get_input_embeddings().weight.device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    return family.place(base, inputs)
 
 
 @torch.no_grad()
@@ -25,15 +36,16 @@ def next_logits(model: nn.Module, processor: Any) -> Tensor:
     Shape:
         (words,), float32.
     """
-    frames = np.zeros((4, 56, 56, 3), np.uint8)
+    family = family_with(processor)
+    height, width = small_frame(family.chat, processor)
+    frames = np.zeros((4, height, width, 3), np.uint8)
     for index, frame in enumerate(frames):
-        frame[14:42, 7 * index : 7 * index + 28] = 255
+        left = width // 8 * index
+        frame[height // 4 : height * 3 // 4, left : left + width // 2] = 255
     clip = Clip(frames, np.arange(4) / 2)
-    family, turns = family_with(processor), [Turn("What moves in the video, and where to?")]
-    example = family.encode(processor, clip, turns, compress=False)
-    batch = family.collate([example], pad_id=processor.tokenizer.pad_token_id)
-    device = cast(Any, model).get_input_embeddings().weight.device
-    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    turns = [Turn("What moves in the video, and where to?")]
+    example = family.chat.encode(processor, clip, turns, compress=False)
+    inputs = model_inputs(model, processor, example)
     modes = [(module, module.training) for module in model.modules()]
     try:
         with autocast(model.eval()):

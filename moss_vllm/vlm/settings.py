@@ -1,6 +1,7 @@
 """Rows and micro-batches from the settings of the recipe that fine-tunes a Video-LLM."""
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,10 +11,45 @@ from moss_vllm.data.streams import Stream, open_sources
 from moss_vllm.data.world.benchmarks import ensure_world
 from moss_vllm.training.settings import accumulate_for
 from moss_vllm.training.start import data_seed
+from moss_vllm.video.clip import Sampling
+from moss_vllm.vlm.base import check_kind
+from moss_vllm.vlm.families import family_with, find_family
 from moss_vllm.vlm.held_out import hold_out
 from moss_vllm.vlm.plan import Plan, plan
+from moss_vllm.vlm.processor import fit_clip_settings
+
+# Families by model_type; width from which a preset is the nearest; its name.
+PRESETS = (
+    ("video_llama_3", 0, "videollama3_2b"),
+    ("qwen2_5_vl", 0, "qwen2_5_vl_3b"),
+    ("qwen2_5_vl", 3584, "qwen2_5_vl_7b"),
+    ("qwen2_vl", 0, "qwen2_5_vl_3b"),
+    ("qwen3_vl", 0, "qwen3_vl_2b"),
+    ("qwen3_vl", 2560, "qwen3_vl_4b"),
+    ("smolvlm", 0, "smolvlm2_2_2b"),
+)
+STEPS_A_SECOND, MOST_STEPS = 2.0, 180  # Sec. 4.5 of the paper; VideoLLaMA3's own limit
 
 Settings = TypeVar("Settings", bound=Any)
+
+
+def preset_name(model: str, revision: str | None) -> str:
+    """Which of `recipes/configs/favor_*.yaml` is for a model: of its family, and nearest below its width.
+
+    Raises:
+        FileNotFoundError: no model is there.
+        ValueError: a model of no family.
+    """
+    if model.startswith("shape:"):
+        names = [name for *_, name in PRESETS]
+        return name if (name := model.removeprefix("shape:")) in names else names[0]
+    config = check_kind(model, revision)
+    family = find_family(config["model_type"], model)
+    text = config.get("text_config", config)  # Qwen2-VL's releases have no section for the text
+    width = text.get("hidden_size") if isinstance(text, dict) else None
+    width = width if isinstance(width, int) else 0
+    fitting = [row for row in PRESETS if row[0] in family.model_types and row[1] <= width]
+    return max(fitting, key=lambda row: row[1])[2]
 
 
 def set_accumulate(settings: Settings, accelerator: Accelerator, clips_a_step: int) -> Settings:
@@ -27,6 +63,33 @@ def set_accumulate(settings: Settings, accelerator: Accelerator, clips_a_step: i
     return dataclasses.replace(settings, accumulate=accumulate)
 
 
+def fit_clips(settings: Settings, processor: Any, asked: Collection[str]) -> Settings:
+    """The settings with clips as the family of a processor takes them: two steps of time a second, 180 at most.
+
+    A step is one frame, or two where the family's encoder joins pairs of them.
+
+    Args:
+        settings: the recipe's dataclass.
+        processor: of the model.
+        asked: names of the settings that the user gave.
+
+    Raises:
+        ValueError: as `fit_clip_settings`.
+    """
+    frames = family_with(processor).chat.frames_per_step(processor)
+    usual = {"sample_fps": STEPS_A_SECOND * frames, "max_frames": MOST_STEPS * frames}
+    clips = {name: getattr(settings, name) for name in ("short_side_px", "compress_tokens")}
+    clips = fit_clip_settings(processor, clips, asked)
+    clips |= {name: value for name, value in usual.items() if getattr(settings, name) is None}
+    return dataclasses.replace(settings, **clips)
+
+
+def sampling_of(settings: Any, processor: Any) -> Sampling:
+    """How clips are read: the settings of `fit_clips`, and the sizes of frames that the processor takes."""
+    sides = family_with(processor).chat.frame_size(processor)
+    return Sampling(settings.sample_fps, settings.short_side_px, settings.max_frames, sides)
+
+
 def plan_rows(
     settings: Any, processor: Any, out: Path | None, *, write: bool
 ) -> tuple[Plan, Plan | None, list[Stream | None]]:
@@ -38,7 +101,7 @@ def plan_rows(
     """
     data = settings.data or ensure_world() / "FAVOR"
     measuring: dict[str, Any] = {
-        "sampling": settings.sampling,
+        "sampling": sampling_of(settings, processor),
         "compress": settings.compress_tokens,
         "max_tokens": settings.max_tokens,
         "cache": out and out / "measured.jsonl",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from peft import PeftModel
+from transformers import PretrainedConfig
 
 from moss_vllm.core import MOSS
 from moss_vllm.data.streams import STREAMED
@@ -16,10 +17,11 @@ from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
 from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
+from moss_vllm.video.clip import Sampling
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
-from moss_vllm.vlm.families import family_of
+from moss_vllm.vlm.families import Family, family_of, family_with
 from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.plan import Plan
 from moss_vllm.vlm.sizes import describe_shape
@@ -34,6 +36,7 @@ def describe_fine_tuning(
     model: PeftModel,
     table: Sequence[Rate],
     rows: Plan,
+    sampling: Sampling,
     command: str,
 ) -> dict[str, Any]:
     """The content of the start-up report, as json.
@@ -42,9 +45,10 @@ def describe_fine_tuning(
         settings: the recipe's dataclass.
         table: the learning rates, as for `optim.parameter_groups`.
         rows: the rows to train on.
+        sampling: how their clips are read.
     """
     base: Any = model.get_base_model()
-    device, dtype = accelerator.device, next(base.model.language_model.parameters()).dtype
+    device, dtype = accelerator.device, _frozen_dtype(base)
     moss = next((module for module in model.modules() if isinstance(module, MOSS)), None)
     chosen, reason = choose_attention(device, dtype)
     shortest, median, longest = rows.spread()
@@ -54,22 +58,41 @@ def describe_fine_tuning(
         "device": name,
         "attention": f"{base.config._attn_implementation} ({reason})",
         "stss": moss.path() if moss else "no MOSS",
+        "time": _describe_time(family_of(base.config), base.config, sampling),
         "plan": rows.line(),
         "sources": [[n, count, weight] for n, (count, weight) in zip(rows.names, rows.shares, strict=True)],
         "data": rows.origins,
         "tokens": {"min": shortest, "median": median, "max": longest},
-        "memory": _estimate(settings, accelerator, model, rows),
+        "memory": _estimate(settings, accelerator, model, rows, sampling),
     }
 
 
-def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: Plan) -> dict[str, int] | None:
+def _describe_time(family: Family, config: PretrainedConfig, sampling: Sampling) -> str:
+    """What one step of MOSS's time window is."""
+    frames = family.frames_per_step(config)
+    each = f"one frame every {1 / sampling.sample_fps:g} s"
+    if frames > 1:
+        each = f"{frames} frames, every {frames / sampling.sample_fps:g} s: motion within a step is not seen"
+    moss = family.moss_settings(config)
+    spans = f"; MOSS's window spans {moss['moss_window'][0]} of them" if moss else ""
+    return f"{family.title}: a step of time is {each}{spans}"
+
+
+def _frozen_dtype(base: Any) -> torch.dtype:
+    weight: torch.Tensor = next(base.get_submodule(family_of(base.config).language_model).parameters())
+    return weight.dtype
+
+
+def _estimate(
+    settings: Any, accelerator: Accelerator, model: PeftModel, rows: Plan, sampling: Sampling
+) -> dict[str, int] | None:
     """Bytes of each part, for a batch of the longest clip; None where they cannot be estimated."""
     longest = rows.rows[max(range(len(rows.rows)), key=rows.tokens.__getitem__)]
     if longest.path is None or settings.quantize:
         return None
     start_s, end_s = longest.start_s or 0.0, longest.end_s
     try:
-        probe = probe_clip(longest.path, settings.sampling, start_s=start_s, end_s=end_s)
+        probe = probe_clip(longest.path, sampling, start_s=start_s, end_s=end_s)
     except BadVideo:  # removed since the plan; training counts and names it
         return None
     base: Any = model.get_base_model()
@@ -88,7 +111,7 @@ def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: P
         trained_parameters=trained,
         frozen_parameters=sum(p.numel() for p in model.parameters()) - trained,
         attention=base.config._attn_implementation,
-        frozen_dtype=next(base.model.language_model.parameters()).dtype,
+        frozen_dtype=_frozen_dtype(base),
         processes=accelerator.num_processes,
         zero_stage=deepspeed.zero_stage if deepspeed else 0,
         fused_stss=accelerator.device.type == "cuda",
@@ -116,6 +139,7 @@ def show_report(record: dict[str, Any]) -> None:
     )
     console.print(f"attention: {record['attention']}")
     console.print(record["stss"])
+    console.print(record["time"])
     console.print(record["plan"])
     if len(record["sources"]) > 1:
         for (name, count, weight), origin in zip(record["sources"], record["data"], strict=True):
@@ -147,12 +171,13 @@ def show_dry_run(record: Mapping[str, Any], dataset: TrainingSet | StreamedSet) 
     say("first batch:", ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
     ids = batch["input_ids"][0][batch["attention_mask"][0].bool()]
     text = dataset.processor.tokenizer.decode(ids)
-    video_token = dataset.processor.video_token
-    say(f"its first conversation, each run of {video_token} shown once:")
-    while video_token * 2 in text:
-        text = text.replace(video_token * 2, video_token)
-    for turn in text.removesuffix("<|im_end|>\n").split("<|im_end|>\n"):
-        say(f"  {turn}<|im_end|>")
+    chat = family_with(dataset.processor).chat
+    token, end = dataset.processor.tokenizer.decode([chat.placeholder(dataset.processor)]), chat.end_of_turn(dataset.processor)
+    say(f"its first conversation, each run of {token} shown once:")
+    while token * 2 in text:
+        text = text.replace(token * 2, token)
+    for turn in text.removesuffix(f"{end}\n").split(f"{end}\n"):
+        say(f"  {turn}{end}")
     lengths = batch["attention_mask"].sum(-1).tolist()
     say(json.dumps({"tokens_per_clip": {"min": min(lengths), "max": max(lengths)}}))
 

@@ -1,4 +1,4 @@
-"""Fine-tune VideoLLaMA3 with MOSS on FAVOR-Train captions: LLM by LoRA, MOSS and projector whole (Sec. 4.5).
+"""Fine-tune a Video-LLM with MOSS on FAVOR-Train captions: LLM by LoRA, MOSS and projector whole (Sec. 4.5).
 
     python recipes/favor_lora.py                                  # the miniature on the motion world, minutes
     accelerate launch recipes/favor_lora.py --config recipes/configs/favor_videollama3_2b.yaml \\
@@ -45,7 +45,8 @@ class FavorLora:
 
     model: str = setting(
         "miniature",
-        "VideoLLaMA3 folder or hub id, 'miniature', 'shape:2b', 'shape:7b'",
+        "folder or hub id of a VideoLLaMA3, Qwen2.5-VL, Qwen3-VL, SmolVLM2 or Qwen2-VL; 'miniature'; "
+        "'shape:2b' and others",
         heading="model and data",
     )
     revision: str | None = setting(None, "revision of a hub model")
@@ -67,9 +68,15 @@ class FavorLora:
     use_moss: bool = setting(True, "attach MOSS; --no-use-moss trains the '+ FAVOR-Train' row of Table 5")
     resume: str | None = setting(None, "'auto' for the newest checkpoint in OUT, or a step-NNNNNN folder")
 
-    sample_fps: Annotated[float, FPS] = setting(2.0, "frames sampled per second", heading="clips")
+    sample_fps: Annotated[float, FPS] | None = setting(
+        None,
+        "frames sampled per second (default: 2, and 4 for models whose encoder joins two frames)",
+        heading="clips",
+    )
     short_side_px: Annotated[int, SHORTER_PX] = setting(84, "shorter side of a frame in pixels")
-    max_frames: Count = setting(180, "frames per clip at most; longer clips are thinned evenly")
+    max_frames: Count | None = setting(
+        None, "frames per clip at most (default: 180, or 360 as above); longer clips are thinned evenly"
+    )
     compress_tokens: bool = setting(False, "drop video tokens of patches that did not change")
     max_tokens: Count = setting(4096, "longer conversations are rejected whole")
 
@@ -111,11 +118,6 @@ class FavorLora:
     eval_questions: Count = setting(200, "questions asked each time")
     tracker: Literal["tensorboard", "wandb", "trackio", "none"] = setting("tensorboard", "where curves go")
 
-    @property
-    def sampling(self) -> "Sampling":
-        """How clips are read."""
-        return Sampling(self.sample_fps, self.short_side_px, self.max_frames)
-
 
 if is_starting(__name__):
     begin(FavorLora, __doc__, out_depends_on="model")
@@ -132,20 +134,20 @@ from moss_vllm.training.loop import Loop, train
 from moss_vllm.training.optim import Rate, parameter_groups, with_rates
 from moss_vllm.training.row_order import RowOrder, StreamOrder
 from moss_vllm.video.cache import choose_reader
-from moss_vllm.video.clip import Sampling
 from moss_vllm.video.decoders import check_decoder
 from moss_vllm.vlm import checkpoint, start_report
 from moss_vllm.vlm.adapter import attach_lora, choose_rates
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.base import is_miniature, load_base, moss_to_train
 from moss_vllm.vlm.batches import TrainingSet
+from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.places import is_hub_id
 from moss_vllm.vlm.processor import load_processor
-from moss_vllm.vlm.settings import plan_rows, set_accumulate
+from moss_vllm.vlm.settings import fit_clips, plan_rows, preset_name, sampling_of, set_accumulate
 from moss_vllm.vlm.streamed import StreamedSet
 
-PAPER = Path(__file__).parent / "configs" / "favor_videollama3_2b.yaml"
+CONFIGS = Path(__file__).parent / "configs"
 NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss"}
 NEEDS |= {"eval_questions": "eval_data"}
 Layers = Mapping[str, Mapping[str, Any]]  # from `settings.parse`
@@ -174,6 +176,8 @@ def fine_tune(
     engines.refuse_quantized(accelerator, settings.quantize)
     set_seed(settings.seed)
     processor = load_processor(settings.model, settings.revision)
+    settings = fit_clips(settings, processor, origins(layers))
+    sampling = sampling_of(settings, processor)
     with accelerator.main_process_first():
         writer = accelerator.is_main_process
         rows, unseen, streams = plan_rows(settings, processor, None if dry_run else out, write=writer)
@@ -182,7 +186,7 @@ def fine_tune(
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     read = choose_reader(settings.cache, settings.cache_gib, settings.decoder)
-    how: dict[str, Any] = {"read": read, "sampling": settings.sampling}
+    how: dict[str, Any] = {"read": read, "sampling": sampling}
     how |= {"compress": settings.compress_tokens, "max_tokens": settings.max_tokens}
     reader = TrainingSet(rows.rows, processor, shares=rows.shares, **how)
     dataset: TrainingSet | StreamedSet = reader
@@ -213,7 +217,9 @@ def fine_tune(
     )
     disk, record = start.plan_disk(model, out, loop, resume), {}
     if accelerator.is_main_process:
-        record = start_report.describe_fine_tuning(settings, accelerator, model, table, rows, command)
+        record = start_report.describe_fine_tuning(
+            settings, accelerator, model, table, rows, sampling, command
+        )
         record |= {"origins": origins(layers), "disk": disk}
         start_report.show_report(record)
     if dry_run:
@@ -224,7 +230,7 @@ def fine_tune(
 
     run = {
         "moss": moss,
-        "protocol": {**dataclasses.asdict(settings.sampling), "compress_tokens": settings.compress_tokens},
+        "protocol": {**sampling.settings, "compress_tokens": settings.compress_tokens},
         "settings": dataclasses.asdict(settings),
         "data": rows.origins,
         "processes": accelerator.num_processes,
@@ -262,7 +268,9 @@ def fine_tune(
 def preset(values: Mapping[str, Any]) -> Path | None:
     """The file of settings for a model that is not a miniature: the defaults are a miniature's."""
     model = values.get("model") or "miniature"
-    return None if not model.startswith("shape:") and is_miniature(model) else PAPER
+    if not model.startswith("shape:") and is_miniature(model):
+        return None
+    return CONFIGS / f"favor_{preset_name(model, values.get('revision'))}.yaml"
 
 
 def check(settings: FavorLora, layers: Layers) -> FavorLora:
@@ -299,7 +307,8 @@ def build_model(
         attention=choose_attention(device, AUTOCAST[settings.precision])[0],
         quantize=settings.quantize,
     )
-    if not settings.use_moss and hasattr(base.model.vision_model, "moss"):
+    family = family_of(base.config)
+    if not settings.use_moss and family.has_moss(base.config):
         raise ValueError(
             f"{settings.model} has a MOSS already; leave --no-use-moss out, or name a base without MOSS"
         )
@@ -307,7 +316,7 @@ def build_model(
         base, rank=settings.lora_rank, alpha=settings.lora_alpha, dropout=settings.lora_dropout
     )
     if settings.checkpoint_llm:
-        language_model = base.model.language_model
+        language_model: Any = base.get_submodule(family.language_model)
         # transformers 5.23 has the first name and warns about the second; 5.17 has the second only.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})

@@ -12,7 +12,6 @@ Prints the answer to stdout, everything else to stderr.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,8 +50,10 @@ from moss_vllm.evaluation.generation import GREEDY, not_followed
 from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.video.clip import PAPER_SAMPLING, Sampling, read_clip
 from moss_vllm.vlm.checkpoint import Loaded, load
+from moss_vllm.vlm.processor import fit_clip_settings
+from moss_vllm.vlm.reload_check import model_inputs
 
-PAPER = {**asdict(PAPER_SAMPLING), "compress_tokens": True}
+PAPER = {**PAPER_SAMPLING.settings, "compress_tokens": True}
 
 
 @errors_in_one_line()
@@ -69,8 +70,10 @@ def main(argv: list[str] | None = None) -> list[str]:
             raise FileNotFoundError(f"{error}{tell_existing('run.json')}") from error
     flags = {name: value for name in PAPER if (value := getattr(args, name)) is not None}
     clip_settings: dict[str, Any] = {**PAPER, **loaded.run.get("protocol", {}), **flags}
-    compress = clip_settings["compress_tokens"]
-    sampling = Sampling(**{field.name: clip_settings[field.name] for field in fields(Sampling)})
+    clip_settings = fit_clip_settings(loaded.processor, clip_settings, flags)
+    compress, chat = clip_settings["compress_tokens"], loaded.family.chat
+    sides = chat.frame_size(loaded.processor)
+    sampling = Sampling(**{name: clip_settings[name] for name in PAPER_SAMPLING.settings}, sides=sides)
     clip = read_clip(args.video.expanduser(), sampling=sampling, start_s=args.start_s, end_s=args.end_s)
     frames, height, width, _ = clip.frames.shape
     last_s = clip.frame_times_s[-1]
@@ -85,7 +88,7 @@ def main(argv: list[str] | None = None) -> list[str]:
 
     answers = []
     for question in [args.question] if args.question else read_questions():
-        example = loaded.family.encode(loaded.processor, clip, [Turn(question)], compress=compress)
+        example = chat.encode(loaded.processor, clip, [Turn(question)], compress=compress)
         answers.append(answer(loaded, example, args.max_new_tokens))
     return answers
 
@@ -115,9 +118,7 @@ def answer(loaded: Loaded, example: dict[str, Tensor], max_new_tokens: int) -> s
     """Print the answer to an encoded question while it is generated; returns it."""
     model: Any = loaded.model
     tokenizer = loaded.processor.tokenizer
-    batch = loaded.family.collate([example], pad_id=tokenizer.pad_token_id)
-    device = model.get_input_embeddings().weight.device
-    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    inputs = model_inputs(model, loaded.processor, example)
     streamer = AnswerStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with loaded.autocast():
         ids = model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=streamer, **GREEDY)

@@ -4,8 +4,9 @@
     python scripts/merge.py CKPT OUT --precision fp32
 
 OUT has safetensors (shards of 4 GB), processor, generation config, the run's record (merged.json), and
-README.md with the code that opens it. `AutoModelForImageTextToText.from_pretrained(OUT)` opens a model with
-MOSS after `import moss_vllm.vlm`, and one without MOSS in plain transformers. The evaluations and
+README.md with the code that opens it. `AutoModelForImageTextToText.from_pretrained(OUT)` opens a VideoLLaMA3 with
+MOSS after `import moss_vllm.vlm`, and any model without MOSS in plain transformers; other families with MOSS are
+opened by `moss_vllm.vlm.checkpoint.load(OUT)`, as transformers would drop MOSS. The evaluations and
 `scripts/ask.py` take it as `--ckpt`, the recipe as `--model`.
 
 The folder is reloaded and its logits are compared with the checkpoint's before it gets its name. The script
@@ -40,12 +41,13 @@ if is_starting(__name__):
     answer_help(options)
 
 from moss_vllm.report.model_card import loading_code, merged_readme
-from moss_vllm.runtime.files import is_filled, readable
+from moss_vllm.runtime.files import is_filled, read_json, readable, write_whole
 from moss_vllm.runtime.precision import DTYPES
 from moss_vllm.runtime.provenance import RUN_FILE
 from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm.base import TO_TRAIN
 from moss_vllm.vlm.checkpoint import load
+from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.places import MERGED_FILE, base_record
 from moss_vllm.vlm.reload_check import next_logits
 
@@ -103,6 +105,10 @@ def write_merged(folder: Path, part: Path, dtype: str) -> tuple[dict[str, Any], 
         model = peft_model.merge_and_unload().to(DTYPES[dtype])
         with quiet():
             model.save_pretrained(part, max_shard_size=SHARD)
+        family = family_of(model.config)
+        if family.opens_stock_classes and family.has_moss(model.config):
+            config = {**read_json(part / "config.json"), "model_type": family.model_types[1]}
+            write_whole(part / "config.json", json.dumps(config, indent=2) + "\n")
         readable(*part.glob("*.safetensors"))
         loaded.processor.save_pretrained(part)
         record = {**loaded.run, "merged_from": loaded.name}

@@ -138,7 +138,7 @@ def read_record(folder: Path, merged: bool) -> dict[str, Any]:
 def moss_of(folder: Path) -> dict[str, Any] | None:
     """The sizes of a merged model's MOSS, from its config."""
     config = read_json(folder / "config.json", "merge the checkpoint again")
-    if config.get("model_type") not in {family.moss_config.model_type for family in VIDEO_LLM_FAMILIES}:
+    if config.get("model_type") not in {family.model_types[1] for family in VIDEO_LLM_FAMILIES}:
         return None
     vision = config.get("vision_config")
     if not isinstance(vision, dict) or any(name not in vision for name in MOSS_SETTINGS):

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,7 @@ from moss_vllm.report.stss_maps import (
     toy_similarity,
 )
 from moss_vllm.video.clip import Clip, Sampling, read_clip
+from moss_vllm.video.frames import FrameSize
 
 RAW_PATCH_PX = 14
 QUERY_COLOURS = ("#e41a1c", "#ff8c00", "#d62ad0", "#00a6d6")
@@ -188,11 +190,11 @@ def video(args: argparse.Namespace) -> Sheet:
     return lay_out(clip, views, marked, title=title, strength=strength)
 
 
-def read(args: argparse.Namespace, fps: float, short_side_px: int) -> Clip:
+def read(args: argparse.Namespace, fps: float, short_side_px: int, sides: FrameSize = FrameSize()) -> Clip:
     """The video at --sample-fps, or at `fps` without it."""
     fps = fps if args.sample_fps is None else args.sample_fps
     frames = 16 if args.max_frames is None else args.max_frames
-    return read_clip(args.video, Sampling(fps, short_side_px, frames))
+    return read_clip(args.video, Sampling(fps, short_side_px, frames, sides))
 
 
 def one_frame(args: argparse.Namespace) -> str:
@@ -220,18 +222,21 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
     """Clip, the orders of the checkpoint's MOSS at its own tap, and their name."""
     from moss_vllm.data.rows import Turn
     from moss_vllm.vlm.checkpoint import load
-    from moss_vllm.vlm.video_llama3.chat import encode
-    from moss_vllm.vlm.video_llama3.model import MossVideoLlama3VisionModel, VideoMOSS, blocks_to_grid
+    from moss_vllm.vlm.processor import fit_clip_settings
+    from moss_vllm.vlm.reload_check import model_inputs
+    from moss_vllm.vlm.video_llama3.model import VideoMOSS, blocks_to_grid
 
     loaded = load(args.ckpt)
-    tower = next((m for m in loaded.model.modules() if isinstance(m, MossVideoLlama3VisionModel)), None)
-    if tower is None:
+    model: Any = loaded.model
+    settings, chat = loaded.family.moss_settings(model.config), loaded.family.chat
+    if settings is None:
         raise ValueError(f"{args.ckpt} has no MOSS; give a checkpoint of recipes/favor_lora.py --use-moss")
-    trained = loaded.run.get("protocol", {})
-    clip = read(args, trained.get("sample_fps", 2.0), trained.get("short_side_px", 224))
+    trained = fit_clip_settings(loaded.processor, {"short_side_px": 224, **loaded.run.get("protocol", {})})
+    sides = chat.frame_size(loaded.processor)
+    clip = read(args, trained.get("sample_fps", 2.0), trained["short_side_px"], sides)
     if len(clip.frames) < 2:
         raise ValueError(f"{args.video}: {one_frame(args)}")
-    inputs = encode(loaded.processor, clip, [Turn("What moves?")], compress=False)
+    example = chat.encode(loaded.processor, clip, [Turn("What moves?")], compress=False)
     ran: list[tuple[VideoMOSS, Tensor]] = []
 
     def note(moss: VideoMOSS, inputs: tuple[Tensor, list[list[int]], list[int]]) -> None:
@@ -239,12 +244,14 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
         frames, height, width = grids[0]
         ran.append((moss, blocks_to_grid(tokens, frames, height, width, merges[0])[None]))
 
-    for module in tower.modules():  # peft keeps the untrained MOSS beside the trained one; it does not run
+    for module in model.modules():  # peft keeps the untrained MOSS beside the trained one; it does not run
         if isinstance(module, VideoMOSS):
             module.register_forward_pre_hook(note)
-    tower(inputs["pixel_values_videos"], inputs["video_grid_thw"], inputs["video_merge_sizes"])
+    model(**model_inputs(model, loaded.processor, example))
     moss, features = ran[0]
-    name = f"{loaded.name}, MOSS after layer {tower.config.moss_after_layer}"
+    name = f"{loaded.name}, MOSS after layer {settings['moss_after_layer']}"
+    shown = slice(None, None, chat.frames_per_step(loaded.processor))  # the first frame of each step
+    clip = Clip(clip.frames[shown], clip.frame_times_s[shown])
     return clip, learned_orders(moss.maps(features), args.orders), name
 
 

@@ -32,6 +32,7 @@ class Host:
         width: tower -> channels of its stream.
         sizes: tower and the arguments of its call -> the size of every clip, in order.
         to_raster, from_raster: tower, tokens, sizes, arguments -> tokens; stream -> (P, C) and back.
+        layers: config -> blocks of the tower.
         frames_per_step: config -> frames that the tower makes one step of time of.
         tells: method of the model -> what it knows of the clips that the tower's call does not: a function of
             the model that has the method, its arguments and what is known already. Where there is None, a
@@ -54,6 +55,7 @@ class Host:
     sizes: Callable[[Any, Call], list[Size]]
     to_raster: Callable[[Any, Tensor, list[Size], Call], Tensor]
     from_raster: Callable[[Any, Tensor, list[Size], Call], Tensor]
+    layers: Callable[[Any], int] = lambda config: int(config.vision_config.num_hidden_layers)
     frames_per_step: Callable[[Any], int] = lambda config: 1
     tells: Mapping[str, Callable[[Any, Call, Any], Any]] = field(default_factory=dict)
     takes_frames_per_clip: bool = False

@@ -262,14 +262,6 @@ def moss_config(base: PretrainedConfig, **moss: Any) -> MossVideoLlama3Config:
     return MossVideoLlama3Config(**settings, vision_config=vision)
 
 
-def moss_settings(config: PretrainedConfig) -> dict[str, Any] | None:
-    """Every `moss_*` field of a model's config, as json stores it; None for a model without MOSS."""
-    if not isinstance(config, MossVideoLlama3Config):
-        return None
-    values = {name: getattr(config.vision_config, name) for name in MOSS_FIELDS}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
 AutoConfig.register(MossVideoLlama3VisionConfig.model_type, MossVideoLlama3VisionConfig)
 AutoConfig.register(MossVideoLlama3Config.model_type, MossVideoLlama3Config)
 AutoModel.register(MossVideoLlama3VisionConfig, MossVideoLlama3VisionModel)
