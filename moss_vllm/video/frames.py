@@ -40,6 +40,19 @@ class FrameSize:
     multiple_px: int = MULTIPLE_PX
     square_px: int | None = None
 
+    def check(self, height_px: int, width_px: int) -> None:
+        """ValueError for frames of another size."""
+        sides = (height_px, width_px)
+        if self.square_px is not None and sides != (self.square_px, self.square_px):
+            wanted = f"squares of {self.square_px} px"
+        elif min(sides) < 1 or any(side % self.multiple_px for side in sides):
+            wanted = f"sides that are multiples of {self.multiple_px} px"
+        else:
+            return
+        raise ValueError(
+            f"frames of {height_px} x {width_px} px; this model takes {wanted}: read the clip at such a size"
+        )
+
 
 class BadVideo(ValueError):
     """A video that cannot be read: which, why, and what to do about it.

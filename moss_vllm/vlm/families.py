@@ -203,7 +203,7 @@ SMOLVLM_FAMILY = _of_host(
     SmolVLMForConditionalGeneration,
     SmolVLMProcessor,
     language_model="model.text_model",
-    chat=host_chat.SMOLVLM_CHAT,
+    chat=getattr(host_chat, "SMOLVLM_CHAT", None),
     place=place_in_order,
     estimate_memory=memory.estimate_training_memory,
 )

@@ -18,7 +18,7 @@ from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.plan import plan
-from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, encode
+from moss_vllm.vlm.video_llama3.chat import video_inputs, encode
 
 SAMPLING = Sampling(sample_fps=2.0, short_side_px=56, max_frames=8)
 TURNS = (Turn("What moves?", "The red circle moves left."), Turn("Is it red?", "Yes."))
@@ -145,7 +145,7 @@ def test_a_batch_without_a_video_gets_a_silent_one(make, processor, texts):
     assert batch["input_ids"].shape[0] == texts + 1
     assert (batch["labels"][-1] == IGNORED).all()
     assert batch["video_grid_thw"].tolist() == [[1, 4, 4]]
-    assert set(PER_VIDEO) <= set(batch)
+    assert set(video_inputs) <= set(batch)
     pixels = batch["pixel_values_videos"]
     assert torch.equal(pixels, torch.full_like(pixels, -1.0))  # black
     for row in batch["labels"][:texts]:
@@ -159,7 +159,7 @@ def test_a_batch_without_a_video_reaches_every_trained_parameter(make, tiny_base
     parameter_groups(model, VIDEO_LLAMA3.rates)  # marks what trains
     data = make([TEXT])
     batch = data.collate([data[0]] * texts + [Rejected("bad", "torn")])
-    inputs = {key: batch[key] for key in ("input_ids", "labels", "attention_mask", *PER_VIDEO)}
+    inputs = {key: batch[key] for key in ("input_ids", "labels", "attention_mask", *video_inputs)}
     AnswerLoss(model)(**inputs).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert gradients and all(gradient is not None for gradient in gradients.values())
@@ -174,7 +174,7 @@ def test_a_silent_clip_leaves_the_loss_of_the_texts_unchanged(make, tiny_base, m
     batch = data.collate([data[0], data[0]])
     text_only = {key: batch[key][:2] for key in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", *PER_VIDEO)}
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask", *video_inputs)}
         together = model(**inputs).logits[:2]
         alone = model(**text_only).logits
     torch.testing.assert_close(together, alone)

@@ -7,7 +7,7 @@ import torch
 from moss_vllm.data.rows import CAPTION_PROMPT, Turn
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.conversation import IGNORED
-from moss_vllm.vlm.video_llama3.chat import PER_VIDEO, answer_labels, collate, conversation_text, encode
+from moss_vllm.vlm.video_llama3.chat import video_inputs, answer_labels, collate, conversation_text, encode
 
 FRAME = "<|video_pad|>" * 4  # 56 x 56 px: 2 x 2 tokens
 
@@ -118,7 +118,7 @@ def test_collate_pads_one_side_and_joins_the_videos_there_are(processor, noise_c
             assert torch.equal(batch[key][row, rest], example[key])
             assert batch[key][row, padding].tolist() == [value] * missing
         assert batch["attention_mask"][row, rest].all()
-    for key in PER_VIDEO:
+    for key in video_inputs:
         assert torch.equal(batch[key], torch.cat([short[key], long[key]]))
     assert batch["video_grid_thw"].tolist() == [[2, 4, 4], [3, 6, 4]]
     assert set(collate([text, text], pad_id=pad_id)) == {"input_ids", "labels", "attention_mask"}
