@@ -73,11 +73,11 @@ class Answers:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def prepare_prompts(
-    processor: Any, clip: Clip, questions: Sequence[str], *, compress: bool
-) -> Prompts:
+def prepare_prompts(processor: Any, clip: Clip, questions: Sequence[str], *, compress: bool) -> Prompts:
     """Encode each question as `chat.encode` does, with one pass of the video through the processor."""
-    return Prompts(*family_with(processor).chat.encode_questions(processor, clip, questions, compress=compress))
+    return Prompts(
+        *family_with(processor).chat.encode_questions(processor, clip, questions, compress=compress)
+    )
 
 
 def answer(

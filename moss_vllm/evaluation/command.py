@@ -61,7 +61,9 @@ def run(
         read = choose_reader(args.cache, args.cache_gib, args.decoder)
         choose_device(args)
         chosen = {name: getattr(args, name) for name in PAPER_SAMPLING.settings}
-        Sampling(**{name: value for name, value in chosen.items() if value is not None})  # refuse a flag out of range before the model is opened
+        Sampling(
+            **{name: value for name, value in chosen.items() if value is not None}
+        )  # refuse a flag out of range before the model is opened
         protocol = benchmark.protocols[args.protocol]
         choice: dict[str, Any] = {"limit": args.limit, "allow_missing": args.allow_missing}
         try:

@@ -16,7 +16,7 @@ from moss_vllm.data.motionbench import MOTIONBENCH_TASKS, motionbench_prompt
 from moss_vllm.data.rows import BenchmarkVideo, Question
 from moss_vllm.evaluation.scoring import judge_favor, parse_letter, polish_motionbench
 from moss_vllm.video.clip import PAPER_SAMPLING, Sampling
-from moss_vllm.video.frames import FrameSize
+from moss_vllm.video.frames import ANY_SIDES, FrameSize
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CLIP_FIELDS = ("sample_fps", "short_side_px", "max_pixels", "max_frames", "compress_tokens", "still")
@@ -48,7 +48,7 @@ class Protocol:
     compress_tokens: bool = True
     still: bool = False
     by_text: bool = False
-    sides: FrameSize = FrameSize()
+    sides: FrameSize = ANY_SIDES
 
     def adapt(self, *preferences: Mapping[str, Any]) -> "Protocol":
         """The protocol with the clip settings in `preferences`; later ones win, None means not set."""

@@ -30,7 +30,7 @@ from moss_vllm.runtime.screen import say
 from moss_vllm.video.cache_pieces import count_key, read_pieces
 from moss_vllm.video.clip import PAPER_SAMPLING, Clip, Sampling, read_clip, read_frames
 from moss_vllm.video.decoders import check_decoder
-from moss_vllm.video.frames import BadVideo, FrameSize, list_images, unique_frames
+from moss_vllm.video.frames import ANY_SIDES, BadVideo, list_images, unique_frames
 
 FORMAT = 3  # raise it whenever read_clip or read_frames returns other frames than before
 MAX_FRAMES = 1000  # longer videos have entries of pieces; 0.35 GB at 256 x 455
@@ -53,9 +53,9 @@ def describe_clip(
 
     Raises: BadVideo for a folder without images, OSError for a path that does not exist.
     """
-    settings = {**sampling.settings, "start_s": start_s, "end_s": end_s}
-    if sampling.sides != FrameSize():  # those of VideoLLaMA3, which caches of earlier versions do not name
-        settings |= asdict(sampling.sides)
+    # Caches of earlier versions do not name VideoLLaMA3's sides.
+    sides = {} if sampling.sides == ANY_SIDES else asdict(sampling.sides)
+    settings = {**sampling.settings, **sides, "start_s": start_s, "end_s": end_s}
     numbers = {name: None if value is None else float(value) for name, value in settings.items()}
     return json.dumps(_describe_file(path, decoder) | numbers)
 

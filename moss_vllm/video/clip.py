@@ -20,6 +20,7 @@ from moss_vllm.runtime.ranges import FPS, FROM_ONE, SECOND, SHORTER_PX
 from moss_vllm.video.container import open_file
 from moss_vllm.video.decoders import ROUNDING_S, Resized, check_decoder, decode
 from moss_vllm.video.frames import (
+    ANY_SIDES,
     REPLACE_FILE,
     BadVideo,
     FrameSize,
@@ -62,7 +63,7 @@ class Sampling:
     sample_fps: float = 2.0
     short_side_px: int | None = 224
     max_frames: int = 180
-    sides: FrameSize = FrameSize()
+    sides: FrameSize = ANY_SIDES
 
     def __post_init__(self) -> None:
         FPS.check(sample_fps=self.sample_fps)

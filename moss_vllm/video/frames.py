@@ -54,6 +54,9 @@ class FrameSize:
         )
 
 
+ANY_SIDES = FrameSize()
+
+
 class BadVideo(ValueError):
     """A video that cannot be read: which, why, and what to do about it.
 
@@ -191,7 +194,7 @@ def check_clip_size(path: str, count: int, size: tuple[int, int]) -> None:
 
 
 def target_size(
-    height: int, width: int, short_side_px: int | None, sides: FrameSize = FrameSize()
+    height: int, width: int, short_side_px: int | None, sides: FrameSize = ANY_SIDES
 ) -> tuple[int, int]:
     """Height and width after resizing: the nearest multiples of `multiple_px`, or the square."""
     if sides.square_px is not None:
@@ -225,7 +228,7 @@ def unique_frames(chosen: np.ndarray, n_frames: int) -> tuple[np.ndarray, np.nda
     return shown, order
 
 
-def short_side_within(height: int, width: int, max_pixels: int, sides: FrameSize = FrameSize()) -> int:
+def short_side_within(height: int, width: int, max_pixels: int, sides: FrameSize = ANY_SIDES) -> int:
     """The largest short side, the video's own at most, of frames with `max_pixels` or fewer."""
     multiple = sides.multiple_px
     for short_side_px in range(min(height, width) // multiple * multiple, multiple, -multiple):
@@ -239,7 +242,7 @@ def stack_frames(
     frames: Iterator[np.ndarray],
     count: int,
     short_side_px: int | None,
-    sides: FrameSize = FrameSize(),
+    sides: FrameSize = ANY_SIDES,
 ) -> np.ndarray:
     """`stack_resized` to the size that `target_size` gives."""
     return stack_resized(path, frames, count, partial(target_size, short_side_px=short_side_px, sides=sides))

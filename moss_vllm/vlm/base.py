@@ -163,7 +163,7 @@ def _open_config(source: str | Path, revision: str | None) -> tuple[PretrainedCo
                 f"{source}: config.json does not describe its MOSS: vision_config has no "
                 f"{', '.join(absent)}; merge the checkpoint again"
             )
-    return cast(PretrainedConfig, config), header
+    return config, header
 
 
 def autocast(model: nn.Module) -> AbstractContextManager[Any]:

@@ -212,6 +212,7 @@ def _sizes(
             continue
         times_s, *size = (probe.frame_times_s, probe.height, probe.width) if probe else (None, 0, 0)
         try:
-            yield _Size(*chat.count_tokens(processor, row.turns, times_s, *size), len(times_s or ()))
+            tokens, least = chat.count_tokens(processor, row.turns, times_s, *size)
+            yield _Size(tokens, least, len(times_s or ()))
         except ValueError as error:  # a special token in the text
             yield error

@@ -64,7 +64,7 @@ def set_accumulate(settings: Settings, accelerator: Accelerator, clips_a_step: i
 
 
 def fit_clips(settings: Settings, processor: Any, asked: Collection[str]) -> Settings:
-    """The settings with clips as the family of a processor takes them: two steps of time a second, 180 at most.
+    """The settings with clips as a processor's family takes them: two steps of time a second, 180 at most.
 
     A step is one frame, or two where the family's encoder joins pairs of them.
 

@@ -16,8 +16,8 @@ from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
-from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
 from moss_vllm.video.clip import Sampling
+from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
@@ -172,7 +172,10 @@ def show_dry_run(record: Mapping[str, Any], dataset: TrainingSet | StreamedSet) 
     ids = batch["input_ids"][0][batch["attention_mask"][0].bool()]
     text = dataset.processor.tokenizer.decode(ids)
     chat = family_with(dataset.processor).chat
-    token, end = dataset.processor.tokenizer.decode([chat.placeholder(dataset.processor)]), chat.end_of_turn(dataset.processor)
+    token, end = (
+        dataset.processor.tokenizer.decode([chat.placeholder(dataset.processor)]),
+        chat.end_of_turn(dataset.processor),
+    )
     say(f"its first conversation, each run of {token} shown once:")
     while token * 2 in text:
         text = text.replace(token * 2, token)

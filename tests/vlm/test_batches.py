@@ -18,7 +18,7 @@ from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.plan import plan
-from moss_vllm.vlm.video_llama3.chat import video_inputs, encode
+from moss_vllm.vlm.video_llama3.chat import encode, video_inputs
 
 SAMPLING = Sampling(sample_fps=2.0, short_side_px=56, max_frames=8)
 TURNS = (Turn("What moves?", "The red circle moves left."), Turn("Is it red?", "Yes."))

@@ -7,7 +7,7 @@ import torch
 from moss_vllm.data.rows import CAPTION_PROMPT, Turn
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.conversation import IGNORED
-from moss_vllm.vlm.video_llama3.chat import video_inputs, answer_labels, collate, conversation_text, encode
+from moss_vllm.vlm.video_llama3.chat import answer_labels, collate, conversation_text, encode, video_inputs
 
 FRAME = "<|video_pad|>" * 4  # 56 x 56 px: 2 x 2 tokens
 

@@ -1,6 +1,7 @@
 """Owns: a model's family is found by its model_type or processor, and other models are refused by name."""
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config
 
 from moss_vllm.vlm import families
@@ -28,15 +29,29 @@ def test_a_family_is_found_with_and_without_moss(family):
 def test_moss_has_the_papers_settings_where_none_are_given(family):
     with_moss = family.add_moss(family.config())
     settings = {name: list(v) if isinstance(v, tuple) else v for name, v in MOSS_SETTINGS.items()}
+    vision = with_moss.vision_config
+    layers = getattr(vision, "depth", None) or vision.num_hidden_layers
+    if family.opens_stock_classes:  # the paper's layer in proportion; VideoLLaMA3's config has other defaults
+        settings["moss_after_layer"] = round(6 / 27 * layers)
     assert family.moss_settings(with_moss) == settings and family.moss_settings(family.config()) is None
-    moss = family.make_moss(16, {**settings, "moss_d_fuse": 8})
-    assert moss.orders == tuple(settings["moss_orders"])
+
+
+@pytest.mark.parametrize("family", VIDEO_LLM_FAMILIES, ids=lambda family: family.title)
+def test_wrong_settings_of_moss_are_refused(family):
+    with pytest.raises(ValueError, match=r"unknown MOSS settings \['moss_depth'\]; known are"):
+        family.add_moss(family.config(), moss_depth=3)
+    with pytest.raises(StrictDataclassError):
+        family.add_moss(family.config(), moss_window="wide")
+    if family.opens_stock_classes:
+        layers = family.moss_model.host.layers(family.config())
+        with pytest.raises(ValueError, match=f"has layers 1 to {layers}; the paper's 6 of 27 is"):
+            family.add_moss(family.config(), moss_after_layer=layers + 1)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", None, ["video_llama_3"], 3])
 def test_another_model_type_is_refused_with_the_families_there_are(model_type):
     with pytest.raises(
-        ValueError, match=r"^here: model_type .* VideoLLaMA3 \('video_llama_3'\); give a folder"
+        ValueError, match=r"^here: model_type .* VideoLLaMA3 \('video_llama_3'\), .*; give a folder"
     ):
         find_family(model_type, "here")
     with pytest.raises(ValueError, match="this model: model_type 'qwen2' is of none of the families"):

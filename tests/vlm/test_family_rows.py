@@ -1,4 +1,4 @@
-"""Owns: every family is opened, trained, saved, merged, asked and answered by the code that VideoLLaMA3 uses."""
+"""Owns: every family is opened, trained, saved, merged and asked by the code that VideoLLaMA3 uses."""
 
 import json
 

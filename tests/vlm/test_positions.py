@@ -24,7 +24,12 @@ def ids_of(*grids, before=3, after=2):
 # transformers 5.23 has 17 and 11, and 4.57 and vLLM have 22 and 62.
 @pytest.mark.parametrize(
     ("grid", "seconds", "text_at"),
-    [((10, 16, 28), 1.0, 3 + 19), ((30, 16, 16), 1.0, 3 + 59), ((3, 16, 28), 0.5, 3 + 14), ((4, 4, 4), 0.3, 3 + 2)],
+    [
+        ((10, 16, 28), 1.0, 3 + 19),
+        ((30, 16, 16), 1.0, 3 + 59),
+        ((3, 16, 28), 0.5, 3 + 14),
+        ((4, 4, 4), 0.3, 3 + 2),
+    ],
 )
 def test_text_behind_a_video_stands_behind_its_last_place(grid, seconds, text_at):
     inputs = {"input_ids": ids_of(grid), "video_grid_thw": torch.tensor([grid])}

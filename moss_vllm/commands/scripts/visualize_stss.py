@@ -84,7 +84,7 @@ from moss_vllm.report.stss_maps import (
     toy_similarity,
 )
 from moss_vllm.video.clip import Clip, Sampling, read_clip
-from moss_vllm.video.frames import FrameSize
+from moss_vllm.video.frames import ANY_SIDES, FrameSize
 
 RAW_PATCH_PX = 14
 QUERY_COLOURS = ("#e41a1c", "#ff8c00", "#d62ad0", "#00a6d6")
@@ -190,7 +190,7 @@ def video(args: argparse.Namespace) -> Sheet:
     return lay_out(clip, views, marked, title=title, strength=strength)
 
 
-def read(args: argparse.Namespace, fps: float, short_side_px: int, sides: FrameSize = FrameSize()) -> Clip:
+def read(args: argparse.Namespace, fps: float, short_side_px: int, sides: FrameSize = ANY_SIDES) -> Clip:
     """The video at --sample-fps, or at `fps` without it."""
     fps = fps if args.sample_fps is None else args.sample_fps
     frames = 16 if args.max_frames is None else args.max_frames

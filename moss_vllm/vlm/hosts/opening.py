@@ -1,12 +1,12 @@
 """Hosts opened with MOSS as their config says: what recipes, checkpoints and evaluations open.
 
-The config of a host with MOSS has VideoLLaMA3's `moss_*` fields in its `vision_config`. Where `scripts/merge.py`
-writes it, its model_type begins with "moss_": transformers' own class would open the folder and drop MOSS.
+The config of a host with MOSS has VideoLLaMA3's `moss_*` fields in its `vision_config`. Where
+`scripts/merge.py` writes it, its model_type begins with "moss_": transformers' own class would open the folder
+and drop MOSS.
 """
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
@@ -47,8 +47,8 @@ def add_moss(host: Host, base: PretrainedConfig, **moss: Any) -> PretrainedConfi
     checked = MossVideoLlama3VisionConfig(**{"moss_after_layer": proportional_layer(layers), **moss})
     if not 1 <= checked.moss_after_layer <= layers:
         raise ValueError(
-            f"moss_after_layer={checked.moss_after_layer}, but the vision tower of this {host.title} has layers "
-            f"1 to {layers}; the paper's 6 of 27 is {proportional_layer(layers)} here"
+            f"moss_after_layer={checked.moss_after_layer}, but the vision tower of this {host.title} has "
+            f"layers 1 to {layers}; the paper's 6 of 27 is {proportional_layer(layers)} here"
         )
     config = copy.deepcopy(base)
     for name in MOSS_FIELDS:
@@ -95,7 +95,7 @@ class HostModel:
 
 def stored_moss(path: str, revision: str | None) -> dict[str, Tensor]:
     """Weights and statistics of the MOSS in the files of a model, by their names in MOSS."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for file in base_weight_files(path, revision):
         with safe_open(file, "pt") as opened:
             names = [name for name in opened.keys() if MOSS_PART in name]

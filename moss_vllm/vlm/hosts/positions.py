@@ -1,9 +1,9 @@
 """Where each token stands for the rotary embedding of a host's language model, along time, height and width.
 
-Computed here and passed to the model in training, in `generate` and in the evaluation, for transformers (5.3 to
-5.24 at least) begins the text behind a video of Qwen2-VL and Qwen2.5-VL at the video's start + max(h, w) / 2,
-even where the video's own time positions reach further. transformers 4.57, with which these models were
-published, and vLLM begin it at the largest position + 1; so does `place_by_time`.
+Computed here and passed to the model in training, in `generate` and in the evaluation: transformers 5.3 to 5.24
+begins the text behind a video of Qwen2-VL and Qwen2.5-VL at the video's start + max(h, w) / 2, even where the
+video's own time positions reach further. transformers 4.57 and vLLM begin it at the largest position + 1, and
+so does `place_by_time`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TEXT, VIDEO = 0, 2  # of transformers' mm_token_type_ids
+OF_VIDEO = 2  # among transformers' mm_token_type_ids
 
 
 def place_in_order(base: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def place_by_model(
     ids = inputs["input_ids"]
     positions, _ = base.model.get_rope_index(
         ids,
-        mm_token_type_ids=(ids == getattr(base.config, frame_token)) * VIDEO,
+        mm_token_type_ids=(ids == getattr(base.config, frame_token)) * OF_VIDEO,
         video_grid_thw=inputs.get("video_grid_thw"),
         attention_mask=inputs.get("attention_mask"),
     )
@@ -64,7 +64,11 @@ def place_by_time(base: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             while video and count > 0:  # videos may stand side by side
                 t, h, w = next(grids)
                 interval = 1.0 if rate is None else rate * next(seconds, 1.0)
-                axes = ((torch.arange(t) * interval).long(), torch.arange(h // merge), torch.arange(w // merge))
+                axes = (
+                    (torch.arange(t) * interval).long(),
+                    torch.arange(h // merge),
+                    torch.arange(w // merge),
+                )
                 parts.append(start + torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1))
                 count -= parts[-1].shape[1]
                 start = int(parts[-1].max()) + 1 if count else start

@@ -126,7 +126,9 @@ def encode_questions(
     end = int((ids == placeholder(processor)).nonzero()[-1]) + 1
     texts = [conversation_text([Turn(question)], video_token=token) for question in questions[1:]]
     rests = [torch.tensor(processor.tokenizer(text.split(token, 1)[1])["input_ids"]) for text in texts]
-    return [ids, *(torch.cat([ids[:end], rest]) for rest in rests)], {key: example[key] for key in video_inputs}
+    return [ids, *(torch.cat([ids[:end], rest]) for rest in rests)], {
+        key: example[key] for key in video_inputs
+    }
 
 
 def count_tokens(
