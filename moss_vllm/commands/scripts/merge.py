@@ -4,8 +4,8 @@
     python scripts/merge.py CKPT OUT --precision fp32
 
 OUT has safetensors (shards of 4 GB), processor, generation config, the run's record (merged.json), and
-README.md with the code that opens it. `AutoModelForImageTextToText.from_pretrained(OUT)` opens a model without
-MOSS in plain transformers, and a VideoLLaMA3 with MOSS after `import moss_vllm.vlm`; other families with MOSS
+README.md with the code that opens it. `AutoModelForImageTextToText.from_pretrained(OUT)` opens a model
+without MOSS in plain transformers, and a VideoLLaMA3 with MOSS after `import moss_vllm.vlm`; other families with MOSS
 are opened by `moss_vllm.vlm.checkpoint.load(OUT)`, as transformers would drop MOSS. The evaluations and
 `scripts/ask.py` take it as `--ckpt`, the recipe as `--model`.
 

@@ -1,8 +1,8 @@
 """Hosts opened with MOSS as their config says: what recipes, checkpoints and evaluations open.
 
 The config of a host with MOSS has VideoLLaMA3's `moss_*` fields in its `vision_config`. Where
-`scripts/merge.py` writes it, its model_type begins with "moss_": transformers' own class would open the folder
-and drop MOSS.
+`scripts/merge.py` writes it, its model_type begins with "moss_": transformers' own class would open the
+folder and drop MOSS.
 """
 
 import copy
