@@ -46,6 +46,7 @@ def show_video(
         do_resize=False,
         do_sample_frames=False,
         return_tensors="pt",
+        **_settled(processor.video_processor),
         **whole_conversation(processor, text),
     )
     ids, tail = made["input_ids"][0], behind_video(processor, text)
@@ -58,6 +59,12 @@ def show_video(
             "answers cannot be labelled; use the tokenizer and chat template that the model was released with"
         )
     return ShownVideo(ids[:end], closing, {key: made[key] for key in inputs})
+
+
+def _settled(video_processor: Any) -> dict[str, bool]:
+    """Qwen's video processors of transformers 5.2x ask for a choice about resizing, which is off."""
+    asks = getattr(video_processor, "cap_pixels_per_frame", False) is None
+    return {"cap_pixels_per_frame": False} if asks else {}
 
 
 def _metadata(frame_times_s: Sequence[float]) -> VideoMetadata:
