@@ -13,6 +13,7 @@ import tiny_hosts
 import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+from transformers.models.smolvlm.processing_smolvlm import DEFAULT_CHAT_TEMPLATE as SMOLVLM_TEMPLATE
 
 from moss_vllm.vlm.video_llama3.miniature import SPLIT
 
@@ -103,6 +104,143 @@ def qwen3_vl() -> Any:
     )
 
 
+SMOLVLM_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<fake_token_around_image>", "<image>")
+SMOLVLM_TOKENS += ("<global-img>", "<end_of_utterance>", "<row_1_col_1>")
+
+
+def smolvlm() -> Any:
+    """SmolVLM2's, for frames of 16 pixels that make 4 tokens; its template is in its source."""
+    single_digits = pre_tokenizers.Digits(individual_digits=True)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = build_tokenizer(
+        SMOLVLM_TOKENS,
+        pre_tokenizers.Sequence([single_digits, byte_level]),
+        bos_token="<|im_start|>",
+        eos_token="<end_of_utterance>",
+        pad_token="<|im_end|>",
+    )
+    sizes = {"size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 16}}
+    return transformers.SmolVLMProcessor(
+        image_processor=transformers.SmolVLMImageProcessor(**sizes),
+        tokenizer=tokenizer,
+        video_processor=transformers.SmolVLMVideoProcessor(**sizes),
+        image_seq_len=4,
+        chat_template=SMOLVLM_TEMPLATE,
+    )
+
+
+# The layout of GLM-4.1V: an answer is a text, and nothing ends it but the next turn.
+GLM_TEMPLATE = (
+    "[gMASK]<sop>{%- for message in messages -%}"
+    "{%- if message.role == 'user' -%}{{ '<|user|>\n' }}{%- for part in message.content -%}"
+    "{%- if part.type == 'video' -%}<|begin_of_video|><|video|><|end_of_video|>"
+    "{%- elif part.type == 'image' -%}<|begin_of_image|><|image|><|end_of_image|>"
+    "{%- else -%}{{ part.text }}{%- endif -%}{%- endfor -%}"
+    "{%- else -%}{{ '<|' + message.role + '|>\n' + message.content }}{%- endif -%}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ '<|assistant|>\n' }}{%- endif -%}"
+)
+GLM_TOKENS = ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>")
+GLM_TOKENS += ("<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>")
+GLM_TOKENS += ("<|image|>", "<|video|>")
+
+
+def glm4v() -> Any:
+    """GLM-4V's."""
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = build_tokenizer(
+        GLM_TOKENS,
+        pre_tokenizers.Sequence([split, byte_level]),
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
+    )
+    return transformers.Glm4vProcessor(
+        image_processor=transformers.Glm4vImageProcessor(),
+        tokenizer=tokenizer,
+        video_processor=transformers.Glm4vVideoProcessor(),
+        chat_template=GLM_TEMPLATE,
+    )
+
+
+INTERNVL_TURNS = QWEN_TURNS.replace("<|vision_start|><|video_pad|><|vision_end|>", "{{ '<video>\n' }}")
+INTERNVL_TURNS = INTERNVL_TURNS.replace(
+    "<|vision_start|><|image_pad|><|vision_end|>", "{{ '<IMG_CONTEXT>\n' }}"
+)
+SQUARE = {"height": 16, "width": 16}  # frames that make 4 tokens
+
+
+def internvl() -> Any:
+    """InternVL3's."""
+    named = {"start_image_token": "<img>", "end_image_token": "</img>"}
+    named |= {"context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    return transformers.InternVLProcessor(
+        image_processor=transformers.GotOcr2ImageProcessor(size=SQUARE),
+        tokenizer=qwen_tokenizer(tuple(named.values()), extra_special_tokens=named),
+        video_processor=transformers.InternVLVideoProcessor(size=SQUARE),
+        image_seq_length=4,
+        chat_template=FOR_MESSAGES + INTERNVL_TURNS,
+    )
+
+
+# A space behind the role, in turns alone, and the text on a line of its own.
+LLAVA_TEMPLATE = (
+    "{%- for message in messages -%}{{ '<|im_start|>' + message.role + ' ' }}"
+    "{%- for part in message.content if part.type != 'text' -%}{{ '<' + part.type + '>' }}{%- endfor -%}"
+    "{%- for part in message.content if part.type == 'text' -%}{{ '\n' + part.text }}{%- endfor -%}"
+    "<|im_end|>{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+
+
+def llava_onevision() -> Any:
+    """LLaVA-OneVision's."""
+    return transformers.LlavaOnevisionProcessor(
+        image_processor=transformers.LlavaOnevisionImageProcessor(size=SQUARE),
+        tokenizer=qwen_tokenizer(("<image>", "<video>")),
+        video_processor=transformers.LlavaOnevisionVideoProcessor(size=SQUARE),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=LLAVA_TEMPLATE,
+    )
+
+
+PERCEPTION_TEMPLATE = (
+    "{{ bos_token + '<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful assistant.<|eot_id|>' }}"
+    "{%- for message in messages -%}{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' }}"
+    "{%- for part in message.content if part.type != 'text' -%}{{ '<|' + part.type + '|>' }}{%- endfor -%}"
+    "{%- for part in message.content if part.type == 'text' -%}{{ part.text | trim }}{%- endfor -%}"
+    "<|eot_id|>{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif -%}"
+)
+PERCEPTION_TOKENS = ("<|begin_of_text|>", "<|end_of_text|>", "<|image|>", "<|video|>", "<|eot_id|>")
+PERCEPTION_TOKENS += ("<|start_header_id|>", "<|end_header_id|>")
+
+
+def perception_lm() -> Any:
+    """Perception-LM's, whose tokenizer begins every text that has no beginning yet."""
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = build_tokenizer(
+        PERCEPTION_TOKENS,
+        pre_tokenizers.Sequence([split, byte_level]),
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        pad_token="<|end_of_text|>",
+        extra_special_tokens={"image_token": "<|image|>", "video_token": "<|video|>"},
+    )
+    bos = "<|begin_of_text|>"
+    begin = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, 0)])
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), begin])
+    return transformers.PerceptionLMProcessor(
+        image_processor=transformers.PerceptionLMImageProcessor(tile_size=16),
+        tokenizer=tokenizer,
+        video_processor=transformers.PerceptionLMVideoProcessor(size=SQUARE),
+        patch_size=4,
+        chat_template=PERCEPTION_TEMPLATE,
+    )
+
+
 @dataclass(frozen=True)
 class TinyProcessor:
     """How a processor is built, and where its model's config has the sizes and tokens that it writes.
@@ -128,6 +266,26 @@ TINY_PROCESSORS = {
     "qwen2_vl": TinyProcessor(qwen2_vl, QWEN_TOKENS, {"patch_size": 14}),
     "qwen2_5_vl": TinyProcessor(qwen2_5_vl, QWEN_TOKENS, {"patch_size": 14, "window_size": 56}),
     "qwen3_vl": TinyProcessor(qwen3_vl, QWEN_TOKENS, {"patch_size": 16}),
+    "smolvlm": TinyProcessor(smolvlm, {"image_token_id": "<image>"}, {}),
+    "glm4v": TinyProcessor(
+        glm4v,
+        {
+            "image_token_id": "<|image|>",
+            "video_token_id": "<|video|>",
+            "image_start_token_id": "<|begin_of_image|>",
+            "image_end_token_id": "<|end_of_image|>",
+            "video_start_token_id": "<|begin_of_video|>",
+            "video_end_token_id": "<|end_of_video|>",
+        },
+        {"patch_size": 14, "image_size": 84},
+    ),
+    "internvl": TinyProcessor(internvl, {"image_token_id": "<IMG_CONTEXT>"}, {}),
+    "llava_onevision": TinyProcessor(
+        llava_onevision, {"image_token_id": "<image>", "video_token_id": "<video>"}, {}
+    ),
+    "perception_lm": TinyProcessor(
+        perception_lm, {"image_token_id": "<|image|>", "video_token_id": "<|video|>"}, {}
+    ),
 }
 
 

@@ -2,27 +2,31 @@
 
 The layout is the processor's chat template, and its processor puts the frames in, sampling and resizing
 switched off: frames arrive as `video.clip.read_clip` gives them, with their real times. Labels cover each
-answer and what ends its turn. What they are is measured by rendering a conversation up to an answer and with
-it; a template for which the first is not the beginning of the second is refused.
+answer and what ends its turn (layout.py).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.video_utils import VideoMetadata
+from torch.nn.utils.rnn import pad_sequence
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.video.clip import Clip
 from moss_vllm.video.frames import FrameSize
-from moss_vllm.vlm.conversation import IGNORED, has_special_token, pad_texts
+from moss_vllm.vlm.conversation import IGNORED, pad_texts
+from moss_vllm.vlm.hosts.layout import Layout
+from moss_vllm.vlm.hosts.shown import ShownVideo, behind_video, read_text, show_video, whole_conversation
 
-MEASURED = Turn("?", "answer")  # the conversation that a layout is measured with
-Span = tuple[int, int]  # of characters
+Videos = list[dict[str, Tensor]]
+
+
+def _join(videos: Videos) -> dict[str, Tensor]:
+    return {key: torch.cat([video[key] for video in videos]) for key in videos[0]}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,8 @@ class HostChat:
         frame_size: processor -> the sizes of frames that it takes as they are.
         small_px: processor -> side of the smallest frames that its text can be measured with.
         tells_times: whether the text of a video tells when its frames are shown.
-        join: the values of an input of a batch's clips -> the batch's.
+        join: the video inputs of clips, in order -> those of their batch.
+        layout: how its chat template writes answers.
     """
 
     video_inputs: tuple[str, ...]
@@ -43,7 +48,8 @@ class HostChat:
     frame_size: Callable[[Any], FrameSize]
     small_px: Callable[[Any], int]
     tells_times: bool = False
-    join: Callable[[Sequence[Tensor]], Tensor] = torch.cat
+    join: Callable[[Videos], dict[str, Tensor]] = _join
+    layout: Layout = Layout()
 
     def frames_per_step(self, processor: Any) -> int:
         """Frames that one step of time has."""
@@ -73,15 +79,16 @@ class HostChat:
                 size, compress, or a template or tokenizer that labels cannot be found for.
         """
         _refuse_compression(compress)
-        text, answers = _lay_out(processor, turns, video=clip is not None)
+        text, answers = self.layout.write(processor, turns, video=clip is not None)
         if clip is None:
-            ids, labels = _read(processor, text, answers, **_whole(processor, text))
+            ids, labels = read_text(processor, text, answers, **whole_conversation(processor, text))
             return {"input_ids": ids, "labels": labels}
-        shown = self._show(processor, clip, text)
-        tail = _behind_video(processor, text)
+        self.frame_size(processor).check(*clip.frames.shape[1:3])
+        shown = self.show(processor, clip, text)
+        tail = behind_video(processor, text)
         shift = len(shown.closing) + len(tail) - len(text)
         moved = [(begin + shift, end + shift) for begin, end in answers]
-        ids, labels = _read(processor, shown.closing + tail, moved)
+        ids, labels = read_text(processor, shown.closing + tail, moved)
         return {
             "input_ids": torch.cat([shown.start, ids]),
             "labels": torch.cat([torch.full_like(shown.start, IGNORED), labels]),
@@ -99,9 +106,10 @@ class HostChat:
         Raises: ValueError as `encode`.
         """
         _refuse_compression(compress)
-        texts = [_lay_out(processor, [Turn(question)], video=True)[0] for question in questions]
-        shown = self._show(processor, clip, texts[0])
-        rests = [_read(processor, shown.closing + _behind_video(processor, text), [])[0] for text in texts]
+        texts = [self.layout.write(processor, [Turn(question)], video=True)[0] for question in questions]
+        self.frame_size(processor).check(*clip.frames.shape[1:3])
+        shown = self.show(processor, clip, texts[0])
+        rests = [read_text(processor, shown.closing + behind_video(processor, text), [])[0] for text in texts]
         return [torch.cat([shown.start, rest]) for rest in rests], shown.inputs
 
     def count_tokens(
@@ -119,31 +127,33 @@ class HostChat:
 
         Raises: ValueError as `encode`.
         """
-        text, _ = _lay_out(processor, turns, video=frame_times_s is not None)
+        text, _ = self.layout.write(processor, turns, video=frame_times_s is not None)
         if frame_times_s is None:
-            tokens = len(processor.tokenizer(text, **_whole(processor, text))["input_ids"])
+            tokens = len(processor.tokenizer(text, **whole_conversation(processor, text))["input_ids"])
             return tokens, tokens
         self.frame_size(processor).check(height_px, width_px)
         times_s = frame_times_s if self.tells_times else range(len(frame_times_s))
         start, closing = _measure_video(self, processor, tuple(float(time_s) for time_s in times_s))
-        tail = _behind_video(processor, text)
+        tail = behind_video(processor, text)
         words = len(processor.tokenizer(closing + tail, add_special_tokens=False)["input_ids"])
         small_px, steps = self.small_px(processor), -(-len(frame_times_s) // self.frames_per_step(processor))
         more = _step_tokens(self, processor, height_px, width_px)
         more -= _step_tokens(self, processor, small_px, small_px)
-        return (tokens := start + steps * more + words), tokens
+        tokens = start + steps * more + words
+        return tokens, tokens
 
-    def _show(self, processor: Any, clip: Clip, text: str) -> "_Shown":
-        self.frame_size(processor).check(*clip.frames.shape[1:3])
-        return _show(self, processor, clip.frames, clip.frame_times_s.tolist(), text)
+    def show(self, processor: Any, clip: Clip, text: str) -> ShownVideo:
+        """A clip of any size in the place of the video token of a text that `layout` wrote."""
+        token, times_s = self.placeholder(processor), clip.frame_times_s.tolist()
+        return show_video(processor, clip.frames, times_s, text, placeholder=token, inputs=self.video_inputs)
 
     def lead(self, processor: Any) -> str:
         """What stands between the prompt for an answer and the answer: a space in SmolVLM, else nothing."""
-        return _around_answer(processor)[0]
+        return self.layout.around_answer(processor)[0]
 
     def end_of_turn(self, processor: Any) -> str:
         """The text that ends an answer, such as <|im_end|>."""
-        return _around_answer(processor)[1]
+        return self.layout.around_answer(processor)[1]
 
     def collate(
         self, examples: Sequence[dict[str, Tensor]], *, pad_id: int, left: bool = False
@@ -156,180 +166,36 @@ class HostChat:
         Raises: ValueError for clips that the model does not take together.
         """
         shown = [example for example in examples if self.video_inputs[0] in example]
-        videos = {key: self.join([example[key] for example in shown]) for key in self.video_inputs if shown}
-        return pad_texts(examples, pad_id=pad_id, left=left) | videos
-
-
-class _Shown(NamedTuple):
-    """What a processor makes of a video: tokens up to the last placeholder, what closes it, its inputs."""
-
-    start: Tensor
-    closing: str
-    inputs: dict[str, Tensor]
-
-
-def _show(
-    chat: HostChat, processor: Any, frames: np.ndarray, frame_times_s: Sequence[float], text: str
-) -> _Shown:
-    """Raises ValueError where what stands behind a video cannot be read without it."""
-    inputs = processor(
-        text=[text],
-        videos=[frames],
-        video_metadata=[_metadata(frame_times_s)],
-        do_resize=False,
-        do_sample_frames=False,
-        return_tensors="pt",
-        **_whole(processor, text),
-    )
-    ids, tail = inputs["input_ids"][0], _behind_video(processor, text)
-    end = int((ids == chat.placeholder(processor)).nonzero()[-1]) + 1
-    said, own = (_say(processor, some) for some in (ids[end:], _read(processor, tail, [])[0]))
-    closing = said[: len(said) - len(own)]
-    if not (said.endswith(own) and torch.equal(ids[end:], _read(processor, closing + tail, [])[0])):
-        raise ValueError(
-            f"{_name(processor)} reads what stands behind a video otherwise than alone, so answers cannot be "
-            "labelled; use the tokenizer and chat template that the model was released with"
-        )
-    return _Shown(ids[:end], closing, {key: inputs[key] for key in chat.video_inputs})
-
-
-def _metadata(frame_times_s: Sequence[float]) -> VideoMetadata:
-    """Times as the frame numbers of a video of 1 frame per second stand in the prompt unchanged.
-
-    Qwen2.5-VL asks how many frames per second are shown: their number over that of the video's frames.
-    """
-    count = len(frame_times_s)
-    span_s = frame_times_s[-1] - frame_times_s[0]
-    rate: Any = (count - 1) / span_s if count > 1 else 1.0
-    return VideoMetadata(count / rate, fps=1.0, frames_indices=list(frame_times_s))
-
-
-def _whole(processor: Any, text: str) -> dict[str, bool]:
-    """How a tokenizer reads a whole conversation: a beginning that the template wrote is not added again."""
-    bos = processor.tokenizer.bos_token
-    return {"add_special_tokens": not (bos and text.startswith(bos))}
-
-
-def _behind_video(processor: Any, text: str) -> str:
-    return text.partition(processor.video_token)[2]
-
-
-def _say(processor: Any, ids: Tensor) -> str:
-    """The text of tokens, without what decoding may leave out or tidy."""
-    how = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    return str(processor.tokenizer.decode(ids, **how))
-
-
-def _read(processor: Any, text: str, answers: Sequence[Span], **how: bool) -> tuple[Tensor, Tensor]:
-    """The tokens of a text, and the labels of those that end within an answer.
-
-    Shape:
-        (S,), (S,).
-    """
-    read = processor.tokenizer(text, return_offsets_mapping=True, **{"add_special_tokens": False, **how})
-    ids = torch.tensor(read["input_ids"])
-    ends = torch.tensor([end for _, end in read["offset_mapping"]])
-    spoken = torch.zeros_like(ids, dtype=torch.bool)
-    for begin, end in answers:
-        spoken |= (begin < ends) & (ends <= end)
-    return ids, ids.where(spoken, IGNORED)
-
-
-def _lay_out(processor: Any, turns: Sequence[Turn], *, video: bool) -> tuple[str, list[Span]]:
-    """The text of a conversation, with one video token where the video goes, and where its answers stand.
-
-    Raises:
-        ValueError: as `HostChat.encode`.
-    """
-    if not turns or any(turn.answer is None for turn in turns[:-1]):
-        raise ValueError(f"a conversation needs turns, all but the last answered; got {list(turns)}")
-    for turn in turns:
-        for said in (turn.question, turn.answer or ""):
-            _refuse_special_tokens(processor, said)
-    whole, answers = _render(processor, turns, video), []
-    for index, turn in enumerate(turns):
-        if turn.answer is None:
-            continue
-        before = _render(processor, [*turns[:index], Turn(turn.question)], video)
-        after = whole if index + 1 == len(turns) else _render(processor, turns[: index + 1], video)
-        if not (whole.startswith(after) and after.startswith(before)):
-            raise ValueError(_writes(processor, "an answered turn otherwise than the prompt for its answer"))
-        if not after[len(before) :].lstrip().startswith(turn.answer.strip()):
-            raise ValueError(_writes(processor, f"{after[len(before) :][:80]!r} for an answer"))
-        answers.append((len(before), len(after.rstrip())))
-    return whole, answers
-
-
-def _writes(processor: Any, what: str) -> str:
-    return (
-        f"the chat template of {_name(processor)} writes {what}, as those of models that think do; open a "
-        "model, or a chat template, that answers at once"
-    )
-
-
-def _render(processor: Any, turns: Sequence[Turn], video: bool) -> str:
-    """The template's text, with the prompt for an answer if the last turn is open."""
-    messages = []
-    for index, turn in enumerate(turns):
-        said: list[dict[str, str]] = [{"type": "text", "text": turn.question.strip()}]
-        shown = [{"type": "video"}] if video and index == 0 else []
-        messages.append({"role": "user", "content": shown + said})
-        if turn.answer is not None:
-            said = [{"type": "text", "text": turn.answer.strip()}]
-            messages.append({"role": "assistant", "content": said})
-    opened = turns[-1].answer is None
-    return str(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened))
-
-
-def _refuse_special_tokens(processor: Any, text: str) -> None:
-    if has_special_token(text) or any(token in text for token in _special_tokens(processor)):
-        raise ValueError(
-            f"text contains a special token of the chat layout: {text[:200]!r}; remove it from the row"
-        )
-
-
-@lru_cache(maxsize=16)
-def _special_tokens(processor: Any) -> frozenset[str]:
-    """What the tokenizer reads as one token wherever it stands, and what the processor puts frames for."""
-    own = {getattr(processor, name, None) for name in ("video_token", "image_token")} - {None}
-    return frozenset(token for token in own.union(processor.tokenizer.get_added_vocab()) if token.strip())
-
-
-@lru_cache(maxsize=16)
-def _around_answer(processor: Any) -> tuple[str, str]:
-    """What the template writes before and behind an answer; white space behind it left out."""
-    text, ((begin, end),) = _lay_out(processor, [MEASURED], video=True)
-    before, _, behind = text[begin:end].partition(str(MEASURED.answer))
-    return before, behind
+        videos = [{key: example[key] for key in self.video_inputs} for example in shown]
+        return pad_texts(examples, pad_id=pad_id, left=left) | (self.join(videos) if videos else {})
 
 
 @lru_cache(maxsize=4096)
 def _measure_video(chat: HostChat, processor: Any, frame_times_s: tuple[float, ...]) -> tuple[int, str]:
     """Tokens up to the last of a video of the smallest frames at these times, and what closes it."""
-    side_px = chat.small_px(processor)
-    frames = np.zeros((len(frame_times_s), side_px, side_px, 3), np.uint8)
-    text = _lay_out(processor, [Turn("?")], video=True)[0]
-    shown = _show(chat, processor, frames, frame_times_s, text)
+    shown = _show_black(chat, processor, frame_times_s, chat.small_px(processor), chat.small_px(processor))
     return len(shown.start), shown.closing
 
 
 @lru_cache(maxsize=4096)
 def _step_tokens(chat: HostChat, processor: Any, height_px: int, width_px: int) -> int:
     """Placeholders of a video of one step of time."""
-    count = chat.frames_per_step(processor)
-    text = _lay_out(processor, [Turn("?")], video=True)[0]
-    frames = np.zeros((count, height_px, width_px, 3), np.uint8)
-    shown = _show(chat, processor, frames, [float(n) for n in range(count)], text)
+    times_s = range(chat.frames_per_step(processor))
+    shown = _show_black(chat, processor, times_s, height_px, width_px)
     return int((shown.start == chat.placeholder(processor)).sum())
+
+
+def _show_black(
+    chat: HostChat, processor: Any, frame_times_s: Sequence[float], height_px: int, width_px: int
+) -> ShownVideo:
+    frames = np.zeros((len(frame_times_s), height_px, width_px, 3), np.uint8)
+    text, _ = chat.layout.write(processor, [Turn("?")], video=True)
+    return chat.show(processor, Clip(frames, np.array(frame_times_s, np.float64)), text)
 
 
 def _refuse_compression(compress: bool) -> None:
     if compress:
         raise ValueError("compress=True: VideoLLaMA3 alone can drop tokens of a video; pass compress=False")
-
-
-def _name(processor: Any) -> str:
-    return type(processor).__name__
 
 
 def _merge_blocks(processor: Any) -> FrameSize:
@@ -339,6 +205,57 @@ def _merge_blocks(processor: Any) -> FrameSize:
 
 def _merge_block_px(processor: Any) -> int:
     return _merge_blocks(processor).multiple_px
+
+
+def _video_square(processor: Any) -> FrameSize:
+    side_px = int(processor.video_processor.size["height"])
+    return FrameSize(side_px, side_px)
+
+
+def _smolvlm_square(processor: Any) -> FrameSize:
+    side_px = processor.video_processor.max_image_size["longest_edge"]
+    return FrameSize(side_px, side_px)
+
+
+def _any_px(processor: Any) -> int:
+    """The text has as many placeholders for a frame of any size."""
+    return 8
+
+
+def _pooled_px(processor: Any) -> int:
+    return int(processor.patch_size * processor.pooling_ratio)
+
+
+def _pad_frames(videos: Videos) -> dict[str, Tensor]:
+    """Fill shorter clips up with frames of zeros, which the model leaves out.
+
+    Shape:
+        (1, F, ...) each -> (B, F, ...).
+    """
+    return {key: pad_sequence([video[key][0] for video in videos], batch_first=True) for key in videos[0]}
+
+
+def _join_equal(videos: Videos) -> dict[str, Tensor]:
+    counts = [video["pixel_values_videos"].shape[1] for video in videos]
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"clips of {counts} frames in a batch; LLaVA-OneVision takes clips of one length together: make "
+            "batches of one clip"
+        )
+    return _join(videos)
+
+
+def _join_in_a_row(videos: Videos) -> dict[str, Tensor]:
+    """Clips of one length as they are; others as one, with the frames of each.
+
+    Shape:
+        (1, F, ...) each -> (B, F, ...), or (1, sum of F, ...) and frames_per_clip (B,).
+    """
+    pixels = [video["pixel_values_videos"] for video in videos]
+    counts = torch.tensor([clip.shape[1] for clip in pixels])
+    if len(counts.unique()) == 1:
+        return _join(videos)
+    return {"pixel_values_videos": torch.cat(pixels, 1), "frames_per_clip": counts}
 
 
 QWEN2_VL_CHAT = HostChat(
@@ -359,4 +276,42 @@ QWEN3_VL_CHAT = HostChat(
     frame_size=_merge_blocks,
     small_px=_merge_block_px,
     tells_times=True,
+)
+SMOLVLM_CHAT = HostChat(
+    video_inputs=("pixel_values", "pixel_attention_mask"),
+    placeholder_id="image_token_id",
+    frame_size=_smolvlm_square,
+    small_px=_any_px,
+    tells_times=True,
+    join=_pad_frames,
+)
+GLM4V_CHAT = HostChat(
+    video_inputs=("pixel_values_videos", "video_grid_thw"),
+    placeholder_id="image_token_id",
+    frame_size=_merge_blocks,
+    small_px=_merge_block_px,
+    tells_times=True,
+    layout=Layout(answers_in_parts=False, next_turn="<|user|>"),
+)
+INTERNVL_CHAT = HostChat(
+    video_inputs=("pixel_values",),
+    placeholder_id="image_token_id",
+    frame_size=_video_square,
+    small_px=_any_px,
+)
+LLAVA_ONEVISION_CHAT = HostChat(
+    video_inputs=("pixel_values_videos",),
+    placeholder_id="video_token_id",
+    frame_size=_video_square,
+    small_px=_any_px,
+    join=_join_equal,
+    # Its template has a space in answered turns that its prompt for an answer has not.
+    layout=Layout(respelled=("<|im_start|>assistant \n", "<|im_start|>assistant\n")),
+)
+PERCEPTION_LM_CHAT = HostChat(
+    video_inputs=("pixel_values_videos",),
+    placeholder_id="video_token_id",
+    frame_size=_video_square,
+    small_px=_pooled_px,
+    join=_join_in_a_row,
 )
