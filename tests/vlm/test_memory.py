@@ -17,18 +17,17 @@ from moss_vllm.training.alive import AliveBytes
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.decoder_memory import layer_cast_weights, layer_kept, moss_kept
 from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.memory import memory_table
 from moss_vllm.vlm.sizes import build_shape
-from moss_vllm.vlm.video_llama3 import memory
-from moss_vllm.vlm.video_llama3.memory import (
-    TIME_TOKENS,
-    estimate_training_memory,
-    layer_cast_weights,
-    layer_kept,
+from moss_vllm.vlm.video_llama3.memory import TIME_TOKENS, estimate_training_memory
+from moss_vllm.vlm.video_llama3.model import (
+    MossVideoLlama3ForConditionalGeneration,
+    moss_config,
+    moss_settings,
 )
-from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration, moss_config
 
 SMALL = {
     "width": 128,
@@ -223,14 +222,14 @@ def test_a_layer_of_real_size_keeps_what_is_estimated(name):
 @pytest.mark.parametrize("path", ["fused", "banded"])
 def test_moss_of_real_size_keeps_what_is_estimated(path, monkeypatch):
     monkeypatch.setattr(encoder, "stss_path", lambda *_: (path, "chosen by the test"))
-    vision = build_shape("2b", moss={}).config.vision_config
+    settings = moss_settings(build_shape("2b", moss={}).config)
     with FakeTensorMode():
         module = build_shape("2b", moss={}, device="cpu").model.vision_model.moss
         grid = torch.empty(1, 20, 16, 28, 1152)
         with KeptForBackward(module, []) as kept:
             MOSS.forward(module, grid)
     host = 20 * 16 * 28 * 1152 * 4  # the tapped layer, which MOSS does not see
-    found = memory.moss_kept(vision, 20 * 16 * 28, 4, fused=path == "fused")
+    found = moss_kept(settings, 1152, 20 * 16 * 28, 4, fused=path == "fused")
     assert kept.total_bytes() / (found - host) == pytest.approx(1, abs=0.002)
 
 
