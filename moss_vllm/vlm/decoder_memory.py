@@ -1,11 +1,11 @@
-"""The memory of a training step that all families share: decoder layers with LoRA, logits, MOSS, weights, Adam.
+"""The memory of a training step, as far as all families share it: from decoder layers with LoRA to Adam.
 
     weights, gradients, Adam  +  the clip  +  what the forward pass keeps for backward  +  one layer at work
 
 "What the forward pass keeps" counts tensor by tensor, for transformers' decoder layers of Qwen2, Qwen2.5-VL,
-Qwen3-VL and Llama with peft's LoRA. `Clips` has what comes before them, which each family counts for itself.
-For small models on a CPU the sum is within 2 % of the memory alive after the forward pass, and the total is 0
-to 12 % above a step's peak (`tests/vlm/test_memory.py`, `tests/vlm/test_host_memory.py`). No GPU was measured.
+Qwen3-VL and Llama with peft's LoRA; what comes before them each family counts for itself, as `Clips`. For
+small models on a CPU the sum is within 2 % of the memory alive after the forward pass, and the total is 0 to
+12 % above a step's peak (`tests/vlm/test_memory.py`, `tests/vlm/test_host_memory.py`). No GPU was measured.
 Leave room for what is not counted:
 
 - the CUDA context, cuBLAS and cuDNN workspaces, NCCL's buffers, and memory that the caching allocator cannot
@@ -14,12 +14,13 @@ Leave room for what is not counted:
   kernel that keeps no scores (without one, memory grows with the square of the tokens);
 - the weights that ZeRO-3 gathers (the whole encoder, when it has MOSS), any stage's buckets, offloading;
 - frozen weights in 4 bits;
-- LoRA dropout, which keeps one more copy of each LoRA input.
+- LoRA dropout, which keeps one more copy of each LoRA input;
+- what Adam makes while it changes the weights, as activations are gone by then: on a GPU 4 bytes for each
+  number that trains.
 
 Several GPUs were not measured: the division by `processes` follows the ZeRO paper.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,29 +157,36 @@ def layer_cast_weights(text: Any, rank: int, frozen: int) -> int:
     return 2 * (lora + (sum(wide * high for wide, high in sizes) if frozen == 4 else 0))
 
 
-def moss_kept(moss: Mapping[str, Any], width: int, cells: int, working: int, *, fused: bool) -> int:
-    """Bytes that MOSS keeps for backward; `core.lean` avoids keeping the others.
+def moss_kept(vision: Any, width: int, cells: int, working: int, *, tapped: int, fused: bool) -> int:
+    """Bytes that MOSS keeps for backward, 0 without MOSS; `core.lean` avoids keeping the others.
 
     Args:
-        moss: every `moss_*` setting.
+        vision: the tower's config, with the `moss_*` fields if it has MOSS.
         width: channels of the tapped layer.
         cells: of all grids, frames times rows times columns.
         working: bytes of an activation.
+        tapped: bytes of a channel of the tapped layer, in the encoder's order, as a grid and in copies.
         fused: similarities are computed by the GPU kernel, which does not store them.
     """
-    length, rows, columns = moss["moss_window"]
-    fuse, orders = moss["moss_d_fuse"], max(moss["moss_orders"])
-    maps = 3 * length * moss["moss_d_similarity"] + 2 * fuse  # BatchNorms' inputs; the output, read by two
+    if not has_moss(vision):
+        return 0
+    length, rows, columns = vision.moss_window
+    fuse, orders = vision.moss_d_fuse, max(vision.moss_orders)
+    maps = 3 * length * vision.moss_d_similarity + 2 * fuse  # BatchNorms' inputs; the output, read by two
     if fused:
-        similarity = moss["moss_d_hidden"] * working + 4  # features, 1 / norm
+        similarity = vision.moss_d_hidden * working + 4  # features, 1 / norm
     else:
-        similarity = moss["moss_d_hidden"] * 4 + 4 + length * rows * columns * working
+        similarity = vision.moss_d_hidden * 4 + 4 + length * rows * columns * working
     norm = 8  # mean and 1 / deviation
-    tapped = 2 * width * working  # in the encoder's order, and as a grid
-    weights = len(moss["moss_orders"]) * fuse * width
-    weights += width**2 if moss["moss_input_fc"] else 0
+    weights = len(vision.moss_orders) * fuse * width
+    weights += width**2 if vision.moss_input_fc else 0
     copies = 2 * weights if working == 2 else 0
-    return cells * (tapped + orders * (norm + similarity + maps * working)) + copies
+    return cells * (width * tapped + orders * (norm + similarity + maps * working)) + copies
+
+
+def has_moss(vision: Any) -> bool:
+    """Whether the config of a tower describes a MOSS."""
+    return hasattr(vision, "moss_window")
 
 
 def head_size(text: Any) -> int:

@@ -15,14 +15,14 @@ from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
-from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.plan import Plan
-from moss_vllm.vlm.sizes import describe_shape
+from moss_vllm.vlm.sizes import describe_shape, frames_per_step_of_shape
 from moss_vllm.vlm.streamed import StreamedSet
 
 OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
@@ -160,6 +160,8 @@ def show_dry_run(record: Mapping[str, Any], dataset: TrainingSet | StreamedSet) 
 def show_shape(settings: Any, origins: Mapping[str, str], *, dry_run: bool) -> None:
     """Print parameters and memory of a released size, without its weights.
 
+    Memory is for 20 steps of time, and for the longest clip.
+
     Args:
         settings: the recipe's dataclass.
         origins: of `training.settings.origins`; flags that change nothing are told.
@@ -168,13 +170,14 @@ def show_shape(settings: Any, origins: Mapping[str, str], *, dry_run: bool) -> N
     """
     if not dry_run:
         raise ValueError(f"{settings.model} has no weights to train; add --dry-run, or name a checkpoint")
-    height_px = max(1, round(settings.short_side_px / MULTIPLE_PX)) * MULTIPLE_PX
+    name = settings.model.removeprefix("shape:")
+    per_step = frames_per_step_of_shape(name)
+    longest = settings.max_frames or 180 * per_step
     describe_shape(
-        settings.model.removeprefix("shape:"),
+        name,
         moss={} if settings.use_moss else None,
-        frames=sorted({min(20, settings.max_frames), settings.max_frames}),
-        height_px=height_px,
-        width_px=round(height_px * 16 / 9 / MULTIPLE_PX) * MULTIPLE_PX,
+        frames=sorted({min(20 * per_step, longest), longest}),
+        short_side_px=settings.short_side_px,
         lora_rank=settings.lora_rank,
         batch_size=settings.batch_size,
         precision=settings.precision,

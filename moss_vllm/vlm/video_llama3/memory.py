@@ -12,7 +12,6 @@ from transformers import PretrainedConfig
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.vlm.decoder_memory import Clips, check_step, head_size, moss_kept, step_memory
 from moss_vllm.vlm.memory import Memory
-from moss_vllm.vlm.video_llama3.model import moss_settings
 
 MERGE = 2  # width and height of a video token in patches, by VideoLLaMA3's processor
 TIME_TOKENS = 9  # of ",Time 12.5s:" before each frame
@@ -68,12 +67,12 @@ def estimate_training_memory(
     patches = batch_size * frames * (height_px // vision.patch_size) * (width_px // vision.patch_size)
     video_tokens = patches // MERGE**2
     length = video_tokens // batch_size + frames * TIME_TOKENS + text_tokens
-    moss = moss_settings(config)
+    tapped = 2 * working  # in the encoder's order, and as a grid
     clips = Clips(
         clips=batch_size,
         length=length,
         pixels=patches * vision.num_channels * vision.patch_size**2 * 4,
-        moss=moss_kept(moss, vision.hidden_size, patches, working, fused=fused_stss) if moss else 0,
+        moss=moss_kept(vision, vision.hidden_size, patches, working, tapped=tapped, fused=fused_stss),
         projector=video_tokens * working * (vision.hidden_size + 2 * text.hidden_size),
         projector_weights=text.hidden_size * (vision.hidden_size + text.hidden_size),
         positions=2 * length * head_size(text),
