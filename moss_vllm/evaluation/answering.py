@@ -107,13 +107,12 @@ def choose(loaded: Loaded, videos: Iterable[Prompts], *, batch_size: int) -> Ite
 
     Raises: ValueError for a choice that is not one token.
     """
-    tokenizer, lead = loaded.processor.tokenizer, loaded.family.chat.lead(loaded.processor)
 
     def fill(batch: _Batch, hidden: Tensor) -> None:
         likely = _logits(loaded, batch.packed.at_ends(hidden)).log_softmax(-1).cpu()
         for answers, prompts, rows in zip(batch.answers, batch.videos, likely, strict=True):
             for choices, row in zip(prompts.choices, rows, strict=False):
-                tokens = {choice: tokenizer(lead + choice)["input_ids"] for choice in choices}
+                tokens = {choice: _answer_ids(loaded, choice) for choice in choices}
                 if wrong := sorted(choice for choice, ids in tokens.items() if len(ids) != 1):
                     remedy = "not one token of this tokenizer; use a protocol that generates"
                     raise ValueError(f"{', '.join(wrong)}: {remedy}")
@@ -163,10 +162,16 @@ def score_continuations(
 def _with_choice_ids(loaded: Loaded, prompts: Prompts) -> Prompts:
     if not all(choice.strip() for some in prompts.choices for choice in some):
         raise ValueError("a choice is empty; every choice needs a word")
-    tokenizer, lead = loaded.processor.tokenizer, loaded.family.chat.lead(loaded.processor)
-    every = [[tokenizer(lead + text)["input_ids"] for text in some] for some in prompts.choices]
-    prompts.choice_ids = [[torch.tensor(ids) for ids in some] for some in every]
+    every = [[torch.tensor(_answer_ids(loaded, text)) for text in some] for some in prompts.choices]
+    prompts.choice_ids = every
     return prompts
+
+
+def _answer_ids(loaded: Loaded, text: str) -> list[int]:
+    """The tokens of a text that the model's turn begins with."""
+    said = loaded.family.chat.lead(loaded.processor) + text
+    ids: list[int] = loaded.processor.tokenizer(said, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 @dataclass

@@ -11,32 +11,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-    SmolVLMProcessor,
-    VideoLlama3Config,
-    VideoLlama3ForConditionalGeneration,
-    VideoLlama3Processor,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from moss_vllm.training.optim import Rate
 from moss_vllm.vlm.hosts import chat as host_chat
-from moss_vllm.vlm.hosts.by_frame import SMOLVLM
-from moss_vllm.vlm.hosts.by_grid import QWEN2_VL, QWEN3_VL, QWEN25_VL
+from moss_vllm.vlm.hosts.by_frame import INTERNVL, LLAVA_ONEVISION, PERCEPTION_LM, SMOLVLM
+from moss_vllm.vlm.hosts.by_grid import GLM4V, QWEN2_VL, QWEN3_VL, QWEN25_VL
 from moss_vllm.vlm.hosts.host import Host
+from moss_vllm.vlm.hosts.memory import TOWERS, estimate_memory_of
 from moss_vllm.vlm.hosts.opening import HostModel, add_moss
 from moss_vllm.vlm.hosts.positions import place_by_model, place_by_time, place_in_order
 from moss_vllm.vlm.memory import Memory
@@ -63,7 +47,7 @@ class Family:
             `vlm/hosts/chat.py` have the same functions.
         place: the model and its inputs -> the inputs, with `position_ids` where the family's language model
             has places in time and space.
-        estimate_memory: the memory of a training step.
+        estimate_memory: the memory of a training step; None where it is not counted.
         compresses: whether its processor can drop tokens of patches that did not change.
     """
 
@@ -79,7 +63,7 @@ class Family:
     lora_targets: str
     chat: Any
     place: Callable[[Any, Mapping[str, Tensor]], dict[str, Tensor]]
-    estimate_memory: Callable[..., Memory]
+    estimate_memory: Callable[..., Memory] | None
     compresses: bool = False
 
     @property
@@ -135,9 +119,17 @@ class Family:
         )
 
 
-def _of_host(host: Host, config: Any, stock: Any, processor: Any, **own: Any) -> Family:
+def _of_host(
+    host: Host,
+    config: Any,
+    stock: Any,
+    processor: Any,
+    *,
+    chat: Any,
+    place: Callable[..., dict[str, Tensor]] = place_in_order,
+    language_model: str = "model.language_model",
+) -> Family:
     """The row of a family whose classes stay transformers' own."""
-    language_model = own.pop("language_model", "model.language_model")
     return Family(
         title=host.title,
         config=config,
@@ -149,16 +141,18 @@ def _of_host(host: Host, config: Any, stock: Any, processor: Any, **own: Any) ->
         projector=host.projector,
         language_model=language_model,
         lora_targets=rf"{re.escape(language_model)}\.layers\.\d+\.(self_attn|mlp)\.\w+_proj",
-        **own,
+        chat=chat,
+        place=place,
+        estimate_memory=estimate_memory_of(host) if host.title in TOWERS else None,
     )
 
 
 VIDEO_LLAMA3 = Family(
     title="VideoLLaMA3",
-    config=VideoLlama3Config,
-    model=VideoLlama3ForConditionalGeneration,
+    config=transformers.VideoLlama3Config,
+    model=transformers.VideoLlama3ForConditionalGeneration,
     moss_model=model.MossVideoLlama3ForConditionalGeneration,
-    processor=VideoLlama3Processor,
+    processor=transformers.VideoLlama3Processor,
     add_moss=model.moss_config,
     tower="model.vision_model",
     projector=r"model\.projector",
@@ -170,44 +164,70 @@ VIDEO_LLAMA3 = Family(
     estimate_memory=memory.estimate_training_memory,
     compresses=True,
 )
-QWEN25_VL_FAMILY = _of_host(
-    QWEN25_VL,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    chat=host_chat.QWEN25_VL_CHAT,
-    place=place_by_time,
-    estimate_memory=memory.estimate_training_memory,
+HOST_FAMILIES = (
+    _of_host(
+        QWEN25_VL,
+        transformers.Qwen2_5_VLConfig,
+        transformers.Qwen2_5_VLForConditionalGeneration,
+        transformers.Qwen2_5_VLProcessor,
+        chat=host_chat.QWEN25_VL_CHAT,
+        place=place_by_time,
+    ),
+    _of_host(
+        QWEN3_VL,
+        transformers.Qwen3VLConfig,
+        transformers.Qwen3VLForConditionalGeneration,
+        transformers.Qwen3VLProcessor,
+        chat=host_chat.QWEN3_VL_CHAT,
+        place=place_by_model,
+    ),
+    _of_host(
+        SMOLVLM,
+        transformers.SmolVLMConfig,
+        transformers.SmolVLMForConditionalGeneration,
+        transformers.SmolVLMProcessor,
+        language_model="model.text_model",
+        chat=host_chat.SMOLVLM_CHAT,
+    ),
+    _of_host(
+        QWEN2_VL,
+        transformers.Qwen2VLConfig,
+        transformers.Qwen2VLForConditionalGeneration,
+        transformers.Qwen2VLProcessor,
+        chat=host_chat.QWEN2_VL_CHAT,
+        place=place_by_time,
+    ),
+    _of_host(
+        GLM4V,
+        transformers.Glm4vConfig,
+        transformers.Glm4vForConditionalGeneration,
+        transformers.Glm4vProcessor,
+        chat=host_chat.GLM4V_CHAT,
+        place=partial(place_by_model, frame_token="image_token_id"),
+    ),
+    _of_host(
+        INTERNVL,
+        transformers.InternVLConfig,
+        transformers.InternVLForConditionalGeneration,
+        transformers.InternVLProcessor,
+        chat=host_chat.INTERNVL_CHAT,
+    ),
+    _of_host(
+        LLAVA_ONEVISION,
+        transformers.LlavaOnevisionConfig,
+        transformers.LlavaOnevisionForConditionalGeneration,
+        transformers.LlavaOnevisionProcessor,
+        chat=host_chat.LLAVA_ONEVISION_CHAT,
+    ),
+    _of_host(
+        PERCEPTION_LM,
+        transformers.PerceptionLMConfig,
+        transformers.PerceptionLMForConditionalGeneration,
+        transformers.PerceptionLMProcessor,
+        chat=host_chat.PERCEPTION_LM_CHAT,
+    ),
 )
-QWEN2_VL_FAMILY = _of_host(
-    QWEN2_VL,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLProcessor,
-    chat=host_chat.QWEN2_VL_CHAT,
-    place=place_by_time,
-    estimate_memory=memory.estimate_training_memory,
-)
-QWEN3_VL_FAMILY = _of_host(
-    QWEN3_VL,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    chat=host_chat.QWEN3_VL_CHAT,
-    place=place_by_model,
-    estimate_memory=memory.estimate_training_memory,
-)
-SMOLVLM_FAMILY = _of_host(
-    SMOLVLM,
-    SmolVLMConfig,
-    SmolVLMForConditionalGeneration,
-    SmolVLMProcessor,
-    language_model="model.text_model",
-    chat=getattr(host_chat, "SMOLVLM_CHAT", None),
-    place=place_in_order,
-    estimate_memory=memory.estimate_training_memory,
-)
-VIDEO_LLM_FAMILIES = (VIDEO_LLAMA3, QWEN25_VL_FAMILY, QWEN3_VL_FAMILY, SMOLVLM_FAMILY, QWEN2_VL_FAMILY)
+VIDEO_LLM_FAMILIES = (VIDEO_LLAMA3, *HOST_FAMILIES)
 # The settings of MOSS that a config and run.json hold, each with the paper's value; the same in every family.
 MOSS_SETTINGS = {name: getattr(model.MossVideoLlama3VisionConfig, name) for name in model.MOSS_FIELDS}
 OTHER_MODEL_TYPES = {

@@ -1,81 +1,48 @@
-"""VideoLLaMA3's real sizes without its weights: parameters, what trains, and the memory for training.
+"""Released sizes of VideoLLaMA3, Qwen2.5-VL, Qwen3-VL and SmolVLM2 without their weights.
 
-Nothing is downloaded: on the "meta" device tensors have a shape and no memory, and a model of 7 billion
-parameters is described in seconds.
+Parameters, what trains, and the memory for training. Nothing is downloaded: on the "meta" device tensors have
+a shape and no memory, and a model of 7 billion parameters is described in seconds.
 """
 
 import copy
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
-from transformers import PreTrainedModel, VideoLlama3Config, VideoLlama3ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+    VideoLlama3Config,
+)
 from transformers import initialization as init
 
+from moss_vllm.runtime.quiet import quiet
 from moss_vllm.runtime.screen import Screen
-from moss_vllm.training.optim import describe, parameter_groups
+from moss_vllm.training.optim import Rate, describe, parameter_groups
+from moss_vllm.video.frames import MULTIPLE_PX
 from moss_vllm.vlm.adapter import attach_lora, choose_rates
+from moss_vllm.vlm.attach import VIDEO_LLM_HOSTS, attach, attached
+from moss_vllm.vlm.decoder_memory import has_moss
+from moss_vllm.vlm.hosts.host import Host
+from moss_vllm.vlm.hosts.memory import estimate_memory_of, frame_size, wide_frame
 from moss_vllm.vlm.memory import Memory, memory_table
+from moss_vllm.vlm.shapes import SHAPES
 from moss_vllm.vlm.video_llama3.memory import estimate_training_memory
-from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration, moss_config
+from moss_vllm.vlm.video_llama3.model import moss_config
 
-_VISION = {
-    "hidden_size": 1152,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "intermediate_size": 4304,
-    "patch_size": 14,
-}
-_QWEN = {
-    "model_type": "qwen2",
-    "num_hidden_layers": 28,
-    "max_position_embeddings": 32768,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-}
-SHAPES: dict[str, dict[str, Any]] = {
-    "2b": {
-        "vision_config": _VISION,
-        "text_config": {
-            **_QWEN,
-            "hidden_size": 1536,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 2,
-            "intermediate_size": 8960,
-            "vocab_size": 151936,
-            "tie_word_embeddings": True,
-        },
-        "tie_word_embeddings": True,
-    },
-    "7b": {
-        "vision_config": _VISION,
-        "text_config": {
-            **_QWEN,
-            "hidden_size": 3584,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "intermediate_size": 18944,
-            "vocab_size": 152064,
-            "tie_word_embeddings": False,
-        },
-        "tie_word_embeddings": False,
-    },
-}
-"""Arguments of `VideoLlama3Config` for VideoLLaMA3-2B and VideoLLaMA3-7B.
-
-The vision encoder of both is SigLIP so400m with patches of 14 pixels (google/siglip-so400m-patch14-384), with
-rotary positions in place of the learned ones. The language models are Qwen2.5-1.5B and Qwen2.5-7B, with the
-sizes in the config.json of Qwen/Qwen2.5-1.5B-Instruct and Qwen/Qwen2.5-7B-Instruct; the released
-VideoLLaMA3 checkpoints were not read, and one with a resized vocabulary has other numbers of embedding rows.
-"""
-
-MODEL_PARTS = {  # the first prefix that fits
-    "MOSS": "model.vision_model.moss.",
-    "vision encoder": "model.vision_model.",
-    "projector": "model.projector.",
-    "language model": "model.language_model.",
-    "head": "lm_head.",
-}
+_MODEL_PARTS: tuple[tuple[str, str], ...] = (  # the first pattern that fits
+    ("MOSS", r"{tower}\.moss\."),
+    ("projector", r"{projector}\."),
+    ("vision encoder", r"{tower}\."),
+    ("language model", r"model\.(language_model|text_model)\."),
+    ("head", r"lm_head\."),
+)
+PART_NAMES = ("MOSS", "vision encoder", "projector", "language model", "head")
 
 
 def build_shape(
@@ -88,42 +55,98 @@ def build_shape(
     """A model of real size, with shapes alone on "meta" and random weights on any other device.
 
     Args:
-        name: "2b" or "7b".
-        moss: `moss_*` settings that differ from the paper's; None builds VideoLLaMA3 without MOSS.
+        name: of `SHAPES`.
+        moss: `moss_*` settings that differ from the paper's; None builds the model without MOSS. In models
+            other than VideoLLaMA3 it is attached by `vlm.attach`, after the paper's layer in proportion.
         device: where the weights are made, in `dtype`.
-        dtype: of the weights; float32 if not given.
+        dtype: of the weights, but for an attached MOSS's; float32 if not given.
 
     Raises:
         ValueError: no shape of that name, or unknown MOSS settings.
     """
-    if name not in SHAPES:
-        raise ValueError(f"unknown shape '{name}'; choose one of {', '.join(SHAPES)}")
-    # The config class fills the dicts it is given.
-    config = VideoLlama3Config(**copy.deepcopy(SHAPES[name]))
-    kind: Any = VideoLlama3ForConditionalGeneration
-    if moss is not None:
-        kind, config = MossVideoLlama3ForConditionalGeneration, moss_config(config, **moss)
+    config = config_of_shape(name)
+    native = isinstance(config, VideoLlama3Config)
+    if moss is not None and native:
+        config = moss_config(config, **moss)
     with torch.device(device):
         # Each constructor would draw its weights, and transformers then all of them again: draw once.
         with init.no_init_weights():
-            model: PreTrainedModel = kind._from_config(config, dtype=dtype or torch.float32)
+            model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype or torch.float32)
         model.init_weights()
-    return model
+    if moss is not None and not native:
+        attach(model, **{name.removeprefix("moss_"): value for name, value in moss.items()})
+        for size, value in attached(model)[1].moss_sizes.items():
+            setattr(config.vision_config, f"moss_{size}", value)
+    return cast(PreTrainedModel, model)
+
+
+def config_of_shape(name: str) -> PretrainedConfig:
+    """The config of a released size, without MOSS.
+
+    Raises:
+        ValueError: no shape of that name.
+    """
+    if name not in SHAPES:
+        raise ValueError(f"unknown shape '{name}'; choose one of {', '.join(SHAPES)}")
+    # The config class fills the dicts it is given.
+    return AutoConfig.for_model(**copy.deepcopy(SHAPES[name]))
+
+
+def frames_per_step_of_shape(name: str) -> int:
+    """Frames that the vision encoder makes one step of time of; ValueError as `config_of_shape`."""
+    config = config_of_shape(name)
+    return host_of_shape(config).frames_per_step(config)
+
+
+def host_of_shape(config: PretrainedConfig) -> Host:
+    """The entry that names the parts of a model of `SHAPES`, with MOSS or without."""
+    kind = "video_llama_3" if isinstance(config, VideoLlama3Config) else config.model_type
+    return next(host for host in VIDEO_LLM_HOSTS if kind in host.model_types)
 
 
 def parameters_per_part(model: PreTrainedModel) -> dict[str, int]:
     """Parameters of the vision encoder, MOSS, projector, language model and head (0 where it is tied).
 
+    The projector is all between tower and language model, such as Qwen's mergers, which stand in the tower.
+
     Raises:
         ValueError: a parameter that belongs to none of them, such as LoRA's.
     """
-    counts = dict.fromkeys(MODEL_PARTS, 0)
+    host = host_of_shape(model.config)
+    names = {"tower": re.escape(host.tower), "projector": host.projector}
+    patterns = {part: re.compile(pattern.format(**names)) for part, pattern in _MODEL_PARTS}
+    counts = dict.fromkeys(PART_NAMES, 0)
     for name, parameter in model.named_parameters():
-        part = next((part for part, prefix in MODEL_PARTS.items() if name.startswith(prefix)), None)
+        part = next((part for part, pattern in patterns.items() if pattern.match(name)), None)
         if part is None:
-            raise ValueError(f"{name} belongs to no part of VideoLLaMA3; count before LoRA is attached")
+            raise ValueError(f"{name} belongs to no part of {host.title}; count before LoRA is attached")
         counts[part] += parameter.numel()
     return counts
+
+
+def with_lora(model: PreTrainedModel, rank: int) -> tuple[PeftModel, list[Rate]]:
+    """LoRA on a model of `build_shape` as the recipe has it, and the table of what trains at which rate."""
+    host = host_of_shape(model.config)
+    if isinstance(model.config, VideoLlama3Config):
+        return attach_lora(model, rank=rank, alpha=rank, dropout=0.0), choose_rates(model)
+    whole = [name for name, _ in model.named_modules() if re.fullmatch(host.projector, name)]
+    moss = f"{host.tower}.moss"
+    decoder = r"model\.(language_model|text_model)\."
+    rates = [
+        Rate("originals", r"\.original_module\.", None),
+        Rate("moss", rf"{re.escape(moss)}\.", 1e-3),
+        Rate("projector", rf"{host.projector}\.", 1e-4),
+        Rate("llm lora", rf"{decoder}.*\.lora_[AB]\.", 1e-5),
+        Rate("frozen", r"\.", None),
+    ]
+    if has_moss(model.config.vision_config):
+        whole.append(moss)
+    else:
+        rates = [row for row in rates if row.name != "moss"]
+    targets = rf"{decoder}layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    lora = LoraConfig(r=rank, target_modules=targets, modules_to_save=whole)
+    with quiet():
+        return cast(PeftModel, get_peft_model(model, lora)), rates
 
 
 def describe_shape(
@@ -132,8 +155,7 @@ def describe_shape(
     moss: dict[str, Any] | None,
     lora_rank: int = 16,
     frames: Sequence[int] = (20, 180),
-    height_px: int = 224,
-    width_px: int = 392,
+    short_side_px: int = 224,
     text_tokens: int = 200,
     batch_size: int = 1,
     precision: str = "bf16",
@@ -142,15 +164,15 @@ def describe_shape(
 ) -> dict[str, Memory]:
     """Print a shape's parameters with and without MOSS, what trains, and memory for each number of frames.
 
-    The default frames are the paper's (short side 224 of a 16:9 video, Sec. 4.5) for 10 s and 90 s at 2 fps.
-    The paper does not state rank, text and batch; their defaults are ours. Memory is estimated with and
-    without recomputation of the LLM's activations.
+    The default frames are the paper's for VideoLLaMA3 (short side 224, Sec. 4.5), of a 16:9 video of 10 s and
+    90 s at 2 fps. The paper does not state rank, text and batch; their defaults are ours. Memory is estimated
+    with and without recomputation of the LLM's activations.
 
     Args:
         name, moss: as for `build_shape`.
         frames: numbers of frames to estimate the memory of.
-        lora_rank, height_px, width_px, text_tokens, batch_size, precision, frozen_dtype: as for
-            `estimate_training_memory`.
+        short_side_px: of a frame, made to what the model takes by `frame_of_shape`.
+        lora_rank, text_tokens, batch_size, precision, frozen_dtype: as for `estimate_training_memory`.
         console: where the tables are printed.
 
     Returns: the estimates, by the heads of the table's columns.
@@ -158,18 +180,20 @@ def describe_shape(
     console = console or Screen()
     plain = parameters_per_part(build_shape(name, moss=None))
     model = build_shape(name, moss=moss)
-    config = model.config
-    console.print(parameter_table(name, plain, parameters_per_part(model)))
+    config, host = model.config, host_of_shape(model.config)
+    console.print(parameter_table(_title(name, host), plain, parameters_per_part(model)))
 
-    adapted = attach_lora(model, rank=lora_rank, alpha=lora_rank, dropout=0.0)
-    rates = choose_rates(model)
+    adapted, rates = with_lora(model, lora_rank)
     groups = parameter_groups(adapted, rates)
     console.print(trained_table(describe(adapted, rates)))
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     frozen = sum(parameter.numel() for parameter in adapted.parameters()) - trained
 
+    native = isinstance(config, VideoLlama3Config)
+    estimate = estimate_training_memory if native else estimate_memory_of(host)
+    height_px, width_px = frame_of_shape(config, short_side_px)
     estimates = {
-        f"{count} frames{', recomputed' if recomputed else ''}": estimate_training_memory(
+        f"{count} frames{', recomputed' if recomputed else ''}": estimate(
             config,
             lora_rank=lora_rank,
             frames=count,
@@ -194,12 +218,25 @@ def describe_shape(
     return estimates
 
 
-def parameter_table(name: str, plain: dict[str, int], chosen: dict[str, int]) -> Table:
+def frame_of_shape(config: PretrainedConfig, short_side_px: int) -> tuple[int, int]:
+    """Height and width in pixels of a 16:9 frame as a model of `SHAPES` takes it."""
+    if isinstance(config, VideoLlama3Config):
+        return wide_frame(short_side_px, MULTIPLE_PX)
+    return frame_size(host_of_shape(config), config, short_side_px)
+
+
+def _title(name: str, host: Host) -> str:
+    """Qwen2.5-VL-3B of qwen2_5_vl_3b."""
+    size = name.removeprefix(re.sub(r"\W", "_", host.title.lower()) + "_")
+    return f"{host.title}-{size.replace('_', '.').upper()}"
+
+
+def parameter_table(title: str, plain: dict[str, int], chosen: dict[str, int]) -> Table:
     """Parameters per part, as released and as trained here."""
-    table = Table("part", title=f"parameters of VideoLLaMA3-{name.upper()}")
+    table = Table("part", title=f"parameters of {title}")
     for head in ("as released", "as trained here"):
         table.add_column(head, justify="right")
-    for part in MODEL_PARTS:
+    for part in PART_NAMES:
         table.add_row(part, f"{plain[part]:,}", f"{chosen[part]:,}", end_section=part == "head")
     table.add_row("total", f"{sum(plain.values()):,}", f"{sum(chosen.values()):,}")
     return table

@@ -17,14 +17,14 @@ from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
 from moss_vllm.video.clip import Sampling
-from moss_vllm.video.frames import MULTIPLE_PX, BadVideo
+from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.families import Family, family_of, family_with
 from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.plan import Plan
-from moss_vllm.vlm.sizes import describe_shape
+from moss_vllm.vlm.sizes import describe_shape, frames_per_step_of_shape
 from moss_vllm.vlm.streamed import StreamedSet
 
 OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
@@ -88,17 +88,18 @@ def _estimate(
 ) -> dict[str, int] | None:
     """Bytes of each part, for a batch of the longest clip; None where they cannot be estimated."""
     longest = rows.rows[max(range(len(rows.rows)), key=rows.tokens.__getitem__)]
-    if longest.path is None or settings.quantize:
+    base: Any = model.get_base_model()
+    estimate = family_of(base.config).estimate_memory
+    if longest.path is None or settings.quantize or estimate is None:
         return None
     start_s, end_s = longest.start_s or 0.0, longest.end_s
     try:
         probe = probe_clip(longest.path, sampling, start_s=start_s, end_s=end_s)
     except BadVideo:  # removed since the plan; training counts and names it
         return None
-    base: Any = model.get_base_model()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     deepspeed = accelerator.state.deepspeed_plugin
-    memory = family_of(base.config).estimate_memory(
+    memory = estimate(
         base.config,
         lora_rank=settings.lora_rank,
         frames=len(probe.frame_times_s),
@@ -148,7 +149,8 @@ def show_report(record: dict[str, Any]) -> None:
     console.print(f"tokens per clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
     if not record["memory"]:
         console.print(
-            "no estimate of memory: the base is in 4 bits, or the video of the longest row cannot be read"
+            "no estimate of memory: it is not counted for this family or in 4 bits, or the video of the longest "
+            "row cannot be read"
         )
     else:
         peak_gib = record["memory"]["total"] / GIB
@@ -188,6 +190,8 @@ def show_dry_run(record: Mapping[str, Any], dataset: TrainingSet | StreamedSet) 
 def show_shape(settings: Any, origins: Mapping[str, str], *, dry_run: bool) -> None:
     """Print parameters and memory of a released size, without its weights.
 
+    Memory is for 20 steps of time, and for the longest clip.
+
     Args:
         settings: the recipe's dataclass.
         origins: of `training.settings.origins`; flags that change nothing are told.
@@ -196,13 +200,14 @@ def show_shape(settings: Any, origins: Mapping[str, str], *, dry_run: bool) -> N
     """
     if not dry_run:
         raise ValueError(f"{settings.model} has no weights to train; add --dry-run, or name a checkpoint")
-    height_px = max(1, round(settings.short_side_px / MULTIPLE_PX)) * MULTIPLE_PX
+    name = settings.model.removeprefix("shape:")
+    per_step = frames_per_step_of_shape(name)
+    longest = settings.max_frames or 180 * per_step
     describe_shape(
-        settings.model.removeprefix("shape:"),
+        name,
         moss={} if settings.use_moss else None,
-        frames=sorted({min(20, settings.max_frames), settings.max_frames}),
-        height_px=height_px,
-        width_px=round(height_px * 16 / 9 / MULTIPLE_PX) * MULTIPLE_PX,
+        frames=sorted({min(20 * per_step, longest), longest}),
+        short_side_px=settings.short_side_px,
         lora_rank=settings.lora_rank,
         batch_size=settings.batch_size,
         precision=settings.precision,

@@ -9,25 +9,19 @@ import pytest
 import torch
 from kept_for_backward import KeptForBackward
 from rich.console import Console
+from step_bytes import measure
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import VideoLlama3Config, VideoLlama3ForConditionalGeneration
 
 from moss_vllm.core import MOSS, encoder
-from moss_vllm.training.alive import AliveBytes
 from moss_vllm.training.optim import parameter_groups
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.decoder_memory import layer_cast_weights, layer_kept, moss_kept
 from moss_vllm.vlm.families import VIDEO_LLAMA3
-from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.memory import memory_table
-from moss_vllm.vlm.sizes import build_shape
-from moss_vllm.vlm.video_llama3 import memory
-from moss_vllm.vlm.video_llama3.memory import (
-    TIME_TOKENS,
-    estimate_training_memory,
-    layer_cast_weights,
-    layer_kept,
-)
+from moss_vllm.vlm.sizes import build_shape, with_lora
+from moss_vllm.vlm.video_llama3.memory import TIME_TOKENS, estimate_training_memory
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration, moss_config
 
 SMALL = {
@@ -153,25 +147,6 @@ def estimate(model, size):
     )
 
 
-def measure(model, size):
-    """Bytes that one step's forward pass leaves, and the peak of the next step, all weights counted."""
-    inputs, objective = batch(size), AnswerLoss(model)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    given = [*model.parameters(), *model.buffers(), *inputs.values()]
-    for _ in range(2):
-        always = sum(t.nbytes for t in given)
-        always += sum(t.nbytes for state in optimizer.state.values() for t in state.values())
-        with AliveBytes(*given, *(t for state in optimizer.state.values() for t in state.values())) as alive:
-            with torch.autocast("cpu", torch.bfloat16) if size["half"] else nullcontext():
-                loss = objective(**inputs)
-            left = alive.now
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        del loss
-    return left, always + alive.peak
-
-
 def name_of(case):
     return " ".join(f"{name}={value}" for name, value in case.items()) or "small"
 
@@ -181,7 +156,7 @@ def test_estimate_is_what_a_step_takes(case):
     size = SMALL | case
     torch.manual_seed(0)
     model = build(size)
-    kept, peak = measure(model, size)
+    kept, peak = measure(model, batch(size), half=size["half"])
     found = estimate(model, size)
     log_softmax = 4 * size["clips"] * size["text"] * size["vocabulary"]
     assert (found.kept + log_softmax) / kept == pytest.approx(1, abs=0.02)
@@ -191,7 +166,7 @@ def test_estimate_is_what_a_step_takes(case):
 def test_equal_clips_take_less_than_padded_ones():
     size = SMALL | {"clips": 3}
     model = build(size)
-    kept, _ = measure(model, size)
+    kept, _ = measure(model, batch(size), half=size["half"])
     found = estimate(model, size)
     masks = 3 * (8 * 9 + 8 * TIME_TOKENS + 20) ** 2
     repeated_keys = 2 * 2 * 3 * (8 * 9 + 8 * TIME_TOKENS + 20) * 64 * 4
@@ -199,12 +174,14 @@ def test_equal_clips_take_less_than_padded_ones():
     assert (equal + 4 * 3 * 20 * 512) / kept == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("name", ["2b", "7b"])
+@pytest.mark.parametrize("name", ["2b", "7b", "qwen2_5_vl_3b", "qwen3_vl_4b", "smolvlm2_2_2b"])
 def test_a_layer_of_real_size_keeps_what_is_estimated(name):
     tokens, rank = 2640, 16
-    model = attach_lora(build_shape(name, moss=None), rank=rank, alpha=rank, dropout=0.0)
-    language_model = model.get_base_model().model.language_model
+    model = build_shape(name, moss=None)
+    with_lora(model, rank)
+    language_model = model.get_decoder()
     text = language_model.config
+    shape = (3, 1, tokens) if "mrope_section" in text.rope_parameters else (1, tokens)
     with FakeTensorMode(
         allow_non_fake_inputs=True
     ):  # as "meta", but tensors say "cpu", which attention and autocast ask for
@@ -212,7 +189,9 @@ def test_a_layer_of_real_size_keeps_what_is_estimated(name):
         rotary = language_model.rotary_emb.to_empty(device="cpu")
         for bytes_each, half in ((4, nullcontext), (2, lambda: torch.autocast("cpu", torch.bfloat16))):
             hidden = torch.empty(1, tokens, text.hidden_size, requires_grad=True)
-            positions = rotary(hidden, torch.arange(tokens)[None])
+            positions = rotary(
+                hidden, torch.arange(tokens).expand(axes, 1, -1) if axes else torch.arange(tokens)[None]
+            )
             with KeptForBackward(layer, positions) as kept, half():
                 layer(hidden, position_embeddings=positions)
             expected = layer_kept(text, 1, tokens, rank, bytes_each, masked=False)
@@ -230,7 +209,7 @@ def test_moss_of_real_size_keeps_what_is_estimated(path, monkeypatch):
         with KeptForBackward(module, []) as kept:
             MOSS.forward(module, grid)
     host = 20 * 16 * 28 * 1152 * 4  # the tapped layer, which MOSS does not see
-    found = memory.moss_kept(vision, 20 * 16 * 28, 4, fused=path == "fused")
+    found = moss_kept(vision, 1152, 20 * 16 * 28, 4, tapped=8, fused=path == "fused")
     assert kept.total_bytes() / (found - host) == pytest.approx(1, abs=0.002)
 
 

@@ -8,10 +8,19 @@ from rich.console import Console
 
 from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.vlm.adapter import attach_lora
-from moss_vllm.vlm.sizes import SHAPES, build_shape, describe_shape, parameters_per_part
+from moss_vllm.vlm.shapes import SHAPES
+from moss_vllm.vlm.sizes import (
+    build_shape,
+    config_of_shape,
+    describe_shape,
+    frame_of_shape,
+    frames_per_step_of_shape,
+    parameters_per_part,
+)
 
 VISION = 412_147_440
 SMALL = {
+    "model_type": "video_llama_3",
     "vision_config": {
         "hidden_size": 48,
         "num_hidden_layers": 6,
@@ -81,6 +90,45 @@ def test_vision_encoder_by_hand():
     assert linear(3 * 14 * 14, 1152) + 27 * layer + 2 * 1152 == VISION
 
 
+PUBLISHED = {  # parameters as people who opened the released checkpoints report them
+    "qwen2_5_vl_3b": 3_754_622_976,
+    "qwen2_5_vl_7b": 8_292_166_656,
+    "qwen3_vl_2b": 2_127_532_032,
+    "qwen3_vl_4b": 4_437_815_808,
+    "smolvlm2_2_2b": 2_246_784_880,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_other_models_have_their_parameters(name):
+    counts = parameters_per_part(build_shape(name, moss=None))
+    assert sum(counts.values()) == PUBLISHED[name]
+    assert counts["MOSS"] == 0 and bool(counts["head"]) != SHAPES[name]["tie_word_embeddings"]
+
+
+def merger(width, out, *, norm=0):
+    return norm + linear(4 * width, 4 * width) + linear(4 * width, out)
+
+
+@pytest.mark.parametrize(
+    "name, projector",
+    [
+        ("qwen2_5_vl_3b", merger(1280, 2048, norm=1280)),
+        ("qwen2_5_vl_7b", merger(1280, 3584, norm=1280)),
+        # Three deepstack mergers, whose norms read four patches as one.
+        ("qwen3_vl_2b", merger(1024, 2048, norm=2 * 1024) + 3 * merger(1024, 2048, norm=8 * 1024)),
+        ("qwen3_vl_4b", merger(1024, 2560, norm=2 * 1024) + 3 * merger(1024, 2560, norm=8 * 1024)),
+        ("smolvlm2_2_2b", 9 * 1152 * 2048),
+    ],
+)
+def test_projectors_by_hand(name, projector):
+    assert parameters_per_part(build_shape(name, moss=None))["projector"] == projector
+
+
+TOWERS = {"2b": 1152, "7b": 1152, "qwen2_5_vl_3b": 1280, "qwen2_5_vl_7b": 1280}
+TOWERS |= {"qwen3_vl_2b": 1024, "qwen3_vl_4b": 1024, "smolvlm2_2_2b": 1152}
+
+
 @pytest.mark.parametrize("name", SHAPES)
 def test_moss_adds_its_parameters_and_nothing_else(name):
     plain, chosen = (
@@ -88,17 +136,42 @@ def test_moss_adds_its_parameters_and_nothing_else(name):
         parameters_per_part(build_shape(name, moss={})),
     )
     assert chosen.pop("MOSS") == moss_parameters(
-        1152, VIDEO_LLM.window, VIDEO_LLM.d_hidden, VIDEO_LLM.d_similarity, VIDEO_LLM.d_fuse
+        TOWERS[name], VIDEO_LLM.window, VIDEO_LLM.d_hidden, VIDEO_LLM.d_similarity, VIDEO_LLM.d_fuse
     )
     del plain["MOSS"]
     assert chosen == plain
     smaller = parameters_per_part(build_shape(name, moss={"moss_window": [3, 5, 5], "moss_d_fuse": 64}))
-    assert smaller["MOSS"] == moss_parameters(1152, (3, 5, 5), VIDEO_LLM.d_hidden, VIDEO_LLM.d_similarity, 64)
+    assert smaller["MOSS"] == moss_parameters(
+        TOWERS[name], (3, 5, 5), VIDEO_LLM.d_hidden, VIDEO_LLM.d_similarity, 64
+    )
+
+
+@pytest.mark.parametrize(
+    "name, after",
+    [("2b", 6), ("qwen2_5_vl_3b", 7), ("qwen3_vl_2b", 5), ("qwen3_vl_4b", 5), ("smolvlm2_2_2b", 6)],
+)
+def test_moss_stands_after_the_papers_layer_in_proportion(name, after):
+    assert build_shape(name, moss={}).config.vision_config.moss_after_layer == after
+
+
+@pytest.mark.parametrize(
+    "name, per_step, frame",
+    [
+        ("7b", 1, (224, 392)),
+        ("qwen2_5_vl_7b", 2, (224, 392)),
+        ("qwen3_vl_4b", 2, (224, 384)),
+        ("smolvlm2_2_2b", 1, (384, 384)),
+    ],
+)
+def test_frames_of_a_shape(name, per_step, frame):
+    assert frames_per_step_of_shape(name) == per_step
+    assert frame_of_shape(config_of_shape(name), 224) == frame
 
 
 def test_shapes_stay_as_written():
     before = copy.deepcopy(SHAPES)
     build_shape("2b", moss={})
+    build_shape("qwen3_vl_2b", moss={})
     assert before == SHAPES
 
 
@@ -150,6 +223,26 @@ def test_describe_prints_parameters_groups_and_memory():
     assert found["4 frames"].adam_states == 8 * trained
     # peft keeps the released projector and a MOSS as made beside those that train.
     assert found["4 frames"].frozen_weights == 4 * (8_044_744_944 + 12_967_040)
+
+
+def test_describe_other_models():
+    console = Console(width=140, record=True)
+    found = describe_shape("qwen3_vl_2b", moss={}, frames=(8,), lora_rank=8, console=console)
+    text = console.export_text()
+    lora = 28 * 8 * (2 * (2048 + 2048) + 2 * (2048 + 1024) + 3 * (2048 + 6144))
+    moss, projector = 12_589_568, 100_714_496
+    for expected in ("parameters of Qwen3-VL-2B", "2,127,532,032", "2,140,121,600", f"{lora:,}", "224 x 384"):
+        assert expected in text
+    assert found["8 frames"].adam_states == 8 * (lora + moss + projector)
+    assert found["8 frames"].frozen_weights == 4 * (2_127_532_032 + moss)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl_3b", "smolvlm2_2_2b"])
+def test_describe_other_models_without_moss(name, capsys):
+    found = describe_shape(name, moss=None, frames=(4,), lora_rank=8)
+    assert all(memory.moss == 0 and memory.projector > 0 for memory in found.values())
+    groups = capsys.readouterr().out.split("what trains")[1]
+    assert "moss" not in groups.split("memory")[0]
 
 
 def test_describe_without_moss(capsys):

@@ -164,6 +164,7 @@ PERCEPTION_LM = Host(
         "norm": "timm_model.norm",
         "trained_after": ("timm_model.norm.",),
         "width": lambda tower: tower.timm_model.embed_dim,
+        "layers": lambda config: int(config.vision_config.model_args["depth"]),
         "sizes": partial(frames_by_pixels, patch_size="timm_model.patch_embed.patch_size"),
         "from_raster": _perception_raster,
     },
