@@ -76,9 +76,9 @@ from moss_vllm.core.presets import VIDEO_LLM
 from moss_vllm.data.sources import read_sources
 from moss_vllm.runtime.versions import versions
 from moss_vllm.video.cache import choose_reader
-from moss_vllm.video.clip import Sampling
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.processor import load_processor
+from moss_vllm.vlm.settings import fit_clips, sampling_of
 
 READ_CLIPS = 200
 CLAIM = 0.05
@@ -217,7 +217,8 @@ def measure_row_reading(settings: Any, data: Path, cache: Path, repeats: int) ->
     """Clips and rows ready for the model per second of one process, from the videos and from the cache."""
     rows = [row for row in read_sources(data).rows if row.path is not None][:READ_CLIPS]
     processor = load_processor(settings.model)
-    sampling = Sampling(settings.sample_fps, settings.short_side_px, settings.max_frames)
+    settings = fit_clips(settings, processor, ())
+    sampling = sampling_of(settings, processor)
     compress, most = settings.compress_tokens, settings.max_tokens
     reading_settings = {"compress": compress, "max_tokens": most, "sampling": sampling}
     speeds: dict[tuple[str, str], list[float]] = {}

@@ -41,7 +41,7 @@ def resolve(source: str | Path) -> str:
                 f"{source} is the folder of a run; give one of its checkpoints, such as {steps[-1]}"
             )
         raise FileNotFoundError(
-            f"{source}: no config.json there; give a checkpoint folder, a native VideoLLaMA3 folder, "
+            f"{source}: no config.json there; give a checkpoint folder, a model folder, "
             "a hub id (owner/name) or 'miniature'"
         )
     return str(path) if path.is_dir() else str(source)

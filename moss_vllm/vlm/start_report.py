@@ -149,8 +149,8 @@ def show_report(record: dict[str, Any]) -> None:
     console.print(f"tokens per clip: {tokens['min']} to {tokens['max']}, median {tokens['median']}")
     if not record["memory"]:
         console.print(
-            "no estimate of memory: it is not counted for this family or in 4 bits, or the video of the longest "
-            "row cannot be read"
+            "no estimate of memory: it is not counted for this family or in 4 bits, or the video of the "
+            "longest row cannot be read"
         )
     else:
         peak_gib = record["memory"]["total"] / GIB

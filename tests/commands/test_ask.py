@@ -72,7 +72,7 @@ def test_flags_win_over_the_checkpoint_and_it_over_the_paper(video, trained, tin
         compressed.append(compress)
         return encode(processor, clip, turns, compress=compress)
 
-    family = replace(VIDEO_LLAMA3, encode=watch)
+    family = replace(VIDEO_LLAMA3, chat=SimpleNamespace(**{**vars(chat), "encode": watch}))
     monkeypatch.setattr(checkpoint.Loaded, "family", property(lambda self: family))
     few = ["--max-new-tokens", "1"]
     flags = ["--sample-fps", "1", "--max-frames", "3", "--short-side-px", "84", "--compress-tokens"]

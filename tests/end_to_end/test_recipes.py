@@ -14,6 +14,9 @@ from launching import ROOT, SCRIPT, as_flags, environment, logged
 from moss_vllm.training.settings import parse
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import trained_state
+from moss_vllm.vlm.shapes import SHAPES
+
+PAPER = ROOT / "moss_vllm" / "commands" / "recipes" / "configs" / "favor_videollama3_2b.yaml"
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -213,7 +216,7 @@ def stranger(tiny_base, tmp_path):
 
 
 def test_another_model_takes_the_papers_settings_and_says_so(recipe, flags, stranger, capsys):
-    paper, _ = parse(recipe.FavorLora, ["--config", str(recipe.PAPER)], "")
+    paper, _ = parse(recipe.FavorLora, ["--config", str(PAPER)], "")
     given = ["--model", str(stranger), "--lora-rank", "8"]
     settings, found = parse(recipe.FavorLora, given, "", recipe.preset)
     assert settings == dataclasses.replace(paper, model=str(stranger), lora_rank=8)
@@ -243,12 +246,42 @@ def test_a_config_of_some_settings_leaves_the_others_to_the_model(recipe, strang
 def test_which_models_are_miniatures(recipe, stranger, tiny_base):
     assert recipe.preset({}) is recipe.preset({"model": "miniature"}) is None
     assert recipe.preset({"model": str(tiny_base)}) is None
-    assert recipe.preset({"model": "shape:2b"}) == recipe.preset({"model": str(stranger)}) == recipe.PAPER
-    for base, file in ((tiny_base, None), (stranger, recipe.PAPER), (stranger / "gone", recipe.PAPER)):
+    assert recipe.preset({"model": "shape:2b"}) == recipe.preset({"model": str(stranger)}) == PAPER
+    for base, file in ((tiny_base, None), (stranger, PAPER), (stranger / "gone", PAPER)):
         (stranger / "merged.json").write_text(json.dumps({"merged_from": "run", "base_model": str(base)}))
         merged = shutil.copytree(stranger, stranger.parent / "merged", dirs_exist_ok=True)
         (stranger / "merged.json").unlink()
         assert recipe.preset({"model": str(merged)}) == file
+
+
+@pytest.mark.parametrize(
+    ("model_type", "width", "name"),
+    [
+        ("qwen2_5_vl", 2048, "qwen2_5_vl_3b"),
+        ("qwen2_5_vl", 3584, "qwen2_5_vl_7b"),
+        ("moss_qwen2_5_vl", 3584, "qwen2_5_vl_7b"),
+        ("qwen2_vl", 1536, "qwen2_5_vl_3b"),
+        ("qwen3_vl", 2048, "qwen3_vl_2b"),
+        ("qwen3_vl", 2560, "qwen3_vl_4b"),
+        ("smolvlm", 2048, "smolvlm2_2_2b"),
+        ("video_llama_3", 3584, "videollama3_2b"),
+    ],
+)
+@pytest.mark.parametrize("flat", [False, True])
+def test_each_family_has_its_settings(recipe, tmp_path, model_type, width, name, flat):
+    text = {"hidden_size": width}
+    config = {"model_type": model_type, **(text if flat else {"text_config": text})}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert recipe.preset({"model": str(tmp_path)}) == recipe.CONFIGS / f"favor_{name}.yaml"
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_each_shape_has_its_settings_and_they_fit_a_dry_run(recipe, name, capsys):
+    file = recipe.preset({"model": f"shape:{name}"})
+    assert file.is_file() and (file == PAPER if name in ("2b", "7b") else name in file.name)
+    recipe.main(["--dry-run", "--model", f"shape:{name}"])
+    shown = capsys.readouterr().out
+    assert "parameters of" in shown and "total" in shown
 
 
 def test_a_later_layer_switches_off_what_an_earlier_one_gave(recipe, tmp_path):
@@ -256,9 +289,9 @@ def test_a_later_layer_switches_off_what_an_earlier_one_gave(recipe, tmp_path):
         settings, found = parse(recipe.FavorLora, text.split(), "", recipe.preset)
         return recipe.check(settings, found.layers)
 
-    assert resolved(f"--config {recipe.PAPER} --no-use-moss").use_moss is False
-    assert resolved(f"--config {recipe.PAPER}").clips_a_step == 15
-    found = resolved(f"--config {recipe.PAPER} --accumulate 4")
+    assert resolved(f"--config {PAPER} --no-use-moss").use_moss is False
+    assert resolved(f"--config {PAPER}").clips_a_step == 15
+    found = resolved(f"--config {PAPER} --accumulate 4")
     assert (found.accumulate, found.clips_a_step) == (4, None)
     (tmp_path / "run.yaml").write_text("cache_gib: 3.0\n")
     with pytest.raises(ValueError, match="cache_gib is 3.0 and has no effect without cache"):

@@ -5,9 +5,9 @@
 
 OUT has safetensors (shards of 4 GB), processor, generation config, the run's record (merged.json), and
 README.md with the code that opens it. `AutoModelForImageTextToText.from_pretrained(OUT)` opens a model
-without MOSS in plain transformers, and a VideoLLaMA3 with MOSS after `import moss_vllm.vlm`; other families with MOSS
-are opened by `moss_vllm.vlm.checkpoint.load(OUT)`, as transformers would drop MOSS. The evaluations and
-`scripts/ask.py` take it as `--ckpt`, the recipe as `--model`.
+without MOSS in plain transformers, and a VideoLLaMA3 with MOSS after `import moss_vllm.vlm`; other families
+with MOSS are opened by `moss_vllm.vlm.checkpoint.load(OUT)`, as transformers would drop MOSS. The evaluations
+and `scripts/ask.py` take it as `--ckpt`, the recipe as `--model`.
 
 The folder is reloaded and its logits are compared with the checkpoint's before it gets its name. The script
 runs on the CPU in float32, in 4 bytes of memory per parameter. A checkpoint trained on a 4-bit base is merged
