@@ -3,6 +3,7 @@
 import io
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.families import VIDEO_LLAMA3
+from moss_vllm.vlm.video_llama3 import chat
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 
 

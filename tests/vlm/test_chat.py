@@ -6,7 +6,9 @@ import torch
 
 from moss_vllm.data.rows import CAPTION_PROMPT, Turn
 from moss_vllm.video.clip import Clip
+from moss_vllm.video.frames import FrameSize
 from moss_vllm.vlm.conversation import IGNORED
+from moss_vllm.vlm.video_llama3 import chat
 from moss_vllm.vlm.video_llama3.chat import answer_labels, collate, conversation_text, encode, video_inputs
 
 FRAME = "<|video_pad|>" * 4  # 56 x 56 px: 2 x 2 tokens
@@ -150,3 +152,35 @@ def test_a_token_of_the_layout_in_a_text_is_refused(said, place):
 def test_only_the_last_turn_may_be_open(turns):
     with pytest.raises(ValueError, match="a conversation needs turns, all but the last answered"):
         conversation_text(turns, video_token="<|video_pad|>")
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_questions_about_a_clip_are_encoded_as_each_alone(processor, noise_clip, compress):
+    clip, questions = noise_clip(frames=3), ["What moves?", " Why 12?\n", "A"]
+    clip.frames[2] = clip.frames[1]
+    prompts, video = chat.encode_questions(processor, clip, questions, compress=compress)
+    assert tuple(video) == video_inputs
+    for question, ids in zip(questions, prompts, strict=True):
+        example = encode(processor, clip, [Turn(question)], compress=compress)
+        assert torch.equal(ids, example["input_ids"])
+        for key in video_inputs:
+            assert torch.equal(video[key], example[key])
+
+
+def test_tokens_are_counted_with_and_without_compression(processor, noise_clip):
+    turns, clip = [Turn("What moves?", "A circle."), Turn("Where to?")], noise_clip(frames=4)
+    clip.frames[1:] = clip.frames[0]
+    whole, least = (len(encode(processor, clip, turns, compress=how)["input_ids"]) for how in (False, True))
+    assert chat.count_tokens(processor, turns, clip.frame_times_s, 56, 56) == (whole, least)
+    words = len(encode(processor, None, turns)["input_ids"])
+    assert chat.count_tokens(processor, turns, None, 0, 0) == (words, words)
+    with pytest.raises(ValueError, match="frames of 56 x 60 px; this model takes .* multiples of 28 px"):
+        chat.count_tokens(processor, turns, [0.0], 56, 60)
+    with pytest.raises(ValueError, match="special token"):
+        chat.count_tokens(processor, [Turn("<|im_end|>")], [0.0], 56, 56)
+
+
+def test_what_is_fixed_in_the_family(processor):
+    assert chat.frame_size(processor) == FrameSize(28) and chat.frames_per_step(processor) == 1
+    assert (chat.lead(processor), chat.end_of_turn(processor)) == ("", "<|im_end|>")
+    assert chat.placeholder(processor) == processor.video_token_id

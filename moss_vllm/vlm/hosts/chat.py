@@ -20,7 +20,7 @@ from moss_vllm.video.clip import Clip
 from moss_vllm.video.frames import FrameSize
 from moss_vllm.vlm.conversation import IGNORED, pad_texts
 from moss_vllm.vlm.hosts.layout import Layout
-from moss_vllm.vlm.hosts.shown import ShownVideo, behind_video, read_text, show_video, whole_conversation
+from moss_vllm.vlm.hosts.shown import ShownVideo, behind_video, read_tokens, show_video, whole_conversation
 
 Videos = list[dict[str, Tensor]]
 
@@ -81,14 +81,14 @@ class HostChat:
         _refuse_compression(compress)
         text, answers = self.layout.write(processor, turns, video=clip is not None)
         if clip is None:
-            ids, labels = read_text(processor, text, answers, **whole_conversation(processor, text))
+            ids, labels = read_tokens(processor, text, answers, **whole_conversation(processor, text))
             return {"input_ids": ids, "labels": labels}
         self.frame_size(processor).check(*clip.frames.shape[1:3])
         shown = self.show(processor, clip, text)
         tail = behind_video(processor, text)
         shift = len(shown.closing) + len(tail) - len(text)
         moved = [(begin + shift, end + shift) for begin, end in answers]
-        ids, labels = read_text(processor, shown.closing + tail, moved)
+        ids, labels = read_tokens(processor, shown.closing + tail, moved)
         return {
             "input_ids": torch.cat([shown.start, ids]),
             "labels": torch.cat([torch.full_like(shown.start, IGNORED), labels]),
@@ -109,7 +109,9 @@ class HostChat:
         texts = [self.layout.write(processor, [Turn(question)], video=True)[0] for question in questions]
         self.frame_size(processor).check(*clip.frames.shape[1:3])
         shown = self.show(processor, clip, texts[0])
-        rests = [read_text(processor, shown.closing + behind_video(processor, text), [])[0] for text in texts]
+        rests = [
+            read_tokens(processor, shown.closing + behind_video(processor, text), [])[0] for text in texts
+        ]
         return [torch.cat([shown.start, rest]) for rest in rests], shown.inputs
 
     def count_tokens(

@@ -51,9 +51,9 @@ def show_video(
     )
     ids, tail = made["input_ids"][0], behind_video(processor, text)
     end = int((ids == placeholder).nonzero()[-1]) + 1
-    said, own = (_say(processor, some) for some in (ids[end:], read_text(processor, tail, [])[0]))
+    said, own = (_say(processor, some) for some in (ids[end:], read_tokens(processor, tail, [])[0]))
     closing = said[: len(said) - len(own)]
-    if not (said.endswith(own) and torch.equal(ids[end:], read_text(processor, closing + tail, [])[0])):
+    if not (said.endswith(own) and torch.equal(ids[end:], read_tokens(processor, closing + tail, [])[0])):
         raise ValueError(
             f"{type(processor).__name__} reads what stands behind a video otherwise than alone, so "
             "answers cannot be labelled; use the tokenizer and chat template that the model was released with"
@@ -96,7 +96,7 @@ def _say(processor: Any, ids: Tensor) -> str:
     return str(processor.tokenizer.decode(ids, **how))
 
 
-def read_text(processor: Any, text: str, answers: Sequence[Span], **how: bool) -> tuple[Tensor, Tensor]:
+def read_tokens(processor: Any, text: str, answers: Sequence[Span], **how: bool) -> tuple[Tensor, Tensor]:
     """The tokens of a text, and the labels of those that end within an answer.
 
     Shape:
