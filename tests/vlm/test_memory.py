@@ -189,9 +189,7 @@ def test_a_layer_of_real_size_keeps_what_is_estimated(name):
         rotary = language_model.rotary_emb.to_empty(device="cpu")
         for bytes_each, half in ((4, nullcontext), (2, lambda: torch.autocast("cpu", torch.bfloat16))):
             hidden = torch.empty(1, tokens, text.hidden_size, requires_grad=True)
-            positions = rotary(
-                hidden, torch.arange(tokens).expand(axes, 1, -1) if axes else torch.arange(tokens)[None]
-            )
+            positions = rotary(hidden, torch.arange(tokens).expand(shape))
             with KeptForBackward(layer, positions) as kept, half():
                 layer(hidden, position_embeddings=positions)
             expected = layer_kept(text, 1, tokens, rank, bytes_each, masked=False)
