@@ -53,8 +53,8 @@ def describe_clip(
 
     Raises: BadVideo for a folder without images, OSError for a path that does not exist.
     """
-    sides = {} if sampling.sides == ANY_SIDES else asdict(sampling.sides)  # unnamed in earlier caches
-    settings = {**sampling.settings, **sides, "start_s": start_s, "end_s": end_s}
+    settings = {**sampling.settings, "start_s": start_s, "end_s": end_s}
+    settings |= asdict(sampling.sides) if sampling.sides != ANY_SIDES else {}  # unnamed in earlier caches
     numbers = {name: None if value is None else float(value) for name, value in settings.items()}
     return json.dumps(_describe_file(path, decoder) | numbers)
 

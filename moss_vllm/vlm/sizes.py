@@ -10,30 +10,18 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from rich.table import Table
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-    PreTrainedModel,
-    VideoLlama3Config,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from moss_vllm.runtime.quiet import quiet
 from moss_vllm.runtime.screen import Screen
-from moss_vllm.training.optim import Rate, describe, parameter_groups
+from moss_vllm.training.optim import describe, parameter_groups
 from moss_vllm.video.frames import MULTIPLE_PX
 from moss_vllm.vlm.adapter import attach_lora, choose_rates
-from moss_vllm.vlm.attach import VIDEO_LLM_HOSTS, attach, attached
-from moss_vllm.vlm.decoder_memory import has_moss
-from moss_vllm.vlm.hosts.host import Host
-from moss_vllm.vlm.hosts.memory import estimate_memory_of, frame_size, wide_frame
+from moss_vllm.vlm.families import Family, family_of
+from moss_vllm.vlm.hosts.memory import frame_sides, wide_frame
 from moss_vllm.vlm.memory import Memory, memory_table
 from moss_vllm.vlm.shapes import SHAPES
-from moss_vllm.vlm.video_llama3.memory import estimate_training_memory
-from moss_vllm.vlm.video_llama3.model import moss_config
 
 _MODEL_PARTS: tuple[tuple[str, str], ...] = (  # the first pattern that fits
     ("MOSS", r"{tower}\.moss\."),
@@ -65,18 +53,18 @@ def build_shape(
         ValueError: no shape of that name, or unknown MOSS settings.
     """
     config = config_of_shape(name)
-    native = isinstance(config, VideoLlama3Config)
-    if moss is not None and native:
-        config = moss_config(config, **moss)
+    family = family_of(config)
+    if moss is not None:
+        config = family.add_moss(config, **moss)
+    with_moss = moss is not None
+    kind: Any = family.moss_model if with_moss and not family.opens_stock_classes else family.model
     with torch.device(device):
         # Each constructor would draw its weights, and transformers then all of them again: draw once.
         with init.no_init_weights():
-            model: Any = AutoModelForImageTextToText.from_config(config, dtype=dtype or torch.float32)
+            model: Any = kind._from_config(config, dtype=dtype or torch.float32)
         model.init_weights()
-    if moss is not None and not native:
-        attach(model, **{name.removeprefix("moss_"): value for name, value in moss.items()})
-        for size, value in attached(model)[1].moss_sizes.items():
-            setattr(config.vision_config, f"moss_{size}", value)
+        if with_moss and family.opens_stock_classes:
+            family.moss_model.put_moss(model)
     return cast(PreTrainedModel, model)
 
 
@@ -95,13 +83,7 @@ def config_of_shape(name: str) -> PretrainedConfig:
 def frames_per_step_of_shape(name: str) -> int:
     """Frames that the vision encoder makes one step of time of; ValueError as `config_of_shape`."""
     config = config_of_shape(name)
-    return host_of_shape(config).frames_per_step(config)
-
-
-def host_of_shape(config: PretrainedConfig) -> Host:
-    """The entry that names the parts of a model of `SHAPES`, with MOSS or without."""
-    kind = "video_llama_3" if isinstance(config, VideoLlama3Config) else config.model_type
-    return next(host for host in VIDEO_LLM_HOSTS if kind in host.model_types)
+    return family_of(config).frames_per_step(config)
 
 
 def parameters_per_part(model: PreTrainedModel) -> dict[str, int]:
@@ -112,41 +94,16 @@ def parameters_per_part(model: PreTrainedModel) -> dict[str, int]:
     Raises:
         ValueError: a parameter that belongs to none of them, such as LoRA's.
     """
-    host = host_of_shape(model.config)
-    names = {"tower": re.escape(host.tower), "projector": host.projector}
+    family = family_of(model.config)
+    names = {"tower": re.escape(family.tower), "projector": family.projector}
     patterns = {part: re.compile(pattern.format(**names)) for part, pattern in _MODEL_PARTS}
     counts = dict.fromkeys(PART_NAMES, 0)
     for name, parameter in model.named_parameters():
         part = next((part for part, pattern in patterns.items() if pattern.match(name)), None)
         if part is None:
-            raise ValueError(f"{name} belongs to no part of {host.title}; count before LoRA is attached")
+            raise ValueError(f"{name} belongs to no part of {family.title}; count before LoRA is attached")
         counts[part] += parameter.numel()
     return counts
-
-
-def with_lora(model: PreTrainedModel, rank: int) -> tuple[PeftModel, list[Rate]]:
-    """LoRA on a model of `build_shape` as the recipe has it, and the table of what trains at which rate."""
-    host = host_of_shape(model.config)
-    if isinstance(model.config, VideoLlama3Config):
-        return attach_lora(model, rank=rank, alpha=rank, dropout=0.0), choose_rates(model)
-    whole = [name for name, _ in model.named_modules() if re.fullmatch(host.projector, name)]
-    moss = f"{host.tower}.moss"
-    decoder = r"model\.(language_model|text_model)\."
-    rates = [
-        Rate("originals", r"\.original_module\.", None),
-        Rate("moss", rf"{re.escape(moss)}\.", 1e-3),
-        Rate("projector", rf"{host.projector}\.", 1e-4),
-        Rate("llm lora", rf"{decoder}.*\.lora_[AB]\.", 1e-5),
-        Rate("frozen", r"\.", None),
-    ]
-    if has_moss(model.config.vision_config):
-        whole.append(moss)
-    else:
-        rates = [row for row in rates if row.name != "moss"]
-    targets = rf"{decoder}layers\.\d+\.(self_attn|mlp)\.\w+_proj"
-    lora = LoraConfig(r=rank, target_modules=targets, modules_to_save=whole)
-    with quiet():
-        return cast(PeftModel, get_peft_model(model, lora)), rates
 
 
 def describe_shape(
@@ -180,20 +137,19 @@ def describe_shape(
     console = console or Screen()
     plain = parameters_per_part(build_shape(name, moss=None))
     model = build_shape(name, moss=moss)
-    config, host = model.config, host_of_shape(model.config)
-    console.print(parameter_table(_title(name, host), plain, parameters_per_part(model)))
+    config, family = model.config, family_of(model.config)
+    console.print(parameter_table(_title(name, family), plain, parameters_per_part(model)))
 
-    adapted, rates = with_lora(model, lora_rank)
+    adapted, rates = attach_lora(model, rank=lora_rank, alpha=lora_rank, dropout=0.0), choose_rates(model)
     groups = parameter_groups(adapted, rates)
     console.print(trained_table(describe(adapted, rates)))
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     frozen = sum(parameter.numel() for parameter in adapted.parameters()) - trained
 
-    native = isinstance(config, VideoLlama3Config)
-    estimate = estimate_training_memory if native else estimate_memory_of(host)
+    assert family.estimate_memory, f"the memory of {name} is counted"
     height_px, width_px = frame_of_shape(config, short_side_px)
     estimates = {
-        f"{count} frames{', recomputed' if recomputed else ''}": estimate(
+        f"{count} frames{', recomputed' if recomputed else ''}": family.estimate_memory(
             config,
             lora_rank=lora_rank,
             frames=count,
@@ -220,15 +176,16 @@ def describe_shape(
 
 def frame_of_shape(config: PretrainedConfig, short_side_px: int) -> tuple[int, int]:
     """Height and width in pixels of a 16:9 frame as a model of `SHAPES` takes it."""
-    if isinstance(config, VideoLlama3Config):
+    family = family_of(config)
+    if not family.opens_stock_classes:
         return wide_frame(short_side_px, MULTIPLE_PX)
-    return frame_size(host_of_shape(config), config, short_side_px)
+    return frame_sides(family.moss_model.host, config, short_side_px)
 
 
-def _title(name: str, host: Host) -> str:
+def _title(name: str, family: Family) -> str:
     """Qwen2.5-VL-3B of qwen2_5_vl_3b."""
-    size = name.removeprefix(re.sub(r"\W", "_", host.title.lower()) + "_")
-    return f"{host.title}-{size.replace('_', '.').upper()}"
+    size = name.removeprefix(re.sub(r"\W", "_", family.title.lower()) + "_")
+    return f"{family.title}-{size.replace('_', '.').upper()}"
 
 
 def parameter_table(title: str, plain: dict[str, int], chosen: dict[str, int]) -> Table:

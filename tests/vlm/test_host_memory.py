@@ -17,7 +17,7 @@ from moss_vllm.vlm.attach import attach, attached, find_host, trained_modules
 from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.hosts.by_frame import INTERNVL, SMOLVLM
 from moss_vllm.vlm.hosts.by_grid import QWEN2_VL, QWEN3_VL, QWEN25_VL
-from moss_vllm.vlm.hosts.memory import TOWERS, estimate_memory_of, frame_size
+from moss_vllm.vlm.hosts.memory import TOWERS, estimate_memory_of, frame_sides
 
 HOSTS = (QWEN2_VL, QWEN25_VL, QWEN3_VL, SMOLVLM)
 TOWERS_OF = {model_type: TOWERS[host.title] for host in HOSTS for model_type in host.model_types}
@@ -194,9 +194,9 @@ def test_frames_are_as_the_model_takes_them():
     expected = {"qwen2_vl": (224, 392), "qwen2_5_vl": (224, 392), "qwen3_vl": (224, 384), "smolvlm": (88, 88)}
     for host, (kind, frame) in zip(HOSTS, expected.items(), strict=True):
         config = make_config(kind, size)
-        assert frame_size(host, config, 224) == frame
+        assert frame_sides(host, config, 224) == frame
         if kind == "qwen3_vl":
-            assert frame_size(host, config, 20) == (32, 64)
+            assert frame_sides(host, config, 20) == (32, 64)
 
 
 def of_one_step(kind, host, **changes):

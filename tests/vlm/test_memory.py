@@ -20,7 +20,7 @@ from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.decoder_memory import layer_cast_weights, layer_kept, moss_kept
 from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.memory import memory_table
-from moss_vllm.vlm.sizes import build_shape, with_lora
+from moss_vllm.vlm.sizes import build_shape
 from moss_vllm.vlm.video_llama3.memory import TIME_TOKENS, estimate_training_memory
 from moss_vllm.vlm.video_llama3.model import MossVideoLlama3ForConditionalGeneration, moss_config
 
@@ -178,7 +178,7 @@ def test_equal_clips_take_less_than_padded_ones():
 def test_a_layer_of_real_size_keeps_what_is_estimated(name):
     tokens, rank = 2640, 16
     model = build_shape(name, moss=None)
-    with_lora(model, rank)
+    attach_lora(model, rank=rank, alpha=rank, dropout=0.0)
     language_model = model.get_decoder()
     text = language_model.config
     shape = (3, 1, tokens) if "mrope_section" in text.rope_parameters else (1, tokens)

@@ -115,7 +115,7 @@ def estimate_memory_of(host: Host) -> Callable[..., Memory]:
     """The function that estimates the memory of a training step of a kind of model.
 
     It takes the arguments of `vlm.video_llama3.memory.estimate_training_memory` and raises the same errors,
-    but for the sides of frames, which are those of `frame_size`. A config whose `vision_config` has the
+    but for the sides of frames, which are those of `frame_sides`. A config whose `vision_config` has the
     `moss_*` fields is that of a model with MOSS.
 
     Raises:
@@ -125,7 +125,7 @@ def estimate_memory_of(host: Host) -> Callable[..., Memory]:
     return partial(_estimate, host)
 
 
-def frame_size(host: Host, config: PretrainedConfig, short_side_px: int) -> tuple[int, int]:
+def frame_sides(host: Host, config: PretrainedConfig, short_side_px: int) -> tuple[int, int]:
     """Height and width in pixels of a 16:9 frame as the model takes it, nearest to a shorter side.
 
     Raises:

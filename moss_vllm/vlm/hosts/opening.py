@@ -68,7 +68,11 @@ class HostModel:
 
     def __call__(self, config: PretrainedConfig) -> Any:
         """A new model."""
-        return put_moss(self.stock(config), self.host, _sizes(config))
+        return self.put_moss(self.stock(config))
+
+    def put_moss(self, model: Any) -> Any:
+        """The same model with a new MOSS as its config describes it."""
+        return put_moss(model, self.host, _sizes(model.config))
 
     def from_pretrained(
         self, path: str, *, config: PretrainedConfig, revision: str | None, **options: Any
@@ -78,7 +82,7 @@ class HostModel:
         MOSS is new where the weights have none.
         """
         model, info = self.stock.from_pretrained(path, config=config, revision=revision, **options)
-        put_moss(model, self.host, _sizes(config))
+        self.put_moss(model)
         tower = self.host.tower_of(model)
         over = [name for name in info["unexpected_keys"] if MOSS_PART in name]
         missing = set(info["missing_keys"])

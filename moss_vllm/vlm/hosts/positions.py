@@ -1,9 +1,9 @@
 """Where each token stands for the rotary embedding of a host's language model, along time, height and width.
 
 Computed here and passed to the model in training, in `generate` and in the evaluation: transformers 5.3 to
-5.24 begins the text behind a video of Qwen2-VL and Qwen2.5-VL at the video's start + max(h, w) / 2, even where
-the video's own time positions reach further. transformers 4.57 and vLLM begin it at the largest position + 1,
-and so does `place_by_time`.
+5.24 begins the text behind a video of Qwen2-VL and Qwen2.5-VL at the video's start + max(h, w) / 2, even
+where the video's own time positions reach further. transformers 4.57 and vLLM begin it at the largest
+position + 1, and so does `place_by_time`.
 """
 
 from collections.abc import Mapping
