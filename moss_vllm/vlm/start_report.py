@@ -21,6 +21,7 @@ from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.memory import GIB
+from moss_vllm.vlm.places import MINIATURES
 from moss_vllm.vlm.plan import Plan
 from moss_vllm.vlm.sizes import describe_shape
 from moss_vllm.vlm.streamed import StreamedSet
@@ -99,9 +100,9 @@ def _estimate(settings: Any, accelerator: Accelerator, model: PeftModel, rows: P
 def show_report(record: dict[str, Any]) -> None:
     """Print the report."""
     console, settings, tokens = Screen(), record["settings"], record["tokens"]
-    if settings["model"] == "miniature":
+    if settings["model"] in MINIATURES:
         console.print(
-            "This is the miniature: real classes and files, but a toy world. For the paper's run see --help."
+            "This is a miniature: real classes and files, but a toy world. For the paper's run see --help."
         )
     by_file: dict[str, list[str]] = {}
     for setting, origin in record.get("origins", {}).items():
