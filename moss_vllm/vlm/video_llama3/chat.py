@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import VideoLlama3Processor
 from transformers.video_utils import VideoMetadata
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.video.clip import Clip
-from moss_vllm.vlm.conversation import IGNORED, has_special_token
+from moss_vllm.vlm.conversation import IGNORED, FrameSize, has_special_token, pad_texts
 
 PER_VIDEO = ("pixel_values_videos", "video_grid_thw", "video_merge_sizes", "video_compression_mask")
+END_OF_TURN = "<|im_end|>"
 
 
 def encode(
@@ -109,6 +109,73 @@ def tokens_per_frame(processor: VideoLlama3Processor, height_px: int, width_px: 
     return (height_px // side_px) * (width_px // side_px)
 
 
+def encode_questions(
+    processor: VideoLlama3Processor, clip: Clip, questions: Sequence[str], *, compress: bool
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Questions about one clip as `encode` reads each, with one pass of the video through the processor.
+
+    Returns: the tokens of each question's open conversation, which all begin with the same video; and the
+    video's inputs.
+
+    Raises: ValueError as `encode`.
+    """
+    example = encode(processor, clip, [Turn(questions[0])], compress=compress)
+    token, ids = processor.video_token, example["input_ids"]
+    # The tokenizer never joins a special token with text, so the text behind the last one is encoded alone.
+    end = int((ids == placeholder(processor)).nonzero()[-1]) + 1
+    texts = [conversation_text([Turn(question)], video_token=token) for question in questions[1:]]
+    rests = [torch.tensor(processor.tokenizer(text.split(token, 1)[1])["input_ids"]) for text in texts]
+    return [ids, *(torch.cat([ids[:end], rest]) for rest in rests)], {key: example[key] for key in PER_VIDEO}
+
+
+def count_tokens(
+    processor: VideoLlama3Processor,
+    turns: Sequence[Turn],
+    frame_times_s: Sequence[float] | None,
+    height_px: int,
+    width_px: int,
+) -> tuple[int, int]:
+    """How many tokens `encode` makes without compression, and the fewest that compression could leave.
+
+    Args:
+        frame_times_s: when the frames are shown; None for a conversation without a clip.
+
+    Raises: ValueError as `encode`.
+    """
+    words = len(processor.tokenizer(text_with_times(processor, turns, frame_times_s))["input_ids"])
+    if frame_times_s is None:
+        return words, words
+    frame_size(processor).check(height_px, width_px)
+    more = tokens_per_frame(processor, height_px, width_px) - 1  # the text has one
+    # Compression leaves the first frame whole and at least one token of every other frame.
+    return words + len(frame_times_s) * more, words + more
+
+
+def frame_size(processor: VideoLlama3Processor) -> FrameSize:
+    """The sizes of frames that the processor takes as they are."""
+    return FrameSize(processor.video_processor.patch_size * processor.video_processor.merge_size)
+
+
+def frames_per_step(processor: VideoLlama3Processor) -> int:
+    """Frames that one step of time has."""
+    return 1
+
+
+def placeholder(processor: VideoLlama3Processor) -> int:
+    """The token that stands for frames of a video."""
+    return int(processor.tokenizer.convert_tokens_to_ids(processor.video_token))
+
+
+def lead(processor: VideoLlama3Processor) -> str:
+    """What stands between the prompt for an answer and the answer."""
+    return ""
+
+
+def end_of_turn(processor: VideoLlama3Processor) -> str:
+    """The text that ends an answer."""
+    return END_OF_TURN
+
+
 def answer_labels(ids: Tensor, tokenizer: Any) -> Tensor:
     """`ids` where the assistant speaks, up to and including <|im_end|>; `IGNORED` elsewhere.
 
@@ -116,7 +183,7 @@ def answer_labels(ids: Tensor, tokenizer: Any) -> Tensor:
         (S,) -> (S,).
     """
     opening = torch.tensor(tokenizer("<|im_start|>assistant\n")["input_ids"])
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     labels = torch.full_like(ids, IGNORED)
     starts = (ids.unfold(0, len(opening), 1) == opening).all(-1).nonzero().flatten() + len(opening)
     ends = (ids == end).nonzero().flatten()
@@ -133,17 +200,6 @@ def collate(examples: Sequence[dict[str, Tensor]], *, pad_id: int, left: bool = 
     Shape:
         input_ids, labels, attention_mask: (B, S); the others as in `encode`, one after the other.
     """
-    side = "left" if left else "right"
-
-    def padded(key: str, value: int) -> Tensor:
-        rows = [example[key] for example in examples]
-        return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
-
     with_video = [example for example in examples if PER_VIDEO[0] in example]
-    lengths = [torch.ones_like(example["input_ids"]) for example in examples]
-    return {
-        "input_ids": padded("input_ids", pad_id),
-        "labels": padded("labels", IGNORED),
-        "attention_mask": pad_sequence(lengths, batch_first=True, padding_side=side),
-        **{key: torch.cat([example[key] for example in with_video]) for key in PER_VIDEO if with_video},
-    }
+    videos = {key: torch.cat([example[key] for example in with_video]) for key in PER_VIDEO if with_video}
+    return pad_texts(examples, pad_id=pad_id, left=left) | videos
