@@ -7,8 +7,8 @@ All on sights drawn on the fly (`world/appearance.py`), whose labels never depen
 in three stages: seeing (the encoder learns to name what each token shows), at the same time reading (the
 language model learns to describe and to answer, in FAVOR-Bench's and MotionBench's wording, from tokens that
 name their content without error), then talking (the language model on what the encoder sees). The Qwen2.5-VL
-begins with the weights of the VideoLLaMA3 in the package, rewritten (`miniature_take_over.py`), and has two:
-matching (encoder and merger learn to make the same tokens, in windows and of two frames) and talking.
+begins with the weights of the VideoLLaMA3 in the package, rewritten (`miniature_take_over.py`), and has one:
+matching (encoder and merger learn to make the same tokens, in windows and of two frames).
 
 Writes the weights, the processor, `pretraining.jsonl` (loss by stage) and `miniature.json` (command, minutes,
 accuracy by kind of question on held-out sights). An interrupted run goes on where it was saved last, with the
@@ -30,12 +30,12 @@ from moss_vllm.runtime.screen import say
 
 STEPS = {  # by family and stage
     "video_llama_3": {"seeing": 2800, "reading": 2000, "talking": 600},
-    "qwen2_5_vl": {"matching": 200, "talking": 100},
+    "qwen2_5_vl": {"matching": 500},
 }
 STAGES = {
     "seeing": "64 pictures",
     "reading": "24 conversations about described pictures, or 12 about clips",
-    "matching": "64 steps of time of pictures and clips",
+    "matching": "32 steps of time of pictures and clips",
     "talking": "24 conversations about pictures, or 12 about clips",
 }
 

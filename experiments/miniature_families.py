@@ -119,12 +119,9 @@ FAMILIES = {
     ),
     "qwen2_5_vl": Family(
         begin=_begin_qwen2_5_vl,
-        together=(("matching",), ("talking",)),
-        trains={
-            "matching": ("model.visual.",),
-            "talking": ("model.language_model.", "model.visual.merger."),
-        },
-        lr=5e-4,
+        together=(("matching",),),
+        trains={"matching": ("model.visual.",)},
+        lr=1e-3,
         encode=QWEN25_VL_CHAT.encode,
         collate=QWEN25_VL_CHAT.collate,
         show=_show_to_qwen2_5_vl,

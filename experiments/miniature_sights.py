@@ -72,7 +72,7 @@ class Matches:
     family: "Family"
     first: "Family"
     processor: Any
-    batch_size: int = 64
+    batch_size: int = 32
 
     def __call__(self, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
         """What `Family.see` is given, and tokens (cells, channels): half of the steps are of clips."""

@@ -1,5 +1,6 @@
 """Owns: the second miniature in the package is a real, small Qwen2.5-VL that reads appearance."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.vision_utils import get_vision_window_index
 
 from moss_vllm.data.world import appearance
+from moss_vllm.vlm.attach import attach
 from moss_vllm.vlm.hosts.miniature import MINIATURE_MOSS, VISION_TOKENS, add_vision_tokens, build
 from moss_vllm.vlm.places import MINIATURES
 
@@ -125,6 +127,16 @@ def test_the_record_has_what_recipes_need():
     }
     assert record["moss"] == {**MINIATURE_MOSS, "moss_window": [5, 5, 5]}
     assert record["command"].startswith("python experiments/make_miniature.py --family qwen2_5_vl ")
+
+
+def test_moss_is_attached_after_the_second_block(model, processor):
+    sizes = {name.removeprefix("moss_"): size for name, size in MINIATURE_MOSS.items()}
+    attached = attach(copy.deepcopy(model), **sizes)
+    assert attached.model.visual.moss_sizes["after_layer"] == 2
+    clip = appearance.draw_sight(np.random.default_rng(0), frames=8, fps=4.0).frames
+    shown = OWN.show(processor, [clip])
+    with torch.no_grad():
+        assert torch.equal(OWN.see(attached, **shown), OWN.see(model, **shown))
 
 
 def test_logits_are_finite_and_depend_on_the_picture(model, processor):

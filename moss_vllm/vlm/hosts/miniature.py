@@ -2,12 +2,11 @@
 
 It reads frames of 84 pixels in steps of two (6 x 6 patches, 3 x 3 tokens a step) and answers in words. Its
 language model has the sizes of the first miniature's, and its tokenizer all the same tokens.
-`experiments/make_miniature.py --family qwen2_5_vl` takes over what the first has learned and pre-trains it on
-appearance; the result is vlm/weights/miniature_qwen2_5_vl.
+`experiments/make_miniature.py --family qwen2_5_vl` takes over what the first has learned and pre-trains the
+encoder on appearance; the result is vlm/weights/miniature_qwen2_5_vl.
 """
 
-import copy
-
+from tokenizers import Tokenizer
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -16,6 +15,8 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
 )
+
+from moss_vllm.vlm.video_llama3.miniature import SPECIAL_TOKENS
 
 # The settings of its MOSS: a window of +-2 steps of time and +-2 patches on a 6 x 6 grid.
 MINIATURE_MOSS = {
@@ -28,7 +29,11 @@ MINIATURE_MOSS = {
 # The tokens that the first miniature's tokenizer lacks: they enclose a picture or a video.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>")
 FRAME_PX = 84
-PIXELS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}  # as the first miniature's
+PIXELS = {
+    "image_mean": [0.5] * 3,  # these two as the first miniature's
+    "image_std": [0.5] * 3,
+    "size": {"shortest_edge": FRAME_PX**2, "longest_edge": 64 * FRAME_PX**2},  # square pixels of a frame
+}
 
 # Qwen2.5-VL's layout, without the system turn that its published template opens every conversation with.
 CHAT_TEMPLATE = (
@@ -44,25 +49,23 @@ CHAT_TEMPLATE = (
 
 
 def add_vision_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """A copy of the first miniature's tokenizer with `VISION_TOKENS` behind all the others."""
-    own = copy.deepcopy(tokenizer)
-    own.add_special_tokens(
-        {"additional_special_tokens": list(VISION_TOKENS)}, replace_extra_special_tokens=False
+    """The first miniature's `tokenizer` again, with `VISION_TOKENS` behind all the others."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        additional_special_tokens=[*SPECIAL_TOKENS[1:], *VISION_TOKENS],
+        model_max_length=tokenizer.model_max_length,
     )
-    own.chat_template = None  # the processor has it
-    return own
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     """Qwen2.5-VL's processor with `tokenizer` and a conversation template; it keeps frames of 84 px."""
     return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(
-            **PIXELS, size={"shortest_edge": FRAME_PX**2, "longest_edge": 64 * FRAME_PX**2}
-        ),
+        image_processor=Qwen2VLImageProcessor(**PIXELS),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(
-            **PIXELS, size={"shortest_edge": 2 * FRAME_PX**2, "longest_edge": 720 * FRAME_PX**2}
-        ),
+        # Where nothing is chosen, 5.23 warns that the default will change.
+        video_processor=Qwen2VLVideoProcessor(**PIXELS, cap_pixels_per_frame=False),
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -70,8 +73,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
 def build(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
     """The miniature with random weights: 7 vision blocks (MOSS taps the 2nd), 4 language model layers.
 
-    Blocks 3, 5 and 7 attend to a whole step, the others within windows of 2 x 2 tokens, of which a step of
-    3 x 3 tokens has four, three of them cut short by the border.
+    Blocks 1, 3 and 5 attend within windows of 2 x 2 tokens, the others to a whole step. Its 3 x 3 tokens make
+    four windows, three of them cut short by the border.
     """
     start, end = (tokenizer.convert_tokens_to_ids(token) for token in VISION_TOKENS)
     config = Qwen2_5_VLConfig(
@@ -84,7 +87,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGenerat
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
             "window_size": 56,
-            "fullatt_block_indexes": [2, 4, 6],
+            "fullatt_block_indexes": [1, 3, 5, 6],
             "tokens_per_second": 2,
             "out_hidden_size": 128,
             "initializer_range": 0.1,
