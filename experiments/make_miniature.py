@@ -113,7 +113,7 @@ def save_miniature(model: Any, processor: Any, args: argparse.Namespace) -> dict
     steps = " ".join(f"--{name} {getattr(args, name)}" for name in STEPS[args.family])
     command = f"python experiments/make_miniature.py --family {args.family} --out {args.out}"
     record = {
-        "command": f"{command} --seed {args.seed} {steps}",
+        "command": f"{command} --seed {args.seed} {steps} --measured {args.measured}",
         "minutes": {name: round(minutes, 1) for name, minutes in last.items()},
         "appearance_accuracy_percent": {kind: round(value, 1) for kind, value in sorted(accuracy.items())},
         "protocol": dict(family.protocol),

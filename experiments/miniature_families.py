@@ -8,11 +8,10 @@ if __name__ == "__main__":
     raise SystemExit("experiments/miniature_families.py is a part of make_miniature.py, not a command")
 
 import torch
-from miniature_sights import corpus, draw_pictures
+from miniature_sights import corpus, draw_pictures, first_miniature
 from miniature_take_over import take_over
 from torch import Tensor
 
-from moss_vllm.vlm.checkpoint import load
 from moss_vllm.vlm.hosts import miniature as qwen2_5_vl
 from moss_vllm.vlm.hosts.chat import QWEN25_VL_CHAT
 from moss_vllm.vlm.hosts.positions import place_by_time, place_in_order
@@ -77,8 +76,7 @@ def _see_as_video_llama3(model: Any, **inputs: Tensor) -> Tensor:
 
 
 def _begin_qwen2_5_vl(seed: int) -> tuple[Any, Any]:
-    """Raises FileNotFoundError without the first miniature."""
-    first = load("miniature")
+    first = first_miniature()
     processor = qwen2_5_vl.build_processor(qwen2_5_vl.add_vision_tokens(first.processor.tokenizer))
     torch.manual_seed(seed)
     model = qwen2_5_vl.build(processor.tokenizer)
