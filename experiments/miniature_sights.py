@@ -4,7 +4,8 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     raise SystemExit("experiments/miniature_sights.py is a part of make_miniature.py, not a command")
@@ -13,14 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
-from transformers import VideoLlama3Processor
 
 from moss_vllm.data import favor, motionbench
 from moss_vllm.data.rows import CAPTION_PROMPT, Question, Turn
 from moss_vllm.data.world import appearance, scenes
 from moss_vllm.data.world.scenes import Choice
 from moss_vllm.video.clip import Clip
-from moss_vllm.vlm.video_llama3.chat import collate, encode
+from moss_vllm.vlm.checkpoint import Loaded, load
+
+if TYPE_CHECKING:
+    from miniature_families import Family
 
 CAPTION_PROMPTS = (CAPTION_PROMPT, "Describe the video.", "What is in the video?")
 # Wordings of a question, and how often each. A model this small learns to answer in an option's words and not
@@ -47,48 +50,85 @@ class Sights(IterableDataset[Any]):
 class Pictures:
     """Draws pictures with the words for the content of each 28 px cell."""
 
-    processor: VideoLlama3Processor
+    family: "Family"
+    processor: Any
     batch_size: int = 64
 
-    def __call__(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
-        """Pixels (patches, values), grids and merge sizes of the pictures, and words (cells, words)."""
+    def __call__(self, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        """What `Family.see` is given of the pictures, and words (cells, words)."""
         sights = [appearance.draw_sight(rng, frames=1) for _ in range(self.batch_size)]
-        pixels = self.processor.video_processor(
-            [sight.frames for sight in sights],
-            do_resize=False,
-            use_token_compression=False,
-            return_tensors="pt",
-        )
         words = cell_words(sights, self.processor)
-        return (
-            *(pixels[key] for key in ("pixel_values_videos", "video_grid_thw", "video_merge_sizes")),
-            words / words.sum(-1, keepdim=True),
-        )
+        shown = self.family.show(self.processor, [sight.frames for sight in sights])
+        return shown, words / words.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Draws pictures and clips with the tokens that the first miniature makes of them.
+
+    A step of two frames has the mean of both frames' tokens.
+    """
+
+    family: "Family"
+    first: "Family"
+    processor: Any
+    batch_size: int = 32
+
+    def __call__(self, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        """What `Family.see` is given, and tokens (cells, channels): half of the steps are of clips."""
+        half = self.batch_size // 2
+        lengths = [1] * half + [self.family.frames] * max(1, 2 * half // self.family.frames)
+        clips = [appearance.draw_sight(rng, frames=frames, fps=self.family.fps).frames for frames in lengths]
+        teacher = first_miniature()
+        with torch.no_grad():
+            tokens = self.first.see(teacher.model, **self.first.show(teacher.processor, clips))
+        steps = []
+        for clip in tokens.unflatten(0, (-1, appearance.CELLS)).split(lengths):
+            pairs = clip if len(clip) == 1 else clip.unflatten(0, (-1, 2)).mean(1)
+            steps.append(pairs.flatten(0, 1))
+        return self.family.show(self.processor, clips), torch.cat(steps)
 
 
 @dataclass(frozen=True)
 class Conversations:
     """Draws conversations about pictures or clips; `described`: with the words of each cell in `words`."""
 
-    processor: VideoLlama3Processor
+    family: "Family"
+    processor: Any
     described: bool
     batch_size: int = 24
 
     def __call__(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        """A batch as from `chat.collate`."""
-        frames = 8 if rng.random() < CLIP_SHARE else 1
-        count = self.batch_size // 2 if frames == 8 else self.batch_size
+        """A batch as from `Family.collate`."""
+        family, is_clip = self.family, rng.random() < CLIP_SHARE
+        frames, count = (family.frames, self.batch_size // 2) if is_clip else (1, self.batch_size)
         kinds = appearance.TOLD_APART_KINDS
-        sights = [appearance.draw_sight(rng, frames=frames, kinds=kinds) for _ in range(count)]
+        sights = [
+            appearance.draw_sight(rng, frames=frames, fps=family.fps, kinds=kinds) for _ in range(count)
+        ]
         examples = [
-            encode(self.processor, to_clip(sight), choose_turns(sight, rng), compress=False)
+            family.encode(
+                self.processor, to_clip(sight, family.fps), choose_turns(sight, rng), compress=False
+            )
             for sight in sights
         ]
-        batch = collate(examples, pad_id=self.processor.tokenizer.pad_token_id)
+        batch = family.collate(examples, pad_id=self.processor.tokenizer.pad_token_id)
         return {**batch, "words": cell_words(sights, self.processor)} if self.described else batch
 
 
-def cell_words(sights: Sequence[appearance.Sight], processor: VideoLlama3Processor) -> Tensor:
+@cache
+def first_miniature() -> Loaded:
+    """The miniature VideoLLaMA3 of the package, which the others learn to see from."""
+    return load("miniature")
+
+
+def draw_pictures(seed: int, count: int = 64) -> list[Any]:
+    """Pictures as clips of one frame, (1, H, W, 3) each."""
+    rng = np.random.default_rng(seed)
+    return [appearance.draw_sight(rng, frames=1).frames for _ in range(count)]
+
+
+def cell_words(sights: Sequence[appearance.Sight], processor: Any) -> Tensor:
     """1 at every word for the content of a cell.
 
     Shape:
@@ -134,9 +174,9 @@ def as_question(choice: Choice, wording: str) -> Question:
     )
 
 
-def to_clip(sight: appearance.Sight) -> Clip:
+def to_clip(sight: appearance.Sight, fps: float) -> Clip:
     """The sight in the form that `read_clip` returns."""
-    return Clip(sight.frames, np.arange(len(sight.frames)) / 2.0)
+    return Clip(sight.frames, np.arange(len(sight.frames)) / fps)
 
 
 def corpus() -> list[str]:

@@ -4,8 +4,9 @@ import argparse
 import json
 import os
 import queue
+import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +15,23 @@ from typing import Any
 if __name__ == "__main__":
     raise SystemExit("experiments/miniature_stages.py is a part of make_miniature.py, not a command")
 
+import numpy as np
 import torch
-from miniature_sights import Conversations, Pictures, Sights
+from miniature_families import FAMILIES, Family
+from miniature_sights import Conversations, Matches, Pictures, Sights
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing import get_context
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import VideoLlama3ForConditionalGeneration, VideoLlama3Processor
+from transformers import PreTrainedModel
 
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training.optim import warmup_cosine
 from moss_vllm.vlm.conversation import IGNORED
 
-STAGES = ("seeing", "reading", "talking")
+STAGES = ("seeing", "reading", "talking", "matching")  # the place is part of a stage's seed
 LOGIT_SCALE = 8.0  # of seeing: then a token comes out near the sum of its words' embeddings, not far beyond
 NOISE = 0.05  # of described tokens; embeddings have a standard deviation of 0.1
 LOG_EVERY = 20
@@ -41,9 +44,14 @@ class Stage:
     """A stage of the pre-training: what it draws, what it trains and its loss."""
 
     name: str
-    model: VideoLlama3ForConditionalGeneration
-    processor: VideoLlama3Processor
+    model: PreTrainedModel
+    processor: Any
     args: argparse.Namespace
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return FAMILIES[self.args.family]
 
     @property
     def steps(self) -> int:
@@ -58,36 +66,43 @@ class Stage:
 
     def batches(self, first: int) -> Iterator[Any]:
         """Batches from number `first` on."""
-        described = self.name == "reading"
-        make = Pictures(self.processor) if self.name == "seeing" else Conversations(self.processor, described)
+        make: Callable[[np.random.Generator], Any]
+        if self.name == "seeing":
+            make = Pictures(self.family, self.processor)
+        elif self.name == "matching":
+            make = Matches(self.family, FAMILIES["video_llama_3"], self.processor)
+        else:
+            make = Conversations(self.family, self.processor, described=self.name == "reading")
         sights = Sights(make, (self.args.seed, STAGES.index(self.name)), first)
         return iter(DataLoader(sights, batch_size=None, num_workers=1, prefetch_factor=4))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Its parameters. Embeddings are learned last, because seeing learns to point to them."""
-        parts = {
-            "seeing": ("model.vision_model.", "model.projector."),
-            "reading": ("model.language_model.layers.", "model.language_model.norm."),
-            "talking": ("model.language_model.", "model.projector."),
-        }[self.name]
+        parts = self.family.trains[self.name]
         return {name: value for name, value in self.model.named_parameters() if name.startswith(parts)}
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch."""
-        return self._seen(*batch) if self.name == "seeing" else self._answered(batch)
+        losses = {"seeing": self._seen, "matching": self._matched}
+        return losses[self.name](*batch) if self.name in losses else self._answered(batch)
 
-    def _seen(self, pixels: Tensor, grid_thw: Tensor, merge_sizes: Tensor, words: Tensor) -> Tensor:
+    def _seen(self, shown: dict[str, Tensor], words: Tensor) -> Tensor:
         """Each token points to the embeddings of the words for its content."""
-        core, embeddings = self.model.model, self.model.get_input_embeddings().weight.detach()
-        tokens = core.projector(core.vision_model(pixels, grid_thw, merge_sizes).last_hidden_state)
+        embeddings = self.model.get_input_embeddings().weight.detach()
+        tokens = self.family.see(self.model, **shown)
         return -(words * F.log_softmax(LOGIT_SCALE * tokens @ embeddings.T, dim=-1)).sum(-1).mean()
+
+    def _matched(self, shown: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        """The share of the tokens' variance that is missed."""
+        missed = (self.family.see(self.model, **shown) - tokens).square().sum()
+        return missed / (tokens - tokens.mean(0)).square().sum()
 
     def _answered(self, batch: dict[str, Tensor]) -> Tensor:
         """Every answer has equal weight: a short one would count little among the words of captions."""
         core, words = self.model.model, batch.pop("words", None)
         labels = batch.pop("labels")[:, 1:]
         if words is None:
-            hidden = core(**batch).last_hidden_state
+            hidden = core(**self.family.place(self.model, batch)).last_hidden_state
         else:
             table = self.model.get_input_embeddings().weight.detach()
             ids, tokens = batch["input_ids"], words @ table
@@ -116,10 +131,10 @@ def answer_weights(labels: Tensor) -> Tensor:
 
 
 def run_stages(stages: Sequence[Stage], out: Path) -> None:
-    """Train side by side, each in a process and on its share of the cores; show and note how far they are."""
+    """Train side by side, each in a process with its share of torch's threads; show and note progress."""
     context = get_context("spawn")
     reports: Any = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // len(stages))
+    threads = max(1, torch.get_num_threads() // len(stages))
     processes = {
         s.name: context.Process(target=train, args=(s, threads, reports), daemon=False) for s in stages
     }
@@ -159,9 +174,9 @@ def train(stage: Stage, threads: int, reports: Any) -> None:
     """AdamW on vectors and embeddings, Muon on the other matrices; linear warm-up, cosine to zero."""
     torch.set_num_threads(threads)
     trained = stage.trained()
-    matrices = {n: p for n, p in trained.items() if p.dim() == 2 and ".layers." in n}
+    matrices = {n: p for n, p in trained.items() if p.dim() == 2 and re.search(r"\.(layers|blocks)\.", n)}
     others = {n: p for n, p in trained.items() if n not in matrices}
-    lr = 2e-3
+    lr = stage.family.lr
     adam = torch.optim.AdamW(others.values(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     muon = torch.optim.Muon(matrices.values(), lr=10 * lr, weight_decay=0.05)
     pairs = ((adam, others), (muon, matrices))

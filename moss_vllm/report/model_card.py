@@ -14,7 +14,7 @@ from moss_vllm.runtime.tables import format_cell, in_markdown, markdown_table
 from moss_vllm.runtime.versions import without_absent
 from moss_vllm.vlm.families import VIDEO_LLAMA3
 from moss_vllm.vlm.fit import shorten
-from moss_vllm.vlm.places import is_hub_id
+from moss_vllm.vlm.places import MINIATURES, is_hub_id
 
 HUB_DATA = {"FAVOR-Bench": "zl2048/FAVOR", "MotionBench-Dev": "zai-org/MotionBench"}
 TASK = "video-text-to-text"
@@ -238,7 +238,7 @@ def _how_to_load(repo_id: str, run: Mapping[str, Any], *, merged: bool) -> str:
     if run.get("moss") is not None:
         text += " Not through peft: it knows no MOSS, and refuses."
     base = run["base_model"]
-    if not is_hub_id(base) and base != "miniature":
+    if not is_hub_id(base) and base not in MINIATURES:
         text += (
             f" The base is not on the hub. A folder {_code(base)} of the same base is looked for where the "
             f"code runs, and the fingerprint above is checked. If yours is elsewhere: `hf download {repo_id} "

@@ -23,12 +23,12 @@ from moss_vllm.vlm import fit
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.families import MOSS_SETTINGS, Family, family_of, find_family
 from moss_vllm.vlm.places import (
-    MINIATURE,
     base_fingerprint,
     base_record,
     base_weight_files,
     find_file,
     is_hub_id,
+    miniature_name,
     resolve,
 )
 
@@ -202,7 +202,7 @@ def _origin(path: str, revision: str | None) -> dict[str, Any]:
     if is_hub_id(path):
         commit = extract_commit_hash(str(find_file(path, "config.json", revision)), None)
         return {"base_model": path, "base_revision": commit or revision, **fingerprint}
-    place = "miniature" if path == str(MINIATURE) else str(Path(path).resolve())
+    place = miniature_name(path) or str(Path(path).resolve())
     return {"base_model": place, "base_revision": None, **fingerprint}
 
 

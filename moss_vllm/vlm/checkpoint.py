@@ -38,7 +38,7 @@ from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.base import autocast, check_kind, load_base
 from moss_vllm.vlm.families import MOSS_SETTINGS, Family, family_of
 from moss_vllm.vlm.fit import shorten
-from moss_vllm.vlm.places import MINIATURE, base_record, find_file, is_hub_id, resolve
+from moss_vllm.vlm.places import base_record, find_file, is_hub_id, miniature_name, resolve
 from moss_vllm.vlm.processor import check_processor, load_processor, open_processor
 from moss_vllm.vlm.reload_check import verify
 
@@ -105,7 +105,7 @@ def load(
     if run_file is None:
         model: nn.Module = load_base(source, **options)
         processor = load_processor(source)
-        run, name = base_record(source), "miniature" if resolve(source) == str(MINIATURE) else str(source)
+        run, name = base_record(source), miniature_name(resolve(source)) or str(source)
     else:
         if is_hub_id(source):
             folder, name = Path(snapshot_download(str(source), allow_patterns=CHECKPOINT_FILES)), str(source)

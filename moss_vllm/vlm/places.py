@@ -14,6 +14,7 @@ from moss_vllm.runtime.files import read_json
 from moss_vllm.vlm.fit import describe_error
 
 MINIATURE = Path(__file__).parent / "weights" / "miniature"
+MINIATURES = {name: MINIATURE.with_name(name) for name in ("miniature", "miniature_qwen2_5_vl")}
 # The record of a base, beside its config: the miniature's, and the one that `scripts/merge.py` writes.
 MERGED_FILE = "merged.json"
 RECORDS = ("miniature.json", MERGED_FILE)
@@ -22,13 +23,13 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def resolve(source: str | Path) -> str:
-    """The path or hub id of `source`; "miniature" is the folder in this package.
+    """The path or hub id of `source`; names in `MINIATURES` are folders in this package.
 
     Raises:
         FileNotFoundError: it is or looks like a path, and no model is there.
     """
-    if str(source) == "miniature":
-        return str(MINIATURE)
+    if str(source) in MINIATURES:
+        return str(MINIATURES[str(source)])
     path = Path(source).expanduser()
     if (not is_hub_id(source) or path.is_dir()) and not (path / "config.json").is_file():
         if (path / "run.json").is_file():
@@ -42,9 +43,14 @@ def resolve(source: str | Path) -> str:
             )
         raise FileNotFoundError(
             f"{source}: no config.json there; give a checkpoint folder, a model folder, "
-            "a hub id (owner/name) or 'miniature'"
+            f"a hub id (owner/name), {' or '.join(map(repr, MINIATURES))}"
         )
     return str(path) if path.is_dir() else str(source)
+
+
+def miniature_name(path: str | Path) -> str | None:
+    """The name in `MINIATURES` of a folder in this package; None for any other place."""
+    return next((name for name, folder in MINIATURES.items() if str(folder) == str(path)), None)
 
 
 def is_hub_id(source: str | Path) -> bool:

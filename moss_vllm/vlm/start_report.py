@@ -23,6 +23,7 @@ from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.families import Family, family_of, family_with
 from moss_vllm.vlm.memory import GIB
+from moss_vllm.vlm.places import MINIATURES
 from moss_vllm.vlm.plan import Plan
 from moss_vllm.vlm.sizes import describe_shape, frames_per_step_of_shape
 from moss_vllm.vlm.streamed import StreamedSet
@@ -123,9 +124,9 @@ def _estimate(
 def show_report(record: dict[str, Any]) -> None:
     """Print the report."""
     console, settings, tokens = Screen(), record["settings"], record["tokens"]
-    if settings["model"] == "miniature":
+    if settings["model"] in MINIATURES:
         console.print(
-            "This is the miniature: real classes and files, but a toy world. For the paper's run see --help."
+            "This is a miniature: real classes and files, but a toy world. For the paper's run see --help."
         )
     by_file: dict[str, list[str]] = {}
     for setting, origin in record.get("origins", {}).items():

@@ -10,7 +10,7 @@ from torch import nn
 
 from moss_vllm.vlm import base, checkpoint, places
 from moss_vllm.vlm.base import load_base
-from moss_vllm.vlm.places import MINIATURE, base_fingerprint, resolve
+from moss_vllm.vlm.places import MINIATURE, MINIATURES, base_fingerprint, miniature_name, resolve
 from moss_vllm.vlm.processor import load_processor
 
 
@@ -132,6 +132,9 @@ def test_the_folder_of_a_run_is_not_taken_for_a_hub_id(saved, monkeypatch):
 
 def test_resolve(tiny_base, monkeypatch):
     assert resolve("miniature") == str(MINIATURE)
+    for name, folder in MINIATURES.items():
+        assert resolve(name) == str(folder) and miniature_name(folder) == name
+    assert miniature_name(tiny_base) is None
     assert resolve("DAMO-NLP-SG/VideoLLaMA3-2B") == "DAMO-NLP-SG/VideoLLaMA3-2B"
     assert resolve(tiny_base) == resolve(str(tiny_base)) == str(tiny_base)
     monkeypatch.chdir(tiny_base.parent.parent)

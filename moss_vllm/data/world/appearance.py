@@ -24,6 +24,7 @@ GLYPHS = {
     STILL: "still",
 }
 CELL_PX = 28  # one token: a block of 2 x 2 patches of 14 px
+CELLS = (FRAME_PX // CELL_PX) ** 2  # of a frame
 # Where the wall goes in the picture: a camera that moves left shows it moving right.
 WALL_GLYPHS = {
     "background": {drift: drift.split()[1] for drift in DRIFTS},
