@@ -6,7 +6,7 @@ a shape and no memory, and a model of 7 billion parameters is described in secon
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -76,7 +76,7 @@ def build_shape(
     if moss is not None and not native:
         attach(model, **{name.removeprefix("moss_"): value for name, value in moss.items()})
         for size, value in attached(model)[1].moss_sizes.items():
-            setattr(config.vision_config, f"moss_{size}", value)
+            setattr(model.config.vision_config, f"moss_{size}", value)
     return cast(PreTrainedModel, model)
 
 
@@ -89,7 +89,7 @@ def config_of_shape(name: str) -> PretrainedConfig:
     if name not in SHAPES:
         raise ValueError(f"unknown shape '{name}'; choose one of {', '.join(SHAPES)}")
     # The config class fills the dicts it is given.
-    return AutoConfig.for_model(**copy.deepcopy(SHAPES[name]))
+    return cast(PretrainedConfig, AutoConfig.for_model(**copy.deepcopy(SHAPES[name])))
 
 
 def frames_per_step_of_shape(name: str) -> int:
@@ -190,7 +190,7 @@ def describe_shape(
     frozen = sum(parameter.numel() for parameter in adapted.parameters()) - trained
 
     native = isinstance(config, VideoLlama3Config)
-    estimate = estimate_training_memory if native else estimate_memory_of(host)
+    estimate: Callable[..., Memory] = estimate_training_memory if native else estimate_memory_of(host)
     height_px, width_px = frame_of_shape(config, short_side_px)
     estimates = {
         f"{count} frames{', recomputed' if recomputed else ''}": estimate(
