@@ -91,8 +91,10 @@ class HostModel:
             lost, left = wanted.keys() - stored.keys(), stored.keys() - wanted.keys()
             missing |= {f"{self.host.tower}{MOSS_PART}{name}" for name in lost}
             over = [name for name in over if name.partition(MOSS_PART)[2] in left]
-            # On torch's meta device the weights have no contents to be replaced.
-            tower.moss.load_state_dict({name: stored[name] for name in wanted.keys() - lost}, strict=False)
+            if not next(iter(wanted.values())).is_meta:  # a model that is opened empty has no contents
+                tower.moss.load_state_dict(
+                    {name: stored[name] for name in wanted.keys() - lost}, strict=False
+                )
         unexpected = {name for name in info["unexpected_keys"] if MOSS_PART not in name}
         return model, {**info, "missing_keys": missing, "unexpected_keys": unexpected | set(over)}
 
