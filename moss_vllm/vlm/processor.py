@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoProcessor
 
+from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm import fit
 from moss_vllm.vlm.base import blame, check_kind
 from moss_vllm.vlm.families import family_with
@@ -34,7 +35,8 @@ def open_processor(folder: str | Path, revision: str | None = None) -> Any:
     """
     settings: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
-        processor = AutoProcessor.from_pretrained(str(folder), **settings)
+        with quiet():  # of a merged host: that its model_type is not transformers' own
+            processor = AutoProcessor.from_pretrained(str(folder), **settings)
     except Exception as error:  # tokenizers raises plain Exception, transformers many kinds
         blame(folder, PROCESSOR_FILES, revision)
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Owns: what README promises of the recipe and the evaluations holds for a Qwen2.5-VL as for a VideoLLaMA3."""
+"""Owns: what README promises of recipe and evaluations holds for a Qwen2.5-VL as for a VideoLLaMA3."""
 
 import json
 
@@ -72,28 +72,16 @@ def test_two_processes_evaluate_it_as_one_does(runs, world, tmp_path, name, prot
 
 
 def test_a_merged_model_is_asked_and_trained_on(runs, flags, world, tmp_path, capsys):
-    load_script(ROOT / "scripts" / "merge.py").main(
-        [str(runs / "whole" / "step-000004"), str(tmp_path / "merged"), "--precision", "fp32"]
-    )
+    ckpt, merged = runs / "whole" / "step-000004", tmp_path / "merged"
+    load_script(ROOT / "scripts" / "merge.py").main([str(ckpt), str(merged), "--precision", "fp32"])
     video = sorted((world / "FAVOR").rglob("*.mp4"))[0]
     ask = load_script(ROOT / "scripts" / "ask.py")
-    asked = [
-        str(video),
-        "What moves?",
-        "--max-new-tokens",
-        "16",
-        "--sample-fps",
-        "4",
-        "--short-side-px",
-        "84",
-    ]
-    answers = [
-        ask.main([*asked, "--ckpt", str(ckpt)])
-        for ckpt in (runs / "whole" / "step-000004", tmp_path / "merged")
-    ]
+    asked = [str(video), "What moves?", "--max-new-tokens", "16", "--sample-fps", "4", "--short-side-px"]
+    answers = [ask.main([*asked, "84", "--ckpt", str(place)]) for place in (ckpt, merged)]
     assert answers[0] == answers[1] and answers[0][0]
     recipe = load_script(SCRIPT)
-    recipe.main(flags(tmp_path / "more", model=tmp_path / "merged", steps=2))
-    assert "reloads to the weights in memory" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        recipe.main(flags(tmp_path / "other", "--no-use-moss", model=tmp_path / "merged", steps=2))
+    recipe.main(flags(tmp_path / "more", model=merged, steps=2))
+    said = capsys.readouterr()
+    assert "reloads to the weights in memory" in said.out and "moss_qwen2_5_vl" not in said.err
+    with pytest.raises(ValueError, match="has a MOSS already; leave --no-use-moss out"):
+        recipe.main(flags(tmp_path / "other", "--no-use-moss", model=merged, steps=2))
