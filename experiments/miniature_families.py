@@ -12,11 +12,11 @@ from miniature_sights import corpus, draw_pictures, first_miniature
 from miniature_take_over import take_over
 from torch import Tensor
 
-from moss_vllm.vlm.hosts import miniature as qwen2_5_vl
 from moss_vllm.vlm.hosts.chat import QWEN25_VL_CHAT
+from moss_vllm.vlm.hosts.miniature import add_vision_tokens, build_qwen, build_qwen_processor
 from moss_vllm.vlm.hosts.positions import place_by_time, place_in_order
 from moss_vllm.vlm.video_llama3 import chat as video_llama3_chat
-from moss_vllm.vlm.video_llama3 import miniature as video_llama3
+from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS, build, build_processor, build_tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,9 @@ class Family:
 
 def _begin_video_llama3(seed: int) -> tuple[Any, Any]:
     torch.manual_seed(seed)
-    processor = video_llama3.build_processor(video_llama3.build_tokenizer(corpus()))
+    processor = build_processor(build_tokenizer(corpus()))
     torch.manual_seed(seed)
-    return video_llama3.build(processor.tokenizer), processor
+    return build(processor.tokenizer), processor
 
 
 def _show_to_video_llama3(processor: Any, clips: list[Any]) -> dict[str, Tensor]:
@@ -77,9 +77,9 @@ def _see_as_video_llama3(model: Any, **inputs: Tensor) -> Tensor:
 
 def _begin_qwen2_5_vl(seed: int) -> tuple[Any, Any]:
     first = first_miniature()
-    processor = qwen2_5_vl.build_processor(qwen2_5_vl.add_vision_tokens(first.processor.tokenizer))
+    processor = build_qwen_processor(add_vision_tokens(first.processor.tokenizer))
     torch.manual_seed(seed)
-    model = qwen2_5_vl.build(processor.tokenizer)
+    model = build_qwen(processor.tokenizer)
     pictures = draw_pictures(seed)
     take_over(model, first.model, _show_to_video_llama3(first.processor, pictures))
     return model, processor
@@ -113,7 +113,7 @@ FAMILIES = {
         frames=8,
         fps=2.0,
         protocol={"sample_fps": 2.0, "short_side_px": 84, "max_frames": 180, "compress_tokens": False},
-        moss=video_llama3.MINIATURE_MOSS,
+        moss=MINIATURE_MOSS,
     ),
     "qwen2_5_vl": Family(
         begin=_begin_qwen2_5_vl,
@@ -128,6 +128,6 @@ FAMILIES = {
         frames=16,  # at twice the rate: a step of time has two
         fps=4.0,
         protocol={"sample_fps": 4.0, "short_side_px": 84, "max_frames": 360, "compress_tokens": False},
-        moss=qwen2_5_vl.MINIATURE_MOSS,
+        moss=MINIATURE_MOSS,
     ),
 }

@@ -21,8 +21,9 @@ from transformers.vision_utils import get_vision_window_index
 
 from moss_vllm.data.world import appearance
 from moss_vllm.vlm.attach import attach
-from moss_vllm.vlm.hosts.miniature import MINIATURE_MOSS, VISION_TOKENS, add_vision_tokens, build
+from moss_vllm.vlm.hosts.miniature import VISION_TOKENS, add_vision_tokens, build_qwen
 from moss_vllm.vlm.places import MINIATURES
+from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS
 
 FOLDER = MINIATURES["miniature_qwen2_5_vl"]
 FIRST, OWN = FAMILIES["video_llama_3"], FAMILIES["qwen2_5_vl"]
@@ -51,7 +52,7 @@ def settings(config):
 def test_plain_transformers_opens_it(model, processor):
     assert type(model) is Qwen2_5_VLForConditionalGeneration
     assert type(processor) is Qwen2_5_VLProcessor
-    assert settings(model.config) == settings(build(processor.tokenizer).config)
+    assert settings(model.config) == settings(build_qwen(processor.tokenizer).config)
     files = {path.name: path.stat().st_size for path in FOLDER.iterdir()}
     assert sum(files.values()) < 3.6e6
     assert {Path(name).suffix for name in files} <= {".json", ".jsonl", ".jinja", ".safetensors"}
@@ -88,7 +89,7 @@ def test_windows_sort_the_tokens_of_a_step(model):
 def test_taken_over_it_is_the_first(processor):
     """With as many hidden units and attention to the whole step; the gates are not quite a GELU."""
     first = first_miniature()
-    config = build(processor.tokenizer).config
+    config = build_qwen(processor.tokenizer).config
     config.vision_config.intermediate_size = first.model.config.vision_config.intermediate_size
     config.vision_config.fullatt_block_indexes = list(range(config.vision_config.depth))
     model = Qwen2_5_VLForConditionalGeneration(config).eval()

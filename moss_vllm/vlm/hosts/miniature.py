@@ -16,19 +16,11 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from moss_vllm.data.world.scenes import FRAME_PX
 from moss_vllm.vlm.video_llama3.miniature import SPECIAL_TOKENS
-
-# The settings of its MOSS: a window of +-2 steps of time and +-2 patches on a 6 x 6 grid.
-MINIATURE_MOSS = {
-    "moss_window": (5, 5, 5),
-    "moss_d_hidden": 32,
-    "moss_d_similarity": 32,
-    "moss_d_fuse": 64,
-}
 
 # The tokens that the first miniature's tokenizer lacks: they enclose a picture or a video.
 VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>")
-FRAME_PX = 84
 PIXELS = {
     "image_mean": [0.5] * 3,  # these two as the first miniature's
     "image_std": [0.5] * 3,
@@ -36,7 +28,7 @@ PIXELS = {
 }
 
 # Qwen2.5-VL's layout, without the system turn that its published template opens every conversation with.
-CHAT_TEMPLATE = (
+QWEN_TEMPLATE = (
     "{%- for message in messages -%}<|im_start|>{{ message.role }}{{ '\n' }}"
     "{%- if message.content is string -%}{{ message.content }}{%- else -%}"
     "{%- for part in message.content -%}"
@@ -59,18 +51,18 @@ def add_vision_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizer
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
+def build_qwen_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     """Qwen2.5-VL's processor with `tokenizer` and a conversation template; it keeps frames of 84 px."""
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**PIXELS),
         tokenizer=tokenizer,
         # Where nothing is chosen, 5.23 warns that the default will change.
         video_processor=Qwen2VLVideoProcessor(**PIXELS, cap_pixels_per_frame=False),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=QWEN_TEMPLATE,
     )
 
 
-def build(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+def build_qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
     """The miniature with random weights: 7 vision blocks (MOSS taps the 2nd), 4 language model layers.
 
     Blocks 1, 3 and 5 attend within windows of 2 x 2 tokens, the others to a whole step. Its 3 x 3 tokens make
