@@ -16,7 +16,6 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +29,7 @@ from moss_vllm.runtime.screen import say
 from moss_vllm.video.cache_pieces import count_key, read_pieces
 from moss_vllm.video.clip import PAPER_SAMPLING, Clip, Sampling, read_clip, read_frames
 from moss_vllm.video.decoders import check_decoder
-from moss_vllm.video.frames import ANY_SIDES, BadVideo, list_images, unique_frames
+from moss_vllm.video.frames import BadVideo, list_images, unique_frames
 
 FORMAT = 3  # raise it whenever read_clip or read_frames returns other frames than before
 MAX_FRAMES = 1000  # longer videos have entries of pieces; 0.35 GB at 256 x 455
@@ -53,8 +52,7 @@ def describe_clip(
 
     Raises: BadVideo for a folder without images, OSError for a path that does not exist.
     """
-    settings = {**sampling.settings, "start_s": start_s, "end_s": end_s}
-    settings |= asdict(sampling.sides) if sampling.sides != ANY_SIDES else {}  # unnamed in earlier caches
+    settings = {**sampling.key, "start_s": start_s, "end_s": end_s}
     numbers = {name: None if value is None else float(value) for name, value in settings.items()}
     return json.dumps(_describe_file(path, decoder) | numbers)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -74,6 +74,11 @@ class Sampling:
     def settings(self) -> dict[str, Any]:
         """What a user chooses: all but `sides`, which are the model's."""
         return {name: value for name, value in vars(self).items() if name != "sides"}
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells two samplings apart; the usual `sides` are left out, as caches of earlier versions do."""
+        return {**self.settings, **({} if self.sides == ANY_SIDES else asdict(self.sides))}
 
 
 PAPER_SAMPLING = Sampling()

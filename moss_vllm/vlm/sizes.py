@@ -77,7 +77,7 @@ def config_of_shape(name: str) -> PretrainedConfig:
     if name not in SHAPES:
         raise ValueError(f"unknown shape '{name}'; choose one of {', '.join(SHAPES)}")
     # The config class fills the dicts it is given.
-    return cast(PretrainedConfig, AutoConfig.for_model(**copy.deepcopy(SHAPES[name])))
+    return AutoConfig.for_model(**copy.deepcopy(SHAPES[name]))
 
 
 def frames_per_step_of_shape(name: str) -> int:

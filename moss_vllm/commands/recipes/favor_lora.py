@@ -6,6 +6,7 @@
     accelerate launch --multi_gpu ...                             # DDP
     accelerate launch --use_deepspeed --deepspeed_config_file recipes/configs/deepspeed_zero2.json ...
     python recipes/favor_lora.py --dry-run --model shape:2b       # parameters and memory, without weights
+    python recipes/favor_lora.py --model miniature_qwen2_5_vl     # another family; see docs/training.md
 
 Expected (Table 5, VideoLLaMA3-2B): MotionBench-Dev 51.4 -> 54.2 and FAVOR-Bench 45.5 -> 46.6 with MOSS,
 against the same training without (`--no-use-moss`). The miniature's numbers are in the README.

@@ -68,7 +68,8 @@ def build_qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGe
     Blocks 1, 3 and 5 attend within windows of 2 x 2 tokens, the others to a whole step. Its 3 x 3 tokens make
     four windows, three of them cut short by the border.
     """
-    start, end = (tokenizer.convert_tokens_to_ids(token) for token in VISION_TOKENS)
+    ids = tokenizer.get_vocab()
+    start, end = (ids[token] for token in VISION_TOKENS)
     config = Qwen2_5_VLConfig(
         vision_config={
             "hidden_size": 96,
@@ -100,8 +101,8 @@ def build_qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGe
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=start,
         vision_end_token_id=end,
         tie_word_embeddings=True,
