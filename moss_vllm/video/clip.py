@@ -77,7 +77,7 @@ class Sampling:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What tells two samplings apart; the usual `sides` are left out, as caches of earlier versions do."""
+        """What tells two samplings apart, without the usual `sides`, which earlier caches do not name."""
         return {**self.settings, **({} if self.sides == ANY_SIDES else asdict(self.sides))}
 
 
