@@ -142,7 +142,8 @@ def refusal(args: argparse.Namespace) -> str | None:
 
 def measure_demo(args: argparse.Namespace, console: Screen) -> dict[str, Any]:
     """The demo's two runs in every way of `WAYS`, in turns, then reading alone."""
-    world, settings = ensure_world(args.world), load_recipe(Path(demo.RECIPE)).FavorLora()
+    world, usual = ensure_world(args.world), load_recipe(Path(demo.RECIPE)).FavorLora()
+    settings = fit_clips(usual, load_processor(usual.model), ())
     with tempfile.TemporaryDirectory() as folder:
         cache, jobs = Path(folder) / "frames", []
         fill_cache(settings, world / "FAVOR", cache)
@@ -217,7 +218,6 @@ def measure_row_reading(settings: Any, data: Path, cache: Path, repeats: int) ->
     """Clips and rows ready for the model per second of one process, from the videos and from the cache."""
     rows = [row for row in read_sources(data).rows if row.path is not None][:READ_CLIPS]
     processor = load_processor(settings.model)
-    settings = fit_clips(settings, processor, ())
     sampling = sampling_of(settings, processor)
     compress, most = settings.compress_tokens, settings.max_tokens
     reading_settings = {"compress": compress, "max_tokens": most, "sampling": sampling}

@@ -1,4 +1,4 @@
-"""The main job in minutes on a laptop: fine-tune the miniature VideoLLaMA3 with and without MOSS; evaluate.
+"""The main job in minutes on a laptop: fine-tune a miniature Video-LLM with and without MOSS; evaluate.
 
     python experiments/demo.py            # or: make demo
 
@@ -28,6 +28,8 @@ from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.ranges import FROM_ONE, FROM_ZERO, SEEDS
 from moss_vllm.runtime.screen import Screen, say
 
+MODELS = ("miniature", "miniature_qwen2_5_vl")
+
 
 def options() -> Flags:
     """The command line."""
@@ -35,6 +37,8 @@ def options() -> Flags:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder of checkpoints and results"
     )
+    model = f"one of {', '.join(MODELS)} (default: {MODELS[0]})"
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0], metavar="MODEL", help=model)
     parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
     parser.add_argument("--seed", type=SEEDS, default=0, help="seed of first weights and the clips' order")
     parser.add_argument("--steps", type=FROM_ONE, help="optimizer steps (default: those of the recipe)")
@@ -90,7 +94,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     else:
         world, steps = ensure_world(args.world), args.steps
 
-    train_and_evaluate(args.out, world, args.seed, steps, args.held_out)
+    more = ["--model", args.model, "--held-out", str(args.held_out)]
+    train_and_evaluate(args.out, world, args.seed, steps, args.model, more)
     scores = summarise(args.out)
     write_whole(args.out / "results.json", json.dumps(scores, indent=2) + "\n")
     draw(args.out, scores)
@@ -249,13 +254,15 @@ def write_examples(out: Path, world: Path, scores: Mapping[str, Any]) -> tuple[P
     return page, Path(str(video.path)), question.text
 
 
-def train_and_evaluate(out: Path, world: Path, seed: int, steps: int | None, held_out: int) -> None:
+def train_and_evaluate(
+    out: Path, world: Path, seed: int, steps: int | None, model: str, more: list[str]
+) -> None:
     """Fine-tune without and with MOSS, or resume both, and evaluate them and the miniature.
 
     The training with MOSS takes longest: beside it, the rest is evaluated when the other training is done.
     """
     flags = training_flags(out, world, seed, steps, cache=out / "frames")  # each run reads its clips again
-    flags = {arm: [*words, "--held-out", str(held_out)] for arm, words in flags.items()}
+    flags = {arm: [*words, *more] for arm, words in flags.items()}
     cores = os.cpu_count() or 1
 
     def train(arm: str) -> str:
@@ -263,7 +270,7 @@ def train_and_evaluate(out: Path, world: Path, seed: int, steps: int | None, hel
         return last_checkpoint(out / arm)
 
     def train_plain() -> None:
-        some = {"base": [BASE], "plain": [train("plain")]}
+        some = {"base": [model], "plain": [train("plain")]}
         by_benchmark = evaluations(out, world, some)
         commands = [one for commands in by_benchmark.values() for one in commands]
         run_commands({" and ".join(some): commands}, out / LOGS, threads=cores // 2)

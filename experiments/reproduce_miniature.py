@@ -4,7 +4,7 @@
 
 Runs `experiments/demo.py` once per seed (the seed decides MOSS's and LoRA's first weights and the order of
 clips; the motion world stays the same). Writes means, sample standard deviations and every seed's numbers to
-`benchmarks/results/miniature.json`, and the tables of docs/miniature.md to tables.md in `--out`."""
+`benchmarks/results/MODEL.json`, and the tables of docs/miniature.md to tables.md in `--out`."""
 
 import json
 import os
@@ -20,17 +20,19 @@ from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.ranges import FROM_ONE
 from moss_vllm.runtime.screen import Screen, say
 
-RESULTS = Path("benchmarks/results/miniature.json")
+RESULTS = Path("benchmarks/results")
 
 
 def options() -> Flags:
     """The command line."""
     parser = Flags(__doc__)
+    model = "the miniature, as demo.py has them (default: miniature)"
+    parser.add_argument("--model", default="miniature", help=model)
     parser.add_argument("--seeds", type=FROM_ONE, default=3, help="number of seeds, from 0 on")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"), help="folder of the runs")
     parser.add_argument("--world", type=Path, default=DEFAULT_ROOT, help="folder of the motion world")
     parser.add_argument("--steps", type=FROM_ONE, help="optimizer steps (default: those of the recipe)")
-    parser.add_argument("--json", type=Path, default=RESULTS, help="file of the numbers")
+    parser.add_argument("--json", type=Path, help=f"file of the numbers (default: {RESULTS}/MODEL.json)")
     return parser
 
 
@@ -50,15 +52,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Run the seeds; returns the content of the --json file."""
     parser = options()
     args = parser.parse_args(argv)
+    if args.model not in demo.MODELS:
+        parser.error(f"--model {args.model} is none of {', '.join(demo.MODELS)}")
+    args.json = args.json or RESULTS / f"{args.model}.json"
     refuse_unwritable(args.out, "--out")
     prepare_json(parser, args.json)
 
     by_seed: list[dict[str, Any]] = []
     for seed in range(args.seeds):
         flags = ["--out", str(args.out / f"seed-{seed}"), "--world", str(args.world), "--seed", str(seed)]
+        flags += ["--model", args.model]
         by_seed.append(demo.main([*flags, *([] if args.steps is None else ["--steps", str(args.steps)])]))
     written = {
         "command": f"python experiments/reproduce_miniature.py --seeds {args.seeds}"
+        + ("" if args.model == demo.MODELS[0] else f" --model {args.model}")
         + ("" if args.steps is None else f" --steps {args.steps}"),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU",
         "versions": versions(),

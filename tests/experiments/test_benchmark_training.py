@@ -1,7 +1,6 @@
 """Owns: the parts of a step add up to the loop's seconds, marks go away, and the runs are the demo's."""
 
 import json
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import pytest
 import step_parts
 from launching import ROOT, as_flags
 
+from moss_vllm.commands.recipes.favor_lora import FavorLora
 from moss_vllm.training import engines, run_state
 
 SAMPLING = {"model": "miniature", "sample_fps": 2.0, "short_side_px": 84, "max_frames": 180}
-READING = Namespace(compress_tokens=False, max_tokens=4096, **SAMPLING)
+READING = FavorLora(compress_tokens=False, max_tokens=4096, **SAMPLING)
 PATCHED = [(engines, name) for name in ("wrap", "backward", "step")] + [(run_state, "undisturbed")]
 ENGINE = [getattr(module, name) for module, name in PATCHED]
 
