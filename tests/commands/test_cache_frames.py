@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_processors import tiny_model
 
 from moss_vllm.commands.scripts import cache_frames
 from moss_vllm.video import cache as cache_module
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import Sampling, read_clip
+from moss_vllm.video.frames import FrameSize
 
 SCRIPT = cache_frames
 SAMPLING = Sampling(sample_fps=2.0, short_side_px=56)
@@ -66,6 +68,22 @@ def test_training_finds_every_clip(tmp_path, data, here, capsys, monkeypatch):
     for i in range(5):
         clip = FrameCache(cache).read(data / f"{i}.gif", SAMPLING)
         np.testing.assert_array_equal(clip.frames, expected[i].frames)
+
+
+@pytest.mark.parametrize(("kind", "sides"), [("qwen3_vl", FrameSize(32)), ("smolvlm", FrameSize(16, 16))])
+def test_the_sides_are_those_of_the_models_family(tmp_path, data, here, monkeypatch, kind, sides):
+    model, processor = tiny_model(kind)
+    model.save_pretrained(tmp_path / kind)
+    processor.save_pretrained(tmp_path / kind)
+    assert fill(data, tmp_path / "cache", "--model", str(tmp_path / kind)) == 1
+    sampling = Sampling(2.0, sides.square_px or 56, 180, sides)
+    expected = read_clip(data / "0.gif", sampling)
+    monkeypatch.setattr(cache_module, "read_clip", None)
+    clip = FrameCache(tmp_path / "cache").read(data / "0.gif", sampling)
+    np.testing.assert_array_equal(clip.frames, expected.frames)
+    assert clip.frames.shape[1:3] == ((16, 16) if sides.square_px else (64, 96))
+    with pytest.raises(TypeError):  # no entry of VideoLLaMA3's sides
+        FrameCache(tmp_path / "cache").read(data / "0.gif", SAMPLING)
 
 
 def test_what_is_there_is_skipped(tmp_path, data, here, capsys):

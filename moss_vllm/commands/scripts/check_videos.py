@@ -32,7 +32,7 @@ from moss_vllm.runtime.screen import plain, say
 from moss_vllm.video.cache import describe_clip
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.decoders import DECODERS
-from moss_vllm.video.frames import BadVideo
+from moss_vllm.video.frames import ANY_SIDES, BadVideo
 from moss_vllm.video.isolated import Failure, run_isolated
 
 LIMIT_S = Range(float, 0.1)  # less would make every clip look bad
@@ -103,11 +103,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--sample-fps", type=FPS, default=2.0, help="frames per second")
     add("--short-side-px", type=SHORTER_PX, default=224, help="pixels")
     add("--max-frames", type=FROM_ONE, default=180, help="thin longer clips evenly to as many")
+    sides = "folder or hub id of the model, whose family decides the sides of frames (default: VideoLLaMA3's)"
+    add("--model", help=sides)
 
 
 def clip_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `read_clip` that the flags of `add_options` set."""
-    sampling = Sampling(args.sample_fps, args.short_side_px, args.max_frames)
+    """The arguments of `read_clip` that the flags of `add_options` set.
+
+    Raises: ValueError or FileNotFoundError for a model that cannot be used.
+    """
+    sides = ANY_SIDES
+    if args.model:
+        from moss_vllm.vlm.families import family_with
+        from moss_vllm.vlm.processor import load_processor
+
+        processor = load_processor(args.model)
+        sides = family_with(processor).chat.frame_size(processor)
+    short_side_px = sides.square_px or args.short_side_px
+    sampling = Sampling(args.sample_fps, short_side_px, args.max_frames, sides)
     return {"sampling": sampling, "decoder": args.decoder}
 
 
