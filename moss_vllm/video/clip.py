@@ -67,7 +67,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         FPS.check(sample_fps=self.sample_fps)
-        SHORTER_PX.check(short_side_px=self.short_side_px)
+        if self.sides.square_px is None:
+            SHORTER_PX.check(short_side_px=self.short_side_px)
         FROM_ONE.check(max_frames=self.max_frames)
 
     @property

@@ -6,8 +6,9 @@
 A clip is stored as resized uint8 frames: with the paper's sampling (2 fps, short side 224) about 0.5 MB per
 second of wide video. Once the first clips are done, the size of the whole is printed, and checked against the
 free disk space. Existing entries are skipped, so the same command continues after a stop. Training with other
-values of the sampling flags, or a model whose frames have other sides (--model), needs other entries. Writes CACHE/bad.jsonl (as check_videos.py). Exit
-status: 0 if all is good, 1 if some clips are bad, 2 if the disk is too small.
+values of the sampling flags, or a model whose frames have other sides (--model), needs other entries. Writes
+CACHE/bad.jsonl (as check_videos.py). Exit status: 0 if all is good, 1 if some clips are bad, 2 if the disk is
+too small.
 """
 
 import random
