@@ -38,9 +38,8 @@ def test_moss_that_the_config_does_not_describe_is_refused(tmp_path, moss):
 @pytest.mark.parametrize("layer", [0, 99, "6"])
 def test_a_described_moss_is_after_a_layer_of_the_tower(tmp_path, moss, layer):
     folder = write_base(tmp_path / "base", "qwen2_5_vl")
-    config = load_base(folder, moss=moss).config.vision_config
-    names = [name for name in vars(config) if name.startswith("moss_")]
-    edit_vision(folder, **{name: getattr(config, name) for name in names} | {"moss_after_layer": layer})
+    load_base(folder, moss=moss).save_pretrained(folder)
+    edit_vision(folder, moss_after_layer=layer)
     with pytest.raises(ValueError, match=r"moss_after_layer=.* layers 1 to"):
         load_base(folder)
 

@@ -178,7 +178,7 @@ def fine_tune(
     set_seed(settings.seed)
     processor = load_processor(settings.model, settings.revision)
     file = preset(dataclasses.asdict(settings))  # of the nearest model: the user did not ask for its frames
-    given = {name for name, origin in origins(layers).items() if origin != str(file)}
+    given = {name for name, origin in origins(layers).items() if not file or origin != file.name}
     settings = fit_clips(settings, processor, given)
     sampling = sampling_of(settings, processor)
     with accelerator.main_process_first():
