@@ -72,6 +72,11 @@ def load_base(
     if moss is not None:
         config = _with_moss(source, config, moss)
     loader = family.moss_model if family.has_moss(config) else family.model
+    if not trained_moss and any(".moss." in name for name in header):
+        raise ValueError(
+            f"{source}: its weights have a MOSS that its config.json does not describe; merge the checkpoint "
+            "again"
+        )
     new = None if trained_moss else ".moss."
     fit.check_model(source, lambda: loader(copy.deepcopy(config)), header, new=new)
     blame(path, ["generation_config.json"], revision)  # transformers ignores a broken one in silence

@@ -76,6 +76,11 @@ class Family:
         """Whether a model with MOSS is of transformers' own class, to which MOSS is attached."""
         return isinstance(self.moss_model, HostModel)
 
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether a batch may have clips of different numbers of frames."""
+        return self.title != LLAVA_ONEVISION.title
+
     def has_moss(self, config: PretrainedConfig) -> bool:
         """Whether a model of this config has MOSS."""
         return hasattr(config.vision_config, next(iter(MOSS_SETTINGS)))

@@ -9,7 +9,7 @@ from transformers import AutoProcessor
 from moss_vllm.runtime.quiet import quiet
 from moss_vllm.vlm import fit
 from moss_vllm.vlm.base import blame, check_kind
-from moss_vllm.vlm.families import family_with
+from moss_vllm.vlm.families import family_of, family_with
 from moss_vllm.vlm.places import resolve
 
 PROCESSOR_FILES = ["processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json"]
@@ -78,6 +78,12 @@ def fit_clip_settings(
 
 def check_processor(source: str | Path, processor: Any, config: Any) -> None:
     """ValueError for a processor that writes other patches or tokens than the model of `config` reads."""
+    family, own_family = family_of(config), family_with(processor)
+    if family is not own_family:  # Qwen2-VL's processor says nothing of time, which Qwen2.5-VL reads
+        raise ValueError(
+            f"{source}: its processor is {own_family.title}'s, the model is a {family.title}; take both from "
+            "one checkpoint"
+        )
     vision, images, videos = config.vision_config, processor.image_processor, processor.video_processor
     pairs = [
         ("patch_size", vision, images),

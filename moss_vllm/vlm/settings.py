@@ -27,6 +27,10 @@ PRESETS = (
     ("qwen3_vl", 0, "qwen3_vl_2b"),
     ("qwen3_vl", 2560, "qwen3_vl_4b"),
     ("smolvlm", 0, "smolvlm2_2_2b"),
+    ("glm4v", 0, "qwen2_5_vl_7b"),
+    ("internvl", 0, "videollama3_2b"),
+    ("llava_onevision", 0, "videollama3_2b"),
+    ("perception_lm", 0, "videollama3_2b"),
 )
 STEPS_A_SECOND, MOST_STEPS = 2.0, 180  # Sec. 4.5 of the paper; VideoLLaMA3's own limit
 
@@ -74,9 +78,15 @@ def fit_clips(settings: Settings, processor: Any, asked: Collection[str]) -> Set
         asked: names of the settings that the user gave.
 
     Raises:
-        ValueError: as `fit_clip_settings`.
+        ValueError: as `fit_clip_settings`; several clips in a batch of a family that takes equal ones alone.
     """
-    frames = family_with(processor).chat.frames_per_step(processor)
+    family = family_with(processor)
+    if settings.batch_size > 1 and not family.mixes_lengths:
+        raise ValueError(
+            f"batch_size is {settings.batch_size}, and {family.title} takes clips of one length together: "
+            "give batch_size 1, and clips_a_step for more clips in a step"
+        )
+    frames = family.chat.frames_per_step(processor)
     usual = {"sample_fps": STEPS_A_SECOND * frames, "max_frames": MOST_STEPS * frames}
     clips = {name: getattr(settings, name) for name in ("short_side_px", "compress_tokens")}
     clips = fit_clip_settings(processor, clips, asked)

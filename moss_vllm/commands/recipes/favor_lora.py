@@ -177,7 +177,9 @@ def fine_tune(
     engines.refuse_quantized(accelerator, settings.quantize)
     set_seed(settings.seed)
     processor = load_processor(settings.model, settings.revision)
-    settings = fit_clips(settings, processor, origins(layers))
+    file = preset(dataclasses.asdict(settings))  # of the nearest model: the user did not ask for its frames
+    given = {name for name, origin in origins(layers).items() if not file or origin != file.name}
+    settings = fit_clips(settings, processor, given)
     sampling = sampling_of(settings, processor)
     with accelerator.main_process_first():
         writer = accelerator.is_main_process

@@ -112,6 +112,14 @@ def stored_moss(path: str, revision: str | None) -> dict[str, Tensor]:
 def put_moss(model: Any, host: Host, settings: Mapping[str, Any]) -> Any:
     """The same model, in whose vision tower there is a new MOSS with these settings."""
     tower = host.tower_of(model)
+    layers, after = len(tower.get_submodule(host.blocks)), settings["after_layer"]
+    if type(after) is not int or not 1 <= after <= layers:
+        raise ValueError(
+            f"moss_after_layer={fit.shorten(after)}, but the vision tower of this {host.title} has layers 1 "
+            f"to {layers}; use another checkpoint"
+        )
+    if reason := host.refused(model):
+        raise ValueError(f"MOSS cannot be attached to this {host.title}: {reason}")
     moss = new_moss(host.width(tower), settings)
     tower.add_module("moss", moss.to(next(tower.parameters()).device).train(tower.training))
     tower.moss_sizes = dict(settings)
