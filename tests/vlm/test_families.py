@@ -1,6 +1,7 @@
 """Owns: a model's family is found by its model_type or processor, and other models are refused by name."""
 
 import pytest
+import tiny_hosts
 from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen2Config
 
@@ -17,9 +18,22 @@ from moss_vllm.vlm.places import MINIATURE
 from moss_vllm.vlm.processor import load_processor
 
 
+def released(family):
+    """A config; Perception-LM's own default does not say how many layers its tower has."""
+    return tiny_hosts.perception_lm() if family.title == "Perception-LM" else family.config()
+
+
+@pytest.mark.parametrize("depth", [None, 0, "3", 10**6])
+def test_a_tower_of_no_sensible_depth_is_refused(depth):
+    family, config = find_family("perception_lm", "x"), tiny_hosts.perception_lm()
+    config.vision_config.model_args = {"depth": depth} if depth is not None else None
+    with pytest.raises(ValueError, match=r"vision_config.model_args.depth=.* no number of layers from 1 to"):
+        family.add_moss(config)
+
+
 @pytest.mark.parametrize("family", VIDEO_LLM_FAMILIES, ids=lambda family: family.title)
 def test_a_family_is_found_with_and_without_moss(family):
-    plain, with_moss = family.config(), family.add_moss(family.config())
+    plain, with_moss = released(family), family.add_moss(released(family))
     assert family_of(plain) is family_of(with_moss) is family
     assert not family.has_moss(plain) and family.has_moss(with_moss)
     assert find_family(plain.model_type, "x") is find_family(with_moss.model_type, "x") is family
@@ -27,25 +41,24 @@ def test_a_family_is_found_with_and_without_moss(family):
 
 @pytest.mark.parametrize("family", VIDEO_LLM_FAMILIES, ids=lambda family: family.title)
 def test_moss_has_the_papers_settings_where_none_are_given(family):
-    with_moss = family.add_moss(family.config())
+    with_moss = family.add_moss(released(family))
     settings = {name: list(v) if isinstance(v, tuple) else v for name, v in MOSS_SETTINGS.items()}
-    vision = with_moss.vision_config
-    layers = getattr(vision, "depth", None) or vision.num_hidden_layers
+    layers = family.moss_model.host.layers(with_moss) if family.opens_stock_classes else 27
     if family.opens_stock_classes:  # the paper's layer in proportion; VideoLLaMA3's config has other defaults
-        settings["moss_after_layer"] = round(6 / 27 * layers)
-    assert family.moss_settings(with_moss) == settings and family.moss_settings(family.config()) is None
+        settings["moss_after_layer"] = max(1, round(6 / 27 * layers))
+    assert family.moss_settings(with_moss) == settings and family.moss_settings(released(family)) is None
 
 
 @pytest.mark.parametrize("family", VIDEO_LLM_FAMILIES, ids=lambda family: family.title)
 def test_wrong_settings_of_moss_are_refused(family):
     with pytest.raises(ValueError, match=r"unknown MOSS settings \['moss_depth'\]; known are"):
-        family.add_moss(family.config(), moss_depth=3)
+        family.add_moss(released(family), moss_depth=3)
     with pytest.raises(StrictDataclassError):
-        family.add_moss(family.config(), moss_window="wide")
+        family.add_moss(released(family), moss_window="wide")
     if family.opens_stock_classes:
-        layers = family.moss_model.host.layers(family.config())
+        layers = family.moss_model.host.layers(released(family))
         with pytest.raises(ValueError, match=f"has layers 1 to {layers}; the paper's 6 of 27 is"):
-            family.add_moss(family.config(), moss_after_layer=layers + 1)
+            family.add_moss(released(family), moss_after_layer=layers + 1)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", None, ["video_llama_3"], 3])

@@ -144,7 +144,7 @@ from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.places import is_hub_id
-from moss_vllm.vlm.processor import load_processor
+from moss_vllm.vlm.processor import check_processor, load_processor
 from moss_vllm.vlm.settings import fit_clips, plan_rows, preset_name, sampling_of, set_accumulate
 from moss_vllm.vlm.streamed import StreamedSet
 
@@ -186,6 +186,7 @@ def fine_tune(
         rows, unseen, streams = plan_rows(settings, processor, None if dry_run else out, write=writer)
     moss = moss_to_train(settings.model, settings.revision) if settings.use_moss else None
     model, table = build_model(settings, moss, accelerator.device)
+    check_processor(settings.model, processor, model.get_base_model().config)
     groups = parameter_groups(model, table)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     read = choose_reader(settings.cache, settings.cache_gib, settings.decoder)

@@ -108,6 +108,9 @@ def has_other_tokens(model: Any) -> str | None:
     return f"its timm model {type(timm_model).__name__} is no ViT with at most a class token"
 
 
+MOST_LAYERS = 200  # of a timm ViT, which would be built of any number
+
+
 FRAME_ENTRY: dict[str, Any] = {
     "tower": "model.vision_tower",
     "blocks": "encoder.layers",
@@ -157,6 +160,16 @@ def _perception_raster(tower: Any, raster: Tensor, sizes: list[Size], call: Call
     return with_first(tower, raster, sizes, call, tower.timm_model.num_prefix_tokens)
 
 
+def _perception_layers(config: Any) -> int:
+    depth = (config.vision_config.model_args or {}).get("depth")
+    if type(depth) is not int or not 1 <= depth <= MOST_LAYERS:
+        raise ValueError(
+            f"config.json: vision_config.model_args.depth={depth!r:.100} of this Perception-LM is no number "
+            f"of layers from 1 to {MOST_LAYERS}; fetch it again"
+        )
+    return depth
+
+
 PERCEPTION_LM = Host(
     **{
         **FRAME_ENTRY,
@@ -164,7 +177,7 @@ PERCEPTION_LM = Host(
         "norm": "timm_model.norm",
         "trained_after": ("timm_model.norm.",),
         "width": lambda tower: tower.timm_model.embed_dim,
-        "layers": lambda config: int(config.vision_config.model_args["depth"]),
+        "layers": _perception_layers,
         "sizes": partial(frames_by_pixels, patch_size="timm_model.patch_embed.patch_size"),
         "from_raster": _perception_raster,
     },
