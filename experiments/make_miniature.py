@@ -30,7 +30,7 @@ from moss_vllm.runtime.screen import say
 
 STEPS = {  # by family and stage
     "video_llama_3": {"seeing": 2800, "reading": 2000, "talking": 600},
-    "qwen2_5_vl": {"matching": 500},
+    "qwen2_5_vl": {"matching": 3000},
 }
 STAGES = {
     "seeing": "64 pictures",

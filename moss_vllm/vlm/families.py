@@ -114,13 +114,14 @@ class Family:
     @property
     def rates(self) -> tuple[Rate, ...]:
         """Which parameter trains at which rate: Sec. 4.5 of the paper."""
+        tower, language_model = re.escape(self.tower), re.escape(self.language_model)
         return (
             # peft keeps a frozen original beside each module it saves: first row.
             Rate("originals", r"\.original_module\.", None),
-            Rate("moss", rf"{re.escape(self.tower)}\.moss\.", 1e-3),
+            Rate("moss", rf"{tower}\.moss\.", 1e-3),
             Rate("projector", rf"{self.projector}\.", 1e-4),
-            Rate("llm lora", rf"{re.escape(self.language_model)}\..*\.lora_[AB]\.", 1e-5),
-            Rate("frozen", r"\.", None),
+            Rate("llm lora", rf"{language_model}\..*\.lora_[AB]\.", 1e-5),
+            Rate("frozen", rf"({tower}|{language_model}|lm_head)\.|\.image_newline$", None),
         )
 
 

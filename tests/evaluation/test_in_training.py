@@ -61,8 +61,8 @@ def test_a_resumed_run_has_each_evaluation_once(start, world, tmp_path):
     assert [line["step"] for line in lines] == [2, 4] and lines[0]["benchmark"] == "FAVOR-Bench"
 
 
-def test_questions_are_chosen_evenly(world, tmp_path):
-    checkup = Checkup(engines.start(), None, None, {}, world / "MotionBench", tmp_path)
+def test_questions_are_chosen_evenly(world, processor, tmp_path):
+    checkup = Checkup(engines.start(), None, processor, {}, world / "MotionBench", tmp_path)
     every = [question.uid for video in checkup.videos for question in video.questions]
     checkup.choose(5)
     kept = [question.uid for video in checkup.videos for question in video.questions]
