@@ -18,9 +18,8 @@ from moss_vllm.runtime.errors import errors_in_one_line
 from moss_vllm.runtime.flags import Flags, answer_help
 from moss_vllm.runtime.ranges import FROM_ONE, POSITIVE
 from moss_vllm.runtime.screen import say, working
-from moss_vllm.vlm.shapes import SHAPES
 
-OF_FAMILIES = tuple(name for name, config in SHAPES.items() if config["model_type"] != "video_llama_3")
+OF_FAMILIES = ("qwen2_5_vl_3b", "qwen2_5_vl_7b", "qwen3_vl_2b", "qwen3_vl_4b", "smolvlm2_2_2b")
 
 
 def options() -> Flags:

@@ -275,6 +275,7 @@ def test_each_family_has_its_settings(recipe, tmp_path, model_type, width, name,
     assert recipe.preset({"model": str(tmp_path)}) == recipe.CONFIGS / f"favor_{name}.yaml"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_each_shape_has_its_settings_and_they_fit_a_dry_run(recipe, name, capsys):
     file = recipe.preset({"model": f"shape:{name}"})

@@ -10,6 +10,11 @@ from tiny_processors import fit
 from moss_vllm.vlm import shapes
 
 
+def test_every_shape_but_videollama3s_can_be_measured():
+    assert set(family_step.OF_FAMILIES) == set(shapes.SHAPES) - {"2b", "7b"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["qwen2_5_vl_3b", "qwen3_vl_2b"])
 def test_a_step_and_an_answer_are_measured_beside_the_estimate(shape, monkeypatch, tmp_path):
     kind = shapes.SHAPES[shape]["model_type"]

@@ -8,7 +8,7 @@ import torch
 from tiny_processors import tiny_model
 from transformers import AutoModelForImageTextToText
 
-from moss_vllm.commands.scripts import merge
+from moss_vllm.commands.scripts import merge, push
 from moss_vllm.data.rows import Turn
 from moss_vllm.evaluation.answering import answer, choose_text, prepare_prompts
 from moss_vllm.evaluation.generation import GREEDY
@@ -132,6 +132,13 @@ def test_a_merged_folder_has_moss_and_transformers_alone_refuses_it(family, trai
     with pytest.raises((ValueError, KeyError), match=f"moss_{family.config.model_type}"):
         AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     assert "moss_vllm.vlm.checkpoint import load" in (tmp_path / "merged" / "README.md").read_text()
+
+
+def test_its_card_names_the_family(family, saved, tmp_path):
+    push.main([str(saved), "owner/name", "--dry-run", "--out", str(tmp_path / "card")])
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert f"A fine-tuning of {family.title} with MOSS" in card and "VideoLLaMA3" not in card
+    assert 'load("owner/name")' in card
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "moss"])
