@@ -52,7 +52,7 @@ class _Shown:
 
 
 class Moss(lmms):
-    """A checkpoint of this package, a native VideoLLaMA3, or "miniature", answering greedily.
+    """A checkpoint of this package, a base model of a family, or "miniature", answering greedily.
 
     Args:
         pretrained: folder or hub id.

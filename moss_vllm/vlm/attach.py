@@ -188,5 +188,3 @@ def _check(model: Any, host: Host, tower: Any) -> None:
             "this model is dispatched by accelerate (device_map), which would go round MOSS in silence; "
             "open the model on one device, attach MOSS, then dispatch_model(model, device_map)"
         )
-    if reason := host.refused(model):
-        raise ValueError(f"MOSS cannot be attached to this {host.title}: {reason}")

@@ -25,6 +25,7 @@ from moss_vllm.vlm.families import Family, family_of, family_with
 from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.places import MINIATURES
 from moss_vllm.vlm.plan import Plan
+from moss_vllm.vlm.settings import MOST_STEPS
 from moss_vllm.vlm.sizes import describe_shape, frames_per_step_of_shape
 from moss_vllm.vlm.streamed import StreamedSet
 
@@ -175,10 +176,8 @@ def show_dry_run(record: Mapping[str, Any], dataset: TrainingSet | StreamedSet) 
     ids = batch["input_ids"][0][batch["attention_mask"][0].bool()]
     text = dataset.processor.tokenizer.decode(ids)
     chat = family_with(dataset.processor).chat
-    token, end = (
-        dataset.processor.tokenizer.decode([chat.placeholder(dataset.processor)]),
-        chat.end_of_turn(dataset.processor),
-    )
+    token = dataset.processor.tokenizer.decode([chat.placeholder(dataset.processor)])
+    end = chat.end_of_turn(dataset.processor)
     say(f"its first conversation, each run of {token} shown once:")
     while token * 2 in text:
         text = text.replace(token * 2, token)
@@ -203,7 +202,7 @@ def show_shape(settings: Any, origins: Mapping[str, str], *, dry_run: bool) -> N
         raise ValueError(f"{settings.model} has no weights to train; add --dry-run, or name a checkpoint")
     name = settings.model.removeprefix("shape:")
     per_step = frames_per_step_of_shape(name)
-    longest = settings.max_frames or 180 * per_step
+    longest = settings.max_frames or MOST_STEPS * per_step
     describe_shape(
         name,
         moss={} if settings.use_moss else None,

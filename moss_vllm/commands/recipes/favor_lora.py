@@ -46,8 +46,8 @@ class FavorLora:
 
     model: str = setting(
         "miniature",
-        "folder or hub id of a VideoLLaMA3, Qwen2.5-VL, Qwen3-VL, SmolVLM2 or Qwen2-VL; 'miniature'; "
-        "'shape:2b' and others",
+        "folder or hub id of a VideoLLaMA3, Qwen2.5-VL or another family of docs/training.md; 'miniature', "
+        "'miniature_qwen2_5_vl'; 'shape:2b' and others",
         heading="model and data",
     )
     revision: str | None = setting(None, "revision of a hub model")
