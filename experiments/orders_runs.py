@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors.torch import save_file
 from torch import Tensor
 
 from moss_vllm.core.ladder import Ladder
@@ -44,6 +45,7 @@ CLIPS_A_STEP, LR, WEIGHT_DECAY, SMOOTHING, CLIP_NORM = 16, 2e-3, 0.15, 0.1, 20.0
 WARMUP_SHARE, FLOOR = 0.1, 0.01
 TESTS = 10  # of a run, evenly spaced
 NAMES = list(segments.SEGMENT_CLASSES)
+WEIGHTS = "ladder.safetensors"  # in a finished run's folder
 
 
 def draw_clips(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,7 @@ def accuracy(ladder: Ladder, seen: Tensor, clips: Tensor, labels: Tensor) -> dic
 
 
 def train_run(row: str, seed: int, steps: int, folder: Path, files: Sequence[Path], threads: int) -> None:
-    """Train and test one ladder; writes log.jsonl, and result.json at the end. Continues a stopped run."""
+    """Train and test one ladder; writes log.jsonl, then weights and result.json. Continues a stopped run."""
     torch.set_num_threads(threads)
     (clips, labels), (test_clips, test_labels) = (torch.load(file) for file in files[:2])
     seen, test_seen = (torch.from_numpy(np.load(file, mmap_mode="c")) for file in files[2:])
@@ -193,6 +195,8 @@ def train_run(row: str, seed: int, steps: int, folder: Path, files: Sequence[Pat
             with whole_file(folder / "log.jsonl") as part:
                 part.write_text("".join(json.dumps(line) + "\n" for line in log))
     trainable = sum(parameter.numel() for parameter in ladder.parameters())
+    with whole_file(folder / WEIGHTS) as part:
+        save_file(ladder.state_dict(), part)
     with whole_file(folder / "result.json") as part:
         place = {"machine": f"{platform.machine()}, {threads} threads", "versions": versions()}
         result = {"seed": seed, "trainable": trainable, **place, "log": log}
