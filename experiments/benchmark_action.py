@@ -10,10 +10,11 @@ give the same loss and the same gradients of the ladder: as here (no graph in th
 only), with every layer's tokens kept and stacked, and with the encoder in the graph besides. In turns, in one
 process: clips a second, bytes kept for backward, peak memory, and their ratio to ours.
 
-ladder: our step again, taken apart: bytes kept for backward and time by part, beside the same step with each
-layer of the ladder and of MOSS called, which keeps what autograd keeps by itself. In turns, in one process.
+ladder: our step again, taken apart: bytes kept for backward and time by part, beside the same step with
+--checkpoint-blocks, and with each layer of the ladder and of MOSS called, which keeps what autograd keeps by
+itself. In turns, in one process.
 
-memory: bytes kept for backward in steps of the models of Tables 3 and 10d, in both of these ways, on tensors
+memory: bytes kept for backward in steps of the models of Tables 3 and 10d, in these ways, on tensors
 that have sizes but no data, beside the paper's GB scaled to --batch clips. The paper's include weights, the
 optimizer's state and what a device's library takes, in a precision that it does not name.
 

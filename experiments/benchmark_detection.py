@@ -70,8 +70,8 @@ from detection_steps import (
 )
 from measuring import cpu_name, prepare_json, run_jobs, show_spread, write_json
 
-from moss_vllm.detection.memory import GIB
 from moss_vllm.runtime.versions import versions
+from moss_vllm.training.step_memory import GIB
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

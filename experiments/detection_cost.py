@@ -106,10 +106,10 @@ def memory(model: AdaTAD, size_px: int) -> dict[str, float]:
     read = steps * patches * model.encoder.d_in * 4 if found.temporal else 0  # kept as MOSS's own input
     parts = {
         "checkpoints": found.encoder - read,
-        "layer_at_work": found.layer_at_work,
+        "layer_at_work": found.at_work,
         "moss": found.temporal + read,
-        "detector": found.detector,
-        "weights": weights + found.adam_states,
+        "detector": found.head,
+        "weights": weights + found.optimizer_states,
         "pixels": found.pixels,
         "kept": found.kept,
         "total": found.total,

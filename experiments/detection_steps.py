@@ -22,12 +22,13 @@ from moss_vllm.data.detection.datasets import DetectionVideo
 from moss_vllm.detection.adatad import AdaTAD
 from moss_vllm.detection.build import build_adatad
 from moss_vllm.detection.decoding import DecodeSettings, decode_windows, merge_windows
-from moss_vllm.detection.memory import GIB, estimate_memory
+from moss_vllm.detection.memory import estimate_memory
 from moss_vllm.detection.pixels import read_window
 from moss_vllm.detection.points import pyramid_points
 from moss_vllm.detection.windows import WindowSettings, training_window
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.training.alive import AliveBytes
+from moss_vllm.training.step_memory import GIB
 from moss_vllm.video.cache import FrameCache
 from moss_vllm.video.clip import read_frames
 from moss_vllm.video.write import write_clip

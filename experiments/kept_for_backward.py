@@ -1,13 +1,20 @@
 """Measures the memory that autograd keeps from forward for backward."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+from moss_vllm.core import recompute
+
 
 class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
-    """Adds up the tensors saved inside `with`, each storage once, without parameters, buffers and inputs."""
+    """Adds up the tensors saved inside `with`, each storage once, without parameters, buffers and inputs.
+
+    Of a block that is computed again, these are its inputs.
+    """
 
     def __init__(self, module: nn.Module, inputs: Iterable[Tensor]) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
@@ -24,7 +31,20 @@ class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
 
     def __enter__(self) -> "KeptForBackward":
         super().__enter__()
+        self._checkpoint = recompute.checkpoint
+        self._patch = patch.object(recompute, "checkpoint", self._keep_inputs)
+        self._patch.start()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._patch.stop()
+        super().__exit__(*error)
+
+    def _keep_inputs(self, function: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+        for tensor in inputs:
+            if isinstance(tensor, Tensor):
+                self._pack(tensor)
+        return self._checkpoint(function, *inputs, **options)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

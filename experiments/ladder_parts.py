@@ -34,7 +34,7 @@ PARTS = (ENCODER, TAPS, "tokeniser", *FUNCTIONS.values(), "temporal module", OTH
 
 
 @contextmanager
-def layers_called() -> Iterator[None]:
+def layers_called(model: Any) -> Iterator[None]:
     """Every lean function calls the layers it is given, as it does with hooked ones."""
     with ExitStack() as undo:
         for module in (lean, lean_ladder):
@@ -42,7 +42,21 @@ def layers_called() -> Iterator[None]:
         yield
 
 
-WAYS: dict[str, Callable[[], Any]] = {"ours": nullcontext, "layers called": layers_called}
+@contextmanager
+def blocks_again(model: Any) -> Iterator[None]:
+    """`--checkpoint-blocks`."""
+    model.set_checkpoint_blocks(True)
+    try:
+        yield
+    finally:
+        model.set_checkpoint_blocks(False)
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "ours": nullcontext,
+    "blocks computed again": blocks_again,
+    "layers called": layers_called,
+}
 
 
 class LadderParts:
@@ -124,7 +138,7 @@ def measure_parts(
     found: dict[str, Any] = {}
     times: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for way, context in WAYS.items():  # which also warms up
-        with context(), LadderParts(model, meter.now) as parts, KeptByPart(model, video, parts) as kept:
+        with context(model), LadderParts(model, meter.now) as parts, KeptByPart(model, video, parts) as kept:
             loss = step(video)
         total = kept.total_bytes() / MIB
         sums = {TRAINED: total - kept.mib[ENCODER], "all": total}
@@ -136,7 +150,7 @@ def measure_parts(
         raise SystemExit(f"the ways {', '.join(WAYS)} have different losses: {losses}")
     for _ in range(repeats):
         for way, context in WAYS.items():
-            with context(), LadderParts(model, meter.now) as parts:
+            with context(model), LadderParts(model, meter.now) as parts:
                 step(video).backward()
             ms = [1e3 * parts.seconds[part] for part in PARTS]
             times[way].append([*ms, sum(ms[1:]), sum(ms)])  # the encoder is the first
@@ -144,11 +158,13 @@ def measure_parts(
     for way, rows in times.items():
         columns = zip((*PARTS, TRAINED, "all"), zip(*rows, strict=True), strict=True)
         found[way]["ms"] = {part: spread(column) for part, column in columns}
-    ours, layers = found.values()
-    ratio = {"kept_mib": ours["kept_mib"]["all"] / layers["kept_mib"]["all"]}
-    for name in (TRAINED, "all"):
-        ratio[f"ms, {name}"] = ours["ms"][name]["median"] / layers["ms"][name]["median"]
-    return {"ways": found, "ratio": ratio}
+    return {"ways": found, "ratio": {way: _ratio(found[way], found["layers called"]) for way in WAYS}}
+
+
+def _ratio(one: dict[str, Any], layers: dict[str, Any]) -> dict[str, float]:
+    """Of a way's memory and time to those with every layer called."""
+    ratio = {"kept_mib": one["kept_mib"]["all"] / layers["kept_mib"]["all"]}
+    return ratio | {f"ms, {n}": one["ms"][n]["median"] / layers["ms"][n]["median"] for n in (TRAINED, "all")}
 
 
 def print_parts(console: Screen, title: str, found: dict[str, Any]) -> None:
@@ -160,8 +176,9 @@ def print_parts(console: Screen, title: str, found: dict[str, Any]) -> None:
         kept = [f"{way['kept_mib'].get(part, 0):,.1f}" for way in ways]
         table.add_row(part, *kept, *(f"{way['ms'][part]['median']:,.0f}" for way in ways))
     console.print(table)
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in found["ratio"].items())
-    console.print(f"ours / layers called: {shown}")
+    for way, ratio in list(found["ratio"].items())[:-1]:
+        shown = ", ".join(f"{name} {value:.2f}" for name, value in ratio.items())
+        console.print(f"{way} / layers called: {shown}")
 
 
 # ---- the paper's memory
@@ -180,7 +197,7 @@ def measure_memory(batch: int) -> dict[str, Any]:
                 frames = FRAMES * model.frames_per_encoded
                 video = torch.empty(batch, frames, 3, IMAGE_SIZE, IMAGE_SIZE)
                 for way, context in WAYS.items():
-                    with context(), KeptForBackward(model, [video]) as counter:
+                    with context(model), KeptForBackward(model, [video]) as counter:
                         model(video)
                     kept[way] = counter.total_bytes() / 1e9
             paper = float(row.paper["Mem"]) * batch / row.batch
@@ -193,7 +210,7 @@ def print_memory(console: Screen, found: dict[str, Any]) -> None:
     title = f"kept for backward by {found['batch']} clips in float32, GB; the paper's of as many clips"
     table = Table("Table", "model", *WAYS, "ratio", "paper", title=title)
     for row in found["rows"]:
-        ours, layers = row["kept"].values()
-        cells = [f"{number:.2f}" for number in (ours, layers, ours / layers, row["paper"])]
+        kept = list(row["kept"].values())
+        cells = [f"{number:.2f}" for number in (*kept, kept[0] / kept[-1], row["paper"])]
         table.add_row(row["table"], row["name"], *cells)
     console.print(table)

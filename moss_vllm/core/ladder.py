@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from moss_vllm.core.layers import TimeConv3d
 from moss_vllm.core.lean import norm_linear
 from moss_vllm.core.lean_ladder import norm_attention, norm_mlp, norm_time_conv
+from moss_vllm.core.recompute import recomputed
 
 
 class Tokeniser(nn.Module):
@@ -136,6 +137,7 @@ class Ladder(nn.Module):
                 f"{tuple(layers)}"
             )
         self.layers = tuple(layers)
+        self.checkpoint_blocks = False  # keep what enters each block, and compute the block again in backward
         self.grid = grid
         self.stem = Tokeniser(d_out, patch_size=patch_size)
         self.position_embedding = nn.Parameter(torch.empty(grid[0] * grid[1], d_out))
@@ -171,7 +173,8 @@ class Ladder(nn.Module):
         for index, (layer, tap) in enumerate(zip(self.layers, taps, strict=True)):
             module = self._modules.get(self.temporal_names.get(layer, ""))
             motion = None if module is None else module(tap[:, :, 1:].unflatten(2, grid))
-            y = self.get_submodule(f"block{index}")(y, tap, position, motion)
+            block, inputs = self.get_submodule(f"block{index}"), (y, tap, position, motion)
+            y = recomputed(block, *inputs, layers=[block]) if self.checkpoint_blocks else block(*inputs)
         return y
 
     def pool(self, y: Tensor) -> Tensor:

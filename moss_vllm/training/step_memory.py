@@ -19,39 +19,66 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.training.alive import AliveBytes
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
-class CountedStep:
-    """Bytes of a forward and a backward pass, without the optimizer."""
+class StepMemory:
+    """Bytes of one process at the peak of a step, by part."""
 
     frozen_weights: int
     trained_weights: int
-    batch: int
+    average: int  # a moving average of what trains
+    gradients: int
+    optimizer_states: int
+    pixels: int  # as the batch holds them
     encoder: int  # kept for backward by what precedes the head
     temporal: int  # kept for backward by the modules in MOSS's place
     head: int  # kept for backward
     at_work: int  # what backward computes again, and gradients under way
 
+    @property
+    def kept(self) -> int:
+        """Bytes that the forward pass keeps for backward."""
+        return self.encoder + self.temporal + self.head
 
-def count_step(
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def estimate_step(
     model: Any,
     *,
     head: str,
     make_batch: Callable[[], Sequence[Tensor]],
     outputs: Callable[[Any], Sequence[Tensor]],
-    dtype: torch.dtype | None,
-) -> CountedStep:
-    """Count a step of a model with `temporal_names`, which stays as it is. The losses are left out.
+    precision: str,
+    copies: int = 2,
+    average: bool = False,
+) -> StepMemory:
+    """The memory of a training step of a model with `temporal_names`, which stays as it is.
+
+    The losses are left out.
 
     Args:
         head: the name of the module behind the encoder.
-        make_batch: the inputs of the model.
+        make_batch: the inputs of the model, pixels first.
         outputs: the tensors that a loss would read, of what the model returns.
-        dtype: of autocast, or None.
+        precision: "fp32", "bf16" or "fp16"; the last two are autocast. Weights are float32 in each.
+        copies: numbers that the optimizer keeps of each weight: SGD's momentum is 1, AdamW has 2.
+        average: a moving average of what trains is held.
+
+    Raises:
+        ValueError: an unknown precision, or a batch that the model does not take.
     """
-    mode = FakeTensorMode()
+    if precision not in AUTOCAST:
+        raise ValueError(f"unknown precision '{precision}'; choose one of {', '.join(AUTOCAST)}")
+    dtype, mode = AUTOCAST[precision], FakeTensorMode()
     twin = _without_data(model, mode).train()
     with mode:
         trained = [parameter for parameter in twin.parameters() if parameter.requires_grad]
@@ -68,10 +95,13 @@ def count_step(
             after = alive.now
             torch.autograd.backward(list(found), [torch.ones_like(one) for one in found])
         weights = sum(parameter.nbytes for parameter in trained)
-        return CountedStep(
+        return StepMemory(
             frozen_weights=sum(parameter.nbytes for parameter in twin.parameters()) - weights,
             trained_weights=weights,
-            batch=batch[0].nbytes,
+            average=weights if average else 0,
+            gradients=weights,
+            optimizer_states=copies * weights,
+            pixels=batch[0].nbytes,
             encoder=kept.before_head - kept.temporal,
             temporal=kept.temporal,
             head=after - kept.before_head,
@@ -110,13 +140,14 @@ def _without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
     return copy.deepcopy(model, empty)  # which takes these instead of copying tensors
 
 
-def parts_table(columns: Mapping[str, Any], *, title: str) -> Table:
-    """A row per part and a column per estimate, in GiB; an estimate is a dataclass of bytes with `total`."""
+def parts_table(columns: Mapping[str, StepMemory], *, title: str) -> Table:
+    """A row per part that is not empty and a column per estimate, in GiB."""
     table = Table("GiB", title=title)
     for name in columns:
         table.add_column(name, justify="right")
-    names = [field.name for field in fields(next(iter(columns.values())))]
+    parts = [field.name for field in fields(StepMemory)]
+    names = [name for name in parts if any(getattr(memory, name) for memory in columns.values())]
     for name in (*names, "total"):
-        cells = [f"{getattr(memory, name) / 2**30:.2f}" for memory in columns.values()]
+        cells = [f"{getattr(memory, name) / GIB:.2f}" for memory in columns.values()]
         table.add_row(name.replace("_", " "), *cells, end_section=name == names[-1])
     return table

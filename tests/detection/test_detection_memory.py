@@ -11,9 +11,9 @@ from rich.console import Console
 from transformers import VideoMAEConfig
 
 from moss_vllm.detection.build import build_adatad
-from moss_vllm.detection.memory import GIB, estimate_memory
+from moss_vllm.detection.memory import estimate_memory
 from moss_vllm.training.alive import AliveBytes
-from moss_vllm.training.step_memory import parts_table
+from moss_vllm.training.step_memory import GIB, parts_table
 
 WIDTH, LAYERS = 64, 2
 DETECTOR = {"embed": 1, "stem": 1, "levels": 3, "dim": 64}
@@ -90,9 +90,9 @@ def test_checkpoints_are_each_layers_input_and_moss_adds_its_own(build):
     assert plain.encoder == pytest.approx(LAYERS * stream + features, rel=0.01) and plain.temporal == 0
     moss = estimate_memory(build(), precision="fp32", **SIZES)
     assert moss.encoder - plain.encoder == 2 * stream  # what MOSS reads, and what the adapter after it reads
-    assert moss.temporal > 0 and moss.detector == plain.detector
+    assert moss.temporal > 0 and moss.head == plain.head
     kept = estimate_memory(build("none", checkpointing=False), precision="fp32", **SIZES)
-    assert kept.encoder > 4 * plain.encoder and kept.layer_at_work < plain.layer_at_work
+    assert kept.encoder > 4 * plain.encoder and kept.at_work < plain.at_work
 
 
 def test_an_average_is_as_large_as_what_trains(build):
@@ -100,7 +100,7 @@ def test_an_average_is_as_large_as_what_trains(build):
     trained = sum(p.nbytes for p in build().parameters() if p.requires_grad)
     assert with_average.trained_weights == with_average.average == with_average.gradients == trained
     without = estimate_memory(build(), precision="fp32", average=False, **SIZES)
-    assert with_average.adam_states == 2 * trained and with_average.total - without.total == trained
+    assert with_average.optimizer_states == 2 * trained and with_average.total - without.total == trained
 
 
 def test_the_table_has_every_part_and_an_unknown_precision_is_refused(build):

@@ -114,6 +114,9 @@ class ActionRecog:
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
+    checkpoint_blocks: bool = setting(
+        False, "keep what enters each block, and compute it again in backward: less memory, slower"
+    )
     workers: FromZero = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")
     cache_gib: Positive | None = setting(None, "add to the cache up to this size (default: no limit)")
@@ -143,6 +146,7 @@ from moss_vllm.recognition.build import build_classifier, full_variant
 from moss_vllm.recognition.hosts.classifier import VideoClassifier
 from moss_vllm.recognition.in_training import PeriodicTest
 from moss_vllm.recognition.loss import ClassLoss
+from moss_vllm.recognition.memory import show_memory
 from moss_vllm.recognition.schema import CLIP_SCHEMA
 from moss_vllm.recognition.scores import Accuracy, collect_clips, save_accuracy
 from moss_vllm.recognition.settings import (
@@ -195,6 +199,7 @@ def train_and_test(
     with refused_options_named(settings):
         model = build_classifier(**arguments)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
+    model.set_checkpoint_blocks(settings.checkpoint_blocks)
     views = choose_run_views(settings, splits["train"], arguments["variant"], model)
     if settings.start and not resume:
         checkpoint.restore(Path(settings.start), model, but_head=True)
@@ -217,6 +222,9 @@ def train_and_test(
             shown = {**record["views"], "frames": record["views"]["frames"] // model.frames_per_encoded}
             shown["randaugment"] = record["views"]["randaugment"] or "none"
             start.show_settings_and_batch(record, dataset, shown)
+            sizes: dict[str, Any] = {"frames": views.frames, "size_px": views.size_px}
+            number, precision = loop.batch_size * views.repeats, settings.precision
+            show_memory(Screen(), model, views=number, **sizes, precision=precision)
     if dry_run:
         return None
     start.refuse_full_disk(record["disk"], out)

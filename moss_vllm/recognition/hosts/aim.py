@@ -117,7 +117,7 @@ class AIM(VideoClassifier):
         tokens = tokens.unflatten(0, (-1, frames)) + self._at(frames)[:, None]
         tokens = self.vit.norm_pre(tokens.flatten(0, 1))
         for layer, (block, adapters) in enumerate(zip(self.vit.blocks, self.adapters, strict=True), start=1):
-            tokens = adapters(tokens, block, frames)
+            tokens = self.run_block(adapters, tokens, block, frames, layers=[adapters, block])
             if (module := self.temporal_after(layer)) is not None:
                 tokens = add_to_patches(tokens, module(to_grid(tokens, frames=frames, grid=grid)))
         class_token = self.vit.fc_norm(self.vit.norm(tokens[:, 0]))

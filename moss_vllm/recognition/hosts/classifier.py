@@ -1,13 +1,14 @@
 """The base class of all video classifiers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from moss_vllm.core.ladder import name_modules
+from moss_vllm.core.recompute import recomputed
 from moss_vllm.encoders.image import has_class_token
 from moss_vllm.training.optim import Rate
 
@@ -42,6 +43,7 @@ class VideoClassifier(nn.Module):
         super().__init__()
         self.encoder_name, self.mean, self.std, self.patch_size = encoder_name, mean, std, patch_size
         self.temporal_names: dict[int, str] = {}
+        self.checkpoint_blocks = False
 
     @property
     def attached_layers(self) -> tuple[int, ...]:
@@ -61,6 +63,14 @@ class VideoClassifier(nn.Module):
         self.temporal_names = name_modules(temporal)
         for layer, name in self.temporal_names.items():
             self.add_module(name, temporal[layer])
+
+    def set_checkpoint_blocks(self, on: bool) -> None:
+        """Keep what enters each block alone, and compute the block again in backward, all but MOSS."""
+        self.checkpoint_blocks = on
+
+    def run_block(self, block: Callable[..., Any], *inputs: Any, layers: Sequence[nn.Module]) -> Any:
+        """`block(*inputs)`, which calls `layers`, as `set_checkpoint_blocks` says."""
+        return recomputed(block, *inputs, layers=layers) if self.checkpoint_blocks else block(*inputs)
 
     def temporal_after(self, layer: int) -> nn.Module | None:
         """The module that reads the patches of this layer, if there is one."""

@@ -192,8 +192,8 @@ class DiST(VideoClassifier):
         for layer, tap, convolve, integrate in branches:
             if (module := self.temporal_after(layer)) is not None:
                 tap = add_to_patches(tap, module(to_grid(tap, frames=frames, grid=grid)))
-            temporal = convolve(temporal)
-            integrated, back = integrate(tap, integrated, temporal)
+            temporal = self.run_block(convolve, temporal, layers=[convolve])
+            integrated, back = self.run_block(integrate, tap, integrated, temporal, layers=[integrate])
             temporal = temporal if back is None else temporal + back
         tokens = cast(Tensor, integrated).unflatten(0, (-1, frames))
         class_token = taps[-1][:, 0].unflatten(0, (-1, frames)).mean(dim=1)

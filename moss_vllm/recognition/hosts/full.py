@@ -42,6 +42,15 @@ class ClassTokenConv(nn.Module):
         return torch.cat([class_token.flatten(0, 1)[:, None].to(tokens.dtype), tokens[:, 1:]], dim=1)
 
 
+def mix_and_encode(tokens: Tensor, frames: int, pair: nn.Module, block: Any) -> Tensor:
+    """A layer of the encoder, with a `ClassTokenConv` before its attention and another before its MLP."""
+    before_attention, before_mlp = cast(nn.ModuleList, pair)
+    tokens = before_attention(tokens, frames)
+    tokens = tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
+    tokens = before_mlp(tokens, frames)
+    return cast(Tensor, tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens)))))
+
+
 class FullFineTune(VideoClassifier):
     """A CLIP encoder, trained whole; each layer mixes the class token over time, before attention and MLP.
 
@@ -82,11 +91,7 @@ class FullFineTune(VideoClassifier):
         grid = (video.shape[3] // self.patch_size, video.shape[4] // self.patch_size)
         tokens = self.vit.norm_pre(embed(self.vit, video.flatten(0, 1)))
         for layer, (block, pair) in enumerate(zip(self.vit.blocks, self.time_convs, strict=True), start=1):
-            before_attention, before_mlp = cast(nn.ModuleList, pair)
-            tokens = before_attention(tokens, frames)
-            tokens = tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
-            tokens = before_mlp(tokens, frames)
-            tokens = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
+            tokens = self.run_block(mix_and_encode, tokens, frames, pair, block, layers=[pair, block])
             if (module := self.temporal_after(layer)) is not None:
                 tokens = add_to_patches(tokens, module(to_grid(tokens, frames=frames, grid=grid)))
         projected = self.vit.head(self.vit.fc_norm(self.vit.norm(tokens[:, 0])))

@@ -37,11 +37,11 @@ class LadderClassifier(VideoClassifier):
             )
         self.encoder = encoder
         self.ladder = ladder
+        self.temporal_names = {layer: f"ladder.{name}" for layer, name in ladder.temporal_names.items()}
 
-    @property
-    def attached_layers(self) -> tuple[int, ...]:
-        """Layers whose patches a temporal module of the ladder reads, counted from 1."""
-        return tuple(self.ladder.temporal_names)
+    def set_checkpoint_blocks(self, on: bool) -> None:
+        """As in the base class, for the ladder's blocks."""
+        self.checkpoint_blocks = self.ladder.checkpoint_blocks = on
 
     def forward(self, video: Tensor) -> Tensor:
         """Score each class."""

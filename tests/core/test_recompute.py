@@ -1,0 +1,73 @@
+"""Owns: a block computed again in backward has the values, gradients and statistics of a plain call."""
+
+import copy
+
+import pytest
+import torch
+from kept_for_backward import KeptForBackward
+from torch import nn
+
+from moss_vllm.core.ladder import TemporalBlock
+from moss_vllm.core.recompute import recomputed
+
+
+def make_block(kind):
+    torch.manual_seed(0)
+    if kind == "ladder's":
+        block = TemporalBlock(24, 16, heads=2).double()
+        inputs = [torch.randn(2, 3, 2, 2, 16), torch.randn(2, 3, 5, 24), torch.randn(4, 16), None]
+    else:  # dropout, and a BatchNorm whose average runs over all batches
+        block = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8, momentum=None), nn.GELU(), nn.Dropout(0.5))
+        block, inputs = block.double(), [torch.randn(16, 6)]
+    return block.train(), [x if x is None else x.double().requires_grad_() for x in inputs]
+
+
+def step(run, block, inputs):
+    """Output, gradients and state after two steps."""
+    torch.manual_seed(1)
+    for x in inputs:
+        if x is not None:
+            x.grad = None
+    for _ in range(2):
+        output = run(block, inputs)
+        output.square().sum().backward()
+    given = [x.grad for x in inputs if x is not None] + [p.grad for p in block.parameters()]
+    return [output, *given, *block.state_dict().values()]
+
+
+@pytest.mark.parametrize("kind", ["ladder's", "with dropout"])
+def test_a_block_computed_again_is_a_plain_call(kind):
+    block, inputs = make_block(kind)
+    other = copy.deepcopy(block)
+    plain = step(lambda block, inputs: block(*inputs), block, inputs)
+    again = step(lambda block, inputs: recomputed(block, *inputs, layers=[block]), other, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    [count] = {int(m.num_batches_tracked) for m in other.modules() if hasattr(m, "num_batches_tracked")}
+    assert count == 2
+
+
+def test_it_keeps_its_inputs_alone():
+    block, inputs = make_block("ladder's")
+    with KeptForBackward(block, [x for x in inputs if x is not None]) as kept:
+        output = recomputed(block, *inputs, layers=[block])
+    assert kept.total_bytes() == 0
+    output.sum().backward()
+    with KeptForBackward(block, [x for x in inputs if x is not None]) as kept:
+        block(*inputs)
+    assert kept.total_bytes() > 0
+
+
+def test_buffers_are_the_modules_own_after_an_error_in_backward():
+    block, inputs = make_block("with dropout")
+    before = dict(block.named_buffers())
+    calls = []
+
+    def fail(x):
+        calls.append(x)
+        if len(calls) == 2:
+            raise RuntimeError("at work again")
+        return block(x)
+
+    with pytest.raises(RuntimeError, match="at work again"):
+        recomputed(fail, *inputs, layers=[block]).sum().backward()
+    assert all(buffer is before[name] for name, buffer in block.named_buffers())
