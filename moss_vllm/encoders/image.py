@@ -6,6 +6,7 @@ work inside the encoder. Both open timm's vision transformers, unchanged.
 
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +51,9 @@ class ImageEncoder(nn.Module):
         (N, 3, H', W') pixels normalised with `mean` and `std` -> for each of `layers` (N, 1 + H*W, d_in),
         class token first; any sides that are multiples of `patch_size`.
 
+    `dtype` is the number format of its arithmetic, None for that of the code around it. Weights and tokens
+    are float32 in each.
+
     Args:
         vit: the transformer from `open_vit`; its layers after the last of `layers` are cut off.
         layers: increasing, counted from 1; None for all.
@@ -75,6 +79,7 @@ class ImageEncoder(nn.Module):
         self.mean, self.std = normalisation(vit)
         vit.prune_intermediate_layers(indices=[layers[-1] - 1], prune_norm=True, prune_head=True)
         self.vit = vit
+        self.dtype: torch.dtype | None = None
         self.requires_grad_(False)
         self.train()
 
@@ -86,15 +91,17 @@ class ImageEncoder(nn.Module):
     def forward(self, frames: Tensor) -> list[Tensor]:
         """Tokens after each of `layers`."""
         check_sides(frames, self.patch_size)
-        taps = self.vit.forward_intermediates(
-            frames,
-            indices=[layer - 1 for layer in self.layers],
-            return_prefix_tokens=True,
-            output_fmt="NLC",
-            intermediates_only=True,
-        )
+        with number_format(frames.device, self.dtype):
+            taps = self.vit.forward_intermediates(
+                frames,
+                indices=[layer - 1 for layer in self.layers],
+                return_prefix_tokens=True,
+                output_fmt="NLC",
+                intermediates_only=True,
+            )
         for index, tokens in enumerate(taps):  # in place, so that only one layer has a copy at a time
-            taps[index] = self._with_class_token(tokens)
+            tokens = self._with_class_token(tokens)
+            taps[index] = tokens if self.dtype is None else tokens.float()
         return cast(list[Tensor], taps)
 
     def _with_class_token(self, tokens: Tensor | tuple[Tensor, Tensor]) -> Tensor:
@@ -104,6 +111,14 @@ class ImageEncoder(nn.Module):
         else:
             first = prefix[:, :1]
         return torch.cat([first, patches], dim=1)
+
+
+def number_format(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """Arithmetic in `dtype`, whatever is set around; None changes nothing."""
+    if dtype is None:
+        return nullcontext()
+    half = dtype != torch.float32
+    return torch.autocast(device.type, dtype if half else None, enabled=half)
 
 
 def open_encoder(

@@ -66,6 +66,8 @@ def score_clips(
     settings = {"name": "views", **{k: v for k, v in vars(views).items() if k not in ("mean", "std")}}
     full = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
     full |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
+    if half := getattr(getattr(model, "encoder", None), "dtype", None):
+        full["encoder_dtype"] = str(half)
     full["environment"] = describe_environment(model)
     full = json.loads(json.dumps(full))
     if not overwrite and _lacks_model_settings(folder / ANSWERS):

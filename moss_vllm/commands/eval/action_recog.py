@@ -49,6 +49,12 @@ def options() -> Flags:
     add("--crops", type=int, choices=(1, 3), help="the centre, or left, right and centre")
     add("--batch-size", type=FROM_ONE, default=8, help="videos at once")
     add_reading(parser, "videos")
+    add(
+        "--encoder-precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of a frozen encoder; auto: bf16 or fp16 on a GPU that is fast at it, else as --precision",
+    )
     return parser
 
 
@@ -60,6 +66,8 @@ def check(parser: Flags, args: argparse.Namespace) -> None:
 if is_starting(__name__):
     answer_help(options, check)
 
+
+import torch
 
 from moss_vllm.recognition import checkpoint
 from moss_vllm.recognition.scores import Accuracy, save_accuracy
@@ -79,6 +87,7 @@ def main(argv: list[str] | None = None) -> Accuracy:
     check(parser, args)
     shard, place = choose_place(args)
     loaded = checkpoint.load(args.ckpt, weights=args.weights, device=place)
+    loaded.model.set_encoder_precision(args.encoder_precision, torch.device(place))
     data, settings = args.data or loaded.run["data"], loaded.run["settings"]
     root, annotation = args.root or settings["root"], args.annotation or settings["annotation"]
     split = open_split(data, root, "test", annotation=annotation, allow_missing=args.allow_missing)

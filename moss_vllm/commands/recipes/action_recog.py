@@ -114,6 +114,9 @@ class ActionRecog:
     precision: Literal["fp32", "bf16"] = setting(
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
+    encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
+        "auto", "of a frozen encoder, whose tokens stay fp32; auto: bf16 or fp16 on a GPU that is fast at it"
+    )
     checkpoint_blocks: bool = setting(
         False, "keep what enters each block, and compute it again in backward: less memory, slower"
     )
@@ -200,6 +203,7 @@ def train_and_test(
         model = build_classifier(**arguments)
     set_seed(settings.seed + accelerator.process_index)  # processes drop out different weights
     model.set_checkpoint_blocks(settings.checkpoint_blocks)
+    model.set_encoder_precision(settings.encoder_precision, accelerator.device)
     views = choose_run_views(settings, splits["train"], arguments["variant"], model)
     if settings.start and not resume:
         checkpoint.restore(Path(settings.start), model, but_head=True)
@@ -264,6 +268,7 @@ def train_and_test(
     if test_model.best.last_step() != loop.steps:
         test_model(loop.steps)
     best = checkpoint.load(out / BEST, weights=arguments["weights"], device=accelerator.device)
+    best.model.set_encoder_precision(settings.encoder_precision, accelerator.device)
     header: dict[str, Any] = {"checkpoint": str(out / BEST), "run": {"step": best.run["step"]}}
     header |= {"model_settings": best.settings_digest(), "data": splits["test"].digest()}
     if accelerator.is_main_process:

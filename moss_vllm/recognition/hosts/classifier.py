@@ -4,12 +4,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
+import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from moss_vllm.core.ladder import name_modules
 from moss_vllm.core.recompute import recomputed
 from moss_vllm.encoders.image import has_class_token
+from moss_vllm.runtime.precision import DTYPES, fast_half
 from moss_vllm.training.optim import Rate
 
 
@@ -67,6 +69,24 @@ class VideoClassifier(nn.Module):
     def set_checkpoint_blocks(self, on: bool) -> None:
         """Keep what enters each block alone, and compute the block again in backward, all but MOSS."""
         self.checkpoint_blocks = on
+
+    def set_encoder_precision(self, name: str, device: torch.device) -> None:
+        """The number format of a frozen image encoder; its tokens are float32 in each.
+
+        Args:
+            name: of `DTYPES`, or "auto": `fast_half` of the device, and without one as the rest of the model.
+
+        Raises:
+            ValueError: this host's encoder trains or has adapters inside, and `name` is not "auto".
+        """
+        encoder = self._modules.get("encoder")
+        if encoder is None and name != "auto":
+            raise ValueError(
+                f"encoder_precision={name} is of an encoder that runs by itself; that of "
+                f"{type(self).__name__} trains, or has adapters inside: leave it out"
+            )
+        if encoder is not None:
+            cast(Any, encoder).dtype = fast_half(device) if name == "auto" else DTYPES[name]
 
     def run_block(self, block: Callable[..., Any], *inputs: Any, layers: Sequence[nn.Module]) -> Any:
         """`block(*inputs)`, which calls `layers`, as `set_checkpoint_blocks` says."""
