@@ -46,13 +46,13 @@ from moss_vllm.evaluation.answering import answer, prepare_prompts
 from moss_vllm.runtime.versions import versions
 from moss_vllm.training.alive import AliveBytes
 from moss_vllm.training.optim import parameter_groups
+from moss_vllm.training.step_memory import GIB
 from moss_vllm.video.clip import Clip
 from moss_vllm.vlm.adapter import attach_lora, choose_rates
 from moss_vllm.vlm.checkpoint import Loaded
 from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.settings import STEPS_A_SECOND
 from moss_vllm.vlm.sizes import build_shape, config_of_shape, frame_of_shape
 

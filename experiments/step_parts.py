@@ -37,12 +37,12 @@ from moss_vllm.runtime.flags import Flags
 from moss_vllm.training import engines, run_state
 from moss_vllm.training.loop import Loop, train
 from moss_vllm.training.optim import parameter_groups
+from moss_vllm.training.step_memory import GIB
 from moss_vllm.vlm.adapter import attach_lora, choose_rates
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.loss import AnswerLoss
-from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.places import base_record
 from moss_vllm.vlm.sizes import build_shape
 from moss_vllm.vlm.video_llama3.chat import collate

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from rich.table import Table
 
-GIB = 2**30
+from moss_vllm.training.step_memory import GIB
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.screen import Screen, say
 from moss_vllm.training import start
 from moss_vllm.training.optim import Rate
+from moss_vllm.training.step_memory import GIB
 from moss_vllm.video.clip import Sampling
 from moss_vllm.video.frames import BadVideo
 from moss_vllm.video.probe import probe_clip
 from moss_vllm.vlm.attention import choose_attention
 from moss_vllm.vlm.batches import TrainingSet
 from moss_vllm.vlm.families import Family, family_of, family_with
-from moss_vllm.vlm.memory import GIB
 from moss_vllm.vlm.places import MINIATURES
 from moss_vllm.vlm.plan import Plan
 from moss_vllm.vlm.settings import MOST_STEPS
