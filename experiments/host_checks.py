@@ -93,7 +93,7 @@ class _Stub(nn.Module):
         self.seen = seen
         self.row: int | None = None
 
-    def forward(self, tokens: Tensor, sizes: Any, merges: Any) -> Tensor:
+    def forward(self, tokens: Tensor, sizes: Any) -> Tensor:
         self.seen.append(tokens)
         features = torch.zeros_like(tokens)
         if self.row is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from moss_vllm.training.loop import Objective
 from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.families import family_of
-from moss_vllm.vlm.video_llama3.model import VideoMOSS
+from moss_vllm.vlm.hosts.clips import VideoMOSS
 
 
 class AnswerLoss(Objective):

@@ -32,7 +32,7 @@ from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.processor import load_processor
-from moss_vllm.vlm.video_llama3.chat import collate, encode
+from moss_vllm.vlm.reload_check import model_inputs
 from moss_vllm.vlm.video_llama3.miniature import MINIATURE_MOSS
 
 HERE = Path(__file__).parent
@@ -56,11 +56,11 @@ def place(folder, monkeypatch, tmp_path):
     monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The miniature with LoRA and MOSS that speak, and clips of its own."""
+@pytest.fixture(scope="module", params=["miniature", "miniature_qwen2_5_vl"])
+def trained(request, tmp_path_factory):
+    """A miniature with LoRA and MOSS that speak, and clips of its own."""
     torch.manual_seed(0)
-    base = load_base("miniature", moss=MINIATURE_MOSS)
+    base = load_base(request.param, moss=MINIATURE_MOSS)
     model = attach_lora(base, rank=2, alpha=2, dropout=0.0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
                 weight.normal_(std=0.05)
     folder = tmp_path_factory.mktemp("run") / "step-000002"
     run = {"moss": MINIATURE_MOSS, "protocol": {**HOW, "compress_tokens": False}}
-    checkpoint.save(folder, model, load_processor("miniature"), run)
+    checkpoint.save(folder, model, load_processor(request.param), run)
     return folder
 
 
@@ -113,9 +113,8 @@ def run(trained, tasks, **more):
 
 
 def generated(loaded, clip, question, tokens=TOKENS):
-    example = encode(loaded.processor, clip, [Turn(question)], compress=False)
-    batch = collate([example], pad_id=loaded.processor.tokenizer.pad_token_id)
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    example = loaded.family.chat.encode(loaded.processor, clip, [Turn(question)], compress=False)
+    inputs = model_inputs(loaded.model, loaded.processor, example)
     with torch.inference_mode():
         ids = loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
     new = ids[0, inputs["input_ids"].shape[1] :]
@@ -124,11 +123,11 @@ def generated(loaded, clip, question, tokens=TOKENS):
 
 def loss_of(loaded, clip, question, choice):
     """Of one choice in one pass over the whole conversation, whose labels end with <|im_end|>."""
-    example = encode(loaded.processor, clip, [Turn(question, choice)], compress=False)
-    batch = collate([example], pad_id=0)
-    labels = batch.pop("labels")[0, 1:]
+    example = loaded.family.chat.encode(loaded.processor, clip, [Turn(question, choice)], compress=False)
+    labels = example["labels"][1:]
     with torch.inference_mode():
-        logits = loaded.model(**batch).logits[0, :-1].float()
+        inputs = model_inputs(loaded.model, loaded.processor, example)
+        logits = loaded.model(**inputs).logits[0, :-1].float()
     places = (labels != -100).nonzero().flatten()[:-1]
     loss = torch.nn.functional.cross_entropy(logits[places], labels[places])
     return float(loss), bool((logits[places].argmax(-1) == labels[places]).all())

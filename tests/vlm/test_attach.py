@@ -245,7 +245,7 @@ def test_an_image_beside_a_video_stays_as_it_was():
     picture = torch.full((1, 4), 60)
     words = {"input_ids": torch.cat([picture, words["input_ids"]], 1)}
     logits(model, {**words, "pixel_values": image, tiny.pixels: video[tiny.pixels]})
-    assert seen == [[[1, 4, 4]], [[3, 4, 4]]]
+    assert seen == [[(1, 4, 4)], [(3, 4, 4)]]
 
 
 def test_a_trainer_trains_moss_projector_and_lora_alone_as_the_page_says(tmp_path):

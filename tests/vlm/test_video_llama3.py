@@ -23,15 +23,13 @@ from moss_vllm.training.optim import parameter_groups
 from moss_vllm.vlm.adapter import attach_lora
 from moss_vllm.vlm.base import load_base
 from moss_vllm.vlm.families import VIDEO_LLAMA3
+from moss_vllm.vlm.hosts.by_grid import blocks_to_grid, grid_to_blocks
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.video_llama3.chat import collate, encode
 from moss_vllm.vlm.video_llama3.model import (
     MossVideoLlama3ForConditionalGeneration,
     MossVideoLlama3VisionModel,
-    blocks_to_grid,
-    grid_to_blocks,
     moss_config,
-    reduce_blocks,
 )
 
 
@@ -175,16 +173,6 @@ def test_blocks_and_grid_are_inverse(merge):
     assert torch.equal(blocks[merge**2 : 2 * merge**2], grid[0, :merge, merge : 2 * merge].reshape(-1, 5))
 
 
-@pytest.mark.parametrize("merge", [1, 2])
-def test_reduce_blocks_is_the_bases_own_pixel_unshuffle(base, merge):
-    t, h, w = 3, 4, 6
-    grid = torch.randn(t, h, w, 5)
-    expected = base.model.vision_model.pixel_unshuffle(
-        grid_to_blocks(grid, merge), torch.tensor([[t, h, w]]), torch.tensor([merge])
-    )
-    assert torch.equal(reduce_blocks(grid, merge), expected)
-
-
 def test_videos_in_one_batch_equal_each_alone(attached):
     sizes = [(3, 4, 6, 2), (2, 4, 4, 2), (1, 4, 4, 1), (3, 4, 6, 2), (4, 3, 5, 1), (1, 4, 6, 2)]
     tower = wake(attached).eval().model.vision_model
@@ -290,7 +278,7 @@ def test_moss_reads_the_layer_it_is_said_to(tiny_base, moss, after_layer):
     with torch.no_grad():
         tower(**patches((2, 4, 6, 2)))
     (_, written), (read, _) = seen
-    assert torch.equal(read, written.squeeze(0))
+    assert torch.equal(read, blocks_to_grid(written.squeeze(0), 2, 4, 6, 2).flatten(0, 2))
 
 
 def test_another_kind_of_model_and_an_unknown_setting_are_named():

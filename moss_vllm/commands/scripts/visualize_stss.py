@@ -222,9 +222,10 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
     """Clip, the orders of the checkpoint's MOSS at its own tap, and their name."""
     from moss_vllm.data.rows import Turn
     from moss_vllm.vlm.checkpoint import load
+    from moss_vllm.vlm.hosts.clips import VideoMOSS
+    from moss_vllm.vlm.hosts.host import Size
     from moss_vllm.vlm.processor import fit_clip_settings
     from moss_vllm.vlm.reload_check import model_inputs
-    from moss_vllm.vlm.video_llama3.model import VideoMOSS, blocks_to_grid
 
     loaded = load(args.ckpt)
     model: Any = loaded.model
@@ -239,10 +240,9 @@ def from_checkpoint(args: argparse.Namespace) -> tuple[Clip, list[OrderView], st
     example = chat.encode(loaded.processor, clip, [Turn("What moves?")], compress=False)
     ran: list[tuple[VideoMOSS, Tensor]] = []
 
-    def note(moss: VideoMOSS, inputs: tuple[Tensor, list[list[int]], list[int]]) -> None:
-        tokens, grids, merges = inputs
-        frames, height, width = grids[0]
-        ran.append((moss, blocks_to_grid(tokens, frames, height, width, merges[0])[None]))
+    def note(moss: VideoMOSS, inputs: tuple[Tensor, list[Size]]) -> None:
+        tokens, sizes = inputs
+        ran.append((moss, tokens.view(1, *sizes[0], -1)))
 
     for module in model.modules():  # peft keeps the untrained MOSS beside the trained one; it does not run
         if isinstance(module, VideoMOSS):

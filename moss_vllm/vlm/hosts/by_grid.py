@@ -6,16 +6,36 @@ Their stream is (P, C) in merge-block order: the tokens that a merger makes one 
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from moss_vllm.vlm.hosts.host import Call, Host, Size
-from moss_vllm.vlm.video_llama3.model import blocks_to_grid, grid_to_blocks
 
 
 def grid_of_call(tower: Any, call: Call) -> list[Size]:
     """The sizes that stand in the tower's call."""
     return [(int(t), int(h), int(w)) for t, h, w in call["grid_thw"].tolist()]
+
+
+def blocks_to_grid(tokens: Tensor, t: int, h: int, w: int, merge: int) -> Tensor:
+    """Undo merge-block order, in which the tokens of a merge block are neighbours.
+
+    Shape:
+        (t*h*w, C) -> (t, h, w, C).
+    """
+    return rearrange(
+        tokens, "(t h w m n) c -> t (h m) (w n) c", t=t, h=h // merge, w=w // merge, m=merge, n=merge
+    )
+
+
+def grid_to_blocks(grid: Tensor, merge: int) -> Tensor:
+    """The inverse of `blocks_to_grid`.
+
+    Shape:
+        (t, h, w, C) -> (t*h*w, C).
+    """
+    return rearrange(grid, "t (h m) (w n) c -> (t h w m n) c", m=merge, n=merge)
 
 
 def blocks_to_raster(tower: Any, stream: Tensor, sizes: list[Size], call: Call) -> Tensor:

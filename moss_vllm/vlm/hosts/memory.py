@@ -178,8 +178,11 @@ def _estimate(
     patches = batch_size * steps * (height_px // patch) * (width_px // patch)
     length = patches // batch_size // tower.merge**2 + steps * tower.tokens_per_step + text_tokens
     pixels = batch_size * steps * per_step * 3 * height_px * width_px * 4
-    # The tapped layer and its grid are float32; FC(F) makes a copy of the grid in half precision.
-    tapped = 8 + (2 if with_moss and vision.moss_input_fc and working == 2 else 0)
+    # In the encoder's order, and as a grid. A sum with a table of positions is in the table's number format;
+    # FC(F) makes a copy of that grid in half precision.
+    tapped = 2 * max(working, frozen if tower.square_px else 0)
+    if with_moss and vision.moss_input_fc and tapped > 2 * working:
+        tapped += working
     merged = tower.width * tower.merge**2
     weights = tower.mergers * merged * (merged + tower.out)
     if (

@@ -117,11 +117,13 @@ def forward_with_moss(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 def _motion(tower: Any, stream: Tensor, sizes: list[Any], call: Mapping[str, Any]) -> Tensor:
     """MOSS's features of a block's stream, in the order and shape of the stream."""
     weight = next(tower.moss.parameters())
-    stream = stream.to(weight.device, weight.dtype)
+    # Autocast chooses the number format by itself: a float32 copy of the stream would be kept for backward.
+    cast = weight.dtype if not torch.is_autocast_enabled(stream.device.type) else stream.dtype
+    stream = stream.to(weight.device, cast)
     if torch.is_grad_enabled() and tower.moss.training and not stream.requires_grad:
         stream.requires_grad_()  # without it ZeRO-3 is never told that MOSS's backward pass is over
     raster = tower.host.to_raster(tower, stream, sizes, call)
-    features = tower.moss(raster, [list(size) for size in sizes], [1] * len(sizes))
+    features = tower.moss(raster, sizes)
     return tower.host.from_raster(tower, features, sizes, call)
 
 

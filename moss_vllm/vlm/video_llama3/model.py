@@ -1,22 +1,19 @@
 """VideoLLaMA3 with MOSS between its vision encoder and its projector (paper Sec. 4.5, Fig. 6).
 
-    patches -> SigLIP layers 1..27 (frozen, no gradient kept) -> reduce 2x2 --+--> projector -> LLM
-                      after layer 6 -> grid (t, h, w) -> MOSS -> reduce 2x2 --^
+    patches -> SigLIP layers 1..27 (frozen, no gradient kept) -> norm --+--> reduce 2x2 -> projector -> LLM
+                      after layer 6 -> grid (t, h, w) -> MOSS ----------^
 
-transformers' own classes do everything else: the vision config and the vision model are subclassed, the model
-builds its tower from `vision_config`, and every weight of the base keeps its name. Importing this module
-registers the classes with `AutoConfig`, `AutoModel` and `AutoModelForImageTextToText`.
+transformers' own classes do everything else, and `hosts/tower.py` puts MOSS in as it does for other models.
+The classes here are for the config, which has MOSS's settings, and for the model's folders: importing this
+module registers them with `AutoConfig`, `AutoModel` and `AutoModelForImageTextToText`.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -28,13 +25,11 @@ from transformers import (
     VideoLlama3VisionModel,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
-from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids
 
-from moss_vllm.core import MOSS
 from moss_vllm.core.presets import VIDEO_LLM
+from moss_vllm.vlm.hosts.by_grid import STOCK_VIDEO_LLAMA3
+from moss_vllm.vlm.hosts.clips import VideoMOSS
+from moss_vllm.vlm.hosts.tower import tower_class
 
 
 @strict
@@ -68,51 +63,6 @@ class MossVideoLlama3Config(VideoLlama3Config):
     sub_configs = {**VideoLlama3Config.sub_configs, "vision_config": MossVideoLlama3VisionConfig}
 
 
-class VideoMOSS(MOSS):
-    """MOSS on the tokens of several videos of any sizes, in one call.
-
-    Processes that shard weights (ZeRO-3) wait for each other at every call of a module with weights, and
-    each process has other clips: a call per clip would leave them waiting.
-    """
-
-    def forward(  # type: ignore[override]
-        self, tokens: Tensor, grid_thw: list[list[int]], merge_sizes: list[int]
-    ) -> Tensor:
-        """MOSS on each video's own grid, reduced to one vector per merge block; images (t = 1) get zeros.
-
-        Shape:
-            tokens: (P, C) -> (sum of t*h*w / merge**2, C).
-        """
-        clips = tokens.split([t * h * w for t, h, w in grid_thw])
-        alike: dict[tuple[int, int, int, int], list[int]] = defaultdict(list)
-        for index, ((t, h, w), merge) in enumerate(zip(grid_thw, merge_sizes, strict=True)):
-            alike[t, h, w, merge].append(index)
-        features: dict[int, Tensor] = {}
-        for (t, h, w, merge), indices in alike.items():
-            if t == 1:
-                features |= {i: clips[i].new_zeros(h * w // merge**2, clips[i].shape[1]) for i in indices}
-                continue
-            # One pass for all clips of equal size: one pass per clip was the largest cost of a step.
-            grid = torch.stack([blocks_to_grid(clips[i], t, h, w, merge) for i in indices])
-            maps = super().forward(grid)
-            features |= dict(zip(indices, (reduce_blocks(m, merge) for m in maps), strict=True))
-        reduced = torch.cat([features[i] for i in range(len(clips))])
-        if torch.is_grad_enabled() and all(t == 1 for t, _, _ in grid_thw):
-            # Nothing went through MOSS, but other processes wait to average its gradients with this one's.
-            reduced = reduced + 0.0 * self._pass_over_nothing(tokens)
-        return reduced
-
-    def _pass_over_nothing(self, tokens: Tensor) -> Tensor:
-        """A whole pass, because ZeRO-2 adds gradients up in the order they come; statistics do not change."""
-        kept = [(module, *named) for module in self.modules() for named in module._buffers.items()]
-        for module, name, buffer in kept:
-            module._buffers[name] = None if buffer is None else buffer.clone()
-        passed = super().forward(0.0 * tokens.mean(0).expand(1, 2, 2, 2, -1)).sum()
-        for module, name, buffer in kept:
-            module._buffers[name] = buffer
-        return passed
-
-
 def make_moss(width: int, settings: Mapping[str, Any]) -> VideoMOSS:
     """The module that `moss_*` settings describe, for an encoder of this width."""
     return build_moss(MossVideoLlama3VisionConfig(hidden_size=width, **settings))
@@ -136,7 +86,7 @@ def build_moss(config: MossVideoLlama3VisionConfig) -> VideoMOSS:
     )
 
 
-class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
+class MossVideoLlama3VisionModel(tower_class(VideoLlama3VisionModel, STOCK_VIDEO_LLAMA3)):  # type: ignore[misc]
     """SigLIP whose output carries MOSS features of an early layer."""
 
     config: MossVideoLlama3VisionConfig
@@ -149,6 +99,7 @@ class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
             )
         super().__init__(config)
         self.moss = build_moss(config)
+        self.moss_sizes = {name.removeprefix("moss_"): getattr(config, name) for name in MOSS_FIELDS}
         for linear in self.moss.last_linears():
             linear.starts_at_zero = True  # type: ignore[assignment]
         self.post_init()
@@ -162,80 +113,11 @@ class MossVideoLlama3VisionModel(VideoLlama3VisionModel):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
 
-    @merge_with_config_defaults
-    @capture_outputs(tie_last_hidden_states=False)
-    def forward(
-        self, pixel_values: Tensor, grid_thw: Tensor, merge_sizes: Tensor, **kwargs: Any
-    ) -> BaseModelOutputWithPooling:
-        """Encode frames, add MOSS features, reduce each merge block to one token.
-
-        Shape:
-            pixel_values: (P, 3 * 14 * 14), patches of all videos in merge-block order.
-            grid_thw: (N, 3), frames and patch rows and columns of each of N videos or images.
-            merge_sizes: (N,).
-            last_hidden_state: (sum of t*h*w / merge**2, C).
-        """
-        position_ids = get_vision_position_ids(grid_thw, merge_sizes, kwargs=kwargs)
-        cu_seqlens, max_seqlen = get_vision_attention_seqlens(grid_thw, self.config, kwargs=kwargs)
-        trained = any(p.requires_grad for name, p in self.named_parameters() if not name.startswith("moss."))
-        # A frozen encoder runs without a graph, so that none of its activations is kept.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            hidden = self.embeddings(pixel_values.type(self.dtype))
-            position_embeddings = self.rotary_pos_emb(hidden, position_ids)
-            for number, layer in enumerate(self.encoder.layers, start=1):
-                hidden = layer(
-                    hidden,
-                    cu_seqlens=cu_seqlens,
-                    max_seqlen=max_seqlen,
-                    position_embeddings=position_embeddings,
-                    **kwargs,
-                )
-                if number == self.config.moss_after_layer:
-                    tapped = hidden
-            hidden = self.pixel_unshuffle(self.post_layernorm(hidden), grid_thw, merge_sizes)
-        if torch.is_grad_enabled() and self.moss.training:
-            tapped.requires_grad_()  # without it ZeRO-3 is never told that MOSS's backward pass is over
-        motion = self.moss(tapped, grid_thw.tolist(), merge_sizes.tolist())
-        return BaseModelOutputWithPooling(last_hidden_state=hidden + motion.to(hidden.dtype))
-
 
 class MossVideoLlama3ForConditionalGeneration(VideoLlama3ForConditionalGeneration):
     """VideoLLaMA3 with MOSS; loads any native VideoLLaMA3 checkpoint through `moss_config`."""
 
     config: MossVideoLlama3Config
-
-
-def blocks_to_grid(tokens: Tensor, t: int, h: int, w: int, merge: int) -> Tensor:
-    """Undo VideoLLaMA3's token order, in which the tokens of a merge block are neighbours.
-
-    Shape:
-        (t*h*w, C) -> (t, h, w, C).
-    """
-    return rearrange(
-        tokens, "(t h w m n) c -> t (h m) (w n) c", t=t, h=h // merge, w=w // merge, m=merge, n=merge
-    )
-
-
-def grid_to_blocks(grid: Tensor, merge: int) -> Tensor:
-    """The inverse of `blocks_to_grid`.
-
-    Shape:
-        (t, h, w, C) -> (t*h*w, C).
-    """
-    return rearrange(grid, "t (h m) (w n) c -> (t h w m n) c", m=merge, n=merge)
-
-
-def reduce_blocks(grid: Tensor, merge: int) -> Tensor:
-    """One vector per merge block, by the bilinear reduction of the base's `pixel_unshuffle`.
-
-    Shape:
-        (t, h, w, C) -> (t * h/merge * w/merge, C).
-    """
-    if merge == 1:
-        return grid.flatten(0, 2)
-    size = (grid.shape[1] // merge, grid.shape[2] // merge)
-    reduced = F.interpolate(rearrange(grid, "t h w c -> t c h w"), size=size, mode="bilinear")
-    return rearrange(reduced, "t c h w -> (t h w) c")
 
 
 def moss_config(base: PretrainedConfig, **moss: Any) -> MossVideoLlama3Config:
