@@ -63,8 +63,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 TRANSFORMERS ?= 5.17.0
 OTHER := .venv-transformers-$(TRANSFORMERS)
 
-test-transformers: $(OTHER)/.installed  ## run tests/vlm and tests/training with another transformers (TRANSFORMERS=5.17.0)
-	"$(OTHER)/bin/python" -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS) tests/vlm tests/training
+test-transformers: $(OTHER)/.installed  ## test Video-LLMs, their training and evaluation with another transformers
+	"$(OTHER)/bin/python" -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS) tests/vlm tests/training tests/evaluation
 
 $(OTHER)/.installed: pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv "$(OTHER)"
@@ -72,7 +72,8 @@ $(OTHER)/.installed: pyproject.toml constraints.txt
 	"$(OTHER)/bin/python" -m pip install -c "$(OTHER)/constraints.txt" -e ".[dev]" transformers==$(TRANSFORMERS)
 	@touch "$@"
 
-# lmms-eval wants an older av and protobuf than the package's own tests, so it has an environment of its own.
+# lmms-eval wants an older av and protobuf than the package's own tests, so it has an environment of its own. An av
+# below 17.1 reads some files wrongly: the second command puts the newer one back, and pip tells of the conflict.
 LMMS := .venv-lmms
 .PHONY: test-lmms-eval test-quantize test-transformers
 
@@ -82,7 +83,9 @@ test-lmms-eval: $(LMMS)/.installed  ## test the lmms-eval plugin in the real lmm
 $(LMMS)/.installed: pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv "$(LMMS)"
 	grep -vE '^(av|protobuf)==' constraints.txt > "$(LMMS)/constraints.txt"
-	"$(LMMS)/bin/python" -m pip install -c "$(LMMS)/constraints.txt" -e . pytest pytest-timeout lmms-eval==0.7.3
+	"$(LMMS)/bin/python" -m pip install -c "$(LMMS)/constraints.txt" pytest pytest-timeout lmms-eval==0.7.3
+	grep -v '^protobuf==' constraints.txt > "$(LMMS)/constraints.txt"
+	"$(LMMS)/bin/python" -m pip install -c "$(LMMS)/constraints.txt" -e .
 	@touch "$@"
 
 # bitsandbytes in .venv would add a second to the start of every process that imports peft.

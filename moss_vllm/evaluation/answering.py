@@ -9,6 +9,7 @@ config (a repetition penalty, say; see generation.py): token for token in float3
 order of summation may decide a tie the other way.
 """
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -241,7 +242,7 @@ def _prefill(loaded: Loaded, prompts: Prompts, answers: Answers) -> tuple[Cache,
             if places is not None:
                 start, places = int(places[0, 0, prompts.shared]), places[..., : prompts.shared]
             inputs = {**placed, "input_ids": placed["input_ids"][:, : prompts.shared], "position_ids": places}
-            base.model(**inputs, past_key_values=cache, use_cache=True)
+            base.model(**inputs, **_as_argument(base, cache), use_cache=True)
     finally:
         hook.remove()
     answers.seconds = {"encode": encoded - started, "prefill": _now(device) - encoded}
@@ -308,10 +309,16 @@ def _forward(loaded: Loaded, batch: _Batch, ids: Tensor, sees: Tensor, places: T
             input_ids=ids,
             attention_mask=sees[:, None],
             position_ids=places,
-            past_key_values=batch.cache,
+            **_as_argument(base, batch.cache),
             use_cache=True,
         ).last_hidden_state
     return hidden
+
+
+def _as_argument(base: Any, cache: Cache) -> dict[str, Cache]:
+    """The cache by the name that forward has for it: another one from transformers 5.24 on."""
+    names = inspect.signature(base.model.forward).parameters
+    return {"cache" if "cache" in names else "past_key_values": cache}
 
 
 def _logits(loaded: Loaded, hidden: Tensor) -> Tensor:

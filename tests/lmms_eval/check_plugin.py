@@ -281,15 +281,16 @@ def test_limits_ends_and_sampling_are_those_of_the_request(model, loaded, videos
     )
 
 
-def test_arguments_are_those_of_lmms_eval(trained):
-    text = f"pretrained={trained},device=cpu,sample_fps=1,short_side_px=84,compress_tokens=True"
+def test_arguments_are_those_of_lmms_eval(trained, loaded):
+    compresses = loaded.family.compresses
+    text = f"pretrained={trained},device=cpu,sample_fps=1,short_side_px=84,compress_tokens={compresses}"
     model = Moss.create_from_arg_string(text, {"batch_size": "5"})
     clips = model.protocol
     assert (clips.sample_fps, clips.short_side_px, clips.max_frames, clips.compress_tokens) == (
         1,
         84,
         6,
-        True,
+        compresses,
     )
     assert model.batch_size == 5
     for wrong, told in (
@@ -316,11 +317,10 @@ def test_the_command_runs_on_two_processes_as_on_one(folder, trained):
         [sys.executable, *argv], env=environment(), cwd=folder, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    scores = dict(re.findall(r"- (motion_world_\w+) *\|none.*?acc\|↑ *\|([0-9.]+)\|", done.stdout))
+    scores = dict(re.findall(r"- (motion_world_\w+) *\|none.*?acc\|↑ *\| *([0-9.]+)\|", done.stdout))
     assert scores, done.stdout[-4000:] + done.stderr[-4000:]
-    assert scores == {
-        name: f"{found[name]['acc,none']:.4f}" for name in ("motion_world_letter", "motion_world_likelihood")
-    }
+    wanted = {name: found[name]["acc,none"] for name in ("motion_world_letter", "motion_world_likelihood")}
+    assert {name: float(score) for name, score in scores.items()} == pytest.approx(wanted, abs=1e-3)
 
 
 def test_memory_is_given_back_for_a_judge(model):

@@ -177,6 +177,9 @@ def only_on_a_gpu(kind, model, size):
 @pytest.mark.parametrize("kind", KINDS)
 def test_estimate_is_what_a_step_takes(kind, case):
     size = USUAL | CASES[case]
+    in_two_formats = size["half"] and size["frozen"] == torch.float32
+    if kind == "smolvlm" and in_two_formats and transformers.__version__.startswith("5.17."):
+        pytest.skip("its SmolVLM puts tokens of one number format only among words")
     torch.manual_seed(0)
     model = build(kind, size)
     kept, peak = measure(model, batch(kind, model, size), half=size["half"])
