@@ -53,6 +53,7 @@ def test_random_features_stand_at_chance_and_order_2_sees_the_shapes():
     assert shape["order 2, flattening, less the mean"] > 75
 
 
+@pytest.mark.slow
 def test_the_ladders_of_a_folder_are_measured(tmp_path, capsys, monkeypatch):
     tower = orders_runs.Tower("miniature")
     for seed in (0, 1):

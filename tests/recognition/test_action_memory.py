@@ -13,6 +13,7 @@ from moss_vllm.training.alive import AliveBytes
 from moss_vllm.training.step_memory import GIB
 
 FRAMES, SIZE_PX = 8, 84
+OTHERS = ("full", "aim", "dist")
 VIT = "vit_tiny_patch16_224.augreg_in21k"  # of timm, for the hosts that take plain layers
 
 
@@ -55,9 +56,7 @@ def held(model, views, size_px, precision):
         ("ladder", "moss", "fp32"),
         ("ladder", "moss", "bf16"),
         ("ladder", "none", "fp32"),
-        ("full", "moss", "fp32"),
-        ("aim", "moss", "fp32"),
-        ("dist", "moss", "fp32"),
+        *(pytest.param(host, "moss", "fp32", marks=pytest.mark.slow) for host in OTHERS),
     ],
 )
 @pytest.mark.parametrize("checkpoint_blocks", [False, True])
@@ -69,7 +68,7 @@ def test_the_estimate_is_what_a_step_holds(host, temporal, precision, checkpoint
     assert 1 <= found.total / held(model, 4, size_px, precision) <= 1.15
 
 
-@pytest.mark.parametrize("host", ["ladder", "full", "aim", "dist"])
+@pytest.mark.parametrize("host", ["ladder", *(pytest.param(h, marks=pytest.mark.slow) for h in OTHERS)])
 def test_blocks_computed_again_give_equal_steps_and_keep_less(host):
     found, kept = [], []
     for on in (False, True):
