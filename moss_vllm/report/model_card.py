@@ -18,19 +18,17 @@ from moss_vllm.vlm.places import MINIATURES, is_hub_id
 
 HUB_DATA = {"FAVOR-Bench": "zl2048/FAVOR", "MotionBench-Dev": "zai-org/MotionBench"}
 TASK = "video-text-to-text"
-CITATION = """```bibtex
-@misc{moss,
+CITE_MOSS = """@misc{moss,
   title = {Exploring High-Order Self-Similarity for Video Understanding},
   note = {Multi-Order Self-Similarity (MOSS)}
-}
-@misc{videollama3,
+}"""
+CITE_VIDEO_LLAMA3 = """@misc{videollama3,
   title = {VideoLLaMA 3: Frontier Multimodal Foundation Models for Image and Video Understanding},
   author = {Zhang, Boqiang and others},
   year = {2025},
   eprint = {2501.13106},
   archivePrefix = {arXiv}
-}
-```"""
+}"""
 
 
 def model_card(
@@ -78,11 +76,18 @@ def model_card(
             "That of the code it was made with (moss_vllm) is Apache-2.0. The terms of the base model and of "
             "the training data hold for these weights too; read them before use."
         ),
-        "Citation": CITATION,
+        "Citation": _citation(run),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections.items())
     matter = _front_matter(repo_id, run, merged=merged, licence=licence, results=results)
     return f"---\n{matter.to_yaml()}\n---\n\n# {repo_id}\n\n{body}\n"
+
+
+def _citation(run: Mapping[str, Any]) -> str:
+    """BibTeX of the method and of the base, whose own page has it for other bases than the paper's."""
+    if _family(run) == VIDEO_LLAMA3.title:
+        return f"```bibtex\n{CITE_MOSS}\n{CITE_VIDEO_LLAMA3}\n```"
+    return f"```bibtex\n{CITE_MOSS}\n```\n\nCite {_family(run)} as the page of the base model says."
 
 
 def merged_readme(name: str, run: Mapping[str, Any]) -> str:

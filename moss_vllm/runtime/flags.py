@@ -36,7 +36,7 @@ class Flags(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=_Help)
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
         self.tells_new_names, self.refuses, self.given = True, True, dict[str, str]()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

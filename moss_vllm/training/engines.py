@@ -33,7 +33,8 @@ def start(*, tracker: str | None = None, folder: str | None = None, precision: s
 
     Raises:
         ValueError: accelerate was asked for something that no recipe does.
-        RunStopped: DeepSpeed or FSDP was asked for, and accelerate would silently run another engine.
+        RunStopped: DeepSpeed, FSDP or several processes were asked for, and accelerate would silently run
+            another engine, or each process for itself.
     """
     _refuse_ignored_options(precision)
     variables = {"ACCELERATE_USE_DEEPSPEED": "DEEPSPEED", "ACCELERATE_USE_FSDP": "FSDP"}
@@ -46,11 +47,18 @@ def start(*, tracker: str | None = None, folder: str | None = None, precision: s
         # processes wait while the first one evaluates.
         backend = None if torch.cuda.is_available() else "gloo"
         handlers = [InitProcessGroupKwargs(backend=backend, timeout=timedelta(hours=2))]
+    # Without a device accelerate would leave launched processes apart, each training by itself.
+    on_cpu = bool(handlers) and not requested and not torch.accelerator.is_available()
     # The objective autocasts, so accelerate must not.
     accelerator = Accelerator(
-        mixed_precision="no", kwargs_handlers=handlers, log_with=tracker, project_dir=folder
+        cpu=on_cpu, mixed_precision="no", kwargs_handlers=handlers, log_with=tracker, project_dir=folder
     )
     actual = accelerator.distributed_type.value
+    if actual == DistributedType.NO and (apart := int(os.environ.get("WORLD_SIZE", 1))) > 1:
+        raise RunStopped(
+            f"{apart} processes were launched, and each would train by itself; start them by "
+            "`accelerate launch --multi_gpu --num_processes N`, or one process alone"
+        )
     for variable, engine in requested.items():
         if actual != engine:
             raise RunStopped(

@@ -41,6 +41,11 @@ def resolve(source: str | Path) -> str:
             raise FileNotFoundError(
                 f"{source} is the folder of a run; give one of its checkpoints, such as {steps[-1]}"
             )
+        if (path / "moss.json").is_file():
+            raise FileNotFoundError(
+                f"{source} was written by `moss attach` or moss_vllm.save; moss_vllm.load opens it. Here "
+                "give the model itself, or a checkpoint of recipes/favor_lora.py"
+            )
         raise FileNotFoundError(
             f"{source}: no config.json there; give a checkpoint folder, a model folder, "
             f"a hub id (owner/name), {' or '.join(map(repr, MINIATURES))}"

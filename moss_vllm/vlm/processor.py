@@ -71,8 +71,7 @@ def fit_clip_settings(
         own["short_side_px"] = (square_px, f"takes squares of {square_px} pixels alone")
     for name, (value, why) in own.items():
         if name in asked and settings[name] != value:
-            flag = name if value is not False else f"no {name}"
-            raise ValueError(f"{family.title} {why}; leave {name} out, or give {flag} {value or ''}".rstrip())
+            raise ValueError(f"{family.title} {why}; leave {name} out, or set it to {value}")
     return {**settings, **{name: value for name, (value, _) in own.items()}}
 
 

@@ -56,6 +56,16 @@ def preset_name(model: str, revision: str | None) -> str:
     return max(fitting, key=lambda row: row[1])[2]
 
 
+def borrower(model: str, revision: str | None) -> str | None:
+    """The model_type of a model whose preset is another family's; None for a family with its own."""
+    if model.startswith("shape:"):
+        return None
+    name = preset_name(model, revision)
+    owner = next(model_type for model_type, _, preset in PRESETS if preset == name)
+    types = find_family(check_kind(model, revision)["model_type"], model).model_types
+    return None if owner in types else types[0]
+
+
 def set_accumulate(settings: Settings, accelerator: Accelerator, clips_a_step: int) -> Settings:
     """The settings with `accumulate` for this number of processes."""
     at_once = settings.batch_size * accelerator.num_processes

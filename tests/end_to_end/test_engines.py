@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands import launch as launcher
+from accelerate.utils import DistributedType
 from faults.engine import Hostile
 from fsdp_worker import Unseen
 from killing import begin_two, outputs, run_two
-from launching import ENGINES, ROOT, SCRIPT, as_flags, launch, logged
+from launching import ENGINES, LAUNCH, ROOT, SCRIPT, as_flags, environment, launch, logged
 from safetensors.torch import load_file
 
 from moss_vllm.data.rows import Turn
 from moss_vllm.data.sources import read_sources
+from moss_vllm.runtime.errors import RunStopped
 from moss_vllm.training import engines, run_state
 from moss_vllm.video.clip import Sampling, read_clip
 from moss_vllm.video.write import write_clip
@@ -359,3 +362,30 @@ def test_a_hostile_pickle_in_a_deepspeed_state_does_not_run(matrix, flags, tmp_p
     argv = flags(out, batch_size=1, accumulate=2, steps=4, resume="auto")
     assert "which could run code); resume from an earlier checkpoint" in refusal(argv, tmp_path)
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher_words", [["-m", "torch.distributed.run", "--nproc_per_node=2"], None])
+def test_launched_processes_train_together_on_a_machine_without_a_device(flags, tmp_path, launcher_words):
+    words = launcher_words or [*LAUNCH[:2], "--multi_gpu", *LAUNCH[2:]]
+    own = {name: value for name, value in environment().items() if name != "ACCELERATE_USE_CPU"}
+    argv = flags(tmp_path / "run", steps=1, batch_size=1)
+    command = [sys.executable, *words, str(SCRIPT), *argv]
+    done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    run = json.loads((tmp_path / "run" / "step-000001" / "run.json").read_text())
+    assert (run["engine"], run["processes"]) == ("DDP", 2)
+    again = [*command[: -len(argv)], *flags(tmp_path / "run", steps=2, batch_size=1), "--resume", "auto"]
+    done = subprocess.run(again, env=own, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_processes_that_would_train_apart_are_refused(monkeypatch):
+    class Apart:
+        def __init__(self, **given):
+            self.distributed_type = DistributedType.NO
+
+    monkeypatch.setattr(engines, "Accelerator", Apart)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunStopped, match="2 processes were launched, and each would train by itself"):
+        engines.start()

@@ -135,3 +135,11 @@ def test_help_imports_nothing_that_takes_seconds_and_spells_every_flag_alike(com
     video_models = ("action_recog.py", "benchmark_action.py", "detection.py", "boundaries.py")
     own = {"--frames", "--clips"} if command.endswith(video_models) else set()
     assert not shown & (set(OLD_NAMES) - own)
+
+
+def test_the_beginning_of_a_flag_is_no_flag(capsys):
+    parser = Flags("About.")
+    parser.add_argument("--limit-s", type=float)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--limit", "2"])
+    assert "unrecognized arguments: --limit 2" in capsys.readouterr().err

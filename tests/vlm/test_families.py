@@ -3,8 +3,11 @@
 import pytest
 import tiny_hosts
 from huggingface_hub.errors import StrictDataclassError
+from tiny_processors import tiny_model
 from transformers import Qwen2Config
 
+from moss_vllm.commands.recipes import favor_lora
+from moss_vllm.training.settings import parse
 from moss_vllm.vlm import families
 from moss_vllm.vlm.families import (
     MOSS_SETTINGS,
@@ -16,6 +19,7 @@ from moss_vllm.vlm.families import (
 )
 from moss_vllm.vlm.places import MINIATURE
 from moss_vllm.vlm.processor import load_processor
+from moss_vllm.vlm.settings import borrower
 
 
 def released(family):
@@ -81,3 +85,22 @@ def test_every_family_has_a_rate_for_moss_and_freezes_the_originals_first():
     for family in families.VIDEO_LLM_FAMILIES:
         names = [row.name for row in family.rates]
         assert names[0] == "originals" and "moss" in names and family.rates[0].lr is None
+
+
+def test_a_family_without_a_preset_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for model_type, wanted in (
+        ("glm4v", "runs/favor_glm4v"),
+        ("internvl", "runs/favor_internvl"),
+        ("qwen3_vl", None),
+    ):
+        folder = tmp_path / model_type
+        tiny_model(model_type)[0].save_pretrained(folder)
+        assert borrower(str(folder), None) == (model_type if wanted else None)
+        settings, flags = parse(favor_lora.FavorLora, ["--model", str(folder)], "", favor_lora.preset)
+        own = favor_lora.name_own_out(settings, flags.layers)
+        assert own.out == (wanted or settings.out) and "videollama3" not in own.out
+        settings, flags = parse(
+            favor_lora.FavorLora, ["--model", str(folder), "--out", "mine"], "", favor_lora.preset
+        )
+        assert favor_lora.name_own_out(settings, flags.layers).out == "mine"

@@ -139,6 +139,7 @@ def test_its_card_names_the_family(family, saved, tmp_path):
     card = (tmp_path / "card" / "README.md").read_text()
     assert f"A fine-tuning of {family.title} with MOSS" in card and "VideoLLaMA3" not in card
     assert 'load("owner/name")' in card
+    assert "videollama3" not in card and f"Cite {family.title} as the page of the base model says" in card
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "moss"])

@@ -123,6 +123,13 @@ def test_a_path_that_does_not_exist_is_named(source):
     refused(source, f"{source}: no config.json there; give a checkpoint folder", FileNotFoundError)
 
 
+def test_a_folder_of_attach_names_what_opens_it(tmp_path):
+    (tmp_path / "moss.json").write_text("{}")
+    refused(
+        tmp_path, "was written by `moss attach` or moss_vllm.save; moss_vllm.load opens it", FileNotFoundError
+    )
+
+
 def test_the_folder_of_a_run_is_not_taken_for_a_hub_id(saved, monkeypatch):
     runs = saved[1].parent.parent
     monkeypatch.chdir(runs.parent)

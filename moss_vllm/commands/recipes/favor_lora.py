@@ -145,7 +145,7 @@ from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.loss import AnswerLoss
 from moss_vllm.vlm.places import is_hub_id
 from moss_vllm.vlm.processor import check_processor, load_processor
-from moss_vllm.vlm.settings import fit_clips, plan_rows, preset_name, sampling_of, set_accumulate
+from moss_vllm.vlm.settings import borrower, fit_clips, plan_rows, preset_name, sampling_of, set_accumulate
 from moss_vllm.vlm.streamed import StreamedSet
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -158,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Train; returns the logged steps (none for a dry run)."""
     settings, flags = parse(FavorLora, argv, __doc__, preset)
     settings = check(settings, flags.layers)
+    settings = name_own_out(settings, flags.layers)
     if settings.model.startswith("shape:"):
         start_report.show_shape(settings, origins(flags.layers), dry_run=flags.dry_run)
         return []
@@ -178,6 +179,9 @@ def fine_tune(
     set_seed(settings.seed)
     processor = load_processor(settings.model, settings.revision)
     file = preset(dataclasses.asdict(settings))  # of the nearest model: the user did not ask for its frames
+    if file and (model_type := borrower(settings.model, settings.revision)):
+        told = f"{model_type} has no preset of its own and takes {file.name}"
+        accelerator.print(f"{told}: look at its max_frames and max_tokens")
     given = {name for name, origin in origins(layers).items() if not file or origin != file.name}
     settings = fit_clips(settings, processor, given)
     sampling = sampling_of(settings, processor)
@@ -275,6 +279,15 @@ def preset(values: Mapping[str, Any]) -> Path | None:
     if not model.startswith("shape:") and is_miniature(model):
         return None
     return CONFIGS / f"favor_{preset_name(model, values.get('revision'))}.yaml"
+
+
+def name_own_out(settings: FavorLora, layers: Layers) -> FavorLora:
+    """The settings, with a name of its own for OUT where the preset is another family's."""
+    file = preset(dataclasses.asdict(settings))
+    model_type = borrower(settings.model, settings.revision) if file else None
+    if file is None or model_type is None or origins(layers).get("out") != file.name:
+        return settings
+    return dataclasses.replace(settings, out=f"runs/favor_{model_type}")
 
 
 def check(settings: FavorLora, layers: Layers) -> FavorLora:
