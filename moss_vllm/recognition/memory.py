@@ -7,6 +7,7 @@
 `training/step_memory.py` says how it is counted. The loss is left out; it takes some kilobytes.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -48,20 +49,26 @@ def show_memory(
 ) -> None:
     """Print what a step takes, without and with `checkpoint_blocks`, and how many views fit on a card."""
     ways = {"": False, ", --checkpoint-blocks": True}
-    was, numbers = model.checkpoint_blocks, (1, 2, views)
+    was = model.checkpoint_blocks
     found: dict[tuple[str, int], StepMemory] = {}
-    jobs = [(way, number) for way in ways for number in dict.fromkeys(numbers)]
+    jobs = [(way, number) for way in ways for number in (1, 2)]
     for way, number in show_progress(jobs, len(jobs), "steps counted"):
         model.set_checkpoint_blocks(ways[way])
         sizes: dict[str, Any] = {"views": number, "frames": frames, "size_px": size_px}
         found[way, number] = estimate_memory(model, **sizes, precision=precision)
     model.set_checkpoint_blocks(was)
-    columns = {f"{views} views{way}": found[way, views] for way in ways}
+    columns = {f"{views} views{way}": _of_views(found[way, 1], found[way, 2], views) for way in ways}
     console.print(parts_table(columns, title="memory of a step in each process, estimated"))
     for way in ways:
         fit = {card: views_that_fit(found[way, 1], found[way, 2], card) for card in CARDS_GIB}
         told = ", ".join(f"{number} on {card} GiB" for card, number in fit.items())
         console.print(f"views of a micro-batch that fit{way or ', every block kept'}: {told}", soft_wrap=True)
+
+
+def _of_views(one: StepMemory, two: StepMemory, views: int) -> StepMemory:
+    """The estimate for any number of views: each part grows by as much with each."""
+    parts = {field.name: (getattr(one, field.name), getattr(two, field.name)) for field in fields(one)}
+    return StepMemory(**{name: a + (views - 1) * (b - a) for name, (a, b) in parts.items()})
 
 
 def views_that_fit(one: StepMemory, two: StepMemory, card_gib: float) -> int:

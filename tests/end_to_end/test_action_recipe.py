@@ -111,6 +111,7 @@ def test_each_dataset_trains_two_steps_and_is_tested(recipe, action_tester, layo
     assert (folder / "per_class.csv").read_text() == (out / "test" / "per_class.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_protocols_views_are_those_of_table_7(recipe, layouts, tmp_path, capsys):
     """Without sizes of our own; a dry run reads two real clips that way."""
     for data, frames, size in (
@@ -410,6 +411,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, layouts, tmp_path
         assert text in shown, text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given, shown",
     [
@@ -424,6 +426,7 @@ def test_kinetics_frames_and_repeats_are_the_variants(recipe, layouts, tmp_path,
     assert shown in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_list_that_tells_left_from_right_is_not_mirrored(recipe, layouts, tmp_path, capsys):
     given = {**TINY, "root": layouts / "list", "out": tmp_path / "run"}
     recipe.main([*as_flags(given), "--dry-run"])

@@ -50,7 +50,7 @@ def test_an_old_name_is_understood_and_the_new_one_said(parser, old, capsys):
 def test_flags_without_effect_are_refused_by_name(parser, capsys):
     parser.parse_args(["--merge", "--frames", "3"])
     parser.refuse_given(["compress_tokens", "precision", "short_side_px"], "with --merge")
-    parser.parse_args(["--merge", "--short-side=224", "--prec", "fp32"])  # defaults, given
+    parser.parse_args(["--merge", "--short-side=224", "--precision", "fp32"])  # defaults, given
     with pytest.raises(SystemExit) as stopped:
         parser.refuse_given(["compress_tokens", "precision", "short_side_px"], "with --merge")
     told = "error: --precision, --short-side-px have no effect with --merge; leave them out\n"
