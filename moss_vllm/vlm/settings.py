@@ -88,7 +88,8 @@ def fit_clips(settings: Settings, processor: Any, asked: Collection[str]) -> Set
         asked: names of the settings that the user gave.
 
     Raises:
-        ValueError: as `fit_clip_settings`; several clips in a batch of a family that takes equal ones alone.
+        ValueError: as `fit_clip_settings`; several clips in a batch of a family that takes equal ones alone;
+            MOSS on clips of one step of time.
     """
     family = family_with(processor)
     if settings.batch_size > 1 and not family.mixes_lengths:
@@ -101,7 +102,13 @@ def fit_clips(settings: Settings, processor: Any, asked: Collection[str]) -> Set
     clips = {name: getattr(settings, name) for name in ("short_side_px", "compress_tokens")}
     clips = fit_clip_settings(processor, clips, asked)
     clips |= {name: value for name, value in usual.items() if getattr(settings, name) is None}
-    return dataclasses.replace(settings, **clips)
+    fitted = dataclasses.replace(settings, **clips)
+    if fitted.use_moss and fitted.max_frames < 2 * frames:
+        raise ValueError(
+            f"max_frames is {fitted.max_frames}, and MOSS learns nothing of clips with one step of time, "
+            f"which {family.title} makes of {frames} frame{'s' * (frames > 1)}: give {2 * frames} or more"
+        )
+    return fitted
 
 
 def sampling_of(settings: Any, processor: Any) -> Sampling:

@@ -10,7 +10,8 @@ from tiny_processors import tiny_model, tiny_processor
 
 from moss_vllm.commands.recipes.favor_lora import FavorLora
 from moss_vllm.vlm.base import load_base
-from moss_vllm.vlm.processor import check_processor
+from moss_vllm.vlm.places import MINIATURES
+from moss_vllm.vlm.processor import check_processor, load_processor
 from moss_vllm.vlm.settings import fit_clips, preset_name
 
 
@@ -71,3 +72,15 @@ def test_clips_of_a_family_that_takes_equal_ones_come_one_by_one():
     fitted = fit_clips(dataclasses.replace(settings, batch_size=1, compress_tokens=True), processor, ())
     sides = (fitted.short_side_px, fitted.compress_tokens)
     assert sides == (int(processor.video_processor.size["height"]), False)
+
+
+@pytest.mark.parametrize("name, least", [("miniature", 2), ("miniature_qwen2_5_vl", 4)])
+def test_moss_on_clips_of_one_step_of_time_is_refused(name, least):
+    processor = load_processor(MINIATURES[name])
+    settings = FavorLora(model=name, max_frames=least - 1)
+    with pytest.raises(
+        ValueError, match=f"max_frames is {least - 1}, and MOSS learns .*: give {least} or more"
+    ):
+        fit_clips(settings, processor, ())
+    assert fit_clips(dataclasses.replace(settings, use_moss=False), processor, ()).max_frames == least - 1
+    assert fit_clips(dataclasses.replace(settings, max_frames=least), processor, ()).max_frames == least
