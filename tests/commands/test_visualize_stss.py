@@ -56,6 +56,7 @@ def check_png(path, height=None):
         assert len(image.convert("RGB").getcolors(1 << 24)) > 100
 
 
+@pytest.mark.slow
 def test_toy_png_and_gif(tmp_path, capsys):
     out, gif = tmp_path / "new" / "toy.png", tmp_path / "toy.gif"
     sheet = visualize_stss.main(["--toy", "--orders", "1", "--out", str(out), "--animate", str(gif)])
@@ -68,6 +69,7 @@ def test_toy_png_and_gif(tmp_path, capsys):
         assert (image.n_frames, image.info["loop"], image.info["duration"]) == (5, 0, 500)
 
 
+@pytest.mark.slow
 def test_each_source_has_a_default_name_of_its_own_and_a_replaced_picture_is_named(
     mp4, tmp_path, monkeypatch, capsys
 ):

@@ -382,6 +382,7 @@ def test_flags_win_over_yaml_and_yaml_over_the_table(recipe, layouts, tmp_path):
     assert read_json(tmp_path / "run" / "settings.json")["settings"] == settings
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_everything_and_writes_nothing(recipe, layouts, tmp_path, capsys):
     given = {**SMALL, "data": "ssv1", "root": layouts / "ssv1", "out": tmp_path / "run"}
     assert recipe.main([*as_flags(given), "--dry-run"]) is None

@@ -41,6 +41,7 @@ def test_the_area_is_that_of_the_patches_that_move_alike(kind, wanted):
     assert areas == pytest.approx(dict.fromkeys(orders_maps.QUERIES, wanted))
 
 
+@pytest.mark.slow
 def test_random_features_stand_at_chance_and_order_2_sees_the_shapes():
     drawn = [scene("two side by side, alike", seed) for seed in range(4)]
     tower = orders_runs.Tower("miniature")

@@ -68,6 +68,7 @@ def test_order_1_follows_the_look_order_2_the_motion_and_order_3_shows_both_sets
     assert [means["background"] for means in found] == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_order_2_tells_the_twin_apart_over_a_textured_wall_too(toy):
     height, width = (side * TOY_CELL_PX for side in TOY_GRID)
     wall = np.random.default_rng(0).integers(0, 160, (1, height // 8, width // 8, 3), np.uint8)
