@@ -19,12 +19,12 @@ def recomputed(function: Callable[..., Any], *inputs: Any, layers: Sequence[nn.M
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
-    contexts = (nullcontext(), _kept_statistics(layers))
+    contexts = (nullcontext(), kept_statistics(layers))
     return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
 
 @contextmanager
-def _kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
+def kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
     """Buffers inside are copies, such as BatchNorm's: what moves there is not kept."""
     modules = [module for layer in layers for module in layer.modules()]
     kept = [(module, name, buffer) for module in modules for name, buffer in module._buffers.items()]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moss_vllm.core import MOSS
+from moss_vllm.core.recompute import kept_statistics
 from moss_vllm.vlm.hosts.host import Size
 
 
@@ -43,10 +44,5 @@ class VideoMOSS(MOSS):
 
     def _pass_over_nothing(self, tokens: Tensor) -> Tensor:
         """A whole pass, because ZeRO-2 adds gradients up in the order they come; statistics do not change."""
-        kept = [(module, *named) for module in self.modules() for named in module._buffers.items()]
-        for module, name, buffer in kept:
-            module._buffers[name] = None if buffer is None else buffer.clone()
-        passed = super().forward(0.0 * tokens.mean(0).expand(1, 2, 2, 2, -1)).sum()
-        for module, name, buffer in kept:
-            module._buffers[name] = buffer
-        return passed
+        with kept_statistics([self]):
+            return super().forward(0.0 * tokens.mean(0).expand(1, 2, 2, 2, -1)).sum()
