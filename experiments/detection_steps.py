@@ -98,7 +98,7 @@ class Step(nn.Module):
     def outputs(self, clips: Tensor) -> Any:
         """The detector's outputs."""
         self.model.temporal_names = {} if self.way == "without MOSS" else self.names
-        self.model.encoder.checkpointing = self.way != "all kept"
+        self.model.set_checkpointing(self.way != "all kept")
         torch.manual_seed(0)
         with self.setting.autocast():
             return self.model(clips, self.mask)

@@ -14,7 +14,8 @@ class GEBD(nn.Module):
     """Clips to the logit of a boundary at each frame.
 
     A temporal module reads the grid of the whole clip after its stage, and is added to it; one that starts as
-    zero (`zero_init`) leaves BasicGEBD unchanged.
+    zero (`zero_init`) leaves BasicGEBD unchanged. Where the encoder is computed again in backward, the blocks
+    of the head's map encoder are too.
 
     `frozen`, `encoder_prefix`, `temporal_prefix` and `head_prefix` are patterns of parameter names; each
     parameter matches one of them.
@@ -53,6 +54,7 @@ class GEBD(nn.Module):
         for stage in temporal:
             encoder.width_after(stage)
         self.encoder, self.head, self.one_frame = encoder, head, one_frame
+        head.map_encoder.checkpointing = encoder.chunk_frames is not None
         self.temporal_names = name_modules(temporal)
         for stage, name in self.temporal_names.items():
             self.add_module(name, temporal[stage])

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor, nn
 
+from moss_vllm.core.recompute import recomputed
+
 STRIDES = (1, 1, 2, 2)
 
 
@@ -49,6 +51,8 @@ class MapBlock(nn.Module):
 class MapEncoder(nn.Module):
     """Encodes similarity maps; BatchNorm's statistics are those of all maps of the batch.
 
+    With `checkpointing` it keeps for backward what enters each block, and computes the block again.
+
     Shape:
         (N, 1, I, J) -> (N, `widths[-1]`).
 
@@ -63,6 +67,7 @@ class MapEncoder(nn.Module):
 
     def __init__(self, widths: Sequence[int] = (64, 64, 128, 256, 512)) -> None:
         super().__init__()
+        self.checkpointing = False
         if len(widths) != 1 + len(STRIDES):
             raise ValueError(
                 f"map widths {tuple(widths)}; give {1 + len(STRIDES)}: of the stem and of each block"
@@ -74,4 +79,7 @@ class MapEncoder(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Encode, and average over the map."""
-        return reduce(self.blocks(F.relu(self.stem(maps))), "n c i j -> n c", "mean")
+        x = F.relu(self.stem(maps))
+        for block in self.blocks:
+            x = recomputed(block, x, layers=[block]) if self.checkpointing else block(x)
+        return reduce(x, "n c i j -> n c", "mean")

@@ -34,6 +34,8 @@ def check_settings(settings: Any) -> None:
     if settings.temporal == "none" and settings.temporal_layers is not None:
         layers = settings.temporal_layers
         wrong.append(f"temporal_layers is {layers!r} with temporal 'none'; leave one of the two out")
+    if settings.checkpoint_moss and settings.temporal not in ("moss", "stss1"):
+        wrong.append(f"checkpoint_moss is given with temporal {settings.temporal!r}, not MOSS; leave it out")
     if settings.cache_gib is not None and not settings.cache:
         wrong.append("cache_gib limits what is added to cache, which is not given; leave it out")
     for name, optimizer in OF_ONE_OPTIMIZER.items():

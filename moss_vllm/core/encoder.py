@@ -1,14 +1,12 @@
 """g: the STSS encoder of one order, from features to motion features (Eq. 4)."""
 
-from typing import cast
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from moss_vllm.core.layers import ConvBlock
-from moss_vllm.core.lean import norm_gelu_conv, norm_linear, unwrapped
-from moss_vllm.core.stss import Window, stss, stss_by_offset
+from moss_vllm.core.lean import norm_gelu_conv, norm_linear, stss_linear, unwrapped
+from moss_vllm.core.stss import Window, stss
 from moss_vllm.core.stss_triton import available, fused_stss_linear
 
 
@@ -43,8 +41,7 @@ class UVProjection(nn.Module):
         if unwrapped(self.linear, nn.Linear) and same_type and features.dtype != torch.float64:
             if stss_path(features.device, self.window)[0] == "fused":
                 return fused_stss_linear(features, weight, self.window)
-        # The similarity is float32; the encoder then works in the parameters' own type.
-        return cast(Tensor, self.linear(stss_by_offset(features, self.window).to(weight.dtype)))
+        return stss_linear(features, self.linear, self.window)
 
 
 class STSSEncoder(nn.Module):

@@ -2,8 +2,9 @@
 
 Between two convolutions autograd keeps the inputs of BatchNorm, of GELU and of the convolution. Here only the
 first is kept, and backward computes the others from it again, as well as the LayerNorm before a linear layer.
-No convolution or matrix product is done twice. Layers that are wrapped (adapters, quantisation) or hooked
-(pruning, sharding) are called unchanged, and so are all layers under torch.compile, which plans this itself.
+No convolution or linear layer is done twice; self-similarity is, whose L*U*V numbers of each position would
+be a fourth of all that MOSS keeps. Layers that are wrapped (adapters, quantisation) or hooked (pruning,
+sharding) are called unchanged, and so are all layers under torch.compile, which plans this itself.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from moss_vllm.core.stss import (
+    Window,
+    check,
+    similarity_of_units,
+    stss_backward,
+    stss_by_offset,
+    stss_with_units,
+)
 
 aten = torch.ops.aten
 
@@ -75,6 +85,20 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
     settings = (training, momentum, norm.eps, offsets, autocast_dtype(x))
     inputs = (x, norm.weight, norm.bias, weight, norm.running_mean, norm.running_var)
     return cast(Tensor, _NormGeluConv.apply(*inputs, *settings))  # type: ignore[no-untyped-call]
+
+
+def stss_linear(x: Tensor, linear: nn.Linear, window: Window) -> Tensor:
+    """`linear(stss_by_offset(x, window))` without bias, keeping `x` alone, normalised.
+
+    Shape:
+        (B, T, H, W, C) -> (B, T, L, H, W, D).
+    """
+    weight = linear.weight
+    if torch.compiler.is_compiling() or not unwrapped(linear, nn.Linear):
+        # The similarity is float32; the encoder then works in the parameters' own type.
+        return cast(Tensor, linear(stss_by_offset(x, window).to(weight.dtype)))
+    inputs = (x, weight, check(x, window), autocast_dtype(x) or weight.dtype)
+    return cast(Tensor, _StssLinear.apply(*inputs))  # type: ignore[no-untyped-call]
 
 
 def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:
@@ -141,6 +165,7 @@ class _NormLinear(torch.autograd.Function):
         if needs_weight:
             normed = F.layer_norm(read, gamma.shape, gamma, beta, ctx.eps).to(ctx.dtype)
             grad_weight = (grad.flatten(0, -2).t() @ normed.flatten(0, -2)).to(weight.dtype)
+            del normed
         if needs_bias:
             grad_bias = grad.flatten(0, -2).sum(0).to(weight.dtype)
         if needs_x or needs_norm:
@@ -148,8 +173,36 @@ class _NormLinear(torch.autograd.Function):
             grad_x, grad_gamma, grad_beta = aten.native_layer_norm_backward(
                 grad_normed, read, gamma.shape, mean, rstd, gamma, beta, [needs_x, needs_norm, needs_norm]
             )
+            del read, grad_normed
             grad_x = None if grad_x is None else grad_x.to(x.dtype)
         return grad_x, grad_gamma, grad_beta, grad_weight, grad_bias, None, None, None
+
+
+class _StssLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, window: Window, dtype: torch.dtype) -> Tensor:
+        similarity, unit, scale = stss_with_units(x, window)
+        ctx.save_for_backward(unit, scale, weight)
+        ctx.window, ctx.dtype, ctx.size, ctx.x_dtype = list(window), dtype, list(x.shape[2:4]), x.dtype
+        with _no_autocast(x):
+            y = F.linear(similarity.to(dtype), weight.to(dtype))
+        return y.view(*x.shape[:2], window[0], *x.shape[2:4], -1)
+
+    @staticmethod
+    @once_differentiable  # self-similarity has first derivatives only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        unit, scale, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        grad, grad_x, grad_weight = grad.flatten(3, 4).to(ctx.dtype), None, None
+        if needs_weight:
+            similarity = similarity_of_units(unit, ctx.size, ctx.window).to(ctx.dtype)
+            grad_weight = (grad.flatten(0, -2).t() @ similarity.flatten(0, -2)).to(weight.dtype)
+            del similarity
+        if needs_x:
+            grad_similarity = (grad @ weight.to(ctx.dtype)).to(unit.dtype)
+            grad_x = stss_backward(grad_similarity, unit, scale, ctx.size, ctx.window).to(ctx.x_dtype)
+            grad_x = grad_x.view(*grad_x.shape[:2], *ctx.size, -1)
+        return grad_x, grad_weight, None, None
 
 
 class _NormGeluConv(torch.autograd.Function):

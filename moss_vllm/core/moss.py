@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from moss_vllm.core.encoder import STSSEncoder, stss_path
+from moss_vllm.core.recompute import recomputed
 from moss_vllm.core.stss import Window, check_window
 from moss_vllm.core.temporal import SECOND_ENCODERS
 
@@ -59,6 +60,9 @@ class Fusion(nn.Module):
 class MOSS(nn.Module):
     """Multi-Order Self-Similarity: motion features of a clip, summed over orders. No residual inside.
 
+    With `checkpointing` only what each order reads is kept for backward, where the orders are computed again,
+    one after another.
+
     Order n+1 reads order n's FC output. With `zero_init=True` that output is zero, and order n+1 would see a
     constant at the first step; so it reads M^(n) itself, before the FC (Eq. 3-5 as printed).
 
@@ -104,6 +108,7 @@ class MOSS(nn.Module):
         input_fc: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = False
         self.orders = _checked_orders(orders)
         if fusion not in FUSIONS:
             raise ValueError(f"unknown fusion '{fusion}'; choose one of {', '.join(FUSIONS)}")
@@ -177,12 +182,24 @@ class MOSS(nn.Module):
             encoder, fusion = self.get_submodule(f"order{n}"), self._modules.get(f"fusion{n}")
             read = read if fusion is None else fusion(x, read)
             if not isinstance(encoder, STSSEncoder):
-                yield n, read, None, encoder(read)
+                yield n, read, None, self._run(encoder, read)
                 return  # a replaced order is the last
-            motion = encoder(read)
+            motion = self._run(encoder, read)
             projected = None if encoder.out_proj is None else encoder.out_proj(motion)
             yield n, read, motion, projected
             read = cast(Tensor, projected) if self.reads_fc_output else motion
+
+    def _run(self, encoder: nn.Module, read: Tensor) -> Tensor:
+        again = self.checkpointing
+        return cast(Tensor, recomputed(encoder, read, layers=[encoder]) if again else encoder(read))
+
+
+def checkpoint_moss(model: nn.Module, on: bool) -> bool:
+    """Set `checkpointing` of every MOSS in `model`; returns whether there is one."""
+    found = [module for module in model.modules() if isinstance(module, MOSS)]
+    for module in found:
+        module.checkpointing = on
+    return bool(found)
 
 
 def _checked_orders(orders: Iterable[int]) -> tuple[int, ...]:

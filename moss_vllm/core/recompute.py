@@ -1,7 +1,7 @@
 """Checkpointing of one block: it keeps its inputs for backward, and is computed again there."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,14 +12,15 @@ from torch.utils.checkpoint import checkpoint
 def recomputed(function: Callable[..., Any], *inputs: Any, layers: Sequence[nn.Module]) -> Any:
     """`function(*inputs)`, of which only the inputs stay until backward, where it runs a second time.
 
-    Values and gradients are those of a plain call, random numbers too. Running statistics move once.
+    Values and gradients are those of a plain call, random numbers too. Running statistics move once. A change
+    between training and evaluation mode before backward changes nothing.
 
     Args:
         layers: the modules that `function` calls.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
-    contexts = (nullcontext(), kept_statistics(layers))
+    contexts = (nullcontext(), _Again(layers))
     return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 
 
@@ -35,3 +36,21 @@ def kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module, name, buffer in kept:
             module._buffers[name] = buffer
+
+
+class _Again:
+    """Inside, modules are in the mode in which they were when this was made, and running statistics stay."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.layers = layers
+        self.modes = [(module, module.training) for layer in layers for module in layer.modules()]
+
+    def __enter__(self) -> None:
+        self._undo = ExitStack()
+        for module, training in self.modes:
+            self._undo.callback(setattr, module, "training", module.training)
+            module.training = training
+        self._undo.enter_context(kept_statistics(self.layers))
+
+    def __exit__(self, *error: object) -> None:
+        self._undo.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,10 +70,15 @@ def stss(x: Tensor, window: Window) -> Tensor:
 def stss_by_offset(x: Tensor, window: Window) -> Tensor:
     """`stss` with the axes in the order of its computation and encoding: (B, T, L, H, W, U*V), contiguous."""
     window = check(x, window)
+    similarity, _, _ = stss_with_units(x, window)
+    return similarity.view(*x.shape[:2], window[0], *x.shape[2:4], -1)
+
+
+def stss_with_units(x: Tensor, window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarity (B, T, L, H*W, U*V), unit features (B, T, H*W, C) and 1 / norm (B, T, H*W, 1)."""
     if not torch.compiler.is_compiling() and forward_ad.unpack_dual(x).tangent is not None:
         raise NotImplementedError("stss has no forward-mode derivative; use stss_plain, which has all")
-    similarity, _, _ = torch.ops.moss_vllm.stss(x, list(window))
-    return similarity.view(*x.shape[:2], window[0], *x.shape[2:4], -1)
+    return cast(tuple[Tensor, Tensor, Tensor], torch.ops.moss_vllm.stss(x, list(window)))
 
 
 def check(x: Tensor, window: Sequence[int]) -> Window:
@@ -157,13 +162,19 @@ class _Grid(NamedTuple):
 @torch.library.custom_op("moss_vllm::stss", mutates_args=())
 def _stss(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Similarity (B, T, L, H*W, U*V), unit features (B, T, H*W, C) and 1 / norm (B, T, H*W, 1)."""
-    batch, frames, height, width = x.shape[:4]
-    length, rows, columns = window
     # Without autocast: Eq. 2 in bfloat16 would lose the small differences that show motion.
     with torch.autocast(x.device.type, enabled=False):
         unit, scale = normalise(rearrange(x, "b t h w c -> b t (h w) c").contiguous())
-        grid = _grid(height, width, rows, columns, x.device)
-        similarity = unit.new_zeros(batch, frames, length, height * width, rows * columns)
+    return similarity_of_units(unit, list(x.shape[2:4]), window), unit, scale
+
+
+@torch.library.custom_op("moss_vllm::similarity_of_units", mutates_args=())
+def similarity_of_units(unit: Tensor, size: list[int], window: list[int]) -> Tensor:
+    """Similarity (B, T, L, H*W, U*V) of unit features (B, T, H*W, C), without gradient; `size` is (H, W)."""
+    length, rows, columns = window
+    with torch.autocast(unit.device.type, enabled=False):
+        grid = _grid(size[0], size[1], rows, columns, unit.device)
+        similarity = unit.new_zeros(*unit.shape[:2], length, unit.shape[2], rows * columns)
         for clip, here, there, offset in _frame_pairs(unit, length, grid):
             query, key, maps = unit[clip, here], unit[clip, there], similarity[clip]
             ahead = maps[here, length // 2 + offset]
@@ -173,11 +184,11 @@ def _stss(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
                 torch.mul(neighbours, band.inside, out=ahead[:, band.rows])
             if offset:
                 maps[there, length // 2 - offset] = _turn(ahead, grid)
-    return similarity, unit, scale
+    return similarity
 
 
 @torch.library.custom_op("moss_vllm::stss_backward", mutates_args=())
-def _stss_backward(grad: Tensor, unit: Tensor, scale: Tensor, size: list[int], window: list[int]) -> Tensor:
+def stss_backward(grad: Tensor, unit: Tensor, scale: Tensor, size: list[int], window: list[int]) -> Tensor:
     """Gradient to the features, (B, T, H*W, C), from that to the similarity; `size` is (H, W)."""
     length, rows, columns = window
     with torch.autocast(unit.device.type, enabled=False):
@@ -256,11 +267,16 @@ def _(x: Tensor, window: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     unit = x.new_empty(
         batch, frames, height * width, channels, dtype=x.dtype if x.dtype == torch.float64 else torch.float32
     )
-    maps = unit.new_empty(batch, frames, window[0], height * width, window[1] * window[2])
+    maps = similarity_of_units(unit, [height, width], window)
     return maps, unit, unit.new_empty(batch, frames, height * width, 1)
 
 
-@_stss_backward.register_fake
+@similarity_of_units.register_fake
+def _(unit: Tensor, size: list[int], window: list[int]) -> Tensor:
+    return unit.new_empty(*unit.shape[:2], window[0], unit.shape[2], window[1] * window[2])
+
+
+@stss_backward.register_fake
 def _(grad: Tensor, unit: Tensor, scale: Tensor, size: list[int], window: list[int]) -> Tensor:
     return torch.empty_like(unit)
 
@@ -273,7 +289,7 @@ def _save_unit_features(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, None]:
     unit, scale = ctx.saved_tensors
-    gradient = _stss_backward(grad, unit, scale, list(ctx.shape[2:4]), ctx.window)
+    gradient = stss_backward(grad, unit, scale, list(ctx.shape[2:4]), ctx.window)
     return gradient.view(ctx.shape).to(ctx.dtype), None
 
 

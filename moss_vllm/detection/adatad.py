@@ -71,12 +71,17 @@ class AdaTAD(nn.Module):
                 "with the encoder's d_in"
             )
         self.encoder, self.detector = encoder, detector
+        self.set_checkpointing(encoder.checkpointing)
         self.adapters = nn.ModuleList(TIA(encoder.d_in, ratio=adapter_ratio) for _ in range(encoder.depth))
         self.in_chunks = in_chunks
         self.temporal_names = name_modules(temporal)
         for layer, name in self.temporal_names.items():
             self.add_module(name, temporal[layer])
         self.loss = loss or DetectionLoss()
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Keep for backward what enters each layer of the encoder and each block of the detector alone."""
+        self.encoder.checkpointing = self.detector.checkpointing = on
 
     def forward(self, clips: Tensor, mask: Tensor) -> list[LevelOutput]:
         """Predict at every point."""
@@ -97,7 +102,8 @@ class AdaTAD(nn.Module):
         for layer, adapter in enumerate(self.adapters, start=1):
             steps = [AfterLayer(adapter)]
             if name := self.temporal_names.get(layer):
-                steps.insert(0, AfterLayer(self._adding(self.get_submodule(name)), recompute=False))
+                module = self.get_submodule(name)
+                steps.insert(0, AfterLayer(self._adding(module), [module]))
             after[layer] = steps
         return self.encoder(clips, after, length)
 

@@ -40,7 +40,7 @@ def build_adatad(
         weights: of the encoder, see `open_video_encoder`.
         revision: of the encoder on the hub.
         drop_path: of the encoder, instead of the preset's, see `VideoEncoder`.
-        checkpointing: of the encoder, see `VideoEncoder`.
+        checkpointing: of encoder, MOSS and detector, see `AdaTAD.set_checkpointing`.
         one_frame: see `VideoEncoder`.
         detector_options: keyword arguments of `Detector`, instead of the preset's.
 

@@ -11,13 +11,15 @@ the neck's output is not masked: AdaTAD's authors' code does neither, and both s
 """
 
 import math
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers import DropPath
 from torch import Tensor, nn
+
+from moss_vllm.core.recompute import recomputed
 
 
 class LevelOutput(NamedTuple):
@@ -172,6 +174,8 @@ class Head(nn.Module):
 class Detector(nn.Module):
     """The detector on features of a window.
 
+    With `checkpointing` it keeps for backward what enters each block and the head, and computes them again.
+
     Shape:
         features (B, d_in, T), mask (B, T) True on real steps -> `LevelOutput` of each level; level i has
         ceil(T / 2**i) steps.
@@ -210,6 +214,7 @@ class Detector(nn.Module):
         if dim % heads:
             raise ValueError(f"heads={heads} do not divide the detector's width {dim}; choose a divisor")
         self.d_in, self.classes, self.levels = d_in, classes, levels
+        self.checkpointing = False
         widths = [d_in, *[dim] * embed]
         self.embed = nn.ModuleList(ConvUnit(width, dim) for width in widths[:-1])
         self.stem = nn.ModuleList(
@@ -225,7 +230,7 @@ class Detector(nn.Module):
         """Predict at every point."""
         outputs = []
         for level, (x, level_mask) in enumerate(self.pyramid(features, mask)):
-            cls_logits, distances = self.head(self.neck[level](x), level_mask, level)
+            cls_logits, distances = self._run(self.head, self.neck[level](x), level_mask, level)
             outputs.append(LevelOutput(cls_logits, distances, level_mask))
         return outputs
 
@@ -234,13 +239,16 @@ class Detector(nn.Module):
         self._check(features, mask)
         x = features
         for unit in self.embed:
-            x = unit(x, mask)
+            x = self._run(unit, x, mask)
         for block in self.stem:
-            x, mask = block(x, mask)
+            x, mask = self._run(block, x, mask)
         levels = [(x, mask)]
         for block in self.branch:
-            levels.append(block(*levels[-1]))
+            levels.append(self._run(block, *levels[-1]))
         return levels
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Any:
+        return recomputed(block, *inputs, layers=[block]) if self.checkpointing else block(*inputs)
 
     def _check(self, features: Tensor, mask: Tensor) -> None:
         if features.dim() != 3 or features.shape[1] != self.d_in:

@@ -7,7 +7,6 @@ layer reads the whole clip, its chunks joined again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -15,22 +14,21 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from timm.layers import DropPath
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import VideoMAEModel
 
+from moss_vllm.core.recompute import recomputed
 from moss_vllm.encoders.opening import LoadedWeights
 from moss_vllm.encoders.pixels import check_clips, normalise_pixels
 
 
 class AfterLayer(NamedTuple):
-    """A function (B, T/2, H, W, C) -> the same, to run after a layer.
+    """A function (B, T/2, H, W, C) -> the same, to run after a layer, and what it calls that has buffers.
 
-    `recompute` tells whether activation checkpointing may run it a second time. A module with BatchNorm must
-    not be: it would update its statistics twice in a step.
+    Activation checkpointing runs it a second time; the running statistics of `layers` move the first time.
     """
 
     run: Callable[[Tensor], Tensor]
-    recompute: bool = True
+    layers: Sequence[nn.Module] = ()
 
 
 class VideoEncoder(nn.Module):
@@ -117,12 +115,11 @@ class VideoEncoder(nn.Module):
         grid = self.embed(clips)
         for layer, block in enumerate(self.model.encoder.layer, start=1):
             steps = [AfterLayer(_in_chunks(block, self.chunk_steps)), *after.get(layer, ())]
-            for recompute, group in groupby(steps, key=lambda step: step.recompute):
-                runs = [step.run for step in group]
-                if recompute and self.checkpointing and torch.is_grad_enabled():
-                    grid = cast(Tensor, checkpoint(_chain, grid, runs, use_reentrant=False))
-                else:
-                    grid = _chain(grid, runs)
+            if self.checkpointing:
+                layers = [block, *(one for step in steps for one in step.layers)]
+                grid = recomputed(_chain, grid, steps, layers=layers)
+            else:
+                grid = _chain(grid, steps)
         features = reduce(grid, "b t h w c -> b c t", "mean")
         if length is None or length == features.shape[2]:
             return features
@@ -194,7 +191,7 @@ def _in_chunks(block: nn.Module, steps: int) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _chain(grid: Tensor, runs: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    for run in runs:
-        grid = run(grid)
+def _chain(grid: Tensor, steps: Sequence[AfterLayer]) -> Tensor:
+    for step in steps:
+        grid = step.run(grid)
     return grid

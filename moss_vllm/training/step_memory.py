@@ -113,20 +113,29 @@ class _KeptByPart:
     """Reads `alive` where the encoder ends, and around each temporal module."""
 
     def __init__(self, head: nn.Module, temporal: Sequence[nn.Module], alive: AliveBytes) -> None:
-        self.alive, self.temporal, self.before_head = alive, 0, 0
+        self.alive, self.before_head = alive, 0
+        self._kept: dict[nn.Module, int] = {}
         head.register_forward_pre_hook(self._start_head)
         for module in temporal:
             module.register_forward_pre_hook(self._start_temporal)
             module.register_forward_hook(self._end_temporal)
 
+    @property
+    def temporal(self) -> int:
+        """Bytes that the temporal modules keep."""
+        return sum(self._kept.values())
+
     def _start_head(self, module: nn.Module, inputs: Any) -> None:
+        torch.clear_autocast_cache()  # which holds weights in half precision that nothing keeps
         self.before_head = self.alive.now
 
     def _start_temporal(self, module: nn.Module, inputs: Any) -> None:
-        self.temporal -= self.alive.now
+        # Within a checkpoint it runs once more in backward: nothing of the first time was kept.
+        self._kept[module] = 0 if module in self._kept else -self.alive.now
 
     def _end_temporal(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.temporal += self.alive.now - output.nbytes  # the sum with the encoder's features replaces it
+        if self._kept[module]:
+            self._kept[module] += self.alive.now - output.nbytes  # the sum with the features replaces it
 
 
 def _without_data(model: nn.Module, mode: FakeTensorMode) -> nn.Module:

@@ -5,7 +5,7 @@
 "What the forward pass keeps" counts tensor by tensor, for transformers' decoder layers of Qwen2, Qwen2.5-VL,
 Qwen3-VL and Llama with peft's LoRA; what comes before them each family counts for itself, as `Clips`. For
 small models on a CPU the sum is within 2 % of the memory alive after the forward pass, and the total is 0 to
-12 % above a step's peak (`tests/vlm/test_memory.py`, `tests/vlm/test_host_memory.py`). No GPU was measured.
+13 % above a step's peak (`tests/vlm/test_memory.py`, `tests/vlm/test_host_memory.py`). No GPU was measured.
 Leave room for what is not counted:
 
 - the CUDA context, cuBLAS and cuDNN workspaces, NCCL's buffers, and memory that the caching allocator cannot
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from moss_vllm.runtime.precision import AUTOCAST
+from moss_vllm.vlm.lean_decoder import tokens_at_once
 from moss_vllm.vlm.memory import Memory
 
 LORA_LINEARS = 7  # of a decoder layer
@@ -86,7 +87,9 @@ def step_memory(
     working, frozen = 2 if half else 4, frozen_dtype.itemsize
     tokens = clips.clips * clips.length
     masked = clips.clips > 1 and attention == "sdpa"
-    layer = layer_kept(text, clips.clips, clips.length, lora_rank, working, masked=masked)
+    layer = layer_kept(
+        text, clips.clips, clips.length, lora_rank, working, frozen, masked=masked, lean=not checkpoint_llm
+    )
     layer_casts = layer_cast_weights(text, lora_rank, frozen) if half else 0
     # Recomputation needs the input of each layer; the embeddings are the input of the first.
     inputs = (text.num_hidden_layers + 1) * tokens * text.hidden_size * frozen
@@ -100,6 +103,8 @@ def step_memory(
     states, gradients, weights = (processes if zero_stage >= stage else 1 for stage in (1, 2, 3))
     master = trained_parameters * 4 // processes if zero_stage else 0
     buckets = 2 if processes > 1 and not zero_stage else 1  # DDP's are as large as the gradients
+    answered = clips.clips * text_tokens
+    at_once = answered if zero_stage == 3 else min(answered, tokens_at_once(text.vocab_size))
     return Memory(
         frozen_weights=frozen_parameters * frozen // weights,
         trained_weights=trained_parameters * 4 // weights + master,
@@ -111,14 +116,25 @@ def step_memory(
         moss=clips.moss,
         projector=clips.projector,
         # log-softmax and its gradient in float32; in half precision, also logits and their gradient.
-        logits=clips.clips * text_tokens * text.vocab_size * (10 if half else 8),
-        # Measured: two gradients of the MLP's width, and what recomputation makes again.
-        layer_at_work=8 * tokens * text.intermediate_size + (layer + layer_casts if checkpoint_llm else 0),
+        logits=at_once * text.vocab_size * (10 if half else 8),
+        # Measured: of the MLP's width two gradients, and what lean layers or recomputation make again.
+        layer_at_work=tokens * text.intermediate_size * working * (2 if checkpoint_llm else 3)
+        + (layer + layer_casts if checkpoint_llm else 0),
         encoder_at_work=clips.encoder_at_work,
     )
 
 
-def layer_kept(text: Any, clips: int, length: int, rank: int, working: int, *, masked: bool) -> int:
+def layer_kept(
+    text: Any,
+    clips: int,
+    length: int,
+    rank: int,
+    working: int,
+    frozen: int,
+    *,
+    masked: bool,
+    lean: bool = True,
+) -> int:
     """Bytes that a decoder layer keeps for backward, with LoRA on its frozen linear layers.
 
     Args:
@@ -127,16 +143,18 @@ def layer_kept(text: Any, clips: int, length: int, rank: int, working: int, *, m
         length: tokens of a clip.
         rank: of LoRA.
         working: bytes of an activation.
+        frozen: bytes of a frozen weight.
         masked: SDPA gets clips of different lengths.
+        lean: within `lean_mlps`, and not checkpointed.
     """
     width, inner = text.hidden_size, text.intermediate_size
     query, own_key = text.num_attention_heads * head_size(text), text.num_key_value_heads * head_size(text)
     key = query if masked else own_key  # SDPA with a mask repeats keys and values for every head
     attention = 2 * query + 2 * key  # q, k, v, output
-    # A frozen linear layer keeps no input, but its LoRA does. In float32 q, k and v share one input, gate and
-    # up another, and o's input is attention's output; autocast makes a copy for each.
-    lora = 2 * width + inner if working == 4 else 5 * width + query + inner
-    gated = 3 * inner  # gate, silu(gate), up
+    # A frozen linear layer keeps no input, but its LoRA does. q, k and v share one, gate and up another, and
+    # o's is attention's output; of what frozen float32 norms return, autocast makes a copy for each.
+    lora = 2 * width if working == 4 or frozen == 2 else 5 * width
+    gated = (2 if lean else 4) * inner  # gate and up; silu(gate) and the product
     norms = 2 * (4 * width + 4)  # each norm's input in float32, and 1 / rms
     if text.model_type in WITH_QUERY_NORMS:
         norms += 4 * (query + own_key) + 4 * (text.num_attention_heads + text.num_key_value_heads)
@@ -157,7 +175,16 @@ def layer_cast_weights(text: Any, rank: int, frozen: int) -> int:
     return 2 * (lora + (sum(wide * high for wide, high in sizes) if frozen == 4 else 0))
 
 
-def moss_kept(vision: Any, width: int, cells: int, working: int, *, tapped: int, fused: bool) -> int:
+def moss_kept(
+    vision: Any,
+    width: int,
+    cells: int,
+    working: int,
+    *,
+    tapped: int,
+    fused: bool,
+    checkpointing: bool = False,
+) -> int:
     """Bytes that MOSS keeps for backward, 0 without MOSS; `core.lean` avoids keeping the others.
 
     Args:
@@ -166,22 +193,21 @@ def moss_kept(vision: Any, width: int, cells: int, working: int, *, tapped: int,
         cells: of all grids, frames times rows times columns.
         working: bytes of an activation.
         tapped: bytes of a channel of the tapped layer, in the encoder's order, as a grid and in copies.
-        fused: similarities are computed by the GPU kernel, which does not store them.
+        fused: similarities are computed by the GPU kernel, which keeps features as they are, not in float32.
+        checkpointing: of MOSS.
     """
     if not has_moss(vision):
         return 0
-    length, rows, columns = vision.moss_window
+    length = vision.moss_window[0]
     fuse, orders = vision.moss_d_fuse, max(vision.moss_orders)
     maps = 3 * length * vision.moss_d_similarity + 2 * fuse  # BatchNorms' inputs; the output, read by two
-    if fused:
-        similarity = vision.moss_d_hidden * working + 4  # features, 1 / norm
-    else:
-        similarity = vision.moss_d_hidden * 4 + 4 + length * rows * columns * working
+    similarity = vision.moss_d_hidden * (working if fused else 4) + 4  # features, 1 / norm
     norm = 8  # mean and 1 / deviation
+    order = fuse * working if checkpointing else norm + similarity + maps * working
     weights = len(vision.moss_orders) * fuse * width
     weights += width**2 if vision.moss_input_fc else 0
     copies = 2 * weights if working == 2 else 0
-    return cells * (width * tapped + orders * (norm + similarity + maps * working)) + copies
+    return cells * (width * tapped + orders * order) + copies
 
 
 def has_moss(vision: Any) -> bool:

@@ -2,13 +2,14 @@
 
 from typing import Any, cast
 
-import torch.nn.functional as F
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from moss_vllm.training.loop import Objective
 from moss_vllm.vlm.conversation import IGNORED
 from moss_vllm.vlm.families import family_of
 from moss_vllm.vlm.hosts.clips import VideoMOSS
+from moss_vllm.vlm.lean_decoder import cross_entropy, lean_mlps, leave_casts_to_autocast
 
 
 class AnswerLoss(Objective):
@@ -20,13 +21,18 @@ class AnswerLoss(Objective):
 
     gather_whole = (VideoMOSS,)  # one call per clip size of a batch
 
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
+        super().__init__(model, dtype)
+        leave_casts_to_autocast(model)
+
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Loss of one micro-batch from `TrainingSet.collate`."""
         base = cast(Any, self.model).get_base_model()  # with the LoRA layers in it
-        inputs = family_of(base.config).place(base, inputs)
+        family = family_of(base.config)
+        inputs = family.place(base, inputs)
         with self.autocast(labels.device):
-            hidden = base.model(**inputs, use_cache=False).last_hidden_state
+            with lean_mlps(base.get_submodule(family.language_model)):
+                hidden = base.model(**inputs, use_cache=False).last_hidden_state
             target = labels[:, 1:]
             answered = target != IGNORED
-            logits = base.lm_head(hidden[:, :-1][answered])
-        return F.cross_entropy(logits.float(), target[answered], reduction="sum")
+            return cross_entropy(base.lm_head, hidden[:, :-1][answered], target[answered])

@@ -118,6 +118,7 @@ def _estimate(
         processes=accelerator.num_processes,
         zero_stage=deepspeed.zero_stage if deepspeed else 0,
         fused_stss=accelerator.device.type == "cuda",
+        checkpoint_moss=settings.checkpoint_moss,
     )
     return {**dataclasses.asdict(memory), "total": memory.total}
 

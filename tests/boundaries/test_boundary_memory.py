@@ -60,15 +60,15 @@ def test_chunks_keep_less():
     whole, chunks = (
         estimate_memory(build(chunk_frames=one), precision="fp32", copies=1, **SIZES) for one in (None, 4)
     )
-    assert chunks.encoder < whole.encoder / 2 and chunks.head == whole.head
+    assert chunks.encoder < whole.encoder / 2 and chunks.head < whole.head / 2
 
 
 def test_true_sizes_are_those_of_the_table_of_costs():
-    """experiments/efficiency.py --table 9: 5.06 GB of a clip are kept with MOSS, all in float32."""
+    """experiments/efficiency.py --table 9: 4.81 GB of a clip are kept with MOSS, all in float32."""
     with torch.device("meta"):
         model = build_gebd(weights="random", chunk_frames=None)
     found = estimate_memory(model, clips=1, frames=100, size_px=224, precision="fp32", copies=1)
     kept = found.encoder + found.temporal + found.head
-    assert kept / 1e9 == pytest.approx(5.06, rel=0.01)
+    assert kept / 1e9 == pytest.approx(4.81, rel=0.01)
     with pytest.raises(ValueError, match="unknown precision 'int8'; choose one of fp32, bf16, fp16"):
         estimate_memory(model, clips=1, frames=2, size_px=32, precision="int8", copies=1)

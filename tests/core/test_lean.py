@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from kept_for_backward import KeptForBackward
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn.utils import prune
@@ -14,6 +15,8 @@ from torch.nn.utils import prune
 from moss_vllm.core import MOSS, encoder, stss
 from moss_vllm.core.ladder import TemporalBlock
 from moss_vllm.core.lean import norm_gelu_conv, norm_linear
+from moss_vllm.core.moss import checkpoint_moss
+from moss_vllm.core.stss import stss_by_offset
 
 
 def plain_norm_linear(x, norm, linear):
@@ -23,6 +26,10 @@ def plain_norm_linear(x, norm, linear):
 def plain_norm_gelu_conv(x, norm, conv, *, offsets=1):
     y = rearrange(F.gelu(norm(x)), "(n l) d h w -> n (l d) h w", l=offsets)
     return y if conv is None else conv(y)
+
+
+def plain_stss_linear(x, linear, window):
+    return linear(stss_by_offset(x, window).to(linear.weight.dtype))
 
 
 def moss(**settings):
@@ -36,6 +43,7 @@ def run(module, x, monkeypatch, lean):
         if not lean:
             patch.setattr(encoder, "norm_linear", plain_norm_linear)
             patch.setattr(encoder, "norm_gelu_conv", plain_norm_gelu_conv)
+            patch.setattr(encoder, "stss_linear", plain_stss_linear)
         module = copy.deepcopy(module)
         x = x.clone().requires_grad_()
         output = module(x)
@@ -189,11 +197,34 @@ def test_keeps_only_what_the_norms_read():
     ):
         module(x)
     positions = 2 * 4 * 5 * 6
-    per_position = 8 + 1 + 3 * 25 + 3 * 3 * 4 + 2 * 8  # unit, 1/norm; S; 3 BatchNorm inputs; fuse's and M
+    per_position = 8 + 1 + 3 * 3 * 4 + 2 * 8  # unit, 1/norm; 3 BatchNorm inputs; fuse's and M
     numbers = sum(t.numel() for pointer, t in kept.items() if pointer not in own)
     assert (
         positions * per_position <= numbers <= positions * (per_position + 2) + 200
     )  # LayerNorm's statistics
+
+
+SECONDS = [{"second": name, "orders": (1, 2)} for name in ("r2plus1d", "difference")]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"orders": (1, 3), "zero_init": True, "input_fc": True}, *SECONDS])
+def test_orders_computed_again_are_the_same_to_the_bit_and_keep_what_they_read(training, settings):
+    plain, x = moss(**settings).train(training), torch.randn(2, 4, 5, 6, 8)
+    again, found, kept = copy.deepcopy(plain), [], []
+    assert checkpoint_moss(again, True) and not checkpoint_moss(nn.Linear(1, 1), True)
+    for module in (plain, again):
+        read = x.clone().requires_grad_()
+        with KeptForBackward(module, [read]) as counter:
+            output = module(read)
+        kept.append(counter.total_bytes())
+        for _ in range(2):
+            output = module(read)
+            output.square().sum().backward()
+        found.append([output, read.grad, *(p.grad for p in module.parameters()), *module.buffers()])
+    assert all(torch.equal(a, b) if a is not None else b is None for a, b in zip(*found, strict=True))
+    assert kept[1] < 0.5 * kept[0]
+    assert checkpoint_moss(again, False) and not again.checkpointing
 
 
 def test_shapes_without_data():

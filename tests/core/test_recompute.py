@@ -46,6 +46,20 @@ def test_a_block_computed_again_is_a_plain_call(kind):
     assert count == 2
 
 
+@pytest.mark.parametrize("kind", ["ladder's", "with dropout"])
+def test_a_mode_set_before_backward_is_not_that_of_the_second_time(kind):
+    block, inputs = make_block(kind)
+    gradients = []
+    for mode in (False, True):
+        block.train(False)
+        loss = recomputed(block, *inputs, layers=[block]).square().sum()
+        block.train(mode)
+        for again in (True, False):  # a graph that is kept is gone through twice
+            gradients.append(torch.autograd.grad(loss, list(block.parameters()), retain_graph=again))
+        assert all(module.training == mode for module in block.modules())
+    assert all(torch.equal(one, first) for g in gradients for one, first in zip(g, gradients[0], strict=True))
+
+
 def test_it_keeps_its_inputs_alone():
     block, inputs = make_block("ladder's")
     with KeptForBackward(block, [x for x in inputs if x is not None]) as kept:

@@ -108,24 +108,30 @@ def test_it_is_frozen_and_stays_in_evaluation_mode_but_for_drop_path():
     assert torch.equal(never.train()(clip()), never.eval()(clip()))
 
 
-def test_checkpointing_gives_equal_gradients_and_runs_again_only_what_it_may():
-    gradients, runs = {}, {}
+def test_checkpointing_gives_equal_gradients_and_moves_statistics_once():
+    gradients, runs, statistics = {}, {}, {}
     for checkpointing in (False, True):
         encoder = small(drop_path=0.5, checkpointing=checkpointing).train()
         torch.manual_seed(2)
-        again, once = nn.Linear(32, 32), nn.Linear(32, 32)
-        counts = runs[checkpointing] = {"again": 0, "once": 0}
-        for name, module in (("again", again), ("once", once)):
+        again, normed = nn.Linear(32, 32), nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32))
+        counts = runs[checkpointing] = {"again": 0, "normed": 0}
+        for name, module in (("again", again), ("normed", normed)):
             module.register_forward_pre_hook(  # recomputing stops before the end of what it needs no more
                 lambda *_, name=name, counts=counts: counts.update({name: counts[name] + 1})
             )
-        after = {1: [AfterLayer(once, recompute=False), AfterLayer(again)], 2: [AfterLayer(again)]}
+
+        def norm(grid, normed=normed):
+            return normed(grid.flatten(0, -2)).view(grid.shape)
+
+        after = {1: [AfterLayer(norm, [normed]), AfterLayer(again)], 2: [AfterLayer(again)]}
         torch.manual_seed(3)  # of drop-path
         encoder(clip(), after).square().sum().backward()
-        gradients[checkpointing] = [p.grad for p in (*again.parameters(), *once.parameters())]
+        gradients[checkpointing] = [p.grad for p in (*again.parameters(), *normed.parameters())]
+        statistics[checkpointing] = list(normed.buffers())
         assert all(gradient.any() for gradient in gradients[checkpointing])
     assert all(torch.equal(*pair) for pair in zip(*gradients.values(), strict=True))
-    assert runs == {False: {"again": 2, "once": 1}, True: {"again": 4, "once": 1}}
+    assert all(torch.equal(*pair) for pair in zip(*statistics.values(), strict=True))
+    assert runs == {False: {"again": 2, "normed": 1}, True: {"again": 4, "normed": 2}}
 
 
 def test_checkpointing_keeps_the_input_of_each_layer():

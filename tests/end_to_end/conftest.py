@@ -326,9 +326,9 @@ def boundary_run_ground(trained_boundaries, tmp_path, boundary_recipe, one_proce
     """A copy of the small Kinetics-GEBD, and a function that trains on it."""
     shutil.copytree(trained_boundaries / "kinetics", tmp_path / "kinetics")
 
-    def train(**given):
+    def train(*more, **given):
         known = {"root": tmp_path / "kinetics", "out": tmp_path / "run"}
-        return partial(boundary_recipe.main, boundary_flags(**{**known, **given}))
+        return partial(boundary_recipe.main, [*boundary_flags(**{**known, **given}), *more])
 
     return SimpleNamespace(
         tmp=tmp_path,

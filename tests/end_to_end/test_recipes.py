@@ -132,9 +132,10 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, flags, tmp_path, 
 
 
 @pytest.mark.slow
-def test_recomputing_the_llm_changes_no_loss(recipe, flags):
+@pytest.mark.parametrize("again", [["--checkpoint-llm"], ["--checkpoint-moss"]])
+def test_recomputing_changes_no_loss(recipe, flags, again):
     kept = recipe.main(flags("kept", lr_llm=1e-3))
-    recomputed = recipe.main(flags("recomputed", "--checkpoint-llm", lr_llm=1e-3))
+    recomputed = recipe.main(flags("recomputed", *again, lr_llm=1e-3))
     assert [line["loss"] for line in recomputed] == pytest.approx([line["loss"] for line in kept], rel=1e-6)
     assert recomputed[0]["grad_norm"] == pytest.approx(kept[0]["grad_norm"], rel=1e-6)
 

@@ -27,7 +27,7 @@ def test_what_is_kept_is_less_than_counted_and_far_less_by_chunks():
     plain, moss = (row["memory"] for row in rows)
     for kind in ("fp32, whole", "bf16, whole"):
         assert plain[kind]["kept"] < COUNTED[kind] and plain[kind]["step"] > plain[kind]["kept"]
-    assert moss["fp32, whole"]["kept"] - plain["fp32, whole"]["kept"] == pytest.approx(1.26, abs=0.02)
+    assert moss["fp32, whole"]["kept"] - plain["fp32, whole"]["kept"] == pytest.approx(1.01, abs=0.02)
     assert plain["fp32, chunks"]["kept"] < 0.2 and moss["fp32, chunks"]["step"] < 2.3
     console = Console(width=200)
     with console.capture() as capture:

@@ -118,7 +118,7 @@ class ActionRecog:
         "auto", "of a frozen encoder, whose tokens stay fp32; auto: bf16 or fp16 on a GPU that is fast at it"
     )
     checkpoint_blocks: bool = setting(
-        False, "keep what enters each block, and compute it again in backward: less memory, slower"
+        False, "keep what enters each block and MOSS, and compute them again in backward: less memory, slower"
     )
     workers: FromZero = setting(2, "processes that read clips")
     cache: str | None = setting(None, "folder of decoded clips, read and filled")

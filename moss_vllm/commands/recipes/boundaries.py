@@ -79,6 +79,7 @@ class Boundaries:
     chunk_frames: FromZero | None = setting(
         None, "of the ResNet that backward computes again at once; 0: none, all is kept (default: 10; mini 0)"
     )
+    checkpoint_moss: bool = setting(False, "keep what enters MOSS alone, and compute MOSS again in backward")
 
     frames: Count | None = setting(None, "of a clip, or of a slice (default: 100; mini 50)", heading="clips")
     size_px: Count | None = setting(None, "side of a frame (default: 224; mini 48)")
@@ -157,6 +158,7 @@ from moss_vllm.boundaries.settings import (
 )
 from moss_vllm.boundaries.testing import describe_test, find_boundaries
 from moss_vllm.core.boundary_presets import BOUNDARIES
+from moss_vllm.core.moss import checkpoint_moss
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
 from moss_vllm.training import engines, run_folder, start
@@ -194,9 +196,9 @@ def train_and_test(
     arguments = model_arguments(settings)
     with refused_options_named(settings):
         model = build_gebd(**arguments)
+    checkpoint_moss(model, settings.checkpoint_moss)
     clips, labels = clip_settings(settings)
-    is_sgd = settings.optimizer == "sgd"
-    table = rate_table(model, settings.lr, settings.weight_decay, decay_vectors=is_sgd)
+    table = rate_table(model, settings.lr, settings.weight_decay, decay_vectors=settings.optimizer == "sgd")
     groups = parameter_groups(model, table)
     read = choose_frame_reader(settings.cache, settings.cache_gib, settings.decoder)
     dataset = BoundaryTrainingSet(
@@ -307,9 +309,8 @@ def set_norms(model: GEBD, dataset: BoundaryTrainingSet, seed: int) -> None:
 def show(record: dict[str, Any], stages: Sequence[int]) -> None:
     """Print what the run will do."""
     console, settings, clips = Screen(), record["settings"], record["clips"]
-    console.print(*record["data_lines"], sep="\n")
+    console.print(*record["data_lines"], record["encoder"], sep="\n")
     place = ", ".join(f"after stage {stage}" for stage in stages) or "nowhere"
-    console.print(record["encoder"])
     console.print(f"BasicGEBD {settings['variant']}; {settings['temporal']} {place}")
     taken = "a frame every 0.1 s, in slices" if clips["sliced"] else "evenly spread over a clip"
     console.print(f"{record['rows']:,} rows of {clips['frames']} frames, {taken}, {clips['size_px']} px")
@@ -336,8 +337,8 @@ def show_memory(record: dict[str, Any], model: GEBD, clips: int) -> None:
     memory = estimate_memory(
         model, clips=clips, **sizes, precision=settings["precision"], copies=STATES[settings["optimizer"]]
     )
-    head = f"{clips} clips at {sizes['size_px']} px"
-    Screen().print(parts_table({head: memory}, title="memory of a step in each process, estimated"))
+    columns = {f"{clips} clips at {sizes['size_px']} px": memory}
+    Screen().print(parts_table(columns, title="memory of a step in each process, estimated"))
 
 
 def finish(scores: BoundaryScores, settings: Any, step: int, folder: Path, tests: str) -> None:

@@ -106,6 +106,7 @@ class FavorLora:
     )
     quantize: bool = setting(False, "keep the LLM's frozen weights in 4 bits, with bitsandbytes")
     checkpoint_llm: bool = setting(False, "recompute the LLM's activations to save memory")
+    checkpoint_moss: bool = setting(False, "recompute MOSS's activations to save memory")
     max_rejected_share: Share = setting(0.01, "do not start when more rows than this cannot be used")
     max_bad_share: Share = setting(0.005, "stop when more rows than this turn out unusable in the run")
 
@@ -128,6 +129,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from peft import PeftModel
 
+from moss_vllm.core.moss import checkpoint_moss
 from moss_vllm.evaluation.in_training import Checkup
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.training import engines, run_folder, start
@@ -149,7 +151,7 @@ from moss_vllm.vlm.settings import borrower, fit_clips, plan_rows, preset_name, 
 from moss_vllm.vlm.streamed import StreamedSet
 
 CONFIGS = Path(__file__).parent / "configs"
-NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss"}
+NEEDS = {"videos": "data", "cache_gib": "cache", "lr_moss": "use_moss", "checkpoint_moss": "use_moss"}
 NEEDS |= {"eval_questions": "eval_data"}
 Layers = Mapping[str, Mapping[str, Any]]  # from `settings.parse`
 
@@ -337,6 +339,7 @@ def build_model(
         # transformers 5.23 has the first name and warns about the second; 5.17 has the second only.
         enable = getattr(language_model, "activation_checkpointing_enable", None)
         (enable or language_model.gradient_checkpointing_enable)({"use_reentrant": False})
+    checkpoint_moss(model, settings.checkpoint_moss)
     table = choose_rates(base)
     rates = {"moss": settings.lr_moss, "projector": settings.lr_projector, "llm lora": settings.lr_llm}
     return model, list(with_rates(table, {row.name: rates[row.name] for row in table if row.lr is not None}))

@@ -9,6 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from moss_vllm.core.ladder import name_modules
+from moss_vllm.core.moss import checkpoint_moss
 from moss_vllm.core.recompute import recomputed
 from moss_vllm.encoders.image import has_class_token
 from moss_vllm.runtime.precision import DTYPES, fast_half
@@ -67,8 +68,9 @@ class VideoClassifier(nn.Module):
             self.add_module(name, temporal[layer])
 
     def set_checkpoint_blocks(self, on: bool) -> None:
-        """Keep what enters each block alone, and compute the block again in backward, all but MOSS."""
+        """Keep what enters each block and MOSS alone, and compute both again in backward."""
         self.checkpoint_blocks = on
+        checkpoint_moss(self, on)
 
     def set_encoder_precision(self, name: str, device: torch.device) -> None:
         """The number format of a frozen image encoder; its tokens are float32 in each.

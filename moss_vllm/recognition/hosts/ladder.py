@@ -41,7 +41,8 @@ class LadderClassifier(VideoClassifier):
 
     def set_checkpoint_blocks(self, on: bool) -> None:
         """As in the base class, for the ladder's blocks."""
-        self.checkpoint_blocks = self.ladder.checkpoint_blocks = on
+        super().set_checkpoint_blocks(on)
+        self.ladder.checkpoint_blocks = on
 
     def forward(self, video: Tensor) -> Tensor:
         """Score each class."""

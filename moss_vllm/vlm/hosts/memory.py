@@ -162,6 +162,7 @@ def _estimate(
     processes: int = 1,
     zero_stage: int = 0,
     fused_stss: bool = True,
+    checkpoint_moss: bool = False,
 ) -> Memory:
     tower, per_step = _counted(host)(config), host.frames_per_step(config)
     multiple_px = _multiple_px(tower, config)
@@ -183,6 +184,7 @@ def _estimate(
     tapped = 2 * max(working, frozen if tower.square_px else 0)
     if with_moss and vision.moss_input_fc and tapped > 2 * working:
         tapped += working
+    how = {"fused": fused_stss, "checkpointing": checkpoint_moss}
     merged = tower.width * tower.merge**2
     weights = tower.mergers * merged * (merged + tower.out)
     if (
@@ -193,7 +195,7 @@ def _estimate(
         clips=batch_size,
         length=length,
         pixels=pixels,
-        moss=moss_kept(vision, tower.width, patches, working, tapped=tapped, fused=fused_stss),
+        moss=moss_kept(vision, tower.width, patches, working, tapped=tapped, **how),
         projector=projector_kept(tower, patches, working),
         projector_weights=weights,
         positions=2 * length * head_size(config.text_config) * (batch_size if tower.mergers else 1),

@@ -35,6 +35,7 @@ def estimate_training_memory(
     processes: int = 1,
     zero_stage: int = 0,
     fused_stss: bool = True,
+    checkpoint_moss: bool = False,
 ) -> Memory:
     """Memory of one process in a training step of VideoLLaMA3 with LoRA, by `vlm.loss.AnswerLoss`.
 
@@ -56,7 +57,8 @@ def estimate_training_memory(
             the copy for backward.
         processes: the number over which ZeRO divides.
         zero_stage: 0 (DDP) to 3.
-        fused_stss: MOSS's similarities are computed by the GPU kernel, which does not store them.
+        fused_stss: MOSS's similarities are computed by the GPU kernel.
+        checkpoint_moss: MOSS's orders are computed again in backward.
 
     Raises:
         ValueError: a size that is not a multiple of 28, or another precision, attention, type or stage.
@@ -68,11 +70,12 @@ def estimate_training_memory(
     video_tokens = patches // MERGE**2
     length = video_tokens // batch_size + frames * TIME_TOKENS + text_tokens
     tapped = 2 * working  # in the encoder's order, and as a grid
+    how = {"fused": fused_stss, "checkpointing": checkpoint_moss}
     clips = Clips(
         clips=batch_size,
         length=length,
         pixels=patches * vision.num_channels * vision.patch_size**2 * 4,
-        moss=moss_kept(vision, vision.hidden_size, patches, working, tapped=tapped, fused=fused_stss),
+        moss=moss_kept(vision, vision.hidden_size, patches, working, tapped=tapped, **how),
         projector=video_tokens * working * (vision.hidden_size + 2 * text.hidden_size),
         projector_weights=text.hidden_size * (vision.hidden_size + text.hidden_size),
         positions=2 * length * head_size(text),

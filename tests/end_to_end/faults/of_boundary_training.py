@@ -58,6 +58,11 @@ for flags in (
         return ground.train(**as_settings(flags, ground.tmp))
 
 
+@fault("`--temporal atm --checkpoint-moss`")
+def _(ground):
+    return ground.train("--checkpoint-moss", temporal="atm", temporal_options=None)
+
+
 # ---- data
 
 
