@@ -128,12 +128,16 @@ def video_llm() -> dict[str, Any]:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
     counts = {"trained_parameters": trained, "frozen_parameters": frozen, "lora_rank": RANK}
-    settings = {"as it is": (False, False), "--checkpoint-llm": (True, False)}
-    settings["--checkpoint-llm --checkpoint-moss"] = (True, True)
+    settings = {
+        "all kept": {},
+        "all kept, LoRA's dropout": {"lora_mask": 1},
+        "--checkpoint-llm": {"checkpoint_llm": True, "lora_mask": 1},
+    }
+    settings["--checkpoint-llm --checkpoint-moss"] = settings["--checkpoint-llm"] | {"checkpoint_moss": True}
     how = {"precision": "bf16", "frozen_dtype": torch.bfloat16, **counts, **CLIP}
     return {
-        name: estimate_training_memory(base.config, checkpoint_llm=llm, checkpoint_moss=moss, **how)
-        for name, (llm, moss) in settings.items()
+        name: estimate_training_memory(base.config, **{"checkpoint_llm": False, **how, **setting})
+        for name, setting in settings.items()
     }
 
 

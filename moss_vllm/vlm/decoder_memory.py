@@ -14,7 +14,6 @@ Leave room for what is not counted:
   kernel that keeps no scores (without one, memory grows with the square of the tokens);
 - the weights that ZeRO-3 gathers (the whole encoder, when it has MOSS), any stage's buckets, offloading;
 - frozen weights in 4 bits;
-- LoRA dropout, which keeps one more copy of each LoRA input;
 - what Adam makes while it changes the weights, as activations are gone by then: on a GPU 4 bytes for each
   number that trains.
 
@@ -74,6 +73,7 @@ def step_memory(
     frozen_dtype: torch.dtype,
     processes: int,
     zero_stage: int,
+    lora_mask: int,
 ) -> Memory:
     """Memory of one process in a training step with LoRA, by `vlm.loss.AnswerLoss`.
 
@@ -81,15 +81,15 @@ def step_memory(
         text: the language model's config.
         clips: of the batch.
         lora_rank, text_tokens, precision, checkpoint_llm, trained_parameters, frozen_parameters, attention,
-            frozen_dtype, processes, zero_stage: as for `vlm.video_llama3.memory.estimate_training_memory`.
+            frozen_dtype, processes, zero_stage, lora_mask: as for
+            `vlm.video_llama3.memory.estimate_training_memory`.
     """
     half = AUTOCAST[precision] is not None
     working, frozen = 2 if half else 4, frozen_dtype.itemsize
     tokens = clips.clips * clips.length
     masked = clips.clips > 1 and attention == "sdpa"
-    layer = layer_kept(
-        text, clips.clips, clips.length, lora_rank, working, frozen, masked=masked, lean=not checkpoint_llm
-    )
+    how: dict[str, Any] = {"masked": masked, "lean": not checkpoint_llm, "lora_mask": lora_mask}
+    layer = layer_kept(text, clips.clips, clips.length, lora_rank, working, frozen, **how)
     layer_casts = layer_cast_weights(text, lora_rank, frozen) if half else 0
     # Recomputation needs the input of each layer; the embeddings are the input of the first.
     inputs = (text.num_hidden_layers + 1) * tokens * text.hidden_size * frozen
@@ -134,6 +134,7 @@ def layer_kept(
     *,
     masked: bool,
     lean: bool = True,
+    lora_mask: int = 0,
 ) -> int:
     """Bytes that a decoder layer keeps for backward, with LoRA on its frozen linear layers.
 
@@ -146,6 +147,7 @@ def layer_kept(
         frozen: bytes of a frozen weight.
         masked: SDPA gets clips of different lengths.
         lean: within `lean_mlps`, and not checkpointed.
+        lora_mask: as in `step_memory`.
     """
     width, inner = text.hidden_size, text.intermediate_size
     query, own_key = text.num_attention_heads * head_size(text), text.num_key_value_heads * head_size(text)
@@ -153,13 +155,16 @@ def layer_kept(
     attention = 2 * query + 2 * key  # q, k, v, output
     # A frozen linear layer keeps no input, but its LoRA does. q, k and v share one, gate and up another, and
     # o's is attention's output; of what frozen float32 norms return, autocast makes a copy for each.
-    lora = 2 * width if working == 4 or frozen == 2 else 5 * width
+    lora = working * (2 * width if working == 4 or frozen == 2 else 5 * width)
     gated = (2 if lean else 4) * inner  # gate and up; silu(gate) and the product
+    if lora_mask:  # each LoRA drops numbers of its own, of the product too
+        lora = (working + lora_mask) * (5 * width + query + inner)
+        gated = (2 if lean else 3) * inner
     norms = 2 * (4 * width + 4)  # each norm's input in float32, and 1 / rms
     if text.model_type in WITH_QUERY_NORMS:
         norms += 4 * (query + own_key) + 4 * (text.num_attention_heads + text.num_key_value_heads)
     softmax = 4 * text.num_attention_heads  # logsumexp
-    token = norms + softmax + working * (attention + lora + LORA_LINEARS * rank + gated)
+    token = norms + softmax + lora + working * (attention + LORA_LINEARS * rank + gated)
     mask = clips * length**2 * working if masked else 0  # SDPA makes numbers of it in every layer
     return clips * length * token + mask
 

@@ -72,15 +72,16 @@ def leave_casts_to_autocast(model: nn.Module) -> None:
 def cross_entropy(head: Any, hidden: Tensor, target: Tensor) -> Tensor:
     """Sum of the cross entropy of `head(hidden)`, of many tokens a part at a time.
 
-    The gradient of a part follows its loss at once, and is kept in place of its logits. A head that trains or
-    whose weights are elsewhere (ZeRO-3) computes all tokens together.
+    The gradient of a part follows its loss at once, and is kept in place of its logits. A head that trains
+    computes all tokens together. So does one that DeepSpeed shards (ZeRO-3): each of its calls gathers the
+    weights, which all processes must do equally often.
 
     Shape:
         hidden (N, C), target (N,) -> ().
     """
     at_once = tokens_at_once(head.out_features)
     trains = any(parameter.requires_grad for parameter in head.parameters())
-    if len(target) <= at_once or trains or not head.weight.numel():
+    if len(target) <= at_once or trains or hasattr(head.weight, "ds_id"):
         return _loss(head, hidden, target)
     return cast(Tensor, _LossByParts.apply(hidden, target, head, at_once))  # type: ignore[no-untyped-call]
 

@@ -100,7 +100,7 @@ def _estimate(
     except BadVideo:  # removed since the plan; training counts and names it
         return None
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    deepspeed = accelerator.state.deepspeed_plugin
+    deepspeed, on_gpu = accelerator.state.deepspeed_plugin, accelerator.device.type == "cuda"
     memory = estimate(
         base.config,
         lora_rank=settings.lora_rank,
@@ -117,8 +117,9 @@ def _estimate(
         frozen_dtype=_frozen_dtype(base),
         processes=accelerator.num_processes,
         zero_stage=deepspeed.zero_stage if deepspeed else 0,
-        fused_stss=accelerator.device.type == "cuda",
+        fused_stss=on_gpu,
         checkpoint_moss=settings.checkpoint_moss,
+        lora_mask=(1 if on_gpu else 4) if settings.lora_dropout else 0,
     )
     return {**dataclasses.asdict(memory), "total": memory.total}
 

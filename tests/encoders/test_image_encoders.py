@@ -7,10 +7,12 @@ import timm
 import torch
 from kept_for_backward import KeptForBackward
 from safetensors.torch import save_file
+from timm.layers.activations import QuickGELU
 from torch import nn
 
 from moss_vllm.encoders import image, opening
 from moss_vllm.encoders.image import add_to_patches, full_name, open_encoder, open_vit, to_grid
+from moss_vllm.training.alive import AliveBytes
 
 SMALL = "test_vit"  # 64 wide, 6 layers, patches of 16
 
@@ -74,6 +76,18 @@ def test_taps_are_what_hooks_and_forward_intermediates_see(name):
     for tap, hook, (patches, prefix) in zip(taps, hooked, found, strict=True):
         assert tap.shape == (2, 17, encoder.d_in)
         assert torch.equal(tap, hook) and torch.equal(tap, torch.cat([prefix, patches], dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clips_activation_makes_one_tensor_of_the_same_bits(dtype):
+    encoder = image.ImageEncoder(timm.create_model(SMALL, act_layer=QuickGELU), layers=[2, 6], name=SMALL)
+    ours = encoder.vit.blocks[0].mlp.act
+    assert not any(type(module) is QuickGELU for module in encoder.modules())
+    x = torch.randn(4, 50).to(dtype)
+    expected = QuickGELU()(x)
+    with AliveBytes(x) as alive, torch.no_grad():
+        assert torch.equal(ours(x), expected)
+    assert alive.peak == x.nbytes
 
 
 def test_without_a_class_token_the_mean_of_the_patches_stands_there_and_registers_are_left_out():

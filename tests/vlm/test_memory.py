@@ -46,6 +46,7 @@ SMALL = {
     "frozen": torch.float32,
     "padded": False,
     "again": False,  # --checkpoint-moss
+    "dropout": 0.0,
 }
 DEEP = {"layers": 6, "width": 192, "inner": 768, "heads": 6, "key_heads": 1}
 HALF_FROZEN = {"half": True, "frozen": torch.bfloat16}
@@ -60,6 +61,9 @@ CASES = [
     {"moss": None, "recompute": True},
     HALF_FROZEN,
     {**HALF_FROZEN, "recompute": True},
+    {"dropout": 0.05},
+    {**HALF_FROZEN, "dropout": 0.05},
+    {**HALF_FROZEN, "recompute": True, "again": True, "dropout": 0.05},
     {"clips": 3, "padded": True},
     {"clips": 3, "padded": True, "half": True, "recompute": True},
     {"frames": 24, "wide": 112, "half": True, "recompute": True},
@@ -105,7 +109,7 @@ def build(size):
             "moss_d_fuse": 64,
         }
         kind, config = MossVideoLlama3ForConditionalGeneration, moss_config(config, **small | size["moss"])
-    model = attach_lora(kind(config).to(size["frozen"]), rank=size["rank"], alpha=8, dropout=0.0)
+    model = attach_lora(kind(config).to(size["frozen"]), rank=size["rank"], alpha=8, dropout=size["dropout"])
     parameter_groups(model, rates)
     checkpoint_moss(model, size["again"])
     if size["recompute"]:
@@ -152,6 +156,7 @@ def estimate(model, size):
         frozen_dtype=size["frozen"],
         fused_stss=False,  # on the CPU it is not
         checkpoint_moss=size["again"],
+        lora_mask=4 if size["dropout"] else 0,
     )
 
 
