@@ -88,17 +88,20 @@ def norm_gelu_conv(x: Tensor, norm: nn.Module, conv: nn.Conv2d | None, *, offset
 
 
 def stss_linear(x: Tensor, linear: nn.Linear, window: Window) -> Tensor:
-    """`linear(stss_by_offset(x, window))` without bias, keeping `x` alone, normalised.
+    """`linear(stss_by_offset(x, window))`, keeping unit features and norms in place of similarities.
 
     Shape:
         (B, T, H, W, C) -> (B, T, L, H, W, D).
+
+    Raises:
+        ValueError: as `stss`.
     """
     weight = linear.weight
-    if torch.compiler.is_compiling() or not unwrapped(linear, nn.Linear):
+    if torch.compiler.is_compiling() or not unwrapped(linear, nn.Linear) or linear.bias is not None:
         # The similarity is float32; the encoder then works in the parameters' own type.
         return cast(Tensor, linear(stss_by_offset(x, window).to(weight.dtype)))
-    inputs = (x, weight, check(x, window), autocast_dtype(x) or weight.dtype)
-    return cast(Tensor, _StssLinear.apply(*inputs))  # type: ignore[no-untyped-call]
+    dtype = autocast_dtype(x) or weight.dtype
+    return cast(Tensor, _StssLinear.apply(x, weight, check(x, window), dtype))
 
 
 def unwrapped(layer: nn.Module, kind: type[nn.Module]) -> bool:

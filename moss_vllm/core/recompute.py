@@ -39,7 +39,10 @@ def kept_statistics(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 
 class _Again:
-    """Inside, modules are in the mode in which they were when this was made, and running statistics stay."""
+    """Runs modules in the mode they had when this was made, training or evaluation; running statistics stay.
+
+    It is a class, because a graph that is retained is gone through several times.
+    """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = layers

@@ -100,7 +100,7 @@ class AdaTAD(nn.Module):
         """
         after = {}
         for layer, adapter in enumerate(self.adapters, start=1):
-            steps = [AfterLayer(adapter)]
+            steps = [AfterLayer(adapter, [adapter])]
             if name := self.temporal_names.get(layer):
                 module = self.get_submodule(name)
                 steps.insert(0, AfterLayer(self._adding(module), [module]))

@@ -22,13 +22,13 @@ from moss_vllm.encoders.pixels import check_clips, normalise_pixels
 
 
 class AfterLayer(NamedTuple):
-    """A function (B, T/2, H, W, C) -> the same, to run after a layer, and what it calls that has buffers.
+    """A function (B, T/2, H, W, C) -> the same that runs after a layer, and the modules that it calls.
 
-    Activation checkpointing runs it a second time; the running statistics of `layers` move the first time.
+    Activation checkpointing runs it a second time, in the mode of the first; running statistics move once.
     """
 
     run: Callable[[Tensor], Tensor]
-    layers: Sequence[nn.Module] = ()
+    layers: Sequence[nn.Module]
 
 
 class VideoEncoder(nn.Module):
@@ -114,9 +114,9 @@ class VideoEncoder(nn.Module):
             raise ValueError(f"modules after layers {sorted(outside)}; {self.name} has 1 to {self.depth}")
         grid = self.embed(clips)
         for layer, block in enumerate(self.model.encoder.layer, start=1):
-            steps = [AfterLayer(_in_chunks(block, self.chunk_steps)), *after.get(layer, ())]
+            steps = [AfterLayer(_in_chunks(block, self.chunk_steps), [block]), *after.get(layer, ())]
             if self.checkpointing:
-                layers = [block, *(one for step in steps for one in step.layers)]
+                layers = [one for step in steps for one in step.layers]
                 grid = recomputed(_chain, grid, steps, layers=layers)
             else:
                 grid = _chain(grid, steps)

@@ -9,6 +9,7 @@ room for what no count of tensors sees:
 """
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -92,7 +93,7 @@ def estimate_step(
         with alive:
             with torch.autocast("cpu", dtype) if dtype else nullcontext():
                 found = outputs(twin(*batch))
-            after = alive.now
+            after, kept.is_forward = alive.now, False
             torch.autograd.backward(list(found), [torch.ones_like(one) for one in found])
         weights = sum(parameter.nbytes for parameter in trained)
         return StepMemory(
@@ -113,8 +114,8 @@ class _KeptByPart:
     """Reads `alive` where the encoder ends, and around each temporal module."""
 
     def __init__(self, head: nn.Module, temporal: Sequence[nn.Module], alive: AliveBytes) -> None:
-        self.alive, self.before_head = alive, 0
-        self._kept: dict[nn.Module, int] = {}
+        self.alive, self.before_head, self.is_forward = alive, 0, True
+        self._kept: dict[nn.Module, int] = defaultdict(int)
         head.register_forward_pre_hook(self._start_head)
         for module in temporal:
             module.register_forward_pre_hook(self._start_temporal)
@@ -122,7 +123,7 @@ class _KeptByPart:
 
     @property
     def temporal(self) -> int:
-        """Bytes that the temporal modules keep."""
+        """Bytes that the temporal modules keep; after backward, where those in a checkpoint run again."""
         return sum(self._kept.values())
 
     def _start_head(self, module: nn.Module, inputs: Any) -> None:
@@ -130,11 +131,13 @@ class _KeptByPart:
         self.before_head = self.alive.now
 
     def _start_temporal(self, module: nn.Module, inputs: Any) -> None:
-        # Within a checkpoint it runs once more in backward: nothing of the first time was kept.
-        self._kept[module] = 0 if module in self._kept else -self.alive.now
+        if self.is_forward:
+            self._kept[module] -= self.alive.now
+        else:  # it is computed again: nothing of the first time was kept
+            self._kept[module] = 0
 
     def _end_temporal(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        if self._kept[module]:
+        if self.is_forward:
             self._kept[module] += self.alive.now - output.nbytes  # the sum with the features replaces it
 
 

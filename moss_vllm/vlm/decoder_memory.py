@@ -73,7 +73,7 @@ def step_memory(
     frozen_dtype: torch.dtype,
     processes: int,
     zero_stage: int,
-    lora_mask: int,
+    mask_bytes: int,
 ) -> Memory:
     """Memory of one process in a training step with LoRA, by `vlm.loss.AnswerLoss`.
 
@@ -81,14 +81,14 @@ def step_memory(
         text: the language model's config.
         clips: of the batch.
         lora_rank, text_tokens, precision, checkpoint_llm, trained_parameters, frozen_parameters, attention,
-            frozen_dtype, processes, zero_stage, lora_mask: as for
+            frozen_dtype, processes, zero_stage, mask_bytes: as for
             `vlm.video_llama3.memory.estimate_training_memory`.
     """
     half = AUTOCAST[precision] is not None
     working, frozen = 2 if half else 4, frozen_dtype.itemsize
     tokens = clips.clips * clips.length
     masked = clips.clips > 1 and attention == "sdpa"
-    how: dict[str, Any] = {"masked": masked, "lean": not checkpoint_llm, "lora_mask": lora_mask}
+    how: dict[str, Any] = {"masked": masked, "lean": not checkpoint_llm, "mask_bytes": mask_bytes}
     layer = layer_kept(text, clips.clips, clips.length, lora_rank, working, frozen, **how)
     layer_casts = layer_cast_weights(text, lora_rank, frozen) if half else 0
     # Recomputation needs the input of each layer; the embeddings are the input of the first.
@@ -117,7 +117,8 @@ def step_memory(
         projector=clips.projector,
         # log-softmax and its gradient in float32; in half precision, also logits and their gradient.
         logits=at_once * text.vocab_size * (10 if half else 8),
-        # Measured: of the MLP's width two gradients, and what lean layers or recomputation make again.
+        # Measured: two gradients of the MLP's width; a lean MLP makes one tensor of that width again, a layer
+        # that is checkpointed all that it keeps.
         layer_at_work=tokens * text.intermediate_size * working * (2 if checkpoint_llm else 3)
         + (layer + layer_casts if checkpoint_llm else 0),
         encoder_at_work=clips.encoder_at_work,
@@ -134,7 +135,7 @@ def layer_kept(
     *,
     masked: bool,
     lean: bool = True,
-    lora_mask: int = 0,
+    mask_bytes: int = 0,
 ) -> int:
     """Bytes that a decoder layer keeps for backward, with LoRA on its frozen linear layers.
 
@@ -147,7 +148,7 @@ def layer_kept(
         frozen: bytes of a frozen weight.
         masked: SDPA gets clips of different lengths.
         lean: within `lean_mlps`, and not checkpointed.
-        lora_mask: as in `step_memory`.
+        mask_bytes: of a number in the masks of LoRA's dropout; 0 without dropout.
     """
     width, inner = text.hidden_size, text.intermediate_size
     query, own_key = text.num_attention_heads * head_size(text), text.num_key_value_heads * head_size(text)
@@ -157,8 +158,8 @@ def layer_kept(
     # o's is attention's output; of what frozen float32 norms return, autocast makes a copy for each.
     lora = working * (2 * width if working == 4 or frozen == 2 else 5 * width)
     gated = (2 if lean else 4) * inner  # gate and up; silu(gate) and the product
-    if lora_mask:  # each LoRA drops numbers of its own, of the product too
-        lora = (working + lora_mask) * (5 * width + query + inner)
+    if mask_bytes:  # each LoRA keeps its own dropped input and its mask; that of `down` replaces the product
+        lora = (working + mask_bytes) * (5 * width + query + inner)
         gated = (2 if lean else 3) * inner
     norms = 2 * (4 * width + 4)  # each norm's input in float32, and 1 / rms
     if text.model_type in WITH_QUERY_NORMS:

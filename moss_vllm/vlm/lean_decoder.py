@@ -1,11 +1,11 @@
-"""A language model that trains with less kept for backward; values and gradients are the same to the bit.
+"""Less kept for backward in the training step of a language model.
 
-    down(silu(gate(x)) * up(x))
+- `lean_mlps`: of down(silu(gate(x)) * up(x)) autograd keeps gate, silu(gate) and up, and the LoRA of `down`
+  keeps their product; silu(gate) and the product are computed again in backward.
+- `leave_casts_to_autocast`: LoRA layers share what they read.
+- `cross_entropy`: logits of a part of the tokens at a time.
 
-Of a gated MLP autograd keeps gate, silu(gate) and up, and the LoRA of `down` their product. Two of these
-four are a cheap function of the others: `lean_mlps` computes them again when backward asks for them. Layers
-are called as they are, with whatever adapters and hooks they have. In a layer that is checkpointed nothing
-changes.
+The first two give the values and gradients of a plain step to the bit, the last in another order of sums.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 
 LOGITS_AT_ONCE = 2**25  # numbers; with a vocabulary of 152,000 those of 220 tokens
 ACTIVATIONS = ("act_fn", "activation_fn")  # as transformers names them in its MLPs
-# How to make a tensor again from what its node in autograd's graph keeps, by the node's name.
-AGAIN: dict[str, Callable[[Any], Tensor]] = {
+# How to compute a tensor from what its node in autograd's graph keeps, by the node's name.
+RECOMPUTE: dict[str, Callable[[Any], Tensor]] = {
     "SiluBackward0": lambda node: F.silu(node._saved_self),
     "MulBackward0": lambda node: node._saved_self * node._saved_other,
 }
@@ -29,18 +29,28 @@ AGAIN: dict[str, Callable[[Any], Tensor]] = {
 
 @contextmanager
 def lean_mlps(language_model: nn.Module) -> Iterator[None]:
-    """Inside, the gated MLPs of `language_model` keep two tensors of four."""
+    """Inside, the gated MLPs of `language_model` keep two tensors of four.
+
+    Layers are called as they are, with whatever adapters and hooks they have. In a layer that is checkpointed
+    nothing changes.
+    """
     made: dict[int, Tensor] = {}  # by their storage, which is not used again while they are here
 
     def remember(tensor: Tensor) -> None:
-        if type(tensor.grad_fn).__name__ in AGAIN:
+        node: Any = tensor.grad_fn
+        # A node keeps what its gradients need: all its inputs, where each of them has a gradient.
+        if type(node).__name__ in RECOMPUTE and all(before for before, _ in node.next_functions):
             made[tensor.untyped_storage()._cdata] = tensor
 
-    def pack(tensor: Tensor) -> Any:
+    def pack(tensor: Tensor) -> tuple[Any, Any]:
         whole = made.get(tensor.untyped_storage()._cdata)
-        if whole is None or tensor.numel() != whole.numel() or tensor.dtype != whole.dtype:
-            return tensor
-        return whole.grad_fn, tensor.shape
+        if whole is not None and _are_alike(whole, tensor):
+            return whole.grad_fn, tensor.shape
+        # What a node keeps of its own output would be a reference cycle. A leaf stays itself: ZeRO-3 and FSDP
+        # exchange its data.
+        return (
+            (tensor, None) if tensor.is_leaf and tensor.requires_grad else (tensor.detach(), tensor._version)
+        )
 
     with ExitStack() as undo:
         for mlp in language_model.modules():
@@ -60,8 +70,8 @@ def lean_mlps(language_model: nn.Module) -> Iterator[None]:
 def leave_casts_to_autocast(model: nn.Module) -> None:
     """Let LoRA without dropout read what its layer reads; run the model under autocast, which casts it.
 
-    peft would make it float32 before, and backward would keep a copy for each LoRA of what several read. With
-    dropout each reads its own.
+    peft casts the input to float32 for each LoRA, and backward keeps a copy for each. With dropout each LoRA
+    has an input of its own, so peft's cast stays.
     """
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -118,9 +128,19 @@ def tokens_at_once(vocabulary: int) -> int:
     return max(1, LOGITS_AT_ONCE // vocabulary)
 
 
-def _unpack(packed: Any) -> Tensor:
-    if isinstance(packed, Tensor):
-        return packed
-    node, shape = packed
-    with torch.no_grad():
-        return AGAIN[type(node).__name__](node).view(shape)
+def _are_alike(whole: Tensor, tensor: Tensor) -> bool:
+    same = (tensor.numel(), tensor.dtype) == (whole.numel(), whole.dtype)
+    return same and tensor.is_contiguous() and whole.is_contiguous()
+
+
+def _unpack(packed: tuple[Any, Any]) -> Tensor:
+    kept, extra = packed
+    if not isinstance(kept, Tensor):
+        with torch.no_grad():
+            return RECOMPUTE[type(kept).__name__](kept).view(extra)
+    if extra is not None and kept._version != extra:  # torch compares them only where there are no hooks
+        raise RuntimeError(
+            f"a tensor {tuple(kept.shape)} that backward needs was changed in place after it was kept; use "
+            "an operation that makes a new tensor"
+        )
+    return kept

@@ -117,6 +117,8 @@ def describe_shape(
     batch_size: int = 1,
     precision: str = "bf16",
     frozen_dtype: torch.dtype = torch.float32,
+    lora_dropout: float = 0.0,
+    checkpoint_moss: bool = False,
     console: Screen | None = None,
 ) -> dict[str, Memory]:
     """Print a shape's parameters with and without MOSS, what trains, and memory for each number of frames.
@@ -129,7 +131,9 @@ def describe_shape(
         name, moss: as for `build_shape`.
         frames: numbers of frames to estimate the memory of.
         short_side_px: of a frame, made to what the model takes by `frame_of_shape`.
-        lora_rank, text_tokens, batch_size, precision, frozen_dtype: as for `estimate_training_memory`.
+        lora_rank, text_tokens, batch_size, precision, frozen_dtype, checkpoint_moss: as for
+            `estimate_training_memory`.
+        lora_dropout: of LoRA, whose masks are counted as on a GPU.
         console: where the tables are printed.
 
     Returns: the estimates, by the heads of the table's columns.
@@ -162,6 +166,8 @@ def describe_shape(
             trained_parameters=trained,
             frozen_parameters=frozen,
             frozen_dtype=frozen_dtype,
+            checkpoint_moss=checkpoint_moss,
+            mask_bytes=1 if lora_dropout else 0,  # a GPU's
         )
         for count in frames
         for recomputed in (False, True)

@@ -30,6 +30,7 @@ from moss_vllm.vlm.sizes import describe_shape, frames_per_step_of_shape
 from moss_vllm.vlm.streamed import StreamedSet
 
 OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
+OF_A_SHAPE |= {"lora_dropout", "checkpoint_moss"}
 
 
 def describe_fine_tuning(
@@ -119,7 +120,7 @@ def _estimate(
         zero_stage=deepspeed.zero_stage if deepspeed else 0,
         fused_stss=on_gpu,
         checkpoint_moss=settings.checkpoint_moss,
-        lora_mask=(1 if on_gpu else 4) if settings.lora_dropout else 0,
+        mask_bytes=(1 if on_gpu else 4) if settings.lora_dropout else 0,
     )
     return {**dataclasses.asdict(memory), "total": memory.total}
 
@@ -214,6 +215,8 @@ def show_shape(settings: Any, origins: Mapping[str, str], *, dry_run: bool) -> N
         batch_size=settings.batch_size,
         precision=settings.precision,
         frozen_dtype=AUTOCAST[settings.precision] or torch.float32,
+        lora_dropout=settings.lora_dropout,
+        checkpoint_moss=settings.checkpoint_moss,
     )
     flags = {name for name, origin in origins.items() if origin == "flag"}
     if unused := sorted(flags - OF_A_SHAPE):

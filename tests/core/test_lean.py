@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from moss_vllm.core import MOSS, encoder, stss
 from moss_vllm.core.ladder import TemporalBlock
-from moss_vllm.core.lean import norm_gelu_conv, norm_linear
+from moss_vllm.core.lean import norm_gelu_conv, norm_linear, stss_linear
 from moss_vllm.core.moss import checkpoint_moss
 from moss_vllm.core.stss import stss_by_offset
 
@@ -180,6 +180,12 @@ def test_other_norms_are_called():
     norm = nn.GroupNorm(2, 4)
     x = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(norm_gelu_conv(x, norm, None), F.gelu(norm(x)))
+
+
+def test_a_linear_layer_with_a_bias_is_called():
+    linear, x = nn.Linear(27, 5), torch.randn(1, 3, 4, 4, 8)
+    expected = linear(stss_by_offset(x, (3, 3, 9)))
+    torch.testing.assert_close(stss_linear(x, linear, (3, 3, 9)), expected)
 
 
 def test_one_value_per_channel_is_named():

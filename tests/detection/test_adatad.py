@@ -107,7 +107,10 @@ def test_golden_backbone(folder, size, checkpointing):
 
     seen = []
     after = {
-        layer: [AfterLayer(adapter), AfterLayer(lambda grid: seen.append(grid.mean((2, 3)).mT) or grid)]
+        layer: [
+            AfterLayer(adapter, [adapter]),
+            AfterLayer(lambda grid: seen.append(grid.mean((2, 3)).mT) or grid, []),
+        ]
         for layer, adapter in enumerate(model.adapters, start=1)
     }
     with torch.no_grad():

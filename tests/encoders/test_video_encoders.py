@@ -70,7 +70,7 @@ def test_each_chunk_is_what_transformers_computes():
 def test_any_size_of_whole_patches_and_any_length(height, width):
     encoder, pixels = small().eval(), clip(1, 16, height, width)
     seen = []
-    features = encoder(pixels, {2: [AfterLayer(lambda grid: seen.append(grid.shape) or grid)]}, length=24)
+    features = encoder(pixels, {2: [AfterLayer(lambda grid: seen.append(grid.shape) or grid, [])]}, length=24)
     assert seen == [(1, 8, height // 16, width // 16, 32)] and features.shape == (1, 32, 24)
     expected = nn.functional.interpolate(encoder(pixels), size=24, mode="linear")
     assert torch.equal(features, expected)
@@ -81,7 +81,7 @@ def test_what_comes_after_a_layer_sees_the_whole_clip_in_order():
     whole = encoder.embed(clip(1, 48))
 
     def add(name, value):
-        return AfterLayer(lambda grid: order.append((name, grid.shape[1])) or grid + value)
+        return AfterLayer(lambda grid: order.append((name, grid.shape[1])) or grid + value, [])
 
     changed = encoder(clip(1, 48), {1: [add("a", 1), add("b", 2)], 3: [add("c", 0)]})
     assert whole.shape == (1, 24, 2, 2, 32) and order == [("a", 24), ("b", 24), ("c", 24)]
@@ -123,7 +123,7 @@ def test_checkpointing_gives_equal_gradients_and_moves_statistics_once():
         def norm(grid, normed=normed):
             return normed(grid.flatten(0, -2)).view(grid.shape)
 
-        after = {1: [AfterLayer(norm, [normed]), AfterLayer(again)], 2: [AfterLayer(again)]}
+        after = {1: [AfterLayer(norm, [normed]), AfterLayer(again, [again])], 2: [AfterLayer(again, [again])]}
         torch.manual_seed(3)  # of drop-path
         encoder(clip(), after).square().sum().backward()
         gradients[checkpointing] = [p.grad for p in (*again.parameters(), *normed.parameters())]
@@ -140,7 +140,7 @@ def test_checkpointing_keeps_the_input_of_each_layer():
         encoder, module = small(checkpointing=checkpointing).train(), nn.Linear(32, 32)
         pixels = clip()
         with KeptForBackward(encoder, [pixels]) as memory:
-            encoder(pixels, {layer: [AfterLayer(module)] for layer in (1, 2, 3)})
+            encoder(pixels, {layer: [AfterLayer(module, [module])] for layer in (1, 2, 3)})
         kept[checkpointing] = memory.total_bytes()
     assert kept[True] == 3 * encoder.embed(pixels).nbytes < kept[False] / 6
 

@@ -12,6 +12,7 @@ from run_results import differing, lines, read_json
 
 from moss_vllm.boundaries import checkpoint
 from moss_vllm.boundaries.schema import BOUNDARY_SCHEMA
+from moss_vllm.core import MOSS
 from moss_vllm.data.world.boundaries import BoundariesSize, draw_boundaries
 from moss_vllm.runtime.line_store import read_answers
 from moss_vllm.training.settings import parse
@@ -113,6 +114,18 @@ def test_every_epoch_is_tested_and_the_best_and_the_last_are_told(run, tmp_path,
 
 
 # ---- going on
+
+
+@pytest.mark.slow
+def test_computing_moss_again_changes_no_loss(run, tmp_path, monkeypatch):
+    forward, seen = MOSS.forward, []
+    monkeypatch.setattr(MOSS, "forward", lambda self, x: seen.append(self.checkpointing) or forward(self, x))
+    for more, out in (([], "kept"), (["--checkpoint-moss"], "again")):
+        seen.clear()
+        run(*more, out=out)
+        assert {bool(more)} <= set(seen)  # the test of the best checkpoint opens it anew
+    kept, again = ([line["loss"] for line in logged(tmp_path / out)] for out in ("kept", "again"))
+    assert again == pytest.approx(kept, rel=1e-6)
 
 
 @pytest.mark.slow

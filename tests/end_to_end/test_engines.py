@@ -199,10 +199,11 @@ def test_the_held_out_loss_is_the_checkpoints_own_and_changes_no_weight(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("again", [["--checkpoint-llm"], ["--checkpoint-llm", "--checkpoint-moss"]])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_bfloat16_trains_and_keeps_float32_where_it_learns(flags, tmp_path, engine):
+def test_bfloat16_trains_and_keeps_float32_where_it_learns(flags, tmp_path, engine, again):
     settings = {"steps": 2, "batch_size": 2, "precision": "bf16", "save_every": 2}
-    argv = flags(tmp_path / "run", "--checkpoint-llm", "--checkpoint-moss", **settings)
+    argv = flags(tmp_path / "run", *again, **settings)
     assert f"{engine} x2 on cpu" in run_two(*script_of(engine, argv), tmp_path, engine=engine)
     saved = load_file(tmp_path / "run" / "step-000002" / ADAPTER_FILE)
     assert {value.dtype for value in saved.values() if value.is_floating_point()} == {torch.float32}

@@ -11,6 +11,7 @@ import pytest
 from killing import run_two
 from launching import ROOT, SCRIPT, as_flags, environment, logged
 
+from moss_vllm.core import MOSS
 from moss_vllm.training.settings import parse
 from moss_vllm.vlm import checkpoint
 from moss_vllm.vlm.adapter import trained_state
@@ -133,9 +134,12 @@ def test_a_dry_run_shows_everything_and_writes_nothing(recipe, flags, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("again", [["--checkpoint-llm"], ["--checkpoint-moss"]])
-def test_recomputing_changes_no_loss(recipe, flags, again):
+def test_recomputing_changes_no_loss(recipe, flags, again, monkeypatch):
     kept = recipe.main(flags("kept", lr_llm=1e-3))
+    run, seen = MOSS.forward, []
+    monkeypatch.setattr(MOSS, "forward", lambda self, x: seen.append(self.checkpointing) or run(self, x))
     recomputed = recipe.main(flags("recomputed", *again, lr_llm=1e-3))
+    assert set(seen) == {"--checkpoint-moss" in again}
     assert [line["loss"] for line in recomputed] == pytest.approx([line["loss"] for line in kept], rel=1e-6)
     assert recomputed[0]["grad_norm"] == pytest.approx(kept[0]["grad_norm"], rel=1e-6)
 

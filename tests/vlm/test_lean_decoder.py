@@ -1,6 +1,7 @@
-"""Owns: a language model's lean training step equals the plain one to the bit, and keeps less."""
+"""Owns: a language model's lean training step equals the plain one and keeps less, whatever is around it."""
 
 import copy
+import gc
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -82,16 +83,17 @@ def test_without_dropout_lora_reads_one_tensor_and_the_product_is_not_kept():
     assert kept[0] - kept[1] == pytest.approx(copies + silu_and_product, rel=0.05)
 
 
-def test_hooks_are_gone_afterwards_also_after_an_error():
+def test_hooks_are_gone_afterwards_also_after_an_error(monkeypatch):
     model = build("qwen2", torch.float32)
     with pytest.raises(ValueError, match="at work"), lean_mlps(model):
         raise ValueError("at work")
     with lean_mlps(model):
         pass
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    x = torch.randn(3, requires_grad=True)
-    y = x.exp()
-    assert y.grad_fn._saved_result is not None  # saved as ever
+    unpacked = []
+    monkeypatch.setattr(lean_decoder, "_unpack", lambda packed: unpacked.append(packed))
+    step(model, False, as_it_is)
+    assert not unpacked
 
 
 def test_a_checkpointed_layer_and_a_graph_that_is_kept():
@@ -128,6 +130,55 @@ def test_a_tensor_in_the_place_of_one_that_is_gone_is_not_taken_for_it():
         model(input_ids=torch.randint(64, (2, TOKENS)), use_cache=False)
     inner.remove(), watch.remove()
     assert len(seen) == len(taken) == 1 and taken[0] not in seen[0]
+
+
+def one_mlp():
+    model = build("llama", torch.float32)
+    return model, model.base_model.layers[0].mlp, torch.randn(2, 5, 32, requires_grad=True)
+
+
+def test_a_product_whose_inputs_are_not_both_kept_is_kept_itself():
+    model, mlp, x = one_mlp()
+    for change in ("up is frozen", "down's input is scaled"):
+        if change == "up is frozen":
+            mlp.up_proj.requires_grad_(False)
+            mlp.up_proj.register_forward_pre_hook(lambda module, args: args[0].detach())
+        else:
+            mlp.down_proj.register_forward_pre_hook(lambda module, args: args[0] * 2, prepend=True)
+        plain = torch.autograd.grad(mlp(x).square().sum(), x)[0]
+        with lean_mlps(model):
+            loss = mlp(x).square().sum()
+        assert torch.equal(torch.autograd.grad(loss, x)[0], plain), change
+
+
+def test_a_product_in_another_order_is_kept_itself():
+    model, mlp, x = one_mlp()
+    down, weight = mlp.down_proj.base_layer, torch.randn(96, 32, requires_grad=True)
+    down.forward = lambda product: (
+        product.transpose(0, 1).reshape(-1, 96).mm(weight).view(5, 2, 32).transpose(0, 1)
+    )
+    leaves = (x, weight)
+    plain = torch.autograd.grad(mlp(x).square().sum(), leaves)
+    with lean_mlps(model):
+        loss = mlp(x).square().sum()
+    assert all(torch.equal(*pair) for pair in zip(torch.autograd.grad(loss, leaves), plain, strict=True))
+
+
+def test_a_change_in_place_is_found_and_a_graph_without_backward_is_freed():
+    model, mlp, x = one_mlp()
+    with lean_mlps(model):
+        y = x * 2
+        z = y * y
+        y.mul_(3)
+    with pytest.raises(RuntimeError, match=r"a tensor \(2, 5, 32\) that backward needs was changed in place"):
+        z.sum().backward()
+    with AliveBytes(*model.parameters(), *model.buffers(), x) as alive:
+        for _ in range(2):
+            with lean_mlps(model):
+                kept = model(inputs_embeds=x.tanh(), use_cache=False).last_hidden_state.exp()
+            del kept
+        gc.collect()
+    assert alive.now < 2 * x.nbytes
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -156,7 +156,7 @@ def estimate(model, size):
         frozen_dtype=size["frozen"],
         fused_stss=False,  # on the CPU it is not
         checkpoint_moss=size["again"],
-        lora_mask=4 if size["dropout"] else 0,
+        mask_bytes=4 if size["dropout"] else 0,
     )
 
 

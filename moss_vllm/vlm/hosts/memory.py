@@ -163,7 +163,7 @@ def _estimate(
     zero_stage: int = 0,
     fused_stss: bool = True,
     checkpoint_moss: bool = False,
-    lora_mask: int = 0,
+    mask_bytes: int = 0,
 ) -> Memory:
     tower, per_step = _counted(host)(config), host.frames_per_step(config)
     multiple_px = _multiple_px(tower, config)
@@ -218,7 +218,7 @@ def _estimate(
         frozen_dtype=frozen_dtype,
         processes=processes,
         zero_stage=zero_stage,
-        lora_mask=lora_mask,
+        mask_bytes=mask_bytes,
     )
 
 

@@ -36,7 +36,7 @@ def estimate_training_memory(
     zero_stage: int = 0,
     fused_stss: bool = True,
     checkpoint_moss: bool = False,
-    lora_mask: int = 0,
+    mask_bytes: int = 0,
 ) -> Memory:
     """Memory of one process in a training step of VideoLLaMA3 with LoRA, by `vlm.loss.AnswerLoss`.
 
@@ -60,7 +60,7 @@ def estimate_training_memory(
         zero_stage: 0 (DDP) to 3.
         fused_stss: MOSS's similarities are computed by the GPU kernel.
         checkpoint_moss: MOSS's orders are computed again in backward.
-        lora_mask: bytes of a number in the masks of LoRA's dropout: 0 without it, 1 on a GPU, 4 on a CPU.
+        mask_bytes: of a number in the masks of LoRA's dropout: 0 without dropout, 1 on a GPU, 4 on a CPU.
 
     Raises:
         ValueError: a size that is not a multiple of 28, or another precision, attention, type or stage.
@@ -96,7 +96,7 @@ def estimate_training_memory(
         frozen_dtype=frozen_dtype,
         processes=processes,
         zero_stage=zero_stage,
-        lora_mask=lora_mask,
+        mask_bytes=mask_bytes,
     )
 
 
