@@ -127,13 +127,15 @@ def video_llm() -> dict[str, Any]:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters()) - trained
     counts = {"trained_parameters": trained, "frozen_parameters": frozen, "lora_rank": RANK}
-    settings = {
+    again, dropout = {"checkpoint_llm": True}, {"mask_bytes": 1}  # dropout as in the presets
+    settings: dict[str, dict[str, Any]] = {
         "all kept": {},
-        "all kept, LoRA's dropout": {"mask_bytes": 1},
-        "--checkpoint-llm": {"checkpoint_llm": True, "mask_bytes": 1},
+        "--checkpoint-llm": again,
+        "4 clips": again | {"batch_size": 4},
+        "LoRA's dropout": dropout,
+        "and --checkpoint-llm": dropout | again,
+        "and --checkpoint-moss": dropout | again | {"checkpoint_moss": True},
     }
-    settings["+ --checkpoint-moss"] = settings["--checkpoint-llm"] | {"checkpoint_moss": True}
-    settings["4 clips, --checkpoint-llm"] = settings["--checkpoint-llm"] | {"batch_size": 4}
     how = {"precision": "bf16", "frozen_dtype": torch.bfloat16, **counts, **CLIP}
     return {
         name: estimate_training_memory(base.config, **{"checkpoint_llm": False, **how, **setting})
