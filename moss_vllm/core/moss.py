@@ -92,6 +92,8 @@ class MOSS(nn.Module):
     Reference: Sec. 3.3, Eq. 5; Table 7 for the sizes.
     """
 
+    checkpointing = False
+
     def __init__(
         self,
         d_in: int,
@@ -108,7 +110,6 @@ class MOSS(nn.Module):
         input_fc: bool = False,
     ) -> None:
         super().__init__()
-        self.checkpointing = False
         self.orders = _checked_orders(orders)
         if fusion not in FUSIONS:
             raise ValueError(f"unknown fusion '{fusion}'; choose one of {', '.join(FUSIONS)}")

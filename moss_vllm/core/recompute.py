@@ -13,13 +13,17 @@ def recomputed(function: Callable[..., Any], *inputs: Any, layers: Sequence[nn.M
     """`function(*inputs)`, of which only the inputs stay until backward, where it runs a second time.
 
     Values and gradients are those of a plain call, random numbers too. Running statistics move once. A change
-    between training and evaluation mode before backward changes nothing.
+    between training and evaluation mode before backward changes nothing. Under torch.compile what has running
+    statistics is computed once.
 
     Args:
         layers: the modules that `function` calls.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
+    if torch.compiler.is_compiling():  # it takes no contexts
+        has_statistics = any(True for layer in layers for _ in layer.buffers())
+        return function(*inputs) if has_statistics else checkpoint(function, *inputs, use_reentrant=False)
     contexts = (nullcontext(), _Again(layers))
     return checkpoint(function, *inputs, use_reentrant=False, context_fn=lambda: contexts)
 

@@ -32,6 +32,13 @@ from moss_vllm.video.file_state import describe_file, refuse_others
 LIKELIEST = 5
 
 
+def number_formats(model: nn.Module, dtype: torch.dtype | None) -> dict[str, str | None]:
+    """What a test records of its arithmetic: `dtype`, and that of a frozen encoder where it is another."""
+    rest = dtype or torch.float32
+    encoder = getattr(getattr(model, "encoder", None), "dtype", None) or rest
+    return {"dtype": str(rest), "encoder_dtype": None if encoder == rest else str(encoder)}
+
+
 def score_clips(
     model: nn.Module,
     split: ActionSplit,
@@ -65,9 +72,8 @@ def score_clips(
     shard = shard or Shard()
     settings = {"name": "views", **{k: v for k, v in vars(views).items() if k not in ("mean", "std")}}
     full = {"benchmark": split.dataset, "protocol": settings, "questions": len(split.clips), **header}
-    full |= {"weights": fingerprint(model.state_dict()), "dtype": str(dtype or torch.float32)}
-    if half := getattr(getattr(model, "encoder", None), "dtype", None):
-        full["encoder_dtype"] = str(half)
+    full |= {"weights": fingerprint(model.state_dict())}
+    full |= {name: value for name, value in number_formats(model, dtype).items() if value}
     full["environment"] = describe_environment(model)
     full = json.loads(json.dumps(full))
     if not overwrite and _lacks_model_settings(folder / ANSWERS):

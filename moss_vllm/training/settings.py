@@ -173,7 +173,9 @@ def options(settings: type, description: str | None) -> Flags:
     parser.refuses = False  # `parse` tells all faults at once, those of a YAML file too
     parser.add_argument("--config", type=Path, help="YAML file of settings; flags given beside it win")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the settings, what trains and one batch; train nothing"
+        "--dry-run",
+        action="store_true",
+        help="print settings, what trains, memory and a batch; train nothing",
     )
     kinds = typing.get_type_hints(settings, include_extras=True)
     group: Any = parser

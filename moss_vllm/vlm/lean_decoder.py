@@ -18,6 +18,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from moss_vllm.core.lean import autocast_dtype
+
 LOGITS_AT_ONCE = 2**25  # numbers; with a vocabulary of 152,000 those of 220 tokens
 ACTIVATIONS = ("act_fn", "activation_fn")  # as transformers names them in its MLPs
 # How to compute a tensor from what its node in autograd's graph keeps, by the node's name.
@@ -34,24 +36,27 @@ def lean_mlps(language_model: nn.Module) -> Iterator[None]:
     Layers are called as they are, with whatever adapters and hooks they have. In a layer that is checkpointed
     nothing changes.
     """
-    made: dict[int, Tensor] = {}  # by their storage, which is not used again while they are here
+    # By their storage, which is not used again while they are here: the tensor, its node and its version.
+    made: dict[int, tuple[Tensor, Any, int]] = {}
 
     def remember(tensor: Tensor) -> None:
         node: Any = tensor.grad_fn
         # A node keeps what its gradients need: all its inputs, where each of them has a gradient.
         if type(node).__name__ in RECOMPUTE and all(before for before, _ in node.next_functions):
-            made[tensor.untyped_storage()._cdata] = tensor
+            made[tensor.untyped_storage()._cdata] = (tensor, node, tensor._version)
 
     def pack(tensor: Tensor) -> tuple[Any, Any]:
-        whole = made.get(tensor.untyped_storage()._cdata)
-        if whole is not None and _are_alike(whole, tensor):
-            return whole.grad_fn, tensor.shape
-        # What a node keeps of its own output would be a reference cycle. A leaf stays itself: ZeRO-3 and FSDP
-        # exchange its data.
-        return (
-            (tensor, None) if tensor.is_leaf and tensor.requires_grad else (tensor.detach(), tensor._version)
-        )
+        whole, node, version = made.get(tensor.untyped_storage()._cdata, (None, None, 0))
+        if whole is not None and _are_alike(whole, tensor) and tensor._version == version:
+            return node, tensor.shape
+        if isinstance(tensor, nn.Parameter):
+            return tensor, None  # itself: ZeRO-3 and FSDP exchange its data
+        # What a node keeps of its own output would be a reference cycle.
+        return tensor.detach(), tensor._version
 
+    if torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        yield  # of several hooks the innermost alone apply, and somebody's own are there, such as save_on_cpu
+        return
     with ExitStack() as undo:
         for mlp in language_model.modules():
             activation = next((getattr(mlp, name) for name in ACTIVATIONS if hasattr(mlp, name)), None)
@@ -76,7 +81,7 @@ def leave_casts_to_autocast(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer):
             drops = any(not isinstance(dropout, nn.Identity) for dropout in module.lora_dropout.values())
-            module.cast_input_dtype_enabled = drops
+            module.cast_input_dtype_enabled = drops or bool(module.lora_variant)  # such as DoRA
 
 
 def cross_entropy(head: Any, hidden: Tensor, target: Tensor) -> Tensor:
@@ -84,14 +89,17 @@ def cross_entropy(head: Any, hidden: Tensor, target: Tensor) -> Tensor:
 
     The gradient of a part follows its loss at once, and is kept in place of its logits. A head that trains
     computes all tokens together. So does one that DeepSpeed shards (ZeRO-3): each of its calls gathers the
-    weights, which all processes must do equally often.
+    weights, which all processes must do equally often. So does float16, whose gradient
+    needs the scale of the loss.
 
     Shape:
         hidden (N, C), target (N,) -> ().
     """
-    at_once = tokens_at_once(head.out_features)
-    trains = any(parameter.requires_grad for parameter in head.parameters())
-    if len(target) <= at_once or trains or hasattr(head.weight, "ds_id"):
+    at_once = tokens_at_once(getattr(head, "out_features", 1))
+    whole = not hasattr(head, "out_features")
+    whole |= any(parameter.requires_grad or hasattr(parameter, "ds_id") for parameter in head.parameters())
+    whole |= torch.float16 in (hidden.dtype, autocast_dtype(hidden))
+    if whole or len(target) <= at_once:
         return _loss(head, hidden, target)
     return cast(Tensor, _LossByParts.apply(hidden, target, head, at_once))  # type: ignore[no-untyped-call]
 

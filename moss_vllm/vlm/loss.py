@@ -23,7 +23,8 @@ class AnswerLoss(Objective):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__(model, dtype)
-        leave_casts_to_autocast(model)
+        if dtype is not None:
+            leave_casts_to_autocast(model)
 
     def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
         """Loss of one micro-batch from `TrainingSet.collate`."""

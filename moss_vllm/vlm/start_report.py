@@ -30,7 +30,7 @@ from moss_vllm.vlm.sizes import describe_shape, frames_per_step_of_shape
 from moss_vllm.vlm.streamed import StreamedSet
 
 OF_A_SHAPE = {"model", "use_moss", "short_side_px", "max_frames", "lora_rank", "batch_size", "precision"}
-OF_A_SHAPE |= {"lora_dropout", "checkpoint_moss"}
+OF_A_SHAPE |= {"lora_dropout", "checkpoint_moss", "checkpoint_llm"}  # memory is shown with it and without
 
 
 def describe_fine_tuning(

@@ -60,6 +60,15 @@ def test_a_mode_set_before_backward_is_not_that_of_the_second_time(kind):
     assert all(torch.equal(one, first) for g in gradients for one, first in zip(g, gradients[0], strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", [nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))])
+def test_it_compiles(layer):
+    x = torch.randn(5, 6, requires_grad=True)
+    run = torch.compile(lambda x: recomputed(layer, x, layers=[layer]).square().sum())
+    expected = torch.autograd.grad(layer(x).square().sum(), x)[0]
+    torch.testing.assert_close(torch.autograd.grad(run(x), x)[0], expected)
+
+
 def test_it_keeps_its_inputs_alone():
     block, inputs = make_block("ladder's")
     with KeptForBackward(block, [x for x in inputs if x is not None]) as kept:

@@ -5,6 +5,7 @@ import torch
 
 from moss_vllm.encoders.image import open_encoder
 from moss_vllm.recognition.build import build_classifier
+from moss_vllm.recognition.testing import number_formats
 from moss_vllm.runtime.precision import DTYPES, fast_half
 
 
@@ -40,3 +41,15 @@ def test_the_fast_format_is_the_devices():
     full.set_encoder_precision("auto", card)
     with pytest.raises(ValueError, match="encoder_precision=bf16 is of an encoder that runs by itself"):
         full.set_encoder_precision("bf16", cpu)
+
+
+def test_a_test_records_an_encoders_format_where_it_is_another():
+    ladder = build_classifier(variant="mini", classes=3, weights="random", image_size=84)
+    cpu, found = torch.device("cpu"), {}
+    for name in ("auto", "fp32", "bf16"):
+        ladder.set_encoder_precision(name, cpu)
+        found[name] = [number_formats(ladder, dtype) for dtype in (None, torch.bfloat16)]
+    rest = [{"dtype": f"torch.{name}", "encoder_dtype": None} for name in ("float32", "bfloat16")]
+    assert found["auto"] == rest and found["fp32"][0] == rest[0] and found["bf16"][1] == rest[1]
+    assert found["fp32"][1] == rest[1] | {"encoder_dtype": "torch.float32"}
+    assert found["bf16"][0] == rest[0] | {"encoder_dtype": "torch.bfloat16"}

@@ -151,6 +151,26 @@ def test_a_product_whose_inputs_are_not_both_kept_is_kept_itself():
         assert torch.equal(torch.autograd.grad(loss, x)[0], plain), change
 
 
+def test_somebodys_own_hooks_stay_in_force():
+    model, mlp, x = one_mlp()
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.shape) or t, lambda t: t):
+        with lean_mlps(model):
+            mlp(x)
+    assert seen.count((2, 5, 96)) >= 3
+
+
+def test_weights_stay_themselves(monkeypatch):
+    """A copy would hold what ZeRO-3 gathered."""
+    model, _, x = one_mlp()
+    weight, kept, unpack = nn.Parameter(torch.randn(32, 3), requires_grad=False), [], lean_decoder._unpack
+    monkeypatch.setattr(lean_decoder, "_unpack", lambda packed: kept.append(packed[0]) or unpack(packed))
+    with lean_mlps(model):
+        loss = (x[0] @ weight).sum()
+    loss.backward()
+    assert len(kept) == 1 and kept[0] is weight
+
+
 def test_a_product_in_another_order_is_kept_itself():
     model, mlp, x = one_mlp()
     down, weight = mlp.down_proj.base_layer, torch.randn(96, 32, requires_grad=True)
@@ -179,6 +199,17 @@ def test_a_change_in_place_is_found_and_a_graph_without_backward_is_freed():
             del kept
         gc.collect()
     assert alive.now < 2 * x.nbytes
+
+
+def test_a_head_of_another_kind_and_float16_compute_all_tokens_together(monkeypatch):
+    monkeypatch.setattr(lean_decoder, "LOGITS_AT_ONCE", 1)
+    calls, target = [], torch.randint(50, (9,))
+    head = nn.Linear(16, 50).requires_grad_(False)
+    head.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    cross_entropy(nn.Sequential(head), torch.randn(9, 16, requires_grad=True), target).backward()
+    with torch.autocast("cpu", torch.float16):
+        cross_entropy(head, torch.randn(9, 16, requires_grad=True), target).backward()
+    assert calls == [9, 9]
 
 
 @pytest.mark.parametrize("half", [False, True])

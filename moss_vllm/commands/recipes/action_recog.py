@@ -115,7 +115,7 @@ class ActionRecog:
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
     encoder_precision: Literal["auto", "fp32", "bf16", "fp16"] = setting(
-        "auto", "of a frozen encoder, whose tokens stay fp32; auto: bf16 or fp16 on a GPU that is fast at it"
+        "auto", "of a frozen encoder, whose tokens stay fp32; auto: as a GPU is fast at, else as PRECISION"
     )
     checkpoint_blocks: bool = setting(
         False, "keep what enters each block and MOSS, and compute them again in backward: less memory, slower"
@@ -160,7 +160,7 @@ from moss_vllm.recognition.settings import (
     plan_steps,
     refuse_ignored,
 )
-from moss_vllm.recognition.testing import score_clips
+from moss_vllm.recognition.testing import number_formats, score_clips
 from moss_vllm.recognition.views import ViewSettings
 from moss_vllm.runtime.precision import AUTOCAST
 from moss_vllm.runtime.provenance import fingerprint
@@ -276,6 +276,7 @@ def train_and_test(
             "weights": fingerprint(best.model.state_dict()),
             "run": header["run"],
             "data": header["data"],
+            **number_formats(best.model, test["dtype"]),
         }
         drop_other(out / "test" / ANSWERS, CLIP_SCHEMA, tested)
     accelerator.wait_for_everyone()

@@ -79,7 +79,7 @@ class Boundaries:
     chunk_frames: FromZero | None = setting(
         None, "of the ResNet that backward computes again at once; 0: none, all is kept (default: 10; mini 0)"
     )
-    checkpoint_moss: bool = setting(False, "recompute the activations of MOSS's orders to save memory")
+    checkpoint_moss: bool = setting(False, "recompute the activations of MOSS's orders: less memory, slower")
 
     frames: Count | None = setting(None, "of a clip, or of a slice (default: 100; mini 50)", heading="clips")
     size_px: Count | None = setting(None, "side of a frame (default: 224; mini 48)")

@@ -105,8 +105,8 @@ class FavorLora:
         "fp32", "number format of the arithmetic; what trains is kept in fp32 in both", old={"no": "fp32"}
     )
     quantize: bool = setting(False, "keep the LLM's frozen weights in 4 bits, with bitsandbytes")
-    checkpoint_llm: bool = setting(False, "recompute the LLM's activations to save memory")
-    checkpoint_moss: bool = setting(False, "recompute the activations of MOSS's orders to save memory")
+    checkpoint_llm: bool = setting(False, "recompute the LLM's activations: less memory, slower")
+    checkpoint_moss: bool = setting(False, "recompute those of MOSS's orders: less memory, slower")
     max_rejected_share: Share = setting(0.01, "do not start when more rows than this cannot be used")
     max_bad_share: Share = setting(0.005, "stop when more rows than this turn out unusable in the run")
 
