@@ -6,6 +6,7 @@ import benchmark_memory
 import pytest
 
 
+@pytest.mark.slow
 def test_rooms_are_those_of_the_estimates(tmp_path, capsys):
     file = tmp_path / "a.json"
     record = benchmark_memory.main(["--parts", "rooms", "--json", str(file)])

@@ -173,7 +173,12 @@ def only_on_a_gpu(kind, model, size):
     return 2 * tower.mergers * size["clips"] * steps * height * width * tower.width
 
 
-@pytest.mark.parametrize("case", CASES)
+USUALLY = ("half, frozen half", "recomputed", "padded, recomputed")  # the others are slow
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in USUALLY else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_estimate_is_what_a_step_takes(kind, case):
     size = USUAL | CASES[case]
