@@ -131,8 +131,8 @@ def test_help_imports_nothing_that_takes_seconds_and_spells_every_flag_alike(com
     options = done.stdout[done.stdout.index("options:") :]
     assert "default: None" not in options and " STR" not in done.stdout
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", re.sub(r"(?m)^ {20,}.*$", "", options)))
-    # Frames that the encoder sees, and clips of a video or a benchmark.
-    video_models = ("action_recog.py", "benchmark_action.py", "detection.py", "boundaries.py")
+    # Frames that the encoder or MOSS sees, and clips of a video or a benchmark.
+    video_models = ("action_recog.py", "benchmark_action.py", "detection.py", "boundaries.py", "_memory.py")
     own = {"--frames", "--clips"} if command.endswith(video_models) else set()
     assert not shown & (set(OLD_NAMES) - own)
 
