@@ -36,6 +36,7 @@ def train_step(model, precision, optimizer):
     return always + alive.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "precision", "copies"),
     [
@@ -63,6 +64,7 @@ def test_chunks_keep_less():
     assert chunks.encoder < whole.encoder / 2 and chunks.head < whole.head / 2
 
 
+@pytest.mark.slow
 def test_true_sizes_are_those_of_the_table_of_costs():
     """experiments/efficiency.py --table 9: 4.81 GB of a clip are kept with MOSS, all in float32."""
     with torch.device("meta"):

@@ -111,6 +111,7 @@ def test_golden_narrow_model_in_training(golden, chunk_frames):
         assert_near(trained[name], gradient)
 
 
+@pytest.mark.slow
 def test_golden_model_of_true_size():
     values, settings = read_golden("whole_model_true_size")
     with torch.device("meta"):

@@ -107,6 +107,7 @@ def test_video_png_and_mp4_from_pixels_and_the_query_it_picks(mp4, tmp_path, cap
         assert sum(1 for _ in container.decode(video=0)) == 3 * visualize_stss.MP4_ROUNDS
 
 
+@pytest.mark.slow
 def test_video_through_a_timm_vit_with_weights_of_a_file(mp4, tmp_path):
     timm = pytest.importorskip("timm")
     from safetensors.torch import save_file
@@ -196,6 +197,7 @@ def test_weights_that_are_not_finite_are_an_error(vit_weights, mp4, tmp_path):
         visualize_stss.main(as_flags(given))
 
 
+@pytest.mark.slow
 def test_video_through_a_checkpoint_shows_the_trained_moss(mp4, tiny_base, moss, processor, tmp_path):
     model = attach_lora(load_base(tiny_base, moss=moss), rank=4, alpha=8, dropout=0.0)
     tower = model.get_submodule("base_model.model.model.vision_model")

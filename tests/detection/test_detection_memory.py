@@ -56,6 +56,7 @@ def train_step(model, precision):
     return always + alive.peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "precision"),
     [
@@ -73,6 +74,7 @@ def test_the_estimate_is_what_a_step_holds(build, more, precision):
     assert 1 <= found.total / train_step(model, precision) <= 1.1  # gradients are counted that come later
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was(build):
     model = build()
     before = {name: value.clone() for name, value in model.state_dict().items()}

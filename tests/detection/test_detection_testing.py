@@ -109,6 +109,7 @@ def test_a_result_says_what_made_it_and_what_changed_in_between(plain, split, tm
     assert json.loads((tmp_path / "result.json").read_text())["environment"] == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [2, 100])
 def test_how_many_windows_at_once_changes_next_to_nothing(model, split, tmp_path, batch_size):
     run(model, split, tmp_path / "one")

@@ -64,6 +64,7 @@ def same(batches, others):
     )
 
 
+@pytest.mark.slow
 def test_each_seed_decides_its_own(run):
     weights, batches, report = run("--seed", 1, "--data-seed", 5)
     assert report["data_seed"] == report["settings"]["data_seed"] == 5

@@ -156,6 +156,7 @@ def test_a_resumed_run_ends_in_the_same_weights_and_average(run, tmp_path, setti
         assert scales[0] == scales[1] and logged(one.parent)[-1]["loss_scale"] == 65536.0
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_its_last_test_is_not_finished_and_goes_on_to_its_table(
     recipe, run, tmp_path, capsys, monkeypatch
 ):

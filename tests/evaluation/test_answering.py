@@ -164,6 +164,7 @@ RULES = {  # of a generation config: each changes greedy answers
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_the_models_generation_config_is_followed(loaded, base, clip, monkeypatch, rule):
     """Penalties count the tokens of each question's own prompt, the video's among them."""
@@ -240,6 +241,7 @@ def mean_loss(loaded, clip, question, text, compress=False):
     return float(torch.nn.functional.cross_entropy(loaded.model(**batch).logits[0, :-1], labels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most_logits", [1024, 3])
 def test_the_losses_of_texts_are_those_of_a_plain_forward_each(loaded, clip, monkeypatch, most_logits):
     monkeypatch.setattr(answering, "MOST_LOGITS", most_logits)

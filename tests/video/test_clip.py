@@ -103,6 +103,7 @@ def test_frames_times_and_shape(clips, name):
     np.testing.assert_allclose(clip.frame_times_s, np.array(expected) / fps, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("decoder", "name"),
     [*product(["decord"], [*PLAIN, *CHANGED]), *product(["torchcodec"], [*PLAIN, "uneven.mp4"])],

@@ -94,6 +94,7 @@ def test_a_damaged_file_is_named(tmp_path, cache):
 # ---- the cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [None, 24, (40, 30)])
 def test_the_second_read_decodes_nothing_whatever_is_chosen(video, cache, no_decoder, scale):
     choices = [at(5, 1, 1), at(19), np.arange]

@@ -36,6 +36,7 @@ def one_clip(model, call, told):
     return [int((call["pixel_values"] != 0).flatten(2).any(2).sum())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [name for name in CHECKS if name != "compile"])
 @pytest.mark.parametrize("name", TINY)
 def test_every_host_passes(name, check, tmp_path):

@@ -103,6 +103,7 @@ def test_what_trains_is_moss_projector_and_lora(family, folder, moss, clip):
     assert any(".moss." in name for name in with_gradient)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_opens_to_the_same_model(family, folder, trained, saved, clip):
     processor, loaded = load_processor(folder), load(saved)
     run = json.loads((saved / "run.json").read_text())
@@ -122,6 +123,7 @@ def test_a_checkpoint_without_moss_opens_too(folder, tmp_path):
     assert torch.equal(next_logits(model, processor), next_logits(loaded.model, processor))
 
 
+@pytest.mark.slow
 def test_a_merged_folder_has_moss_and_transformers_alone_refuses_it(family, trained, saved, tmp_path, moss):
     merge.main([str(saved), str(tmp_path / "merged"), "--precision", "fp32"])
     loaded = load(tmp_path / "merged")
@@ -148,6 +150,7 @@ def loaded(request, folder, trained):
     return Loaded(model, load_processor(folder), "tiny", {})
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_generate(loaded, clip):
     prompts = prepare_prompts(loaded.processor, clip, QUESTIONS, compress=False)
     (answers,) = answer(loaded, [prompts], max_new_tokens=12, batch_size=8)

@@ -164,6 +164,7 @@ def name_of(case):
     return " ".join(f"{name}={value}" for name, value in case.items()) or "small"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_estimate_is_what_a_step_takes(case):
     size = SMALL | case
@@ -187,6 +188,7 @@ def test_equal_clips_take_less_than_padded_ones():
     assert (equal + 4 * 3 * 20 * 512) / kept == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["2b", "7b", "qwen2_5_vl_3b", "qwen3_vl_4b", "smolvlm2_2_2b"])
 def test_a_layer_of_real_size_keeps_what_is_estimated(name):
     tokens, rank = 2640, 16
