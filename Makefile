@@ -64,7 +64,7 @@ TRANSFORMERS ?= 5.17.0
 OTHER := .venv-transformers-$(TRANSFORMERS)
 
 test-transformers: $(OTHER)/.installed  ## test Video-LLMs, their training and evaluation with another transformers
-	"$(OTHER)/bin/python" -m pytest -m "not slow and not gpu" -n 2 --dist loadfile $(PYTEST_ARGS) tests/vlm tests/training tests/evaluation
+	"$(OTHER)/bin/python" -m pytest -m "not gpu" -n 2 --dist loadfile $(PYTEST_ARGS) tests/vlm tests/training tests/evaluation
 
 $(OTHER)/.installed: pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv "$(OTHER)"

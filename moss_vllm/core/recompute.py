@@ -18,6 +18,9 @@ def recomputed(function: Callable[..., Any], *inputs: Any, layers: Sequence[nn.M
 
     Args:
         layers: the modules that `function` calls.
+
+    Raises:
+        RuntimeError: in backward, if a weight, or a statistic that evaluation mode reads, has changed since.
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
@@ -51,8 +54,23 @@ class _Again:
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = layers
         self.modes = [(module, module.training) for layer in layers for module in layer.modules()]
+        self.read = [
+            (module, name, tensor, tensor._version)
+            for module, training in self.modes
+            for name, tensor in (
+                module._parameters if training else module._parameters | module._buffers
+            ).items()
+            if tensor is not None and not tensor.is_inference()  # such a tensor counts no changes
+        ]
 
     def __enter__(self) -> None:
+        for module, name, tensor, version in self.read:
+            now = getattr(module, name)
+            if tensor._version != version if now is tensor else not torch.equal(now, tensor):
+                raise RuntimeError(
+                    f"{type(module).__name__}.{name} has changed since the forward pass, which is computed "
+                    "again for backward(): call backward() before the optimiser or anything else changes it"
+                )
         self._undo = ExitStack()
         for module, training in self.modes:
             self._undo.callback(setattr, module, "training", module.training)

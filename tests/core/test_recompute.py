@@ -94,3 +94,49 @@ def test_buffers_are_the_modules_own_after_an_error_in_backward():
     with pytest.raises(RuntimeError, match="at work again"):
         recomputed(fail, *inputs, layers=[block]).sum().backward()
     assert all(buffer is before[name] for name, buffer in block.named_buffers())
+
+
+@pytest.mark.parametrize("kind", ["ladder's", "with dropout"])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_changes_before_backward_is_named(kind, training):
+    block, inputs = make_block(kind)
+    block.train(training)
+    norm = next(m for m in block.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm3d)))
+    linear = next(m for m in block.modules() if isinstance(m, nn.Linear))
+    for changed, name in (
+        (linear.bias, "Linear.bias"),
+        (norm.running_mean, f"{type(norm).__name__}.running_mean"),
+    ):
+        loss = recomputed(block, *inputs, layers=[block]).square().sum()
+        with torch.no_grad():
+            changed.add_(1)
+        if training and changed is norm.running_mean:  # training reads the batch's
+            loss.backward()
+        else:
+            with pytest.raises(RuntimeError, match=f"^{name} has changed since the forward pass"):
+                loss.backward()
+
+
+def test_weights_that_a_call_put_in_for_others_are_not_taken_for_them():
+    block, inputs = make_block("with dropout")
+    block.eval()
+    given = {name: weight.detach() + 0.1 for name, weight in block.named_parameters()}
+    run = torch.nn.Module()
+    run.block, run.forward = block, lambda x: recomputed(block, x, layers=[block])
+    other = torch.func.functional_call(run, {f"block.{name}": w for name, w in given.items()}, tuple(inputs))
+    with pytest.raises(RuntimeError, match="has changed since the forward pass"):
+        other.sum().backward()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_inside_one_that_is_computed_again_too(training):
+    block, inputs = make_block("with dropout")
+    block.train(training)
+    other = copy.deepcopy(block)
+    plain = step(lambda block, inputs: block(*inputs), block, inputs)
+
+    def inner(x):
+        return recomputed(other, x, layers=[other])
+
+    again = step(lambda block, inputs: recomputed(inner, *inputs, layers=[other]), other, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))

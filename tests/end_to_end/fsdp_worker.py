@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
+from moss_vllm.core.moss import checkpoint_moss
 from moss_vllm.data.rows import CAPTION_PROMPT, Turn
 from moss_vllm.training import engines, held_out, run_state
 from moss_vllm.training.optim import parameter_groups
@@ -55,6 +56,7 @@ def main(base: str, out: Path, steps: int, resume: Path | None, dtype: torch.dty
     parameter_groups(model, VIDEO_LLAMA3.rates)
     if resume:
         checkpoint.restore_trained(resume, model)
+    checkpoint_moss(model, dtype is not None)
     objective = AnswerLoss(model, dtype)
     for module in model.modules():
         if type(module).__name__ in WRAPPED:
